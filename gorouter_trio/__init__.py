@@ -1,0 +1,203 @@
+"""gorouter_trio: an LLM client runtime for the OpenRouter API on trio.
+
+Every conversation is an actor, every request goes through one shared pool::
+
+    import gorouter_trio as gr
+
+    async with gr.open_client(model="openai/gpt-4o-mini") as client:
+        reply = await client.chat("Reply in one short sentence.")
+        print(reply.text, reply.cost)
+"""
+
+from __future__ import annotations
+
+from . import abc as abc
+from . import stores as stores
+from .client import Client as Client
+from .client import open_client as open_client
+from .config import ClientConfig as ClientConfig
+from .config import Deadlines as Deadlines
+from .config import PoolLimits as PoolLimits
+from .config import RetryPolicy as RetryPolicy
+from .config import Seams as Seams
+from .config import Secret as Secret
+from .config import SessionConfig as SessionConfig
+from .errors import ActorGoneError as ActorGoneError
+from .errors import ApiError as ApiError
+from .errors import AuthenticationError as AuthenticationError
+from .errors import BadRequestError as BadRequestError
+from .errors import ConfigError as ConfigError
+from .errors import ConnectError as ConnectError
+from .errors import DeadlineExceededError as DeadlineExceededError
+from .errors import DeadlinePhase as DeadlinePhase
+from .errors import DecodeError as DecodeError
+from .errors import GorouterError as GorouterError
+from .errors import HistoryNotSaved as HistoryNotSaved
+from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import ModerationError as ModerationError
+from .errors import NotFoundError as NotFoundError
+from .errors import OverloadedError as OverloadedError
+from .errors import PermissionDeniedError as PermissionDeniedError
+from .errors import PoolClosedError as PoolClosedError
+from .errors import PoolError as PoolError
+from .errors import PoolFullError as PoolFullError
+from .errors import ProviderError as ProviderError
+from .errors import RateLimitError as RateLimitError
+from .errors import SessionBusyError as SessionBusyError
+from .errors import SessionConflictError as SessionConflictError
+from .errors import SessionError as SessionError
+from .errors import StreamBrokenError as StreamBrokenError
+from .errors import StreamNotFinishedError as StreamNotFinishedError
+from .errors import TransportError as TransportError
+from .errors import TurnInDoubtError as TurnInDoubtError
+from .errors import TurnInterruptedError as TurnInterruptedError
+from .events import RawChunk as RawChunk
+from .events import ReasoningDelta as ReasoningDelta
+from .events import RefusalDelta as RefusalDelta
+from .events import StreamEvent as StreamEvent
+from .events import TextDelta as TextDelta
+from .events import ToolCallDelta as ToolCallDelta
+from ._stream import ChatStream as ChatStream
+from ._stream import TextStream as TextStream
+from .session.directory import SessionRef as SessionRef
+from .session.actor import SessionStatistics as SessionStatistics
+from .pool.workers import PoolStatistics as PoolStatistics
+from .transport.http import HttpTransport as HttpTransport
+from .wire.messages import AssistantMessage as AssistantMessage
+from .wire.messages import AudioPart as AudioPart
+from .wire.messages import CacheControl as CacheControl
+from .wire.messages import ContentPart as ContentPart
+from .wire.messages import DeveloperMessage as DeveloperMessage
+from .wire.messages import FilePart as FilePart
+from .wire.messages import FileSource as FileSource
+from .wire.messages import FunctionCall as FunctionCall
+from .wire.messages import ImagePart as ImagePart
+from .wire.messages import ImageSource as ImageSource
+from .wire.messages import InputAudio as InputAudio
+from .wire.messages import Message as Message
+from .wire.messages import SystemMessage as SystemMessage
+from .wire.messages import TextPart as TextPart
+from .wire.messages import ToolCall as ToolCall
+from .wire.messages import ToolMessage as ToolMessage
+from .wire.messages import UserMessage as UserMessage
+from .wire.messages import VideoPart as VideoPart
+from .wire.messages import VideoSource as VideoSource
+from .wire.requests import ChatKeywords as ChatKeywords
+from .wire.requests import ChatOptions as ChatOptions
+from .wire.requests import ChatRequest as ChatRequest
+from .wire.responses import Usage as Usage
+from .wire.responses import PromptTokensDetails as PromptTokensDetails
+from .wire.responses import CompletionTokensDetails as CompletionTokensDetails
+from .wire.responses import CostDetails as CostDetails
+from .wire.result import CallRecord as CallRecord
+from .wire.result import ChatResult as ChatResult
+from .wire.result import HistoryEntry as HistoryEntry
+from .wire.catalog import Architecture as Architecture
+from .wire.catalog import Credits as Credits
+from .wire.catalog import KeyInfo as KeyInfo
+from .wire.catalog import Model as Model
+from .wire.catalog import Pricing as Pricing
+from .wire.catalog import TopProvider as TopProvider
+
+__all__ = [
+    "ActorGoneError",
+    "ApiError",
+    "Architecture",
+    "AssistantMessage",
+    "AudioPart",
+    "AuthenticationError",
+    "BadRequestError",
+    "CacheControl",
+    "CallRecord",
+    "ChatKeywords",
+    "ChatOptions",
+    "ChatRequest",
+    "ChatResult",
+    "ChatStream",
+    "Client",
+    "ClientConfig",
+    "CompletionTokensDetails",
+    "ConfigError",
+    "ConnectError",
+    "ContentPart",
+    "CostDetails",
+    "Credits",
+    "DeadlineExceededError",
+    "DeadlinePhase",
+    "Deadlines",
+    "DecodeError",
+    "DeveloperMessage",
+    "FilePart",
+    "FileSource",
+    "FunctionCall",
+    "GorouterError",
+    "HistoryEntry",
+    "HistoryNotSaved",
+    "HttpTransport",
+    "ImagePart",
+    "ImageSource",
+    "InputAudio",
+    "InsufficientCreditsError",
+    "KeyInfo",
+    "Message",
+    "Model",
+    "ModerationError",
+    "NotFoundError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "PoolClosedError",
+    "PoolError",
+    "PoolFullError",
+    "PoolLimits",
+    "PoolStatistics",
+    "Pricing",
+    "PromptTokensDetails",
+    "ProviderError",
+    "RateLimitError",
+    "RawChunk",
+    "ReasoningDelta",
+    "RefusalDelta",
+    "RetryPolicy",
+    "Seams",
+    "Secret",
+    "SessionBusyError",
+    "SessionConfig",
+    "SessionConflictError",
+    "SessionError",
+    "SessionRef",
+    "SessionStatistics",
+    "StreamBrokenError",
+    "StreamEvent",
+    "StreamNotFinishedError",
+    "SystemMessage",
+    "TextDelta",
+    "TextPart",
+    "TextStream",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolMessage",
+    "TopProvider",
+    "TransportError",
+    "TurnInDoubtError",
+    "TurnInterruptedError",
+    "Usage",
+    "UserMessage",
+    "VideoPart",
+    "VideoSource",
+    "abc",
+    "open_client",
+    "stores",
+]
+
+__version__ = "0.1.0"
+
+
+def _show_public_names() -> None:
+    """Let classes and functions say the name they are imported by, in tracebacks and documentation."""
+    for name in __all__:
+        value = globals()[name]
+        if getattr(value, "__module__", "").startswith(f"{__name__}."):
+            value.__module__ = __name__
+
+
+_show_public_names()

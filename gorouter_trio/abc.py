@@ -1,0 +1,48 @@
+"""Interfaces: what may be put in place of a part, and what every front of the runtime offers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from msgspec import Struct
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["HistoryStore", "StoredHistory"]
+
+
+class StoredHistory(Struct, frozen=True):
+    """A session as a store has it: encoded entries in order, and the version that they make."""
+
+    version: int
+    entries: Sequence[bytes]
+
+
+class HistoryStore(Protocol):
+    """Where sessions are kept. Keys are any non-empty text; entries are opaque bytes.
+
+    A version counts the changes of a session, from 0 for one that was never written. Whoever
+    writes names the version that it has seen, so that two writers cannot interleave.
+    """
+
+    async def load(self, key: str) -> StoredHistory:
+        """The whole session; one that was never written has version 0 and no entries."""
+
+    async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+        """Add entries and return the new version; durable on return.
+
+        Raises `SessionConflictError`, having written nothing, when the version is another one.
+        """
+
+    async def rewrite(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+        """Replace all entries and return the new version; as `append` otherwise."""
+
+    async def delete(self, key: str) -> bool:
+        """Remove the session with its version; False when there was none."""
+
+    async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """Keys with the prefix, in code-point order, at most `limit`, those above `after` only."""
+
+    async def aclose(self) -> None:
+        """Release what the store holds; whoever made the store closes it."""

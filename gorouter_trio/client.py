@@ -1,0 +1,160 @@
+"""The client: the public face of a runtime."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from ._runtime import Runtime, open_runtime
+from ._stream import ChatStream
+from .config import ClientConfig
+from .errors import ConfigError
+from .session.actor import SessionOptions
+from .wire.codec import (
+    decode_credits,
+    decode_key,
+    decode_models,
+    encode_json,
+    encode_options,
+    encode_prompt,
+    join_options,
+    render_body,
+)
+from .wire.mail import HttpCall
+from .wire.messages import SystemMessage
+from .wire.requests import ChatOptions
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from typing import TypeVar, Unpack
+
+    from .pool.workers import Exchange, PoolStatistics
+    from .session.directory import SessionRef
+    from .wire.catalog import Credits, KeyInfo, Model
+    from .wire.codec import Prompt
+    from .wire.requests import ChatKeywords
+    from .wire.result import ChatResult
+
+    T = TypeVar("T")
+
+__all__ = ["Client", "open_client"]
+
+
+class Client:
+    """Chats, streams, sessions and the service endpoints over one shared pool. Made by `open_client`.
+
+    All methods may be called from any number of tasks of the trio run that opened the client.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._defaults = encode_json(ChatOptions(model=runtime.config.model))
+
+    def __repr__(self) -> str:
+        return f"<Client {self._runtime.config.base_url} {self._runtime.config.model}>"
+
+    async def chat(self, prompt: Prompt, **options: Unpack[ChatKeywords]) -> ChatResult:
+        """Ask once and return the whole answer; nothing is remembered.
+
+        `prompt` is a text, a message, or a sequence of messages. Raises `BadRequestError` before
+        anything is sent when the request has no right form, `ApiError` for what the API answers,
+        `TransportError` when no answer comes, `PoolError` when nothing was sent. Cancelling stops
+        the request; the API may bill it all the same.
+        """
+        body = render_body(self._options(options), encode_prompt(prompt), streaming=False)
+        return await self._runtime.pipeline.run(body)
+
+    @asynccontextmanager
+    async def stream(
+        self, prompt: Prompt, *, raw_chunks: bool = False, **options: Unpack[ChatKeywords]
+    ) -> AsyncIterator[ChatStream]:
+        """Ask once with the answer streamed; arguments and errors as in `chat`.
+
+        Entering waits for the first data, with retries; nothing is sent twice after that. Leaving
+        early closes the connection. `raw_chunks` adds a `RawChunk` before the events of each chunk.
+        """
+        body = render_body(self._options(options), encode_prompt(prompt), streaming=True)
+        reader = await self._runtime.pipeline.open_stream(body)
+        try:
+            yield ChatStream(reader, raw_chunks=raw_chunks)
+        finally:
+            reader.close()
+
+    def session(self, key: str, *, system: str | None = None, **options: Unpack[ChatKeywords]) -> SessionRef:
+        """The session with this key; no I/O. `system` and the options hold for each of its turns.
+
+        Any Unicode text of 1 byte to 4 KiB is a key, and different keys are different sessions.
+        Raises `ConfigError` for another key, `SessionConflictError` when the session is open with
+        different options.
+        """
+        encoded_system = b"" if system is None else encode_json(SystemMessage(system))
+        return self._runtime.sessions.ref(key, SessionOptions(encoded_system, self._options(options)))
+
+    async def models(self) -> list[Model]:
+        """The models on offer, with prices. Errors as in `chat`."""
+        return await self._get("/models", decode_models)
+
+    async def key(self) -> KeyInfo:
+        """Limits and usage of the key in use. Errors as in `chat`."""
+        return await self._get("/key", decode_key)
+
+    async def credits(self) -> Credits:
+        """Credits bought and used. Errors as in `chat`."""
+        return await self._get("/credits", decode_credits)
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot of the pool; cheap."""
+        return self._runtime.pool.statistics()
+
+    async def _get(self, path: str, decode: Callable[[bytes], T]) -> T:
+        def decode_reply(exchange: Exchange) -> T:
+            return decode(exchange.ticket.body)
+
+        return await self._runtime.pool.request(HttpCall(method="GET", path=path), decode_reply)
+
+    def _options(self, options: ChatKeywords) -> bytes:
+        if not options:
+            return self._defaults
+        encoded = encode_options(options)
+        return encoded if "model" in options else join_options(self._defaults, encoded)
+
+
+@asynccontextmanager
+async def open_client(config: ClientConfig | None = None, /, **fields: object) -> AsyncIterator[Client]:
+    """A running client: `async with open_client(model="openai/gpt-4o-mini") as client: ...`.
+
+    Takes a `ClientConfig`, or its fields by name, or both, the names winning. Raises `ConfigError`
+    before anything is opened. Leaving interrupts running turns, saves what they have, and closes
+    every connection. An error of the body leaves as itself, not in an exception group.
+    """
+    resolved = _merged(config, fields).resolved()
+    try:
+        async with open_runtime(resolved) as runtime:
+            yield Client(runtime)
+    except BaseExceptionGroup as group:
+        lone = _lone_error(group)
+        if lone is None:
+            raise
+        raise lone from lone.__cause__
+
+
+def _merged(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:
+    unknown = sorted(set(fields) - set(ClientConfig.__struct_fields__))
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: there is no such setting; see ClientConfig")
+    return msgspec.structs.replace(config or ClientConfig(), **fields)
+
+
+def _lone_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The one exception in the group that is not a cancel, or None when there are more."""
+    found: list[BaseException] = []
+    for exc in group.exceptions:
+        inner = _lone_error(exc) if isinstance(exc, BaseExceptionGroup) else exc
+        if inner is None:
+            return None
+        if not isinstance(inner, trio.Cancelled):
+            found.append(inner)
+    return found[0] if len(found) == 1 else (group.exceptions[0] if not found else None)

@@ -1,0 +1,254 @@
+"""Every error this package raises, in one tree.
+
+::
+
+    GorouterError
+    ├── ApiError                      the API answered, and the answer is an error
+    │   ├── BadRequestError           400, 413, 422, and requests refused before anything was sent
+    │   ├── AuthenticationError       401
+    │   ├── InsufficientCreditsError  402
+    │   ├── PermissionDeniedError     403
+    │   │   └── ModerationError       403 with the reasons of a moderation
+    │   ├── NotFoundError             404
+    │   ├── RateLimitError            429
+    │   ├── ProviderError             408, 409, 425, 5xx, an error inside a 200 or in a stream
+    │   └── OverloadedError           503, 529
+    ├── TransportError                no usable answer arrived
+    │   ├── ConnectError              nothing was sent (DNS, TCP, TLS, proxy)
+    │   ├── DeadlineExceededError     a wall-clock deadline passed; `phase` says which
+    │   ├── StreamBrokenError         the reply was cut before its end
+    │   └── DecodeError               the reply is not what the API promises
+    ├── PoolError
+    │   ├── PoolFullError             the request queue is full and the policy is to reject
+    │   └── PoolClosedError           the pool is closed or closing
+    ├── SessionError
+    │   ├── SessionBusyError          the mailbox or the session's policy refuses another turn
+    │   ├── SessionConflictError      somebody else wrote to the session, or it is open with other options
+    │   ├── TurnInDoubtError          a turn was sent and its answer is unknown
+    │   ├── TurnInterruptedError      the turn was interrupted; `partial` holds what had arrived
+    │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
+    ├── ActorGoneError                the actor ended before it could answer
+    ├── StreamNotFinishedError        the result of a stream was read before its end
+    └── ConfigError                   a setting is missing or wrong
+
+What came from the network carries the same fields everywhere: see `GorouterError`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .wire.result import ChatResult
+
+__all__ = [
+    "ActorGoneError",
+    "ApiError",
+    "AuthenticationError",
+    "BadRequestError",
+    "ConfigError",
+    "ConnectError",
+    "DeadlineExceededError",
+    "DeadlinePhase",
+    "DecodeError",
+    "GorouterError",
+    "HistoryNotSaved",
+    "InsufficientCreditsError",
+    "ModerationError",
+    "NotFoundError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "PoolClosedError",
+    "PoolError",
+    "PoolFullError",
+    "ProviderError",
+    "RateLimitError",
+    "SessionBusyError",
+    "SessionConflictError",
+    "SessionError",
+    "StreamBrokenError",
+    "StreamNotFinishedError",
+    "TransportError",
+    "TurnInDoubtError",
+    "TurnInterruptedError",
+]
+
+DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle", "total"]
+"""The part of a request during which its deadline passed (DESIGN.md, the pool, "Deadlines")."""
+
+
+class GorouterError(Exception):
+    """The root of the tree.
+
+    `message` is one line without secrets. `maybe_billed` is true when the provider may have
+    charged for a request whose answer was lost. `attempts` counts the requests that were sent.
+    `generation_id` finds the charge later; `partial` is what had arrived before the error.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.generation_id: str | None = None
+        self.partial: ChatResult | None = None
+        self.maybe_billed = False
+        self.attempts = 0
+
+
+class ApiError(GorouterError):
+    """The API answered with an error.
+
+    `status` is the HTTP status, which is 200 for errors inside a body or a stream; `code` is the
+    error's own code, an int where the wire had a number. `metadata` is the error's metadata as
+    decoded JSON. `retry_after_s` is the wait that the server asked for, in seconds, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        code: int | str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        retry_after_s: float | None = None,
+        generation_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code: int | str | None = status if code is None else code
+        self.metadata: Mapping[str, object] = metadata or {}
+        self.retry_after_s = retry_after_s
+        self.generation_id = generation_id
+
+    def __str__(self) -> str:
+        return f"{self.message} (status {self.status}, code {self.code})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by state: the constructor takes keyword arguments, which `Exception` does not keep."""
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class BadRequestError(ApiError):
+    """The request is wrong in form (400, 413, 422), or was refused here before it was sent."""
+
+
+class AuthenticationError(ApiError):
+    """The key is missing, unknown or disabled (401)."""
+
+
+class InsufficientCreditsError(ApiError):
+    """Credits, a key's limit or the in-flight budget do not cover the request (402)."""
+
+
+class PermissionDeniedError(ApiError):
+    """The key or a guardrail does not allow the request (403)."""
+
+
+class ModerationError(PermissionDeniedError):
+    """The input was flagged by a moderation (403); `metadata["reasons"]` says why."""
+
+
+class NotFoundError(ApiError):
+    """No such model, endpoint or generation (404)."""
+
+
+class RateLimitError(ApiError):
+    """Too many requests (429); `retry_after_s` is the wait asked for, where the server gave one."""
+
+
+class ProviderError(ApiError):
+    """The provider behind the API failed."""
+
+
+class OverloadedError(ProviderError):
+    """The provider has no room now (503, 529)."""
+
+
+class TransportError(GorouterError):
+    """No usable answer arrived."""
+
+
+class ConnectError(TransportError):
+    """The connection could not be made: nothing was sent, nothing can have been billed."""
+
+
+class DeadlineExceededError(TransportError):
+    """A wall-clock deadline passed during `phase`."""
+
+    def __init__(self, message: str, *, phase: DeadlinePhase) -> None:
+        super().__init__(message)
+        self.phase: DeadlinePhase = phase
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class StreamBrokenError(TransportError):
+    """The connection ended before the reply did. `sent` says whether the request had gone out."""
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class DecodeError(TransportError):
+    """The reply is malformed: broken HTTP, JSON that does not parse, or a shape nobody promised."""
+
+
+class PoolError(GorouterError):
+    """The pool did not take the request; nothing was sent."""
+
+
+class PoolFullError(PoolError):
+    """The bounded queue in front of the workers is full and the policy is to reject."""
+
+
+class PoolClosedError(PoolError):
+    """The pool is closed or closing."""
+
+
+class SessionError(GorouterError):
+    """A session refused or lost a turn."""
+
+
+class SessionBusyError(SessionError):
+    """The session's mailbox is full, or its policy rejects a turn while one is running."""
+
+
+class SessionConflictError(SessionError):
+    """The session was written by somebody else, or is open with different options."""
+
+
+class TurnInDoubtError(SessionError):
+    """The turn was sent, and whether it was answered is unknown; it is not sent again unasked."""
+
+
+class TurnInterruptedError(SessionError):
+    """The turn was interrupted, by `interrupt()` or by a newer message; `partial` is what had arrived."""
+
+
+class HistoryNotSaved(SessionError):  # noqa: N818 - the name is the contract of DESIGN.md section 2
+    """The answer arrived and is in `partial`, complete; it could not be stored."""
+
+
+class ActorGoneError(GorouterError):
+    """The actor ended before it could answer; the mail was not acted upon, or its outcome is unknown."""
+
+
+class StreamNotFinishedError(GorouterError):
+    """`result` was read before the stream had ended."""
+
+
+class ConfigError(GorouterError):
+    """A setting is missing or wrong; the message names it."""
+
+
+def _rebuild(kind: type[GorouterError], message: str, state: dict[str, object]) -> GorouterError:
+    error = kind.__new__(kind)
+    Exception.__init__(error, message)
+    error.__dict__.update(state)
+    return error

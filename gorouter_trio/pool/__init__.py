@@ -1,0 +1,1 @@
+"""The shared worker pool: connections, retries and replies."""

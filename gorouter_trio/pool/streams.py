@@ -1,0 +1,175 @@
+"""Reading a streamed reply: bytes of a lent connection in, merged chunks out, under data deadlines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..errors import DeadlinePhase, GorouterError, ProviderError, StreamBrokenError
+from ..wire.codec import decode_chunks
+from ..wire.faults import api_error
+from ..wire.result import CallRecord, ChatResult
+from ..wire.sse import SseParser
+from ..wire.stream import ChatChunk, ChunkMerge
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .workers import Exchange, Lease, Pool
+
+__all__ = ["ChatReader", "begin_reading"]
+
+_DONE = b"[DONE]"
+
+
+class ChatReader:
+    """One streamed reply, read in the consumer's task, one socket read at a time.
+
+    `merge` holds everything that has arrived. The holder must end with `close`, however it leaves.
+    """
+
+    __slots__ = ("_data_at", "_ended", "_exchange", "_failure", "_first", "_lease", "_parser", "_pool", "_wall", "merge", "ttft_s")
+
+    def __init__(self, pool: Pool, exchange: Exchange, lease: Lease, *, wall: Callable[[], float]) -> None:
+        self._pool = pool
+        self._exchange = exchange
+        self._lease = lease
+        self._wall = wall
+        self._parser = SseParser(max_event_bytes=pool.limits.max_body_bytes)
+        self._data_at = exchange.ticket.reply_at
+        self._first: list[ChatChunk] = []
+        self._failure: GorouterError | None = None
+        self._ended = False
+        self.merge = ChunkMerge()
+        self.ttft_s: float | None = None
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the reply has arrived to its end."""
+        return self._ended
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether the whole answer has arrived, even if the end of the stream has not."""
+        return self.merge.finish_reason is not None and self._failure is None
+
+    async def read(self) -> list[ChatChunk]:
+        """The next chunks, all that arrived together; an empty list at the end of the reply.
+
+        Raises the error that the stream carries once everything before it was given out,
+        `StreamBrokenError` when it is cut, `DeadlineExceededError` when data stays out, each with
+        what had arrived in `partial`. Waits for the socket at most once per list; a cancel leaves
+        the reader usable by nobody but `close`.
+        """
+        if self._first:
+            chunks, self._first = self._first, []
+            return chunks
+        try:
+            chunks = [] if self._failure is not None else await self._read_chunks()
+            if not chunks and self._failure is not None:
+                raise self._failure
+        except GorouterError as exc:
+            self._complete_error(exc)
+            raise
+        return chunks
+
+    async def read_first(self) -> None:
+        """Read until there is something to give out, the end, or an error, which is raised."""
+        while not (self._ended or self.merge.has_data):
+            self._first += await self._read_chunks()
+            if self._failure is not None and not self.merge.has_data:
+                raise self._failure
+        self.ttft_s = self._data_at - self._exchange.ticket.started_at
+
+    def result(self, *, interrupted: bool = False) -> ChatResult:
+        """The answer from what has arrived so far."""
+        merge = self.merge
+        exchange = self._exchange
+        call = CallRecord(
+            generation_id=merge.generation_id or exchange.generation_id,
+            model=merge.model,
+            provider=merge.provider,
+            finish_reason=merge.finish_reason,
+            native_finish_reason=merge.native_finish_reason,
+            usage=merge.usage,
+            attempts=exchange.attempts,
+            maybe_billed=exchange.state.maybe_billed,
+            interrupted=interrupted,
+            queue_wait_s=exchange.queue_wait_s,
+            ttft_s=self.ttft_s,
+            duration_s=trio.current_time() - exchange.started_at,
+            finished_at_s=self._wall(),
+        )
+        return ChatResult(message=merge.message(), call=call)
+
+    def close(self) -> None:
+        """Give the connection back; before the end of the reply that closes it, which stops the server."""
+        self._lease.give_back(reusable=self._ended)
+
+    async def _read_chunks(self) -> list[ChatChunk]:
+        """One list of chunks from as many socket reads as it takes."""
+        while not self._ended:
+            received = await self._receive()
+            if not received:
+                self._ended = True
+                self._look_for_failure()
+                return []
+            events = self._parser.feed(received)
+            if events:
+                self._data_at = trio.current_time()
+                chunks = self._take(events)
+                if chunks or self._failure is not None:
+                    return chunks
+        return []
+
+    async def _receive(self) -> bytes:
+        deadlines = self._pool.deadlines
+        phase: DeadlinePhase = "data_idle" if self.merge.has_data else "first_data"
+        limit_s = deadlines.data_idle_s if phase == "data_idle" else deadlines.first_data_s
+        deadline = self._data_at + limit_s
+        total = self._exchange.deadline
+        return await self._lease.receive_some(
+            deadline=min(deadline, total), phase=phase if deadline < total else "total"
+        )
+
+    def _take(self, events: list[bytes]) -> list[ChatChunk]:
+        if _DONE in events:
+            self._ended = True
+            del events[events.index(_DONE) :]
+        chunks = decode_chunks(events) if events else []
+        for chunk in chunks:
+            self.merge.add(chunk)
+        self._look_for_failure()
+        return chunks
+
+    def _look_for_failure(self) -> None:
+        merge = self.merge
+        if merge.error is not None or merge.finish_reason == "error":
+            self._failure = self._stream_error()
+        elif self._ended and merge.finish_reason is None:
+            self._failure = StreamBrokenError("the stream ended before the reply was finished")
+
+    def _stream_error(self) -> GorouterError:
+        merge = self.merge
+        if merge.error is not None:
+            return api_error(merge.error, status=200, generation_id=merge.generation_id)
+        reason = merge.native_finish_reason or "no reason given"
+        return ProviderError(
+            f"the provider ended the stream with an error ({reason})", status=200, code=502,
+            generation_id=merge.generation_id,
+        )
+
+    def _complete_error(self, error: GorouterError) -> None:
+        error.generation_id = error.generation_id or self.merge.generation_id or self._exchange.generation_id
+        error.attempts = self._exchange.attempts
+        error.maybe_billed = True
+        if self.merge.has_data:
+            error.partial = self.result(interrupted=True)
+
+
+async def begin_reading(pool: Pool, exchange: Exchange, lease: Lease, *, wall: Callable[[], float]) -> ChatReader:
+    """A reader that has its first data. What fails before that may be retried by the pool."""
+    reader = ChatReader(pool, exchange, lease, wall=wall)
+    await reader.read_first()
+    return reader

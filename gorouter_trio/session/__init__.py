@@ -1,0 +1,1 @@
+"""Sessions: one actor a conversation."""

@@ -1,0 +1,63 @@
+"""JSON of the simulator's own: what it shared with the client's codec, it could not prove about it.
+
+Output is what `JSON.stringify` makes: compact, raw UTF-8, and numbers as ECMAScript writes them.
+"""
+
+# ruff: noqa: TID251 - the second place for encoders and decoders, for the reason above
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+
+NANO: Final = 1_000_000_000
+"""Money is counted in integer nano-dollars; this many are one dollar."""
+
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final = msgspec.json.Decoder()
+
+encode: Final = _encoder.encode
+"""A value of dicts, lists, strings, integers, booleans, None and `msgspec.Raw` as JSON."""
+
+decode_any: Final = _decoder.decode
+"""JSON as dicts, lists and scalars; raises `msgspec.DecodeError`."""
+
+
+def quote(text: str) -> str:
+    """The string *text* as a JSON literal."""
+    return _encoder.encode(text).decode("utf-8")
+
+
+def dollars(nanousd: int) -> str:
+    """An amount as ECMAScript's Number::toString writes it in dollars: `0`, `0.0000057`, `5.7e-7`, never `0.0`."""
+    if nanousd < 0:
+        return f"-{dollars(-nanousd)}"
+    whole, fraction = divmod(nanousd, NANO)
+    if fraction == 0:
+        return str(whole)
+    if whole == 0 and fraction < 1_000:  # below 10**-6 ECMAScript changes to exponents, without padding
+        digits = str(fraction)
+        mantissa = digits.rstrip("0")
+        point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
+        return f"{mantissa[0]}{point}e-{10 - len(digits)}"
+    return f"{whole}.{fraction:09d}".rstrip("0")
+
+
+def raw_dollars(nanousd: int) -> msgspec.Raw:
+    """`dollars` as a value for `encode`."""
+    return msgspec.Raw(dollars(nanousd).encode("ascii"))
+
+
+def decimal_string(nanousd: int) -> str:
+    """A price as the model list writes it: a plain decimal in a string, never with an exponent."""
+    whole, fraction = divmod(nanousd, NANO)
+    return f"{whole}.{fraction:09d}".rstrip("0") if fraction else str(whole)
+
+
+def decoder(kind: type[T]) -> Callable[[bytes], T]:
+    """A function that decodes JSON into *kind*; raises `msgspec.DecodeError`."""
+    return msgspec.json.Decoder(kind).decode

@@ -1,0 +1,159 @@
+"""What a simulation is set up with, and what can be read off it."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from ..errors import ConfigError
+from .catalog import MODELS, SimulatedModel
+from .faults import FAULTS, FaultKind
+
+CancelBilling = Literal["provider", "generated", "everything"]
+"""What a cancelled stream costs: as its provider does it, the tokens generated so far, or the whole completion."""
+
+
+class SimulatorConfig(Struct, frozen=True, kw_only=True):
+    """The settings of a simulated OpenRouter. Everything random follows from `seed` and the request alone.
+
+    Times are on the trio clock, so a mock clock rules them. Raises `ConfigError` for a value out of range.
+    """
+
+    seed: int = 0
+    latency_s: float = 0.0
+    """From the request to the head of the reply."""
+    first_token_s: float = 0.0
+    """From the head to the first token."""
+    tokens_per_s: float = 0.0
+    """Speed of generation; 0 is as fast as possible."""
+    jitter: float = 0.0
+    """The part by which latency, time to the first token and speed of a request may differ from these, 0 to 1."""
+    comment_interval_s: float = 0.5
+    """A stream sends a comment with its head and then at this interval while there is nothing else; 0 sends none."""
+    padding_interval_s: float = 0.0
+    """A whole reply that takes longer commits to a 200 and pads its body at this interval; 0 does not."""
+    max_write_bytes: int = 0
+    """Above 0, bodies go out in pieces of 1 to this many bytes, cut anywhere, also inside a character."""
+    chunked: bool = True
+    """As OpenRouter does it: no Content-Length. False sends whole replies with a length, which is a little faster."""
+    fault_rates: dict[FaultKind, float] = msgspec.field(default_factory=dict)
+    """The share of chat requests that meets each fault; their sum is at most 1."""
+    retry_after_s: int | None = None
+    """Overrides the Retry-After that refusals carry."""
+    api_keys: tuple[str, ...] | None = None
+    """The keys that are good; None is every key that starts with `sk-`."""
+    models: tuple[SimulatedModel, ...] = MODELS
+    default_model: str = "openai/gpt-4o-mini"
+    """What a request without a model gets."""
+    credits_nanousd: int = 100_000_000_000
+    """Credits bought; when they are spent, requests to paid models are answered 402."""
+    reply_tokens: int = 110
+    """Median length of a prose reply."""
+    reply_spread: float = 0.5
+    """Standard deviation of the logarithm of the length; 0 makes every prose reply the same length."""
+    generation_lag_s: float = 0.0
+    """How long after its end a generation can not be looked up yet."""
+    cancel_billing: CancelBilling = "provider"
+    directives: bool = True
+    """Whether the prompt may steer the simulator: see `simulator.directives`."""
+    ledger_size: int = 50_000
+    """Generations that can be looked up; totals stay exact beyond."""
+    log_size: int = 256
+    """Requests that `Simulator.recent_requests` remembers."""
+
+    def __post_init__(self) -> None:
+        for name in _NOT_NEGATIVE:
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise ConfigError(f"{name} must be 0 or more, not {value!r}")
+        if self.jitter > 1:
+            raise ConfigError(f"jitter must be 0 to 1, not {self.jitter!r}")
+        if self.reply_tokens < 1:
+            raise ConfigError(f"reply_tokens must be at least 1, not {self.reply_tokens!r}")
+        self._check_faults()
+        self._check_models()
+
+    def _check_faults(self) -> None:
+        unknown = sorted(set(self.fault_rates) - set(FAULTS))
+        if unknown:
+            raise ConfigError(f"fault_rates: unknown fault {unknown[0]!r}; known are {', '.join(FAULTS)}")
+        rates = self.fault_rates.values()
+        if not all(0 <= rate <= 1 for rate in rates) or sum(rates) > 1 + 1e-9:
+            raise ConfigError("fault_rates must be 0 to 1 each, and at most 1 together")
+
+    def _check_models(self) -> None:
+        ids = [model.id for model in self.models]
+        if len(set(ids)) != len(ids):
+            raise ConfigError("models: an id stands twice")
+        if self.default_model not in ids:
+            raise ConfigError(f"default_model {self.default_model!r} is not among the models")
+
+
+_NOT_NEGATIVE = (
+    "latency_s",
+    "first_token_s",
+    "tokens_per_s",
+    "jitter",
+    "comment_interval_s",
+    "padding_interval_s",
+    "max_write_bytes",
+    "credits_nanousd",
+    "reply_spread",
+    "generation_lag_s",
+    "ledger_size",
+    "log_size",
+)
+
+
+class SimulatorStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot of a simulator's counters. Once nothing is in flight, received = refused + processed and
+    processed = completed + cancelled + failed.
+    """
+
+    received: int = 0
+    """Chat requests that arrived."""
+    refused: int = 0
+    """Answered with an error before any generation: bad requests and refusing faults. Never charged."""
+    processed: int = 0
+    """Generations started."""
+    completed: int = 0
+    """Generations whose reply was sent whole."""
+    cancelled: int = 0
+    """Streams that the client left before their end."""
+    failed: int = 0
+    """Generations that ended in a fault, or whose whole reply could not be delivered."""
+    faults: int = 0
+    """Faults injected, refusing ones included."""
+    in_flight: int = 0
+    """Chat requests being answered now."""
+    max_in_flight: int = 0
+    streamed: int = 0
+    """Generations that were streamed."""
+    prompt_tokens: int = 0
+    """Prompt tokens of the charged generations."""
+    completion_tokens: int = 0
+    """Completion tokens of the charged generations, reasoning included."""
+    charged_nanousd: int = 0
+    """The sum of all charges."""
+
+
+class RequestRecord(Struct, frozen=True, kw_only=True):
+    """One chat request, as the simulator's log tells it when the request has ended."""
+
+    generation_id: str | None
+    """None when it was turned away before it had one."""
+    model: str | None
+    status: int
+    """HTTP status; 0 when the connection was cut instead."""
+    outcome: Literal["completed", "cancelled", "failed", "refused"]
+    fault: FaultKind | None
+    streamed: bool
+    prompt_tokens: int
+    completion_tokens: int
+    charged_nanousd: int
+    started_at_s: float
+    """On the trio clock."""
+    duration_s: float

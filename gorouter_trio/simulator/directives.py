@@ -1,0 +1,80 @@
+"""Directives: what a prompt may tell the simulator to do, in double square brackets in the last user message.
+
+* `[[say TEXT]]`: reply with exactly TEXT.
+* `[[tokens 200]]`: reply with prose of exactly 200 tokens, and stop there.
+* `[[call NAME]]`, `[[call NAME {"city": "Aber"}]]`: call the offered tool NAME, with these arguments or made-up ones
+  that satisfy its schema. Several directives make several calls in one message (only the first when the request says
+  `parallel_tool_calls: false`). After the results of the tools, the reply is text.
+* `[[fault 502]]`, `[[fault 429_upstream x2]]`: meet this fault (a name of `simulator.faults`), or meet it the first
+  two times that an equal request comes and answer the third.
+
+`SimulatorConfig.directives` turns them off.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from msgspec import Struct
+
+from .faults import FAULTS, FaultKind
+
+_DIRECTIVE: Final = re.compile(r"\[\[(say|tokens|call|fault)\s+(.*?)\]\](?!\])", re.DOTALL)
+_CALL: Final = re.compile(r"([A-Za-z0-9_-]{1,64})\s*(\{.*\})?\s*", re.DOTALL)
+_FAULT: Final = re.compile(r"(\w+)(?:\s+x(\d{1,6}))?")
+_MAX_TOKENS: Final = 1_000_000
+
+
+class CallDirective(Struct, frozen=True):
+    """A tool to call; no arguments means made-up ones."""
+
+    name: str
+    arguments: str | None
+
+
+class Directives(Struct, frozen=True):
+    """What a prompt asks of the simulator."""
+
+    say: str | None = None
+    tokens: int | None = None
+    calls: tuple[CallDirective, ...] = ()
+    fault: FaultKind | None = None
+    fault_times: int | None = None
+    """How many equal requests meet the fault; None is all."""
+
+
+NONE: Final = Directives()
+
+
+def read_directives(text: str) -> Directives:
+    """The directives in *text*; what is not well-formed is left to stand as text."""
+    if "[[" not in text:
+        return NONE
+    say: str | None = None
+    tokens: int | None = None
+    calls: list[CallDirective] = []
+    fault: tuple[FaultKind, int | None] | None = None
+    for verb, rest in _DIRECTIVE.findall(text):
+        if verb == "say":
+            say = rest
+        elif verb == "tokens":
+            tokens = _read_tokens(rest)
+        elif verb == "call":
+            calls += [CallDirective(name, arguments or None) for name, arguments in _CALL.findall(rest)[:1]]
+        else:
+            fault = _read_fault(rest)
+    kind, times = fault or (None, None)
+    return Directives(say=say, tokens=tokens, calls=tuple(calls), fault=kind, fault_times=times)
+
+
+def _read_tokens(text: str) -> int | None:
+    return min(int(text), _MAX_TOKENS) if text.strip().isdecimal() else None
+
+
+def _read_fault(text: str) -> tuple[FaultKind, int | None] | None:
+    found = _FAULT.fullmatch(text.strip())
+    if found is None:
+        return None
+    kind: FaultKind | None = next((known for known in FAULTS if known == found.group(1)), None)
+    return None if kind is None else (kind, int(found.group(2)) if found.group(2) else None)

@@ -1,0 +1,7 @@
+"""Where session histories are kept."""
+
+from __future__ import annotations
+
+from .memory import MemoryStore as MemoryStore
+
+__all__ = ["MemoryStore"]

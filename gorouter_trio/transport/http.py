@@ -1,0 +1,705 @@
+"""HTTP/1.1 on a trio stream, parsed by httptools (llhttp), and the httpx face of it.
+
+Theory of operation. An `HttpConnection` belongs to one task at a time, which writes a request and
+reads its reply; there is no pool here and no lock. Deadlines are the caller's cancel scopes. The
+rule that keeps it safe is short: a connection is used again only if the last reply ended exactly
+where the parser says, the peer wants to keep it, and nothing else arrived. Everything else, cancels
+included, closes it.
+
+httptools leaves four things to us: bodies that end with the connection, informational (1xx) replies,
+the size of headers, and keep-alive, which may only be read inside its callbacks.
+
+Why not `httpx.AsyncClient`: its pool scans all connections on every request and leaks slots when
+requests are cancelled. Why the pool calls `HttpConnection` and not `handle_async_request`: the same
+bytes cost about 10 µs less per request without the request and response objects in between.
+"""
+
+from __future__ import annotations
+
+
+import os
+import socket as stdlib_socket
+import ssl
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol, cast
+
+import httptools
+import httpx
+import trio
+from msgspec import Struct
+
+from ..errors import ConnectError, DecodeError, StreamBrokenError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = [
+    "Connection",
+    "ConnectionLimits",
+    "HttpConnection",
+    "HttpTransport",
+    "HttpxConnection",
+    "Network",
+    "Origin",
+    "RequestHead",
+    "SocketNetwork",
+    "SocketStream",
+    "connector",
+]
+
+_READ_BYTES = 64 * 1024
+
+
+class Origin(Struct, frozen=True):
+    """Where requests go: scheme, host and port."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @property
+    def netloc(self) -> str:
+        """The value of the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
+
+
+class ConnectionLimits(Struct, frozen=True, kw_only=True):
+    """Bounds of one reply, in bytes; a body counts as decoded."""
+
+    max_header_bytes: int = 64 * 1024
+    max_body_bytes: int = 64 * 1024 * 1024
+
+
+class Network(Protocol):
+    """What makes byte streams: sockets here, memory in tests and simulations."""
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        """A connected stream; raises `OSError` when there is none to be had."""
+
+
+class RequestHead:
+    """The head of a request, encoded once and used for every body that is sent to the same target.
+
+    It holds the key in its Authorization header, so it shows nothing of itself.
+    """
+
+    __slots__ = ("_encoded", "headers", "method", "target", "url")
+
+    def __init__(self, origin: Origin, method: str, target: str, headers: Sequence[tuple[str, str]]) -> None:
+        self.method = method
+        self.target = target
+        self.url = f"{origin.scheme}://{origin.netloc}{target}"
+        self.headers = tuple(headers)
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {origin.netloc}"]
+        lines += [f"{name}: {value}" for name, value in headers]
+        self._encoded = "\r\n".join(lines).encode("ascii") + b"\r\nContent-Length: "
+
+    def __repr__(self) -> str:
+        return f"<RequestHead {self.method} {self.target}>"
+
+    def render(self, body: bytes) -> memoryview:
+        """The whole request. A view, because a traceback that shows locals shows no bytes of it."""
+        return memoryview(b"%b%d\r\n\r\n%b" % (self._encoded, len(body), body))
+
+
+class Connection(Protocol):
+    """One request after another to one origin; what a pool worker owns."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the next request may go out on it."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last reply has arrived to its end."""
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+
+    async def start(self, head: RequestHead, body: bytes) -> None:
+        """Send a request and wait for the head of its reply, in `status` and `headers`."""
+
+    async def receive_some(self) -> bytes:
+        """The next piece of the reply's body, decoded; empty at its end."""
+
+    async def receive_all(self) -> bytes:
+        """The rest of the reply's body."""
+
+    def close(self) -> None:
+        """Drop the connection at once; whoever waits on it gets `StreamBrokenError`."""
+
+    async def aclose(self) -> None:
+        """`close`, and wait for what a user's transport needs to wait for."""
+
+
+class SocketStream(trio.abc.Stream):
+    """A TCP socket as a trio stream, with one system call a send.
+
+    `send_all` is a checkpoint only when the kernel does not take everything at once: the read that
+    follows every request is one always, and a second task switch a request is what it would cost.
+    """
+
+    __slots__ = ("_socket",)
+
+    def __init__(self, socket: stdlib_socket.socket) -> None:
+        socket.setblocking(False)
+        self._socket = socket
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send everything. Cancelling leaves an unknown part sent."""
+        with memoryview(data) as view:
+            sent = self._send(view)
+            while sent < len(view):
+                await trio.lowlevel.wait_writable(self._socket)
+                with view[sent:] as rest:
+                    sent += self._send(rest)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel has room."""
+        await trio.lowlevel.wait_writable(self._socket)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """What has arrived, waiting for the first byte; empty once the peer has ended."""
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                return self._socket.recv(max_bytes or _READ_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as exc:
+                raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+
+    def is_quiet(self) -> bool:
+        """Whether nothing has arrived, not even the peer's end: an idle connection that is still good."""
+        try:
+            self._socket.recv(1, stdlib_socket.MSG_PEEK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        """Close at once, waking whoever waits with `ClosedResourceError`."""
+        if self._socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+
+    async def aclose(self) -> None:
+        """Close at once."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def _send(self, data: memoryview) -> int:
+        try:
+            return self._socket.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError as exc:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError("the socket is closed") from exc
+            raise trio.BrokenResourceError(f"sending failed: {exc}") from exc
+
+
+class SocketNetwork:
+    """TCP with happy eyeballs (RFC 8305)."""
+
+    async def connect(self, host: str, port: int) -> trio.abc.Stream:
+        """A connected TCP stream; raises `OSError`."""
+        stream = await trio.open_tcp_stream(host, port)
+        return SocketStream(stdlib_socket.socket(fileno=stream.socket.detach()))
+
+
+class HttpConnection:
+    """One HTTP/1.1 connection.
+
+    The owner calls `start`, then `receive_all` or `receive_some` to the end. Raises
+    `StreamBrokenError` when the connection ends too early and `DecodeError` when what arrives is
+    not HTTP or over the limits; after any error, and after a cancel, it must be closed.
+    """
+
+    __slots__ = (
+        "_body_bytes",
+        "_chunks",
+        "_head_bytes",
+        "_head_complete",
+        "_keep_alive",
+        "_limits",
+        "_parser",
+        "_quiet",
+        "_stream",
+        "_unexpected",
+        "headers",
+        "is_closed",
+        "is_complete",
+        "is_sent",
+        "status",
+    )
+
+    def __init__(self, stream: trio.abc.Stream, limits: ConnectionLimits) -> None:
+        self._stream = stream
+        self._limits = limits
+        self._quiet: Callable[[], bool] | None = getattr(_bottom(stream), "is_quiet", None)
+        self._parser = httptools.HttpResponseParser(self)
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.status = 0
+        self.is_sent = False
+        self._chunks: list[bytes] = []
+        self._head_bytes = 0
+        self._body_bytes = 0
+        self._head_complete = False
+        self.is_complete = True
+        self.is_closed = False
+        self._keep_alive = True
+        self._unexpected = False
+
+    def __repr__(self) -> str:
+        return f"<HttpConnection {'idle' if self.is_complete else 'busy'}>"
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether the last reply has ended cleanly and the connection is open and quiet."""
+        if not (self.is_complete and self._keep_alive) or self._unexpected:
+            return False
+        return self._quiet is None or self._quiet()
+
+    async def start(self, head: RequestHead, body: bytes) -> None:
+        """Send a request and wait for the head of its reply."""
+        if self.is_closed:
+            raise StreamBrokenError("the connection is closed", sent=False)
+        self.headers = []
+        self._chunks = []
+        self.status = self._head_bytes = self._body_bytes = 0
+        self._head_complete = self.is_complete = self.is_sent = False
+        try:
+            await self._stream.send_all(head.render(body))
+        except trio.ClosedResourceError:
+            raise StreamBrokenError("the connection was closed", sent=False) from None
+        except trio.BrokenResourceError as exc:
+            # The peer may have answered before it stopped reading: a refusal says more than an error here.
+            await self._receive_refusal(exc)
+            return
+        # Only a whole request can be acted upon, so a send that failed half way was not one.
+        self.is_sent = True
+        while not self._head_complete:
+            await self._receive()
+
+    async def receive_some(self) -> bytes:
+        """The next piece of the body, decoded from its transfer coding; empty at its end."""
+        while not self._chunks:
+            if self.is_complete:
+                return b""
+            await self._receive()
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        return body
+
+    async def receive_all(self) -> bytes:
+        """The rest of the body; nothing is waited for when it is here already."""
+        while not self.is_complete:
+            await self._receive()
+        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        return body
+
+    def close(self) -> None:
+        """Drop the connection at once, without a TLS goodbye."""
+        self.is_closed = True
+        self._keep_alive = False
+        _bottom(self._stream).close()
+
+    async def aclose(self) -> None:
+        """The same."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        """Called by httptools."""
+        if self.is_complete:
+            self._unexpected = True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by httptools."""
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Called by httptools."""
+        self.status = self._parser.get_status_code()
+        if self.status >= 200 or self.status == 101:
+            self._head_complete = True
+            self._keep_alive = self._parser.should_keep_alive()
+
+    def on_body(self, body: bytes) -> None:
+        """Called by httptools."""
+        self._chunks.append(body)
+        self._body_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        """Called by httptools; informational replies are complete as well, and are dropped."""
+        if self._head_complete:
+            self.is_complete = True
+        else:
+            self.headers = []
+
+    # Receiving
+
+    async def _receive(self) -> None:
+        try:
+            received = await self._stream.receive_some(_READ_BYTES)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise self._broken(str(exc)) from exc
+        if not received:
+            self._end_of_stream()
+            return
+        if not self._head_complete:
+            self._head_bytes += len(received)
+        try:
+            self._parser.feed_data(received)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
+            if self.is_complete:
+                # Bytes after a reply that said it was the last: the reply is good, the connection is not.
+                self._unexpected = True
+                return
+            raise DecodeError(f"the reply is not HTTP/1.1: {exc}") from exc
+        if not self._head_complete and self._head_bytes > self._limits.max_header_bytes:
+            raise DecodeError(f"the reply's headers are over {self._limits.max_header_bytes} bytes")
+        if self._body_bytes > self._limits.max_body_bytes:
+            raise DecodeError(f"the reply's body is over {self._limits.max_body_bytes} bytes")
+
+    async def _receive_refusal(self, cause: trio.BrokenResourceError) -> None:
+        try:
+            while not self._head_complete:
+                await self._receive()
+        except (StreamBrokenError, DecodeError):
+            raise self._broken(f"sending failed: {cause}") from cause
+        self._keep_alive = False
+
+    def _end_of_stream(self) -> None:
+        """A body without a length ends with the connection; anything else is cut."""
+        self._keep_alive = False
+        if not self._head_complete or any(_frames_body(name, value) for name, value in self.headers):
+            raise self._broken("the server closed the connection before the end of the reply")
+        self.is_complete = True
+
+    def _broken(self, reason: str) -> StreamBrokenError:
+        return StreamBrokenError(reason, sent=self.is_sent)
+
+
+def _frames_body(name: bytes, value: bytes) -> bool:
+    return name.lower() == b"content-length" or (name.lower() == b"transfer-encoding" and b"chunked" in value.lower())
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+def _bottom(stream: trio.abc.Stream) -> _Closable:
+    """The stream under the TLS, which closes without waiting."""
+    while isinstance(stream, trio.SSLStream):
+        stream = stream.transport_stream
+    return cast("_Closable", stream)
+
+
+class Connector(Protocol):
+    """Makes the connections of one origin."""
+
+    async def connect(self) -> Connection:
+        """A new connection; raises `ConnectError`."""
+
+
+class HttpConnector:
+    """Makes `HttpConnection`s: TCP or another network, and TLS on top for https."""
+
+    def __init__(
+        self, origin: Origin, *, network: Network, tls: ssl.SSLContext | None, limits: ConnectionLimits
+    ) -> None:
+        self._origin = origin
+        self._network = network
+        self._limits = limits
+        # Made once: loading the trust store takes tens of milliseconds.
+        self._tls = (tls or ssl.create_default_context()) if origin.scheme == "https" else None
+
+    async def connect(self) -> Connection:
+        """A new connection; raises `ConnectError`, having sent nothing. Cancelling leaves nothing open."""
+        origin = self._origin
+        try:
+            stream = await self._network.connect(origin.host, origin.port)
+        except OSError as exc:
+            raise ConnectError(f"cannot connect to {origin.netloc}: {_reason(exc)}") from exc
+        if self._tls is None:
+            return HttpConnection(stream, self._limits)
+        try:
+            secure = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
+            await secure.do_handshake()
+        except BaseException as exc:
+            _bottom(stream).close()
+            if isinstance(exc, (trio.BrokenResourceError, ssl.SSLError, OSError)):
+                raise ConnectError(f"TLS with {origin.netloc} failed: {_reason(exc)}") from exc
+            raise
+        return HttpConnection(secure, self._limits)
+
+
+def _reason(exc: BaseException) -> str:
+    """What went wrong, in the words of the system where it has some."""
+    cause = exc.__cause__ if isinstance(exc, trio.BrokenResourceError) and exc.__cause__ else exc
+    if isinstance(cause, BaseExceptionGroup):
+        cause = cause.exceptions[0]
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the certificate does not verify: {cause.verify_message}"
+    if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, stdlib_socket.gaierror):
+        return os.strerror(cause.errno) if cause.errno > 0 else str(cause)
+    inner = cause.__cause__
+    if isinstance(inner, BaseExceptionGroup) and isinstance(inner.exceptions[0], OSError):
+        return _reason(inner.exceptions[0])
+    return str(inner) if isinstance(inner, OSError) else str(cause)
+
+
+# httpx: as the face of our transport, and users' own transports and clients in its place
+
+
+class HttpxConnection:
+    """A user's httpx transport or client in the place of a connection.
+
+    `httpx.AsyncClient` has a pool of its own, so it serves every worker; what it costs is known
+    (benchmarks/README.md). Deadlines are the pool's: the timeouts of a transport are turned off,
+    those of a client stay what the user made them.
+    """
+
+    __slots__ = ("_chunks", "_response", "_scope", "_user", "headers", "is_closed", "status")
+
+    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient) -> None:
+        self._user = user
+        self._response: httpx.Response | None = None
+        self._chunks: AsyncIterator[bytes] | None = None
+        self._scope: trio.CancelScope | None = None
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.is_closed = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether no reply is open."""
+        return self._response is None
+
+    @property
+    def is_reusable(self) -> bool:
+        """The user's object manages its own connections, so the handle is good while no reply is open."""
+        return self._response is None and not self.is_closed
+
+    async def start(self, head: RequestHead, body: bytes) -> None:
+        """Send a request and wait for the head of its reply."""
+        request = httpx.Request(head.method, head.url, headers=list(head.headers), content=body)
+        with self._waiting():
+            if isinstance(self._user, httpx.AsyncClient):
+                response = await self._user.send(request, stream=True)
+            else:
+                request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"))
+                response = await self._user.handle_async_request(request)
+            self._response = response
+            self._chunks = response.aiter_bytes()
+            self.status = response.status_code
+            self.headers = list(response.headers.raw)
+
+    async def receive_some(self) -> bytes:
+        """The next piece of the body, decoded; empty at its end."""
+        if self._chunks is None:
+            return b""
+        with self._waiting():
+            async for chunk in self._chunks:
+                if chunk:
+                    return chunk
+            await self._finish()
+        return b""
+
+    async def receive_all(self) -> bytes:
+        """The rest of the body."""
+        pieces = []
+        while piece := await self.receive_some():
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def close(self) -> None:
+        """Stop waiting for the reply; `aclose` gives its connection back to httpx."""
+        self.is_closed = True
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def aclose(self) -> None:
+        """Close the reply, which frees its place in the user's pool."""
+        self.close()
+        await self._finish()
+        await trio.lowlevel.checkpoint()
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """`close` ends what happens here; errors of httpx become ours."""
+        if self.is_closed:
+            raise StreamBrokenError("the connection is closed", sent=False)
+        with trio.CancelScope() as self._scope, _map_httpx_errors():
+            yield
+        stopped, self._scope = self._scope.cancelled_caught, None
+        if stopped:
+            raise StreamBrokenError("the connection was closed")
+
+    async def _finish(self) -> None:
+        self._chunks = None
+        if self._response is not None:
+            response, self._response = self._response, None
+            await response.aclose()
+
+
+class _map_httpx_errors:  # noqa: N801 - reads as the statement it is
+    """httpx's exceptions as ours; a class, because it stands on the path of every request."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
+        if isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)):
+            raise ConnectError(f"cannot connect: {exc}") from exc
+        if isinstance(exc, (httpx.UnsupportedProtocol, httpx.DecodingError, httpx.RemoteProtocolError)):
+            raise StreamBrokenError(f"the reply broke: {exc}") from exc
+        if isinstance(exc, httpx.HTTPError):
+            raise StreamBrokenError(f"the connection broke: {exc or type(exc).__name__}") from exc
+
+
+class _HttpxConnector:
+    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient) -> None:
+        self._user = user
+
+    async def connect(self) -> Connection:
+        await trio.lowlevel.checkpoint()
+        return HttpxConnection(self._user)
+
+
+def connector(
+    origin: Origin, *, transport: object | None, tls: ssl.SSLContext | None, limits: ConnectionLimits
+) -> Connector:
+    """The connector for a client's `transport` setting; raises `TypeError` when it is none of the kinds."""
+    if transport is None:
+        return HttpConnector(origin, network=SocketNetwork(), tls=tls, limits=limits)
+    if isinstance(transport, (httpx.AsyncBaseTransport, httpx.AsyncClient)):
+        return _HttpxConnector(transport)
+    if callable(getattr(transport, "connect", None)):
+        return HttpConnector(origin, network=cast("Network", transport), tls=tls, limits=limits)
+    raise TypeError("transport: must be an httpx transport or client, or have connect(host, port)")
+
+
+class HttpTransport(httpx.AsyncBaseTransport):
+    """The built-in transport with httpx's face: `httpx.AsyncClient(transport=HttpTransport())`.
+
+    Idle connections are kept per origin and closed by `aclose`. It must be used from one trio run.
+    `keep` bounds the idle connections of an origin.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network | None = None,
+        tls: ssl.SSLContext | None = None,
+        limits: ConnectionLimits | None = None,
+        keep: int = 16,
+    ) -> None:
+        self._network = network or SocketNetwork()
+        self._tls = tls
+        self._limits = limits or ConnectionLimits()
+        self._keep = keep
+        self._connectors: dict[Origin, HttpConnector] = {}
+        self._idle: dict[Origin, list[Connection]] = {}
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request; raises httpx's exceptions. Cancelling closes the connection."""
+        origin = Origin(request.url.scheme, request.url.host, request.url.port or _default_port(request.url.scheme))
+        body = await request.aread()
+        skipped = {b"host", b"content-length", b"transfer-encoding"}
+        headers = [(k.decode("ascii"), v.decode("latin-1")) for k, v in request.headers.raw if k.lower() not in skipped]
+        head = RequestHead(origin, request.method, request.url.raw_path.decode("ascii"), headers)
+        connection = None
+        try:
+            connection = await self._checkout(origin)
+            await connection.start(head, body)
+        except (ConnectError, StreamBrokenError, DecodeError) as exc:
+            raise _as_httpx(exc, request) from exc
+        finally:
+            if connection is not None and not connection.status:
+                connection.close()
+        return httpx.Response(
+            connection.status, headers=connection.headers, stream=_ResponseStream(self, origin, connection, request)
+        )
+
+    async def aclose(self) -> None:
+        """Close the idle connections."""
+        for connections in self._idle.values():
+            for connection in connections:
+                connection.close()
+        self._idle.clear()
+        await trio.lowlevel.checkpoint()
+
+    async def _checkout(self, origin: Origin) -> Connection:
+        idle = self._idle.get(origin, [])
+        while idle:
+            connection = idle.pop()
+            if connection.is_reusable:
+                return connection
+            connection.close()
+        if origin not in self._connectors:
+            self._connectors[origin] = HttpConnector(
+                origin, network=self._network, tls=self._tls, limits=self._limits
+            )
+        return await self._connectors[origin].connect()
+
+    def _checkin(self, origin: Origin, connection: Connection) -> None:
+        idle = self._idle.setdefault(origin, [])
+        if connection.is_reusable and len(idle) < self._keep:
+            idle.append(connection)
+        else:
+            connection.close()
+
+
+class _ResponseStream(httpx.AsyncByteStream):
+    def __init__(
+        self, transport: HttpTransport, origin: Origin, connection: Connection, request: httpx.Request
+    ) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._connection: Connection | None = connection
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        connection = self._connection
+        while connection is not None:
+            try:
+                piece = await connection.receive_some()
+            except (StreamBrokenError, DecodeError) as exc:
+                raise _as_httpx(exc, self._request) from exc
+            if not piece:
+                return
+            yield piece
+
+    async def aclose(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._transport._checkin(self._origin, connection)  # noqa: SLF001 - the two are one class in two parts
+        await trio.lowlevel.checkpoint()
+
+
+def _default_port(scheme: str) -> int:
+    return 443 if scheme == "https" else 80
+
+
+def _as_httpx(exc: ConnectError | StreamBrokenError | DecodeError, request: httpx.Request) -> httpx.TransportError:
+    if isinstance(exc, ConnectError):
+        return httpx.ConnectError(exc.message, request=request)
+    if isinstance(exc, StreamBrokenError):
+        return httpx.ReadError(exc.message, request=request)
+    return httpx.RemoteProtocolError(exc.message, request=request)

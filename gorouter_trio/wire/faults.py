@@ -1,0 +1,220 @@
+"""Errors as they stand on the wire, turned into the tree of `errors` (openrouter API, "Errors").
+
+One decoder for every place an error can stand in: an HTTP error status, a 200 whose body is an
+error or only padding, a choice, a stream. Bodies may be HTML or empty, codes ints or strings.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import re
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..errors import (
+    ApiError,
+    AuthenticationError,
+    BadRequestError,
+    InsufficientCreditsError,
+    ModerationError,
+    NotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    ProviderError,
+    RateLimitError,
+)
+from .responses import ErrorBody
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+__all__ = ["Headers", "api_error", "error_from_reply", "find_header", "parse_retry_after"]
+
+Headers = "Sequence[tuple[bytes, bytes]]"
+
+_MESSAGE_CHARS = 500
+_BODY_CHARS = 300
+
+_BY_STATUS: dict[int, type[ApiError]] = {
+    401: AuthenticationError,
+    402: InsufficientCreditsError,
+    403: PermissionDeniedError,
+    404: NotFoundError,
+    408: ProviderError,
+    409: ProviderError,
+    425: ProviderError,
+    429: RateLimitError,
+    503: OverloadedError,
+    529: OverloadedError,
+}
+
+# Names that stand where a number should: `error.code` of streams and `metadata.error_type`.
+_STATUS_BY_NAME = {
+    "authentication": 401,
+    "content_policy_violation": 403,
+    "context_length_exceeded": 400,
+    "invalid_prompt": 400,
+    "invalid_request": 400,
+    "not_found": 404,
+    "payload_too_large": 413,
+    "payment_required": 402,
+    "permission_denied": 403,
+    "provider_overloaded": 503,
+    "provider_unavailable": 502,
+    "rate_limit_exceeded": 429,
+    "refusal": 403,
+    "server": 500,
+    "server_error": 500,
+    "timeout": 504,
+    "unprocessable": 422,
+}
+
+
+class _ErrorReply(msgspec.Struct, frozen=True):
+    error: ErrorBody | str | None = None
+
+
+_decode_error_reply = msgspec.json.Decoder(_ErrorReply).decode
+
+
+def find_header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """The first header called `name` (given in lower case), as text, or None."""
+    for key, value in headers:
+        if len(key) == len(name) and key.lower() == name:
+            return value.decode("latin-1")
+    return None
+
+
+def parse_retry_after(value: str, *, now_s: float) -> float | None:
+    """Seconds to wait by a Retry-After value, at least 0; None when it is not one (RFC 9110, 10.2.3).
+
+    Takes delta seconds, also with a fraction, and the three HTTP date forms. `now_s` is wall-clock
+    seconds since the epoch.
+    """
+    value = value.strip()
+    if re.fullmatch(r"[+-]?\d{1,18}(\.\d{0,9})?", value):
+        return max(0.0, float(value))
+    try:
+        parsed = email.utils.parsedate_tz(value)
+        if parsed is None:
+            return None
+        when_s = float(email.utils.mktime_tz(parsed))
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
+    return max(0.0, when_s - now_s)
+
+
+def error_from_reply(
+    status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, now_s: float
+) -> ApiError:
+    """The error that an HTTP reply outside 2xx stands for, whatever its body is."""
+    error = _decode_body(body)
+    metadata = error.metadata or {}
+    return api_error(
+        error,
+        status=status,
+        retry_after_s=_retry_after(headers, metadata, now_s=now_s),
+        generation_id=find_header(headers, b"x-generation-id"),
+    )
+
+
+def api_error(
+    error: ErrorBody,
+    *,
+    status: int,
+    retry_after_s: float | None = None,
+    generation_id: str | None = None,
+) -> ApiError:
+    """The exception for an error object; inside a 200 the object's own code decides the class."""
+    metadata = error.metadata or {}
+    decisive = status if status >= 300 else _status_of(error.code, metadata)
+    kind = _BY_STATUS.get(decisive, BadRequestError if 400 <= decisive < 500 else ProviderError)
+    if kind is PermissionDeniedError and "reasons" in metadata:
+        kind = ModerationError
+    return kind(
+        _message(error, metadata),
+        status=status,
+        code=error.code if error.code is not None else decisive,
+        metadata=metadata,
+        retry_after_s=_metadata_retry_after(metadata) if retry_after_s is None else retry_after_s,
+        generation_id=generation_id,
+    )
+
+
+def _decode_body(body: bytes) -> ErrorBody:
+    try:
+        error = _decode_error_reply(body).error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ErrorBody(message=_summary(body))
+    if isinstance(error, str):
+        return ErrorBody(message=error)
+    return error or ErrorBody(message=_summary(body))
+
+
+def _summary(body: bytes) -> str:
+    """A line for a body that is no JSON error: the title of an HTML page, or its first characters."""
+    text = body[:8192].decode("utf-8", "replace")
+    title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
+    line = _one_line(title.group(1) if title else re.sub(r"<[^>]*>", " ", text))
+    return line[:_BODY_CHARS] if line else "the reply has no body"
+
+
+def _message(error: ErrorBody, metadata: Mapping[str, object]) -> str:
+    message = error.message or "the API reported an error without a message"
+    raw = metadata.get("raw")
+    if isinstance(raw, str) and raw and message == "Provider returned error":
+        message = f"{message}: {raw}"
+    return _one_line(message)[:_MESSAGE_CHARS]
+
+
+def _one_line(text: str) -> str:
+    """`text` without control characters, so that a log line stays one line."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _status_of(code: int | str | None, metadata: Mapping[str, object]) -> int:
+    if isinstance(code, int):
+        return code
+    if code is not None:
+        if code.isascii() and code.isdigit() and len(code) == 3:
+            return int(code)
+        if code in _STATUS_BY_NAME:
+            return _STATUS_BY_NAME[code]
+    return _STATUS_BY_NAME.get(str(metadata.get("error_type")), 500)
+
+
+def _retry_after(
+    headers: Sequence[tuple[bytes, bytes]], metadata: Mapping[str, object], *, now_s: float
+) -> float | None:
+    header = find_header(headers, b"retry-after")
+    if header is not None:
+        wait_s = parse_retry_after(header, now_s=now_s)
+        if wait_s is not None:
+            return wait_s
+    wait_s = _metadata_retry_after(metadata, now_s=now_s)
+    if wait_s is not None:
+        return wait_s
+    reset = find_header(headers, b"x-ratelimit-reset")
+    return _until_reset(reset, now_s=now_s) if reset is not None else None
+
+
+def _metadata_retry_after(metadata: Mapping[str, object], *, now_s: float | None = None) -> float | None:
+    seconds = metadata.get("retry_after_seconds")
+    if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and math.isfinite(seconds):
+        return max(0.0, float(seconds))
+    headers = metadata.get("headers")
+    if not isinstance(headers, dict):
+        return None
+    value = headers.get("Retry-After")
+    if isinstance(value, str) and now_s is not None:
+        return parse_retry_after(value, now_s=now_s)
+    return None
+
+
+def _until_reset(value: str, *, now_s: float) -> float | None:
+    """Seconds until an X-RateLimit-Reset, which is epoch milliseconds on this API."""
+    if not re.fullmatch(r"\d{1,16}", value.strip()):
+        return None
+    return max(0.0, int(value) / 1000 - now_s)

@@ -1,0 +1,63 @@
+"""Mail between actors: frozen, tagged, closed unions, one union a mailbox.
+
+What is heavy travels encoded: a request body, messages of a history. The same unions are meant to
+cross a WebSocket later, so they hold no handles; who waits for the answer is on the envelope.
+Deadlines are on the trio clock, `inf` for none.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+from msgspec import Struct
+
+__all__ = [
+    "ClearHistory",
+    "ForkHistory",
+    "HttpCall",
+    "PoolMail",
+    "ReadHistory",
+    "SessionMail",
+    "StartTurn",
+]
+
+
+class HttpCall(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """One HTTP request to the API; `streaming` asks for the connection to be lent instead of a whole reply."""
+
+    method: str = "POST"
+    path: str = "/chat/completions"
+    body: bytes = b""
+    streaming: bool = False
+    deadline: float = math.inf
+
+
+PoolMail: TypeAlias = HttpCall
+
+
+class StartTurn(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
+    """Take one turn: `messages` are encoded JSON messages joined by commas, `options` an encoded object."""
+
+    turn_id: str
+    messages: bytes
+    options: bytes
+    streaming: bool = False
+    deadline: float = math.inf
+
+
+class ReadHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Answer with the session's history entries."""
+
+
+class ClearHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Empty the history; the session stays."""
+
+
+class ForkHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Copy the history to a new session with the key `target`."""
+
+    target: str
+
+
+SessionMail: TypeAlias = StartTurn | ReadHistory | ClearHistory | ForkHistory
