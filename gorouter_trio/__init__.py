@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from . import abc as abc
 from . import stores as stores
+from ._stream import ChatStream as ChatStream
+from ._stream import TextStream as TextStream
 from .client import Client as Client
 from .client import open_client as open_client
 from .config import ClientConfig as ClientConfig
@@ -57,12 +59,16 @@ from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
-from ._stream import ChatStream as ChatStream
-from ._stream import TextStream as TextStream
-from .session.directory import SessionRef as SessionRef
-from .session.actor import SessionStatistics as SessionStatistics
 from .pool.workers import PoolStatistics as PoolStatistics
+from .session.actor import SessionStatistics as SessionStatistics
+from .session.directory import SessionRef as SessionRef
 from .transport.http import HttpTransport as HttpTransport
+from .wire.catalog import Architecture as Architecture
+from .wire.catalog import Credits as Credits
+from .wire.catalog import KeyInfo as KeyInfo
+from .wire.catalog import Model as Model
+from .wire.catalog import Pricing as Pricing
+from .wire.catalog import TopProvider as TopProvider
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
 from .wire.messages import CacheControl as CacheControl
@@ -85,19 +91,13 @@ from .wire.messages import VideoSource as VideoSource
 from .wire.requests import ChatKeywords as ChatKeywords
 from .wire.requests import ChatOptions as ChatOptions
 from .wire.requests import ChatRequest as ChatRequest
-from .wire.responses import Usage as Usage
-from .wire.responses import PromptTokensDetails as PromptTokensDetails
 from .wire.responses import CompletionTokensDetails as CompletionTokensDetails
 from .wire.responses import CostDetails as CostDetails
+from .wire.responses import PromptTokensDetails as PromptTokensDetails
+from .wire.responses import Usage as Usage
 from .wire.result import CallRecord as CallRecord
 from .wire.result import ChatResult as ChatResult
 from .wire.result import HistoryEntry as HistoryEntry
-from .wire.catalog import Architecture as Architecture
-from .wire.catalog import Credits as Credits
-from .wire.catalog import KeyInfo as KeyInfo
-from .wire.catalog import Model as Model
-from .wire.catalog import Pricing as Pricing
-from .wire.catalog import TopProvider as TopProvider
 
 __all__ = [
     "ActorGoneError",

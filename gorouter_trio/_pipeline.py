@@ -33,6 +33,14 @@ class ChatPipeline:
         """One whole chat. Raises the errors of `Pool.request`; cancelling stops the request."""
         return await self._pool.request(HttpCall(body=body), self._decode)
 
+    async def run_with_body(self, body: bytes) -> tuple[ChatResult, bytes]:
+        """`run`, and the JSON of the reply as it came, without padding around it."""
+
+        def decode(exchange: Exchange) -> tuple[ChatResult, bytes]:
+            return self._decode(exchange), exchange.ticket.body.strip()
+
+        return await self._pool.request(HttpCall(body=body), decode)
+
     async def open_stream(self, body: bytes) -> ChatReader:
         """A reader of the streamed reply, which has its first data; the caller must close it."""
         return await self._pool.request_stream(HttpCall(body=body, streaming=True), self._begin)

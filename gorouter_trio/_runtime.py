@@ -68,9 +68,7 @@ def _origin(base_url: str) -> Origin:
 
 
 def _connector(config: ClientConfig, origin: Origin) -> Connector:
-    limits = ConnectionLimits(
-        max_header_bytes=config.pool.max_header_bytes, max_body_bytes=config.pool.max_body_bytes
-    )
+    limits = ConnectionLimits(max_header_bytes=config.pool.max_header_bytes, max_body_bytes=config.pool.max_body_bytes)
     if config.tls is not None and not isinstance(config.tls, ssl.SSLContext):
         raise ConfigError("tls: must be an ssl.SSLContext")
     try:

@@ -50,8 +50,7 @@ def _check_at_least(name: str, value: float, least: float) -> None:
 
 
 def _check_seconds(name: str, value: float, *, zero: bool = False) -> None:
-    right = isinstance(value, (int, float)) and not math.isnan(value) and (value >= 0 if zero else value > 0)
-    if not right:
+    if math.isnan(value) or value < 0 or (value == 0 and not zero):
         raise ConfigError(f"{name}: must be seconds, {'zero or more' if zero else 'more than zero'}, not {value!r}")
 
 

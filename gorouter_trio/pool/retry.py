@@ -9,12 +9,10 @@ other side is down, the quota drains and requests fail fast instead of being mul
 
 from __future__ import annotations
 
-import random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec import Struct
 
-from ..config import RetryPolicy
 from ..errors import (
     ApiError,
     ConnectError,
@@ -24,6 +22,11 @@ from ..errors import (
     RateLimitError,
     StreamBrokenError,
 )
+
+if TYPE_CHECKING:
+    import random
+
+    from ..config import RetryPolicy
 
 __all__ = ["FailureKind", "GiveUp", "Retry", "RetryQuota", "RetryState", "classify", "decide"]
 

@@ -9,13 +9,14 @@ import trio
 from ..errors import DeadlinePhase, GorouterError, ProviderError, StreamBrokenError
 from ..wire.codec import decode_chunks
 from ..wire.faults import api_error
+from ..wire.merge import ChunkMerge
 from ..wire.result import CallRecord, ChatResult
 from ..wire.sse import SseParser
-from ..wire.stream import ChatChunk, ChunkMerge
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..wire.stream import ChatChunk
     from .workers import Exchange, Lease, Pool
 
 __all__ = ["ChatReader", "begin_reading"]
@@ -29,7 +30,19 @@ class ChatReader:
     `merge` holds everything that has arrived. The holder must end with `close`, however it leaves.
     """
 
-    __slots__ = ("_data_at", "_ended", "_exchange", "_failure", "_first", "_lease", "_parser", "_pool", "_wall", "merge", "ttft_s")
+    __slots__ = (
+        "_data_at",
+        "_ended",
+        "_exchange",
+        "_failure",
+        "_first",
+        "_lease",
+        "_parser",
+        "_pool",
+        "_wall",
+        "merge",
+        "ttft_s",
+    )
 
     def __init__(self, pool: Pool, exchange: Exchange, lease: Lease, *, wall: Callable[[], float]) -> None:
         self._pool = pool
@@ -138,8 +151,7 @@ class ChatReader:
             self._ended = True
             del events[events.index(_DONE) :]
         chunks = decode_chunks(events) if events else []
-        for chunk in chunks:
-            self.merge.add(chunk)
+        self.merge.add(chunks)
         self._look_for_failure()
         return chunks
 
@@ -156,7 +168,9 @@ class ChatReader:
             return api_error(merge.error, status=200, generation_id=merge.generation_id)
         reason = merge.native_finish_reason or "no reason given"
         return ProviderError(
-            f"the provider ended the stream with an error ({reason})", status=200, code=502,
+            f"the provider ended the stream with an error ({reason})",
+            status=200,
+            code=502,
             generation_id=merge.generation_id,
         )
 

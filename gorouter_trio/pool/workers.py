@@ -27,7 +27,6 @@ from msgspec import Struct
 
 from .._contain import contain
 from .._mailbox import ReplySlot
-from ..config import ClientConfig, Deadlines, PoolLimits, Secret
 from ..errors import (
     ConnectError,
     DeadlineExceededError,
@@ -37,14 +36,16 @@ from ..errors import (
     PoolFullError,
     StreamBrokenError,
 )
-from ..transport.http import Connection, ConnectionLimits, Connector, RequestHead
-from ..wire.faults import error_from_reply, find_header
+from ..wire.codec import decode_error
+from ..wire.faults import find_header
 from .deadlines import DeadlineKeeper
 from .retry import GiveUp, RetryQuota, RetryState, decide
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from ..config import ClientConfig, Deadlines, PoolLimits
+    from ..transport.http import Connection, Connector, RequestHead
     from ..wire.mail import HttpCall, PoolMail
 
 __all__ = ["Exchange", "Lease", "Pool", "PoolStatistics", "Ticket", "open_pool"]
@@ -293,7 +294,7 @@ class Pool:
             exchange.queue_wait_s += ticket.started_at - ticket.queued_at
             exchange.attempts += ticket.worker is not None
         if not 200 <= ticket.status < 300:
-            raise error_from_reply(ticket.status, ticket.headers, ticket.body, now_s=self._seams.wall())
+            raise decode_error(ticket.status, ticket.headers, ticket.body, now_s=self._seams.wall())
 
     async def _back_off(self, error: GorouterError, exchange: Exchange) -> None:
         """Wait before the next attempt, or raise `error` with what is known about the request."""

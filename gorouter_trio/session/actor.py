@@ -13,9 +13,8 @@ task, and gives it back; what has arrived by then is what is stored.
 
 from __future__ import annotations
 
-
 from contextlib import suppress
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never, cast
 
 import msgspec
 import trio
@@ -233,9 +232,13 @@ class SessionActor:
                 case ReadHistory():
                     envelope.resolve(await self._read_history())
                 case ClearHistory():
-                    envelope.resolve(await self._clear())
+                    await self._clear()
+                    envelope.resolve(None)
                 case ForkHistory(target=target):
-                    envelope.resolve(await self._fork(target))
+                    await self._fork(target)
+                    envelope.resolve(None)
+                case unknown:
+                    assert_never(unknown)
         except GorouterError as exc:
             envelope.fail(exc)
             if isinstance(exc, (SessionConflictError, HistoryNotSaved)):

@@ -97,8 +97,8 @@ class SessionDirectory:
             raise SessionConflictError(f"session {key!r} is open with different options")
 
     def _check_key(self, key: str) -> None:
-        if not isinstance(key, str) or not key:
-            raise ConfigError("session: the key must be a non-empty string")
+        if not key:
+            raise ConfigError("session: the key must not be empty")
         try:
             size = len(key.encode())
         except UnicodeEncodeError as exc:
@@ -150,7 +150,9 @@ class SessionRef:
             try:
                 yield ChatStream(loan.reader, raw_chunks=raw_chunks)
             except GorouterError as exc:
-                raise _interrupted(loan, exc) if loan.revoked else exc
+                if loan.revoked:
+                    raise _interrupted(exc) from exc
+                raise
         finally:
             loan.give_back()
             with self._directory.grace():
@@ -208,7 +210,7 @@ class SessionRef:
         )
 
 
-def _interrupted(loan: TurnLoan, cause: GorouterError) -> TurnInterruptedError:
+def _interrupted(cause: GorouterError) -> TurnInterruptedError:
     error = TurnInterruptedError("the turn was interrupted")
     error.partial = cause.partial
     error.maybe_billed = True

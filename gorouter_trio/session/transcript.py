@@ -46,13 +46,13 @@ class Transcript:
         """Whether the turn of this id was answered; None when there was none."""
         return self._answered.get(turn_id)
 
-    def render(self, messages: bytes) -> bytearray:
+    def render(self, messages: bytes) -> bytes:
         """The messages of a request: everything so far and `messages`, joined by commas.
 
         Raises `BadRequestError` when `messages` holds a tool message that answers no open call.
         """
         added = self._with_open_calls_closed(messages)
-        return self.rendered + b"," + added if self.rendered else bytearray(added)
+        return bytes(self.rendered) + b"," + added if self.rendered else added
 
     def apply(self, entry: LogEntry) -> None:
         """Take the next entry of the log into account."""
@@ -113,4 +113,3 @@ def entries_of(log: list[LogEntry]) -> list[HistoryEntry]:
                 history += [HistoryEntry(m) for m in decode_messages(bytes(started.messages)[1:-1])]
             history.append(HistoryEntry(decode_message(bytes(entry.message)), entry.call))
     return history
-

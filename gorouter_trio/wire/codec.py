@@ -9,16 +9,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from ..errors import BadRequestError, DecodeError, ProviderError
+from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
 from .catalog import Credits, KeyInfo, Model
-from .faults import api_error
+from .faults import api_error, body_summary, error_from_reply
 from .journal import LogEntry
-from .messages import AssistantMessage, Message, UserMessage
-from .requests import ChatKeywords, ChatOptions
-from .responses import ChatCompletion, ReplyMessage
-from .stream import ChatChunk, to_tool_calls
+from .messages import AssistantMessage, FunctionCall, Message, ToolCall
+from .requests import ChatKeywords, ChatOptions, ChatRequest
+from .responses import ChatCompletion, ErrorBody, ReplyMessage, ReplyToolCall
+from .stream import ChatChunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +30,7 @@ __all__ = [
     "decode_chunks",
     "decode_completion",
     "decode_credits",
+    "decode_error",
     "decode_json",
     "decode_key",
     "decode_log_entry",
@@ -40,9 +41,11 @@ __all__ = [
     "encode_message",
     "encode_options",
     "encode_prompt",
+    "encode_request",
     "join_options",
     "render_body",
     "to_message",
+    "to_tool_calls",
 ]
 
 T = TypeVar("T")
@@ -68,6 +71,10 @@ class _ModelsReply(msgspec.Struct, frozen=True):
     data: list[Model]
 
 
+class _ErrorReply(msgspec.Struct, frozen=True):
+    error: ErrorBody | str | None = None
+
+
 class _CreditsReply(msgspec.Struct, frozen=True):
     data: Credits
 
@@ -77,6 +84,7 @@ class _KeyReply(msgspec.Struct, frozen=True):
 
 
 _decode_models_reply = msgspec.json.Decoder(_ModelsReply).decode
+_decode_error_reply = msgspec.json.Decoder(_ErrorReply).decode
 _decode_credits_reply = msgspec.json.Decoder(_CreditsReply).decode
 _decode_key_reply = msgspec.json.Decoder(_KeyReply).decode
 
@@ -106,7 +114,8 @@ def encode_message(message: Message | Mapping[str, object]) -> bytes:
         if not _is_mapping(message):
             raise _bad_request(f"messages: a {type(message).__name__} is not a message")
         if message.get("role") not in _ROLES:
-            raise _bad_request(f"messages: unknown role {message.get('role')!r}; use one of {', '.join(sorted(_ROLES))}")
+            roles = ", ".join(sorted(_ROLES))
+            raise _bad_request(f"messages: unknown role {message.get('role')!r}; use one of {roles}")
     try:
         return encode_json(message)
     except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as exc:
@@ -130,6 +139,32 @@ def encode_options(keywords: ChatKeywords) -> bytes:
         raise _bad_request(f"the options cannot be written as JSON: {exc}") from exc
 
 
+def encode_request(request: ChatRequest | Mapping[str, object], *, defaults: bytes = b"{}") -> bytes:
+    """The body of a whole request, as a batch has it; `defaults` are encoded options beneath its own.
+
+    A mapping is a request body in wire names. `custom_id` and `stream` are not sent. Raises
+    `BadRequestError` when it has no messages or cannot be written as JSON.
+    """
+    if isinstance(request, ChatRequest):
+        fields = {name: getattr(request, name) for name in request.__struct_fields__}
+        fields = {name: value for name, value in fields.items() if value is not UNSET}
+    elif _is_mapping(request):
+        fields = dict(request)
+    else:
+        raise _bad_request(f"a {type(request).__name__} is not a request")
+    messages = fields.pop("messages", None)
+    if isinstance(messages, (str, bytes)) or not hasattr(messages, "__iter__"):
+        raise _bad_request("messages: a request needs a list of messages")
+    for name in ("custom_id", "stream", "stream_options"):
+        fields.pop(name, None)
+    encoded = encode_prompt(cast("Prompt", list(cast("Sequence[Message]", messages))))
+    try:
+        options = join_options(defaults, encode_json(fields))
+    except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as exc:
+        raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
+    return render_body(options, encoded, streaming=False)
+
+
 def join_options(first: bytes, second: bytes) -> bytes:
     """Two encoded objects as one; where both have a name, `second` wins."""
     if first == b"{}" or second == b"{}":
@@ -138,7 +173,7 @@ def join_options(first: bytes, second: bytes) -> bytes:
     return encode_json(merged)
 
 
-def render_body(options: bytes, messages: bytes | bytearray, *, streaming: bool) -> bytes:
+def render_body(options: bytes, messages: bytes, *, streaming: bool) -> bytes:
     """The body of a request from its encoded options and encoded messages."""
     head = options[:-1] + (b',"stream":true,' if streaming else b",") if options != b"{}" else b"{"
     if options == b"{}" and streaming:
@@ -185,6 +220,23 @@ def to_message(reply: ReplyMessage) -> AssistantMessage:
     )
 
 
+def to_tool_calls(calls: list[ReplyToolCall] | None) -> list[ToolCall] | UnsetType:
+    """The calls of a reply in the form that a request echoes; an empty id gets one from its position."""
+    if not calls:
+        return UNSET
+    return [
+        ToolCall(
+            id=call.id or f"call_{position}",
+            type=call.type or "function",
+            function=FunctionCall(
+                (call.function.name if call.function else None) or "",
+                (call.function.arguments if call.function else None) or "",
+            ),
+        )
+        for position, call in enumerate(calls)
+    ]
+
+
 def decode_chunk(data: bytes) -> ChatChunk:
     """One chunk of a stream; raises `DecodeError`."""
     try:
@@ -218,12 +270,26 @@ def decode_key(body: bytes) -> KeyInfo:
     return _service(_decode_key_reply, body).data
 
 
+def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, now_s: float) -> ApiError:
+    """The error that a reply outside 2xx stands for, whatever its body is: JSON, HTML or nothing.
+
+    `now_s` is wall-clock seconds since the epoch, for a Retry-After that is a date.
+    """
+    try:
+        error = _decode_error_reply(body).error
+    except _MALFORMED:
+        error = None
+    if isinstance(error, str):
+        error = ErrorBody(message=error)
+    return error_from_reply(status, headers, error or ErrorBody(message=body_summary(body)), now_s=now_s)
+
+
 # Stored values
 
 
 def decode_message(data: bytes) -> Message:
     """A message that was encoded by `encode_message`; raises `DecodeError`."""
-    return _service(_decode_message, data)
+    return cast("Message", _service(_decode_message, data))
 
 
 def decode_messages(joined: bytes) -> list[Message]:
@@ -233,7 +299,7 @@ def decode_messages(joined: bytes) -> list[Message]:
 
 def decode_log_entry(data: bytes) -> LogEntry:
     """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
-    return _service(_decode_log_entry, data)
+    return cast("LogEntry", _service(_decode_log_entry, data))
 
 
 def decode_json(data: bytes | str) -> object:

@@ -11,8 +11,6 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from ..errors import (
     ApiError,
     AuthenticationError,
@@ -25,14 +23,13 @@ from ..errors import (
     ProviderError,
     RateLimitError,
 )
-from .responses import ErrorBody
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Headers", "api_error", "error_from_reply", "find_header", "parse_retry_after"]
+    from .responses import ErrorBody
 
-Headers = "Sequence[tuple[bytes, bytes]]"
+__all__ = ["api_error", "body_summary", "error_from_reply", "find_header", "parse_retry_after"]
 
 _MESSAGE_CHARS = 500
 _BODY_CHARS = 300
@@ -72,13 +69,6 @@ _STATUS_BY_NAME = {
 }
 
 
-class _ErrorReply(msgspec.Struct, frozen=True):
-    error: ErrorBody | str | None = None
-
-
-_decode_error_reply = msgspec.json.Decoder(_ErrorReply).decode
-
-
 def find_header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | None:
     """The first header called `name` (given in lower case), as text, or None."""
     for key, value in headers:
@@ -107,15 +97,13 @@ def parse_retry_after(value: str, *, now_s: float) -> float | None:
 
 
 def error_from_reply(
-    status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, now_s: float
+    status: int, headers: Sequence[tuple[bytes, bytes]], error: ErrorBody, *, now_s: float
 ) -> ApiError:
-    """The error that an HTTP reply outside 2xx stands for, whatever its body is."""
-    error = _decode_body(body)
-    metadata = error.metadata or {}
+    """The error that an HTTP reply outside 2xx stands for, from its decoded error object."""
     return api_error(
         error,
         status=status,
-        retry_after_s=_retry_after(headers, metadata, now_s=now_s),
+        retry_after_s=_retry_after(headers, error.metadata or {}, now_s=now_s),
         generation_id=find_header(headers, b"x-generation-id"),
     )
 
@@ -143,17 +131,7 @@ def api_error(
     )
 
 
-def _decode_body(body: bytes) -> ErrorBody:
-    try:
-        error = _decode_error_reply(body).error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ErrorBody(message=_summary(body))
-    if isinstance(error, str):
-        return ErrorBody(message=error)
-    return error or ErrorBody(message=_summary(body))
-
-
-def _summary(body: bytes) -> str:
+def body_summary(body: bytes) -> str:
     """A line for a body that is no JSON error: the title of an HTML page, or its first characters."""
     text = body[:8192].decode("utf-8", "replace")
     title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)

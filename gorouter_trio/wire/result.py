@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from typing import TYPE_CHECKING
 
 from msgspec import UNSET, Struct
 
 from .messages import AssistantMessage, Message
 from .responses import Usage
+
+if TYPE_CHECKING:
+    from decimal import Decimal
 
 __all__ = ["CallRecord", "ChatResult", "HistoryEntry"]
 
