@@ -193,10 +193,14 @@ __version__ = "0.1.0"
 
 
 def _show_public_names() -> None:
-    """Let classes and functions say the name they are imported by, in tracebacks and documentation."""
+    """Let classes and functions say the name they are imported by, in tracebacks and documentation.
+
+    Structs keep the module they were made in: msgspec resolves their annotations there.
+    """
     for name in __all__:
         value = globals()[name]
-        if getattr(value, "__module__", "").startswith(f"{__name__}."):
+        is_struct = hasattr(value, "__struct_fields__")
+        if getattr(value, "__module__", "").startswith(f"{__name__}.") and not is_struct:
             value.__module__ = __name__
 
 
