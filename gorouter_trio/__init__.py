@@ -11,10 +11,19 @@ Every conversation is an actor, every request goes through one shared pool::
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from . import abc as abc
 from . import stores as stores
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
+from .batch.rows import BatchRow as BatchRow
+from .batch.rows import RowProblem as RowProblem
+from .batch.runner import Batch as Batch
+from .batch.runner import BatchRequest as BatchRequest
+from .batch.runner import BatchResult as BatchResult
+from .batch.runner import BatchStatistics as BatchStatistics
 from .client import Client as Client
 from .client import open_client as open_client
 from .config import ClientConfig as ClientConfig
@@ -107,6 +116,11 @@ __all__ = [
     "AudioPart",
     "AuthenticationError",
     "BadRequestError",
+    "Batch",
+    "BatchRequest",
+    "BatchResult",
+    "BatchRow",
+    "BatchStatistics",
     "CacheControl",
     "CallRecord",
     "ChatKeywords",
@@ -158,6 +172,7 @@ __all__ = [
     "ReasoningDelta",
     "RefusalDelta",
     "RetryPolicy",
+    "RowProblem",
     "Seams",
     "Secret",
     "SessionBusyError",
@@ -186,10 +201,16 @@ __all__ = [
     "VideoSource",
     "abc",
     "open_client",
+    "simulator",
     "stores",
+    "testing",
 ]
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from . import simulator as simulator
+    from . import testing as testing
 
 
 def _show_public_names() -> None:
@@ -198,10 +219,17 @@ def _show_public_names() -> None:
     Structs keep the module they were made in: msgspec resolves their annotations there.
     """
     for name in __all__:
-        value = globals()[name]
+        value = globals().get(name)
         is_struct = hasattr(value, "__struct_fields__")
         if getattr(value, "__module__", "").startswith(f"{__name__}.") and not is_struct:
             value.__module__ = __name__
 
 
 _show_public_names()
+
+
+def __getattr__(name: str) -> object:
+    """Load `simulator` and `testing` when they are first asked for: most programs never do."""
+    if name in {"simulator", "testing"}:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

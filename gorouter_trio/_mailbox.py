@@ -41,14 +41,14 @@ class ReplySlot(Generic[T]):
         return self._outcome is not None
 
     async def wait(self) -> T:
-        """Wait for the answer and return it, or raise the error that stands in its place.
+        """Wait for the answer and return it, or raise the error that stands in its place. To be called once.
 
-        Cancelling abandons the slot.
+        Cancelling abandons the slot, unless the answer is there: what was given is always taken.
         """
         if self._outcome is None:
             self._task = trio.lowlevel.current_task()
             return cast("T", await trio.lowlevel.wait_task_rescheduled(self._abandon))
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.cancel_shielded_checkpoint()
         return self._outcome.unwrap()
 
     def resolve(self, value: T) -> bool:
@@ -152,6 +152,8 @@ class Mailbox(Generic[T]):
                 return self._take()
             if self._closed:
                 raise trio.ClosedResourceError("the mailbox is closed")
+            if self._reader is not None:
+                raise trio.BusyResourceError("another task reads this mailbox")
         self._reader = trio.lowlevel.current_task()
         return cast("T", await trio.lowlevel.wait_task_rescheduled(self._stop_reading))
 
@@ -169,12 +171,14 @@ class Mailbox(Generic[T]):
         self._closed = True
         unread = list(self._queue)
         self._queue.clear()
-        closed = outcome.Error(trio.ClosedResourceError("the mailbox is closed"))
+        waiting = [task for task, _mail in self._posters]
+        self._posters.clear()
         if self._reader is not None:
-            trio.lowlevel.reschedule(self._reader, closed)
+            waiting.append(self._reader)
             self._reader = None
-        while self._posters:
-            trio.lowlevel.reschedule(self._posters.popleft()[0], closed)
+        for task in waiting:
+            # One error each: an outcome can be taken once, and a raised exception belongs to its task.
+            trio.lowlevel.reschedule(task, outcome.Error(trio.ClosedResourceError("the mailbox is closed")))
         return unread
 
     def statistics(self) -> MailboxStatistics:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import trio
@@ -29,17 +30,23 @@ class ChatPipeline:
         self._pool = pool
         self._wall = wall
 
-    async def run(self, body: bytes) -> ChatResult:
-        """One whole chat. Raises the errors of `Pool.request`; cancelling stops the request."""
-        return await self._pool.request(HttpCall(body=body), self._decode)
+    async def run(self, body: bytes, *, deadline: float = math.inf) -> ChatResult:
+        """One whole chat, given up at `deadline` (trio clock); no wait before a retry goes beyond it.
 
-    async def run_with_body(self, body: bytes) -> tuple[ChatResult, bytes]:
-        """`run`, and the JSON of the reply as it came, without padding around it."""
+        Raises the errors of `Pool.request`; cancelling stops the request.
+        """
+        return await self._pool.request(HttpCall(body=body, deadline=deadline), self._decode)
+
+    async def run_with_body(self, body: bytes, *, ambiguous_retries: int | None = None) -> tuple[ChatResult, bytes]:
+        """`run`, and the JSON of the reply as it came, without padding around it.
+
+        `ambiguous_retries` stands in for that of the retry policy, where it is not None.
+        """
 
         def decode(exchange: Exchange) -> tuple[ChatResult, bytes]:
             return self._decode(exchange), exchange.ticket.body.strip()
 
-        return await self._pool.request(HttpCall(body=body), decode)
+        return await self._pool.request(HttpCall(body=body), decode, ambiguous_retries=ambiguous_retries)
 
     async def open_stream(self, body: bytes) -> ChatReader:
         """A reader of the streamed reply, which has its first data; the caller must close it."""

@@ -56,9 +56,11 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             sessions = SessionDirectory(
                 nursery, pipeline=pipeline, store=store, config=config.sessions, seams=config.seams
             )
+            nursery.start_soon(sessions.run)
             try:
                 yield Runtime(config, pool, pipeline, sessions, store)
             finally:
+                sessions.close()
                 nursery.cancel_scope.cancel()
 
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
+from msgspec import UNSET
 
 from .errors import StreamNotFinishedError
 from .events import RawChunk, ReasoningDelta, RefusalDelta, StreamEvent, TextDelta, ToolCallDelta
 
 if TYPE_CHECKING:
-    from .pool.streams import ChatReader
     from .wire.result import ChatResult
     from .wire.stream import ChatChunk, Delta
 
-__all__ = ["ChatStream", "TextStream"]
+__all__ = ["ChatStream", "ChunkSource", "TextStream"]
+
+
+class ChunkSource(Protocol):
+    """What a stream reads from: the reader of a reply, or a session's loan of one."""
+
+    async def read(self) -> list[ChatChunk]:
+        """The next chunks, all that arrived together; an empty list at the end."""
+
+    def result(self) -> ChatResult:
+        """The answer from everything that was read."""
 
 
 class ChatStream:
@@ -28,8 +38,8 @@ class ChatStream:
     is a checkpoint; events that arrived together only check for cancellation.
     """
 
-    def __init__(self, reader: ChatReader | None, *, raw_chunks: bool = False) -> None:
-        self._reader = reader
+    def __init__(self, source: ChunkSource, *, raw_chunks: bool = False) -> None:
+        self._source = source
         self._raw_chunks = raw_chunks
         self._events: list[StreamEvent] = []
         self._position = 0
@@ -37,10 +47,12 @@ class ChatStream:
 
     @classmethod
     def of_result(cls, result: ChatResult) -> ChatStream:
-        """A stream that gives out a stored answer: a session turn asked again by its `turn_id`."""
-        stream = cls(None)
-        stream._events = [TextDelta(result.text)] if result.text else []
-        stream._result = result
+        """A stream that gives out a stored answer: a session turn asked again by its `turn_id`.
+
+        There are no chunks of it any more: `raw_chunks` adds nothing.
+        """
+        stream = cls(_NothingToRead(result))
+        stream._events = _events_of(result)
         return stream
 
     @property
@@ -75,15 +87,15 @@ class ChatStream:
 
     async def _read(self) -> None:
         """Replace the events that were given out by the next ones."""
-        while self._result is None and self._reader is not None:
-            chunks = await self._reader.read()
-            if not chunks:
-                self._result = self._reader.result()
-                break
+        if self._result is not None:
+            await trio.lowlevel.checkpoint()
+            raise StopAsyncIteration
+        while chunks := await self._source.read():
             self._events = self._make_events(chunks)
             self._position = 0
             if self._events:
                 return
+        self._result = self._source.result()
         raise StopAsyncIteration
 
     def _make_events(self, chunks: list[ChatChunk]) -> list[StreamEvent]:
@@ -118,6 +130,35 @@ class TextStream:
             event = await self._stream.__anext__()
             if event.__class__ is TextDelta:
                 return event.text
+
+
+class _NothingToRead:
+    """The source of a stored answer."""
+
+    def __init__(self, answer: ChatResult) -> None:
+        self._answer = answer
+
+    async def read(self) -> list[ChatChunk]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+    def result(self) -> ChatResult:
+        return self._answer
+
+
+def _events_of(result: ChatResult) -> list[StreamEvent]:
+    """A whole answer as events, one a kind and call."""
+    message = result.message
+    events: list[StreamEvent] = []
+    if result.reasoning:
+        events.append(ReasoningDelta(result.reasoning))
+    if result.text:
+        events.append(TextDelta(result.text))
+    if message.refusal is not UNSET and message.refusal:
+        events.append(RefusalDelta(message.refusal))
+    for index, call in enumerate(message.tool_calls or ()):
+        events.append(ToolCallDelta(index, call.id, call.function.name, call.function.arguments))
+    return events
 
 
 def _rarer_events(delta: Delta) -> list[StreamEvent]:

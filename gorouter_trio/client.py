@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -10,6 +11,7 @@ import trio
 
 from ._runtime import Runtime, open_runtime
 from ._stream import ChatStream
+from .batch.runner import open_batch
 from .config import ClientConfig
 from .errors import ConfigError
 from .session.actor import SessionOptions
@@ -28,9 +30,11 @@ from .wire.messages import SystemMessage
 from .wire.requests import ChatOptions
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
+    from contextlib import AbstractAsyncContextManager
     from typing import TypeVar, Unpack
 
+    from .batch.runner import Batch, BatchRequest
     from .pool.workers import Exchange, PoolStatistics
     from .session.directory import SessionRef
     from .wire.catalog import Credits, KeyInfo, Model
@@ -93,6 +97,29 @@ class Client:
         encoded_system = b"" if system is None else encode_json(SystemMessage(system))
         return self._runtime.sessions.ref(key, SessionOptions(encoded_system, self._options(options)))
 
+    def batch(
+        self,
+        requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest],
+        *,
+        max_in_flight: int = 256,
+        ambiguous_retries: int = 0,
+        **options: Unpack[ChatKeywords],
+    ) -> AbstractAsyncContextManager[Batch]:
+        """Run many requests: `async with client.batch(requests) as results: async for result in results: ...`.
+
+        `requests` is any iterable, or async iterable, of `ChatRequest`s or of request bodies in wire
+        names, either with a `custom_id` if it likes; it is read only as there is room. At most
+        `max_in_flight` run at a time, fewer where the pool has fewer connections. The options hold for
+        the requests that do not give them. What may have been billed already is sent again only
+        `ambiguous_retries` times, whatever the retry policy says.
+
+        Results come as they complete, and a request that failed has its error there: iterating raises
+        only what the input raised. A consumer that stops reading stops the input. Leaving early
+        cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
+        """
+        run = partial(self._runtime.pipeline.run_with_body, ambiguous_retries=ambiguous_retries)
+        return open_batch(requests, run=run, max_in_flight=max_in_flight, defaults=self._options(options))
+
     async def models(self) -> list[Model]:
         """The models on offer, with prices. Errors as in `chat`."""
         return await self._get("/models", decode_models)
@@ -131,14 +158,22 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
     every connection. An error of the body leaves as itself, not in an exception group.
     """
     resolved = _merged(config, fields).resolved()
+    body: BaseException | None = None
     try:
         async with open_runtime(resolved) as runtime:
-            yield Client(runtime)
+            try:
+                yield Client(runtime)
+            except BaseException as exc:
+                body = exc
+                raise
+        return
     except BaseExceptionGroup as group:
-        lone = _lone_error(group)
-        if lone is None:
-            raise
-        raise lone from lone.__cause__
+        lone = _lone_error(group, body)
+    # Raised out here, where no exception is being handled, it keeps the context that it came with.
+    try:
+        raise lone
+    finally:
+        del body, lone  # a traceback that leads to itself would stay until the next collection
 
 
 def _merged(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:
@@ -148,13 +183,27 @@ def _merged(config: ClientConfig | None, fields: dict[str, object]) -> ClientCon
     return msgspec.structs.replace(config or ClientConfig(), **fields)
 
 
-def _lone_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The one exception in the group that is not a cancel, or None when there are more."""
-    found: list[BaseException] = []
-    for exc in group.exceptions:
-        inner = _lone_error(exc) if isinstance(exc, BaseExceptionGroup) else exc
-        if inner is None:
-            return None
-        if not isinstance(inner, trio.Cancelled):
-            found.append(inner)
-    return found[0] if len(found) == 1 else (group.exceptions[0] if not found else None)
+def _lone_error(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> BaseException:
+    """What the runtime's nurseries wrapped up in `group`: the error of the body itself, where nothing else failed.
+
+    The body may have raised a group of its own, which is left as it is. Groups do not stay the same
+    object on their way through a nursery, what is in them does.
+    """
+    of_body = [] if body is None else list(_leaves(body))
+    others = [
+        exc
+        for exc in _leaves(group)
+        if not isinstance(exc, trio.Cancelled) and not any(exc is theirs for theirs in of_body)
+    ]
+    if not others:
+        return next(_leaves(group)) if body is None else body
+    is_lone = len(others) == 1 and all(isinstance(exc, trio.Cancelled) for exc in of_body)
+    return others[0] if is_lone else group
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield exc

@@ -44,38 +44,57 @@ DoubleTexting = Literal["queue", "reject", "interrupt"]
 `SessionBusyError`, or interrupt the running turn for it."""
 
 
-def _check_at_least(name: str, value: float, least: float) -> None:
+def _check_at_least(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name}: must be a whole number of at least {least}, not {value!r}")
 
 
-def _check_seconds(name: str, value: float, *, zero: bool = False) -> None:
-    if math.isnan(value) or value < 0 or (value == 0 and not zero):
-        raise ConfigError(f"{name}: must be seconds, {'zero or more' if zero else 'more than zero'}, not {value!r}")
+def _check_seconds(name: str, value: object, *, zero: bool = False, endless: bool = True) -> None:
+    """A duration; `zero` and `endless` say whether 0 and infinity are ones."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{name}: must be a number of seconds, not {value!r}")
+    if not value >= 0 or (value == 0 and not zero) or (value == math.inf and not endless):
+        bounds = ("zero or more" if zero else "more than zero") + ("" if endless else " and finite")
+        raise ConfigError(f"{name}: must be {bounds}, not {value!r}")
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ConfigError(f"{name}: must be one of {', '.join(choices)}, not {value!r}")
 
 
-def _check_header(name: str, value: str | None, *, secret: bool = False) -> None:
-    """Refuse what cannot stand in an HTTP header; the value of a secret stays out of the message."""
-    if value is not None and not (value.isascii() and value.isprintable()):
-        shown = "" if secret else f", not {value!r}"
-        raise ConfigError(f"{name}: must be printable ASCII text{shown}")
+def _check_type(name: str, value: object, kind: type | tuple[type, ...]) -> None:
+    if not isinstance(value, kind):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+        raise ConfigError(f"{name}: must be {wanted}, not a {type(value).__name__}")
+
+
+def _check_header(name: str, value: str | None) -> None:
+    """Refuse what cannot stand in an HTTP header."""
+    _check_type(name, value, (str, type(None)))
+    if value is not None and not _is_header_text(value):
+        raise ConfigError(f"{name}: must be printable ASCII text, not {value!r}")
+
+
+def _is_header_text(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 def _check_base_url(url: str, *, insecure_http: bool) -> None:
+    _check_type("base_url", url, str)
+    # Before urlsplit, which drops tabs and line ends and keeps everything else.
+    if not _is_header_text(url) or " " in url or "\\" in url:
+        raise ConfigError("base_url: must be printable ASCII without spaces; write other characters percent-encoded")
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as exc:
-        raise ConfigError(f"base_url: {exc}") from exc
+    except ValueError:
+        raise ConfigError("base_url: the host or the port is not one") from None
+    if "@" in parts.netloc or "?" in url or "#" in url:
+        raise ConfigError("base_url: must not carry a query, a fragment or credentials")
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise ConfigError(f"base_url: must look like https://host/path, not {url!r}")
-    if parts.query or parts.fragment or parts.username or parts.password:
-        raise ConfigError("base_url: must not carry a query, a fragment or credentials")
     loopback = parts.hostname in {"localhost", "127.0.0.1", "::1"}
     if parts.scheme == "http" and not loopback and not insecure_http:
         raise ConfigError(
@@ -89,11 +108,27 @@ class Secret:
     __slots__ = ("__value",)
 
     def __init__(self, value: str) -> None:
+        if not isinstance(value, str):
+            raise ConfigError(f"a Secret is made of a str, not of a {type(value).__name__}")
         self.__value = value
 
     def reveal(self) -> str:
         """The string itself."""
         return self.__value
+
+    def stripped(self) -> Secret:
+        """The same without white space around it."""
+        return Secret(self.__value.strip())
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether there is nothing in it to keep secret."""
+        return not self.__value.strip()
+
+    @property
+    def is_header_text(self) -> bool:
+        """Whether it can stand in an HTTP header."""
+        return _is_header_text(self.__value)
 
     def __repr__(self) -> str:
         return "Secret(…)"
@@ -103,6 +138,12 @@ class Secret:
 
     def __hash__(self) -> int:
         return hash((Secret, self.__value))
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret cannot be pickled")
@@ -118,6 +159,12 @@ class Seams(Struct, frozen=True, kw_only=True):
     wall: Callable[[], float] = time.time
     random: random.Random = msgspec.field(default_factory=random.Random)
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+
+    def __post_init__(self) -> None:
+        for name in ("wall", "new_id"):
+            if not callable(getattr(self, name)):
+                raise ConfigError(f"seams.{name}: must be callable")
+        _check_type("seams.random", self.random, random.Random)
 
 
 class RetryPolicy(Struct, frozen=True, kw_only=True):
@@ -142,8 +189,9 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ("max_retries", "ambiguous_retries", "quota_tokens", "transient_cost", "throttle_cost"):
             _check_at_least(f"retry.{name}", getattr(self, name), 0)
-        for name in ("base_delay_s", "max_delay_s", "retry_after_cap_s"):
-            _check_seconds(f"retry.{name}", getattr(self, name), zero=True)
+        for name in ("base_delay_s", "max_delay_s"):
+            _check_seconds(f"retry.{name}", getattr(self, name), zero=True, endless=False)
+        _check_seconds("retry.retry_after_cap_s", self.retry_after_cap_s, zero=True)
 
 
 class Deadlines(Struct, frozen=True, kw_only=True):
@@ -212,6 +260,8 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
         _check_choice("sessions.overflow", self.overflow, ("block", "reject"))
         _check_choice("sessions.double_texting", self.double_texting, ("queue", "reject", "interrupt"))
         _check_seconds("sessions.shutdown_grace_s", self.shutdown_grace_s)
+        _check_at_least("sessions.restarts", self.restarts, 0)
+        _check_seconds("sessions.restart_window_s", self.restart_window_s)
 
 
 class ClientConfig(Struct, frozen=True, kw_only=True):
@@ -244,22 +294,42 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if isinstance(self.api_key, str):
             msgspec.structs.force_setattr(self, "api_key", Secret(self.api_key))
+        _check_type("api_key", self.api_key, (str, Secret, type(None)))
+        _check_type("base_url", self.base_url, (str, type(None)))
+        _check_type("model", self.model, str)
         if not self.model.strip():
             raise ConfigError("model: must not be blank")
         for name in ("app_name", "referer"):
             _check_header(name, getattr(self, name))
+        for name, kind in _PARTS.items():
+            _check_type(name, getattr(self, name), kind)
 
     def resolved(self, environ: Mapping[str, str] | None = None) -> ClientConfig:
         """The same settings with key and base URL filled in from the environment, and checked.
 
         Raises `ConfigError` when there is no key, or when the base URL is not one.
         """
-        environ = os.environ if environ is None else environ
-        key = self.api_key if isinstance(self.api_key, Secret) else Secret(environ.get("OPENROUTER_API_KEY", ""))
-        text = key.reveal().strip()
-        if not text:
+        key, base_url = self._given(os.environ if environ is None else environ)
+        # A traceback may show locals, and the environment holds more than this package's secrets.
+        del environ
+        if key.is_blank:
             raise ConfigError("api_key: no key given; pass api_key=... or set OPENROUTER_API_KEY")
-        _check_header("api_key", text, secret=True)
-        base_url = self.base_url or environ.get("OPENROUTER_BASE_URL") or DEFAULT_BASE_URL
+        if not key.is_header_text:
+            raise ConfigError("api_key: must be printable ASCII text")
         _check_base_url(base_url, insecure_http=self.insecure_http)
-        return msgspec.structs.replace(self, api_key=Secret(text), base_url=base_url.rstrip("/"))
+        return msgspec.structs.replace(self, api_key=key, base_url=base_url.rstrip("/"))
+
+    def _given(self, environ: Mapping[str, str]) -> tuple[Secret, str]:
+        key = self.api_key if isinstance(self.api_key, Secret) else Secret(environ.get("OPENROUTER_API_KEY", ""))
+        base_url = self.base_url or environ.get("OPENROUTER_BASE_URL", "").strip() or DEFAULT_BASE_URL
+        return key.stripped(), base_url
+
+
+_PARTS: dict[str, type] = {
+    "retry": RetryPolicy,
+    "pool": PoolLimits,
+    "deadlines": Deadlines,
+    "sessions": SessionConfig,
+    "insecure_http": bool,
+    "seams": Seams,
+}

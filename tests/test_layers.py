@@ -35,6 +35,7 @@ PLACES: tuple[str, ...] = (
     "wire.mail",
     "wire.sse",
     "wire.faults",
+    "wire.salvage",
     "wire.codec",
     "wire.merge",
     # 1, ports

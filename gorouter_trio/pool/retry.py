@@ -17,11 +17,13 @@ from ..errors import (
     ApiError,
     ConnectError,
     DeadlineExceededError,
+    DecodeError,
     GorouterError,
     InsufficientCreditsError,
     RateLimitError,
     StreamBrokenError,
 )
+from ..wire.faults import status_of
 
 if TYPE_CHECKING:
     import random
@@ -86,13 +88,14 @@ class RetryQuota:
 
 
 class RetryState:
-    """What one request has used of its limits so far."""
+    """What one request has used of its limits so far; an `ambiguous_limit` stands in for the policy's."""
 
-    __slots__ = ("ambiguous", "held_tokens", "maybe_billed", "retries", "server_errors")
+    __slots__ = ("ambiguous", "ambiguous_limit", "held_tokens", "maybe_billed", "retries", "server_errors")
 
     def __init__(self) -> None:
         self.retries = 0
         self.ambiguous = 0
+        self.ambiguous_limit: int | None = None
         self.server_errors = 0
         self.held_tokens = 0
         self.maybe_billed = False
@@ -116,7 +119,9 @@ def _classify_api(error: ApiError) -> FailureKind:
         in_flight = error.metadata.get("limit_source") == _IN_FLIGHT and error.retry_after_s is not None
         return "throttled" if in_flight else "final"
     if isinstance(error, RateLimitError):
-        return "final" if error.metadata.get("limit_source") == _DAILY else "throttled"
+        # The limit a minute of free models has the source of the daily one, and passes.
+        daily = error.metadata.get("limit_source") == _DAILY and "-per-min" not in error.message
+        return "final" if daily else "throttled"
     status = _decisive_status(error)
     if status in _AMBIGUOUS:
         return "ambiguous"
@@ -126,13 +131,7 @@ def _classify_api(error: ApiError) -> FailureKind:
 
 
 def _decisive_status(error: ApiError) -> int:
-    if error.status >= 300:
-        return error.status
-    return error.code if isinstance(error.code, int) else 500 if _is_server_side(error) else 0
-
-
-def _is_server_side(error: ApiError) -> bool:
-    return str(error.code) in {"server_error", "server", "timeout", "provider_unavailable", "provider_overloaded"}
+    return error.status if error.status >= 300 else status_of(error.code, error.metadata)
 
 
 def decide(
@@ -151,12 +150,14 @@ def decide(
     """
     kind = classify(error)
     billed = kind == "ambiguous"
-    state.maybe_billed = state.maybe_billed or billed
+    # A reply that cannot be read was an answer all the same.
+    state.maybe_billed = state.maybe_billed or billed or isinstance(error, DecodeError)
     if kind == "final":
         return GiveUp("not retryable", state.maybe_billed)
     if state.retries >= policy.max_retries:
         return GiveUp("retries used up", state.maybe_billed)
-    if billed and state.ambiguous >= policy.ambiguous_retries:
+    limit = policy.ambiguous_retries if state.ambiguous_limit is None else state.ambiguous_limit
+    if billed and state.ambiguous >= limit:
         return GiveUp("the request may have been processed", state.maybe_billed)
     if _is_500(error) and state.server_errors >= _MAX_500:
         return GiveUp("the server keeps failing", state.maybe_billed)
@@ -179,7 +180,7 @@ def _is_500(error: GorouterError) -> bool:
 
 def _delay_s(error: GorouterError, *, policy: RetryPolicy, retry: int, rng: random.Random) -> float | None:
     """Full jitter, and at least what the server asked for; None when it asked for more than the cap."""
-    ceiling_s = min(policy.base_delay_s * 2.0 ** min(retry, 60), max(policy.max_delay_s, policy.base_delay_s))
+    ceiling_s = min(policy.base_delay_s * 2.0 ** min(retry, 60), policy.max_delay_s)
     delay_s = rng.random() * ceiling_s
     asked_s = error.retry_after_s if isinstance(error, ApiError) else None
     if asked_s is None:

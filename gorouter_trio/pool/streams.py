@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from ..errors import DeadlinePhase, GorouterError, ProviderError, StreamBrokenError
-from ..wire.codec import decode_chunks
-from ..wire.faults import api_error
+from ..wire.codec import decode_chunks, decode_completion, to_chunk
+from ..wire.faults import api_error, find_header
 from ..wire.merge import ChunkMerge
 from ..wire.result import CallRecord, ChatResult
 from ..wire.sse import SseParser
@@ -89,6 +89,8 @@ class ChatReader:
 
     async def read_first(self) -> None:
         """Read until there is something to give out, the end, or an error, which is raised."""
+        if self._is_whole():
+            await self._read_whole()
         while not (self._ended or self.merge.has_data):
             self._first += await self._read_chunks()
             if self._failure is not None and not self.merge.has_data:
@@ -122,25 +124,42 @@ class ChatReader:
 
     async def _read_chunks(self) -> list[ChatChunk]:
         """One list of chunks from as many socket reads as it takes."""
+        # The time that the consumer takes between two reads is its own, not the server's.
+        since = self._pool.now() if self.merge.has_data else self._data_at
         while not self._ended:
-            received = await self._receive()
+            received = await self._receive(since)
             if not received:
                 self._ended = True
                 self._look_for_failure()
                 return []
             events = self._parser.feed(received)
             if events:
-                self._data_at = trio.current_time()
+                since = self._data_at = self._pool.now()
                 chunks = self._take(events)
                 if chunks or self._failure is not None:
                     return chunks
         return []
 
-    async def _receive(self) -> bytes:
+    def _is_whole(self) -> bool:
+        """Whether the reply is no stream but one JSON value: an error, or a server that cannot stream."""
+        kind = find_header(self._exchange.ticket.headers, b"content-type") or ""
+        return kind[:16].lower() == "application/json"
+
+    async def _read_whole(self) -> None:
+        """Take a reply that came in one piece for a stream of one chunk; raises what it carries."""
+        pieces = []
+        while piece := await self._receive(self._data_at):
+            pieces.append(piece)
+        self._ended = True
+        self._data_at = self._pool.now()
+        self._first = [to_chunk(decode_completion(b"".join(pieces)))]
+        self.merge.add(self._first)
+
+    async def _receive(self, since: float) -> bytes:
         deadlines = self._pool.deadlines
         phase: DeadlinePhase = "data_idle" if self.merge.has_data else "first_data"
         limit_s = deadlines.data_idle_s if phase == "data_idle" else deadlines.first_data_s
-        deadline = self._data_at + limit_s
+        deadline = since + limit_s
         total = self._exchange.deadline
         return await self._lease.receive_some(
             deadline=min(deadline, total), phase=phase if deadline < total else "total"
@@ -150,9 +169,11 @@ class ChatReader:
         if _DONE in events:
             self._ended = True
             del events[events.index(_DONE) :]
-        chunks = decode_chunks(events) if events else []
+        chunks, error = decode_chunks(events)
         self.merge.add(chunks)
         self._look_for_failure()
+        if error is not None and self.merge.error is None:
+            self._failure = error
         return chunks
 
     def _look_for_failure(self) -> None:

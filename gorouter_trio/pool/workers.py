@@ -4,7 +4,8 @@ Theory of operation. A request is a ticket. `Pool.request` runs in the caller's 
 ticket, waits for the worker's answer, decodes it, and decides about a retry, so that a backoff holds
 no worker and a retry queues again like any other request. Idle workers wait on a stack: the
 connection used last is used next, and the ones that a burst needed go cold and are closed. A worker
-is started only when no other is idle.
+is started only when no other is idle. A caller that finds the queue full and may wait has its place in
+line as well: whoever comes later does not overtake it.
 
 Streams are lent, not relayed. When the headers of a streamed reply are in, the worker answers with a
 lease of its connection and waits; the consumer's own task reads from the socket, so a consumer that
@@ -18,7 +19,7 @@ end a request in the same way; one keeper watches them all.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import OrderedDict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -59,12 +60,14 @@ _CLEANUP_S = 2.0
 class PoolStatistics(Struct, frozen=True, kw_only=True):
     """A snapshot of the pool.
 
-    `submitted` counts requests that were queued, retries included; each ends as `answered` (whatever
-    the status), `failed` (no answer) or `abandoned` (its caller left). `in_flight` holds streams
-    that are lent. `connections` are open now, `opened` were opened so far.
+    `submitted` counts requests that were taken, retries included; each ends as `answered` (whatever
+    the status), `failed` (no answer) or `abandoned` (its caller left, or its deadline passed in the
+    queue). `queued` requests wait for a worker, `waiting` ones for room in the queue. `in_flight` holds
+    streams that are lent. `connections` are open now, `opened` were opened so far.
     """
 
     queued: int
+    waiting: int
     in_flight: int
     workers: int
     connections: int
@@ -88,6 +91,7 @@ class Ticket(ReplySlot[None]):
         "headers",
         "lease",
         "pool",
+        "queue_scope",
         "queued_at",
         "reply_at",
         "started_at",
@@ -95,7 +99,7 @@ class Ticket(ReplySlot[None]):
         "worker",
     )
 
-    def __init__(self, pool: Pool, call: PoolMail, head: RequestHead, *, now: float, deadline: float) -> None:
+    def __init__(self, pool: Pool, call: PoolMail, *, head: RequestHead, now: float, deadline: float) -> None:
         super().__init__()
         self.pool = pool
         self.call = call
@@ -108,6 +112,7 @@ class Ticket(ReplySlot[None]):
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
         self.lease: Lease | None = None
+        self.queue_scope: trio.CancelScope | None = None
         self.worker: _Worker | None = None
 
     def on_abandon(self) -> None:
@@ -188,6 +193,7 @@ class Pool:
         self,
         config: ClientConfig,
         connector: Connector,
+        *,
         heads: Callable[[str, str], RequestHead],
         nursery: trio.Nursery,
     ) -> None:
@@ -203,8 +209,8 @@ class Pool:
         self._workers: set[_Worker] = set()
         self.keeper = DeadlineKeeper(self._workers)
         self.now = trio.lowlevel.current_clock().current_time
-        self._queue: deque[Ticket] = deque()
-        self._room = trio.lowlevel.ParkingLot()
+        self._queue: OrderedDict[Ticket, None] = OrderedDict()
+        self._outside: OrderedDict[Ticket, None] = OrderedDict()
         self._nursery: trio.Nursery | None = nursery
         self._went_idle = trio.Event()
         self.answered = self.failed = self.opened = 0
@@ -219,6 +225,7 @@ class Pool:
         """A snapshot; cheap."""
         return PoolStatistics(
             queued=len(self._queue),
+            waiting=len(self._outside),
             in_flight=len(self._workers) - len(self.idle),
             workers=len(self._workers),
             connections=sum(worker.is_connected for worker in self._workers),
@@ -231,14 +238,18 @@ class Pool:
             retry_quota_tokens=self._quota.tokens,
         )
 
-    async def request(self, call: HttpCall, decode: Callable[[Exchange], T]) -> T:
+    async def request(
+        self, call: HttpCall, decode: Callable[[Exchange], T], *, ambiguous_retries: int | None = None
+    ) -> T:
         """Send `call`, with retries, and return what `decode` makes of the whole reply.
 
+        `ambiguous_retries` stands in for the policy's, where it is not None.
         Raises what the reply stands for, what `decode` raises, `TransportError` when no answer came,
         `PoolFullError` or `PoolClosedError` when nothing was sent. Cancelling stops the request.
         """
         now = self.now()
         exchange = Exchange(now=now, deadline=min(call.deadline, now + self.deadlines.total_s))
+        exchange.state.ambiguous_limit = ambiguous_retries
         while True:
             try:
                 await self._attempt(call, exchange)
@@ -283,7 +294,7 @@ class Pool:
         head = self._heads.get((call.method, call.path))
         if head is None:
             head = self._heads[call.method, call.path] = self._make_head(call.method, call.path)
-        ticket = Ticket(self, call, head, now=self.now(), deadline=exchange.deadline)
+        ticket = Ticket(self, call, head=head, now=self.now(), deadline=exchange.deadline)
         exchange.ticket = ticket
         try:
             if self._hand_over(ticket):
@@ -294,7 +305,7 @@ class Pool:
             exchange.queue_wait_s += ticket.started_at - ticket.queued_at
             exchange.attempts += ticket.worker is not None
         if not 200 <= ticket.status < 300:
-            raise decode_error(ticket.status, ticket.headers, ticket.body, now_s=self._seams.wall())
+            raise decode_error(ticket.status, ticket.headers, body=ticket.body, now_s=self._seams.wall())
 
     async def _back_off(self, error: GorouterError, exchange: Exchange) -> None:
         """Wait before the next attempt, or raise `error` with what is known about the request."""
@@ -335,19 +346,18 @@ class Pool:
         return True
 
     async def _wait_in_queue(self, ticket: Ticket) -> None:
-        """Queue, and wait for the answer, the deadline holding all the while."""
-        with trio.CancelScope(deadline=ticket.deadline) as scope:
-            while len(self._queue) >= self.limits.queue:
-                if self.limits.overflow == "reject":
-                    raise PoolFullError(f"{len(self._queue)} requests are queued already (pool.queue)")
-                await self._room.park()
-                if self._nursery is None:
-                    raise PoolClosedError("the client is closed")
-            self._queue.append(ticket)
-            self._submitted += 1
+        """Queue, and wait for the answer; the deadline holds meanwhile, and later the worker's does."""
+        if len(self._queue) < self.limits.queue:
+            self._queue[ticket] = None
+        elif self.limits.overflow == "reject":
+            raise PoolFullError(f"{len(self._queue)} requests are queued already (pool.queue)")
+        else:
+            self._outside[ticket] = None
+        self._submitted += 1
+        with trio.CancelScope(deadline=ticket.deadline) as ticket.queue_scope:
             await ticket.wait()
-        if scope.cancelled_caught:
-            raise _too_late("queue" if ticket.worker is None else "total")
+        if ticket.queue_scope.cancelled_caught:
+            raise _too_late("queue")
 
     def abandon(self, ticket: Ticket) -> None:
         """The caller of `ticket` has gone; used by tickets."""
@@ -355,16 +365,25 @@ class Pool:
         if ticket.worker is not None:
             ticket.worker.stop()
         elif ticket in self._queue:
-            self._queue.remove(ticket)
-            self._room.unpark()
+            del self._queue[ticket]
+            self._let_in()
+        else:
+            self._outside.pop(ticket, None)
 
     def next_ticket(self) -> Ticket | None:
         """The ticket a worker should take now; used by workers."""
         if not self._queue:
             return None
-        ticket = self._queue.popleft()
-        self._room.unpark()
+        ticket, _ = self._queue.popitem(last=False)
+        self._let_in()
+        cast("trio.CancelScope", ticket.queue_scope).deadline = math.inf
         return ticket
+
+    def _let_in(self) -> None:
+        """There is room in the queue for the first who waits for it."""
+        if self._outside:
+            ticket, _ = self._outside.popitem(last=False)
+            self._queue[ticket] = None
 
     def go_idle(self, worker: _Worker) -> None:
         """Put a worker on the stack; used by workers."""
@@ -374,24 +393,24 @@ class Pool:
 
     async def close_cold_connections(self) -> None:
         """Close the connections of workers that were idle for too long; runs as long as the pool."""
+        if self.limits.keepalive_s == math.inf:
+            return
         while True:
             await self._went_idle.wait()
-            await trio.sleep(self.limits.keepalive_s)
-            now = trio.current_time()
-            warm = False
-            for worker in self.idle:
-                if now - worker.idle_since >= self.limits.keepalive_s:
-                    worker.drop_connection()
-                warm = warm or worker.is_connected
-            if not warm:
-                self._went_idle = trio.Event()
+            while (cold_at := min((worker.cold_at for worker in self.idle), default=math.inf)) < math.inf:
+                await trio.sleep_until(cold_at)
+                now = self.now()
+                for worker in [worker for worker in self.idle if worker.cold_at <= now]:
+                    await worker.close_idle_connection()
+            self._went_idle = trio.Event()
 
     def close(self) -> None:
         """Refuse new requests and answer the queued ones with `PoolClosedError`."""
         self._nursery = None
-        self._room.unpark_all()
-        while self._queue:
-            self._queue.popleft().fail(PoolClosedError("the client was closed while the request was queued"))
+        for ticket in [*self._queue, *self._outside]:
+            self.failed += ticket.fail(PoolClosedError("the client was closed while the request was queued"))
+        self._queue.clear()
+        self._outside.clear()
 
 
 class _Worker:
@@ -405,6 +424,7 @@ class _Worker:
         "_connecting",
         "_phase",
         "_pool",
+        "_stopped",
         "_task",
         "_ticket",
         "connection",
@@ -419,6 +439,7 @@ class _Worker:
         self._ticket: Ticket | None = None
         self._phase: DeadlinePhase = "connect"
         self._connecting: trio.CancelScope | None = None
+        self._stopped = False
         self.connection: Connection | None = None
         self.deadline_at = math.inf
         self.expired = False
@@ -429,6 +450,11 @@ class _Worker:
         """Whether the worker has an open connection."""
         return self.connection is not None and not self.connection.is_closed
 
+    @property
+    def cold_at(self) -> float:
+        """When the worker, if it stays idle, has kept its connection long enough; `inf` without one."""
+        return self.idle_since + self._pool.limits.keepalive_s if self.is_connected else math.inf
+
     async def run(self, ticket: Ticket) -> None:
         """Serve tickets until the pool ends; a failure of one ticket fails that ticket."""
         self._ticket = ticket
@@ -437,13 +463,14 @@ class _Worker:
                 await contain(self._serve_tickets, report=self._fail_ticket)
                 await self._close_connection()
         finally:
-            self._fail_ticket(PoolClosedError("the client was closed while the request was running"))
+            closed = PoolClosedError("the client was closed while the request was running")
+            closed.maybe_billed = self._phase != "connect"
+            self._fail_ticket(closed)
             await self._close_connection()
 
     def take(self, ticket: Ticket) -> None:
         """Wake this idle worker with a ticket."""
         self._ticket = ticket
-        self.idle_since = math.inf
         task, self._task = cast("trio.lowlevel.Task", self._task), None
         trio.lowlevel.reschedule(task)
 
@@ -461,6 +488,7 @@ class _Worker:
 
     def stop(self) -> None:
         """Stop what the worker is doing for its ticket."""
+        self._stopped = True
         if self._connecting is not None:
             self._connecting.cancel()
         self.drop_connection()
@@ -469,6 +497,12 @@ class _Worker:
         """Close the connection at once; the worker notices."""
         if self.connection is not None:
             self.connection.close()
+
+    async def close_idle_connection(self) -> None:
+        """Close the connection of a worker that is idle; it may be woken meanwhile."""
+        connection = self.connection
+        if connection is not None:
+            await _close(connection)
 
     async def _serve_tickets(self) -> None:
         pool = self._pool
@@ -498,16 +532,18 @@ class _Worker:
     async def _serve(self, ticket: Ticket) -> None:
         """Take one ticket to its answer; the connection is closed unless the reply ended cleanly."""
         ticket.worker = self
-        self.expired = False
+        self.expired = self._stopped = False
         try:
             await self._exchange(ticket)
         except GorouterError as exc:
+            self.drop_connection()
             self._pool.failed += ticket.fail(self._too_late(ticket) if self.expired else exc)
         finally:
             self.deadline_at = math.inf
         if ticket.lease is not None:
             await self._wait_for_lease(ticket.lease)
-        if self.connection is not None and not self.connection.is_complete:
+        connection = self.connection
+        if connection is not None and (connection.is_closed or not connection.is_complete):
             await self._close_connection()
 
     async def _exchange(self, ticket: Ticket) -> None:
@@ -516,7 +552,9 @@ class _Worker:
         deadlines = pool.deadlines
         now = ticket.started_at = pool.now()
         connection = self.connection
-        if connection is None or not self._is_fresh(connection, now):
+        is_fresh = connection is not None and now < self.idle_since + pool.limits.keepalive_s and connection.is_reusable
+        self.idle_since = math.inf
+        if connection is None or not is_fresh:
             self.watch(min(ticket.deadline, now + deadlines.connect_s), "connect")
             connection = await self._connect()
             now = pool.now()
@@ -549,23 +587,20 @@ class _Worker:
 
     async def _connect(self) -> Connection:
         await self._close_connection()
-        with trio.CancelScope() as self._connecting:
-            self.connection = await self._pool.connector.connect()
-        self._connecting = None
-        if self.connection is None:
+        if not self._stopped:
+            with trio.CancelScope() as self._connecting:
+                self.connection = await self._pool.connector.connect()
+                self._pool.opened += 1
+            self._connecting = None
+        # Being stopped may come too late for the connecting, and must not be lost: nobody waits for the answer.
+        if self.connection is None or self._stopped:
             raise ConnectError("connecting was stopped")
-        self._pool.opened += 1
         return self.connection
-
-    def _is_fresh(self, connection: Connection, now: float) -> bool:
-        return connection.is_reusable and now - self.idle_since <= self._pool.limits.keepalive_s
 
     async def _close_connection(self) -> None:
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.close()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
-                await connection.aclose()
+            await _close(connection)
 
     def _fail_ticket(self, error: Exception) -> None:
         ticket, self._ticket = self._ticket, None
@@ -578,6 +613,12 @@ class _Worker:
         return error
 
 
+async def _close(connection: Connection) -> None:
+    connection.close()
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
+        await connection.aclose()
+
+
 def _too_late(phase: DeadlinePhase) -> DeadlineExceededError:
     return DeadlineExceededError(f"the request's deadline passed ({phase})", phase=phase)
 
@@ -588,7 +629,7 @@ async def open_pool(
 ) -> AsyncIterator[Pool]:
     """A running pool. Leaving closes it: queued and running requests end with `PoolClosedError`."""
     async with trio.open_nursery() as nursery:
-        pool = Pool(config, connector, make_head, nursery)
+        pool = Pool(config, connector, heads=make_head, nursery=nursery)
         nursery.start_soon(pool.close_cold_connections)
         nursery.start_soon(pool.keeper.run)
         try:

@@ -3,9 +3,13 @@
 Theory of operation. Everything that changes a session goes through its mailbox and is acted upon by
 its one task, in order of arrival; `interrupt` and an asker's leaving pass the queue. A turn is
 written down before it is sent and again when it is answered, and the answer is given to the asker
-only after that. The turn runs in a scope of its own: our own interrupts cancel that scope and are
-turned into an outcome of the turn, a cancel from outside passes through. However a turn ends, its
-end is written in a shielded and bounded step, straight to the store.
+only after that.
+
+The way of a turn that nothing happens to is straight and holds no scope of its own. All mail is acted
+upon inside one scope, which our own interrupts cancel and which is replaced by a new one afterwards;
+a cancel from outside passes. However a turn is cut off, there is one way out: `_repair` writes its
+end, shielded and bounded, straight to the store. A write that failed or was cancelled is in doubt:
+what the actor knows is thrown away then, and the store asked.
 
 A streamed turn is lent on: the asker gets the reader of the reply, reads from the socket in its own
 task, and gives it back; what has arrived by then is what is stored.
@@ -13,7 +17,8 @@ task, and gives it back; what has arrived by then is what is stored.
 
 from __future__ import annotations
 
-from contextlib import suppress
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never, cast
 
 import msgspec
@@ -31,6 +36,7 @@ from ..errors import (
     TurnInDoubtError,
     TurnInterruptedError,
 )
+from ..pool.deadlines import DeadlineKeeper
 from ..wire.codec import decode_log_entry, encode_json, join_options, render_body
 from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered, TurnStarted
 from ..wire.mail import ClearHistory, ForkHistory, ReadHistory, SessionMail, StartTurn
@@ -44,8 +50,21 @@ if TYPE_CHECKING:
     from ..abc import HistoryStore
     from ..config import Seams, SessionConfig
     from ..pool.streams import ChatReader
+    from ..wire.messages import AssistantMessage
+    from ..wire.stream import ChatChunk
 
-__all__ = ["Envelope", "SessionActor", "SessionOptions", "SessionStatistics", "TurnLoan"]
+__all__ = [
+    "Answer",
+    "Envelope",
+    "SaveWatch",
+    "SessionActor",
+    "SessionOptions",
+    "SessionStatistics",
+    "TurnLoan",
+    "patience",
+]
+
+_SLACK_S = 0.5
 
 
 class SessionOptions(Struct, frozen=True):
@@ -66,24 +85,66 @@ class SessionStatistics(Struct, frozen=True):
 
 
 class TurnLoan:
-    """The reader of a streamed turn, on loan to the asker.
+    """The reader of a streamed turn, on loan to the asker, whose stream reads from it.
 
     The asker ends with `give_back` and then waits on `saved`, which holds the result of the turn or
-    the error that storing it met. `revoked` says that the session took the reader back itself.
+    the error that storing it met. `holder` is the asker's task as long as it has the loan.
     """
 
-    __slots__ = ("reader", "returned", "revoked", "saved")
+    __slots__ = ("_reader", "_result", "_returned", "_revoked", "holder", "saved", "turn_id")
 
-    def __init__(self, reader: ChatReader) -> None:
-        self.reader = reader
-        self.revoked = False
-        self.returned = trio.Event()
+    def __init__(self, reader: ChatReader, turn_id: str) -> None:
+        self._reader = reader
+        self._result: ChatResult | None = None
+        self._returned = trio.Event()
+        self._revoked = False
+        self.holder: trio.lowlevel.Task | None = None
         self.saved: ReplySlot[ChatResult | None] = ReplySlot()
+        self.turn_id = turn_id
+
+    async def read(self) -> list[ChatChunk]:
+        """As `ChatReader.read`; `TurnInterruptedError` when the session took the reader back."""
+        try:
+            return await self._reader.read()
+        except GorouterError as exc:
+            if self._revoked:
+                raise _interrupted(exc) from exc
+            raise
+
+    def result(self) -> ChatResult:
+        """The whole answer, once it has arrived."""
+        self._result = self._result or msgspec.structs.replace(self._reader.result(), turn_id=self.turn_id)
+        return self._result
 
     def give_back(self) -> None:
         """The asker has stopped reading; never waits, may be called twice."""
-        self.reader.close()
-        self.returned.set()
+        self.holder = None
+        self._reader.close()
+        self._returned.set()
+
+    async def wait_returned(self) -> None:
+        """Wait until the asker has given it back; used by the session."""
+        await self._returned.wait()
+
+    def revoke(self) -> None:
+        """Take the reader back, unless it is back already; used by the session."""
+        self._revoked = not self._returned.is_set()
+        self._reader.close()
+
+    def answer(self) -> ChatResult | None:
+        """What has arrived, in the form that is stored; None when that is nothing."""
+        reader = self._reader
+        if self._result is not None:
+            return self._result
+        if not (reader.is_answered or reader.merge.has_data):
+            return None
+        result = reader.result(interrupted=not reader.is_answered)
+        return msgspec.structs.replace(result, message=_storable(result), turn_id=self.turn_id)
+
+
+def patience(grace_s: float) -> trio.CancelScope:
+    """A shield for waiting until a session has saved, which takes it at most `grace_s`: a little longer than that."""
+    return trio.CancelScope(shield=True, deadline=trio.current_time() + grace_s + _SLACK_S)
 
 
 Answer: TypeAlias = ChatResult | TurnLoan | list[HistoryEntry] | None
@@ -92,21 +153,127 @@ Answer: TypeAlias = ChatResult | TurnLoan | list[HistoryEntry] | None
 class Envelope(ReplySlot[Answer]):
     """Mail and the asker who waits for its answer."""
 
-    __slots__ = ("_actor", "done", "mail")
+    __slots__ = ("_actor", "_done", "_is_done", "mail")
 
     def __init__(self, mail: SessionMail, actor: SessionActor) -> None:
         super().__init__()
         self.mail = mail
-        self.done = trio.Event()
         self._actor = actor
+        # Few ever wait for more than the answer, so there is an event only then.
+        self._done: trio.Event | None = None
+        self._is_done = False
+
+    def finish(self) -> None:
+        """The actor is through with the mail, and the history is in order."""
+        self._is_done = True
+        if self._done is not None:
+            self._done.set()
+
+    async def wait_finished(self) -> None:
+        """Wait for `finish`."""
+        if self._is_done:
+            await trio.lowlevel.checkpoint()
+            return
+        self._done = self._done or trio.Event()
+        await self._done.wait()
 
     def on_abandon(self) -> None:
         """Leave the mailbox, or interrupt the turn that runs for this asker."""
         self._actor.abandon(self)
 
 
+class _Turn:
+    """The turn that runs: what was asked, and how far it has come."""
+
+    __slots__ = ("answer", "envelope", "is_late", "is_sent", "loan", "mail")
+
+    def __init__(self, mail: StartTurn, envelope: Envelope) -> None:
+        self.mail = mail
+        self.envelope = envelope
+        self.is_late = False
+        self.is_sent = False
+        self.loan: TurnLoan | None = None
+        self.answer: ChatResult | None = None
+
+    def succeed(self) -> None:
+        """Tell the asker that the answer is stored."""
+        if self.loan is None:
+            self.envelope.resolve(self.answer)
+        else:
+            self.loan.saved.resolve(self.answer)
+
+    def fail(self, error: GorouterError) -> None:
+        """Tell the asker what became of the turn, unless that was said before."""
+        if self.loan is None:
+            self.envelope.fail(error)
+        else:
+            self.loan.saved.fail(error)
+
+    def fail_with(self, exc: BaseException) -> None:
+        """Tell the asker of a turn without an answer why that is so."""
+        if isinstance(exc, GorouterError):
+            self.fail(exc)
+        elif isinstance(exc, Exception):
+            self.fail(_gone(exc))
+        elif self.loan is None:
+            self.fail(_stopped(self.mail, maybe_billed=self.is_sent))
+        else:
+            # Nothing had arrived, and its holder reads off the loan that it was taken back.
+            self.succeed()
+
+
+class SaveWatch:
+    """Ends the saves that take longer than `limit_s`: one task for all sessions of a client."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._now = trio.lowlevel.current_clock().current_time
+        self._saving: set[SessionActor] = set()
+        self._keeper = DeadlineKeeper(self._saving)
+
+    async def run(self) -> None:
+        """Watch until cancelled."""
+        await self._keeper.run()
+
+    def begin(self, actor: SessionActor) -> None:
+        """From now on, `actor` has the limit to save."""
+        actor.deadline_at = self._now() + self._limit_s
+        self._saving.add(actor)
+        if actor.deadline_at < self._keeper.next_wake:
+            self._keeper.hurry(actor.deadline_at)
+
+    def end(self, actor: SessionActor) -> None:
+        """`actor` has saved, or will not any more."""
+        actor.deadline_at = math.inf
+        self._saving.discard(actor)
+
+
 class SessionActor:
     """Run it as a task; talk to it through `ask` and `interrupt`."""
+
+    __slots__ = (
+        "_config",
+        "_current",
+        "_ended",
+        "_is_gone",
+        "_last_error",
+        "_mail_scope",
+        "_mailbox",
+        "_on_gone",
+        "_pipeline",
+        "_restarts",
+        "_scope",
+        "_seams",
+        "_store",
+        "_transcript",
+        "_turn",
+        "_turns_asked",
+        "_version",
+        "_watch",
+        "deadline_at",
+        "key",
+        "options",
+    )
 
     def __init__(
         self,
@@ -117,23 +284,30 @@ class SessionActor:
         store: HistoryStore,
         config: SessionConfig,
         seams: Seams,
+        watch: SaveWatch,
         on_gone: Callable[[SessionActor], None],
     ) -> None:
         self.key = key
         self.options = options
+        self.deadline_at = math.inf
         self._pipeline = pipeline
         self._store = store
         self._config = config
         self._seams = seams
+        self._watch = watch
         self._on_gone = on_gone
         self._mailbox: Mailbox[Envelope] = Mailbox(config.mailbox, policy=config.overflow)
         self._transcript: Transcript | None = None
         self._version = 0
         self._current: Envelope | None = None
-        self._turn_scope: trio.CancelScope | None = None
-        self._scope = trio.CancelScope()
-        self._ended = trio.Event()
+        self._turn: _Turn | None = None
+        self._turns_asked = 0
+        self._scope = self._mail_scope = trio.CancelScope()
+        # Few actors are ever waited for, so there is an event only then.
+        self._ended: trio.Event | None = None
+        self._is_gone = False
         self._restarts: list[float] = []
+        self._last_error: Exception | None = None
 
     def __repr__(self) -> str:
         return f"<SessionActor {self.key!r}: {self.statistics().state}>"
@@ -147,53 +321,63 @@ class SessionActor:
         when the actor ends first. Cancelling takes queued mail out, or interrupts its turn and
         waits, at most the shutdown grace, until the history is repaired.
         """
+        is_turn = isinstance(mail, StartTurn)
+        if self._turn is not None or self._turns_asked:
+            self._mind_others(is_turn=is_turn)
         envelope = Envelope(mail, self)
-        if isinstance(mail, StartTurn):
-            self._mind_double_texting()
+        self._turns_asked += is_turn
         try:
-            await self._mailbox.post(envelope)
-        except trio.WouldBlock:
-            raise SessionBusyError(f"the session's mailbox is full ({self._config.mailbox})") from None
-        except trio.ClosedResourceError:
-            raise ActorGoneError("the session was closed before it could take the message") from None
-        try:
+            if not self._post_nowait(envelope):
+                await self._post(envelope)
             return await envelope.wait()
         finally:
+            self._turns_asked -= is_turn
             if envelope.abandoned:
-                with self._grace():
-                    await envelope.done.wait()
+                with patience(self._config.shutdown_grace_s):
+                    await envelope.wait_finished()
 
     async def interrupt(self) -> bool:
         """Stop the running turn, ahead of all queued mail, and wait until the history is repaired.
 
-        What had arrived is stored as an interrupted answer. False when no turn was running.
+        What had arrived is stored as an interrupted answer. False when no turn was stopped: none was
+        running, or it was answered already and only being stored.
         """
-        envelope = self._current
-        if not self._interrupt_turn():
+        if not self._is_in_turn():
             await trio.lowlevel.checkpoint()
             return False
-        await cast("Envelope", envelope).done.wait()
-        return True
+        envelope = cast("Envelope", self._current)
+        is_stopped = self._stop_current()
+        await envelope.wait_finished()
+        return is_stopped
 
     async def aclose(self) -> None:
         """End the actor: the running turn is interrupted, queued mail gets `ActorGoneError`."""
         self._scope.cancel()
+        if self._is_gone:
+            await trio.lowlevel.checkpoint()
+            return
+        self._ended = self._ended or trio.Event()
         await self._ended.wait()
 
     def abandon(self, envelope: Envelope) -> None:
         """The asker of `envelope` was cancelled; used by envelopes."""
         if self._mailbox.remove(envelope):
-            envelope.done.set()
+            envelope.finish()
         elif envelope is self._current:
-            self._interrupt_turn()
+            self._stop_current()
+
+    def expire(self) -> None:
+        """Saving has taken too long: the asker is told at once; called by the watch."""
+        turn = cast("_Turn", self._turn)
+        turn.is_late = True
+        turn.fail(_not_saved(turn, self._too_late()))
+        self._mail_scope.cancel()
 
     def statistics(self) -> SessionStatistics:
         """A snapshot; cheap."""
         transcript = self._transcript
-        running = "running" if self._current is not None else "idle"
-        state = "gone" if self._ended.is_set() else "loading" if transcript is None else running
         return SessionStatistics(
-            state,  # type: ignore[arg-type]  # three literals that mypy widens to str
+            self._state(),
             self._mailbox.statistics().queued,
             0 if transcript is None else transcript.turns,
             self._version,
@@ -204,46 +388,58 @@ class SessionActor:
 
     async def run(self) -> None:
         """The actor's life: take mail until it is closed or cancelled. Every asker gets an answer."""
+        cause = None
         try:
             with self._scope:
                 while self._may_start():
                     await contain(self._take_mail, report=self._fail_current)
+                cause = self._last_error
         finally:
-            self._end()
+            self._end(cause)
 
     async def _take_mail(self) -> None:
+        """Act on mail, inside a scope that is replaced once it was cancelled."""
         while True:
-            envelope = await self._mailbox.receive()
-            if envelope.abandoned:
-                envelope.done.set()
-                continue
-            self._current = envelope
-            await self._act(envelope)
-            self._current = None
-            envelope.done.set()
+            with trio.CancelScope() as self._mail_scope:
+                while not self._mail_scope.cancel_called:
+                    await self._act(await self._mailbox.receive())
 
     async def _act(self, envelope: Envelope) -> None:
+        if envelope.abandoned:
+            envelope.finish()
+            return
+        self._current = envelope
         try:
-            if self._transcript is None:
-                await self._load()
-            match envelope.mail:
-                case StartTurn() as turn:
-                    await self._take_turn(turn, envelope)
-                case ReadHistory():
-                    envelope.resolve(await self._read_history())
-                case ClearHistory():
-                    await self._clear()
-                    envelope.resolve(None)
-                case ForkHistory(target=target):
-                    await self._fork(target)
-                    envelope.resolve(None)
-                case unknown:
-                    assert_never(unknown)
+            await self._answer(envelope)
         except GorouterError as exc:
             envelope.fail(exc)
-            if isinstance(exc, (SessionConflictError, HistoryNotSaved)):
-                # Somebody else wrote, or a write is in doubt: the store knows, this copy does not.
-                self._transcript = None
+        except trio.Cancelled:
+            self._settle_current(_stopped(envelope.mail))
+            raise
+        self._current = None
+        envelope.finish()
+
+    async def _answer(self, envelope: Envelope) -> None:
+        match envelope.mail:
+            case StartTurn() as turn:
+                await self._take_turn(turn, envelope)
+            case ReadHistory():
+                envelope.resolve(entries_of(await self._read_log()))
+            case ClearHistory():
+                await self._clear()
+                envelope.resolve(None)
+            case ForkHistory(target=target):
+                await self._fork(target)
+                envelope.resolve(None)
+            case unknown:
+                assert_never(unknown)
+
+    def _state(self) -> Literal["loading", "idle", "running", "gone"]:
+        if self._is_gone:
+            return "gone"
+        if self._current is None:
+            return "idle"
+        return "loading" if self._transcript is None else "running"
 
     def _may_start(self) -> bool:
         """Whether the actor may (re)start: at most `restarts` times in the window."""
@@ -254,160 +450,186 @@ class SessionActor:
 
     def _fail_current(self, error: Exception) -> None:
         """An error that nobody expected: the asker gets it as the cause, the actor starts afresh."""
+        self._last_error = error
         self._transcript = None
+        self._settle_current(_gone(error))
+
+    def _settle_current(self, error: GorouterError) -> None:
         envelope, self._current = self._current, None
         if envelope is not None:
-            gone = ActorGoneError(f"the session failed: {type(error).__name__}: {error}")
-            gone.__cause__ = error
-            envelope.fail(gone)
-            envelope.done.set()
+            envelope.fail(error)
+            envelope.finish()
 
-    def _end(self) -> None:
+    def _end(self, cause: Exception | None) -> None:
         self._on_gone(self)
-        gone = [self._current] if self._current is not None else []
-        self._current = None
-        for envelope in gone + self._mailbox.close():
-            envelope.fail(ActorGoneError("the session ended before it could answer"))
-            envelope.done.set()
-        self._ended.set()
+        self._settle_current(_gone(cause))
+        for envelope in self._mailbox.close():
+            envelope.fail(_gone(cause))
+            envelope.finish()
+        self._is_gone = True
+        if self._ended is not None:
+            self._ended.set()
+
+    # The mailbox
+
+    def _post_nowait(self, envelope: Envelope) -> bool:
+        """Queue the mail if there is room. No checkpoint: the asker waits for the answer anyway."""
+        try:
+            self._mailbox.post_nowait(envelope)
+        except trio.WouldBlock:
+            return False
+        except trio.ClosedResourceError:
+            raise _closed() from None
+        return True
+
+    async def _post(self, envelope: Envelope) -> None:
+        """Wait for room in a full mailbox, or refuse, as the policy says."""
+        try:
+            await self._mailbox.post(envelope)
+        except trio.WouldBlock:
+            raise SessionBusyError(f"the session's mailbox is full ({self._config.mailbox})") from None
+        except trio.ClosedResourceError:
+            raise _closed() from None
+
+    def _mind_others(self, *, is_turn: bool) -> None:
+        """Mail comes while turns wait or run."""
+        loan = None if self._turn is None else self._turn.loan
+        if loan is not None and loan.holder is trio.lowlevel.current_task():
+            raise SessionBusyError("this task holds a stream of the session; leave that first")
+        policy = self._config.double_texting
+        if is_turn and policy == "reject":
+            raise SessionBusyError("a turn is running, and the session rejects another (double_texting)")
+        if is_turn and policy == "interrupt" and self._is_in_turn():
+            self._stop_current()
+
+    def _is_in_turn(self) -> bool:
+        return self._current is not None and isinstance(self._current.mail, StartTurn)
+
+    def _stop_current(self) -> bool:
+        """Interrupt what is done for the current mail; what is answered is stored all the same."""
+        if self._turn is not None and self._turn.answer is not None:
+            return False
+        self._mail_scope.cancel()
+        return True
 
     # Turns
 
-    async def _take_turn(self, turn: StartTurn, envelope: Envelope) -> None:
-        transcript = cast("Transcript", self._transcript)
-        known = transcript.is_answered(turn.turn_id)
-        if known:
-            envelope.resolve(await self._stored_answer(turn.turn_id))
+    async def _take_turn(self, mail: StartTurn, envelope: Envelope) -> None:
+        transcript = self._transcript or await self._load()
+        outcome = transcript.outcome(mail.turn_id)
+        if outcome == "answered":
+            envelope.resolve(await self._stored_answer(mail.turn_id))
             return
-        if transcript.in_doubt is not None:
-            await self._resolve_doubt(transcript.in_doubt, turn.turn_id)
-        body = self._render(turn, transcript)
-        with trio.CancelScope(deadline=turn.deadline) as scope:
-            self._turn_scope = scope
-            await self._append(_started(turn, self._seams.wall()))
-            try:
-                if turn.streaming:
-                    await self._stream_turn(turn, body, envelope)
-                else:
-                    await self._whole_turn(turn, body, envelope)
-            except BaseException as exc:
-                await self._close_turn(turn, exc)
-                raise
-            finally:
-                self._turn_scope = None
-        if scope.cancelled_caught:
-            envelope.fail(TurnInterruptedError("the turn was interrupted"))
-
-    async def _whole_turn(self, turn: StartTurn, body: bytes, envelope: Envelope) -> None:
-        result = await self._pipeline.run(body)
-        result = msgspec.structs.replace(result, turn_id=turn.turn_id)
-        await self._save_answer(turn, result)
-        envelope.resolve(result)
-
-    async def _stream_turn(self, turn: StartTurn, body: bytes, envelope: Envelope) -> None:
-        reader = await self._pipeline.open_stream(body)
-        loan = TurnLoan(reader)
-        if not envelope.resolve(loan):
-            loan.give_back()
+        if transcript.unfinished is not None:
+            # A turn of an earlier life: nobody knows whether it was answered.
+            doubtful = transcript.unfinished
+            await self._append(TurnAbandoned(doubtful, "in doubt", maybe_billed=True))
+            outcome = transcript.outcome(mail.turn_id)
+        if outcome == "in_doubt":
+            raise _in_doubt(mail.turn_id)
+        body = self._render(mail, transcript)
+        turn = self._turn = _Turn(mail, envelope)
         try:
-            await loan.returned.wait()
+            await self._append(TurnStarted(mail.turn_id, msgspec.Raw(b"[%b]" % mail.messages), self._seams.wall()))
+            turn.is_sent = True
+            await (self._stream_turn(turn, body) if mail.streaming else self._whole_turn(turn, body))
+        except BaseException as exc:
+            await self._repair(turn, exc)
+            raise
         finally:
-            loan.revoked = not loan.returned.is_set()
-            reader.close()
-            await self._settle_loan(turn, loan)
+            self._turn = None
 
-    async def _settle_loan(self, turn: StartTurn, loan: TurnLoan) -> None:
-        """Write what has arrived and tell the asker; an empty partial answer abandons the turn."""
-        whole = loan.reader.is_answered
+    async def _whole_turn(self, turn: _Turn, body: bytes) -> None:
+        mail = turn.mail
+        result = await self._pipeline.run(body, deadline=mail.deadline)
+        turn.answer = msgspec.structs.replace(result, turn_id=mail.turn_id)
+        await self._save(turn)
+        turn.succeed()
+
+    async def _stream_turn(self, turn: _Turn, body: bytes) -> None:
+        loan = turn.loan = TurnLoan(await self._pipeline.open_stream(body), turn.mail.turn_id)
+        if not turn.envelope.resolve(loan):
+            loan.give_back()
+        await loan.wait_returned()
+        turn.answer = loan.answer()
+        await self._save(turn)
+        turn.succeed()
+
+    async def _save(self, turn: _Turn) -> None:
+        """Write the end of a turn; the watch bounds it, and no interrupt stops it."""
+        self._watch.begin(self)
         try:
-            if whole or loan.reader.merge.has_data:
-                result = loan.reader.result(interrupted=not whole)
-                await self._save_answer(turn, _storable(result, turn.turn_id))
-                loan.saved.resolve(result)
-            else:
-                await self._save(TurnAbandoned(turn.turn_id, "interrupted", maybe_billed=True))
-                loan.saved.resolve(None)
-        except GorouterError as exc:
-            loan.saved.fail(exc)
+            await self._append(_end_of(turn, None))
+        finally:
+            self._watch.end(self)
 
-    async def _save_answer(self, turn: StartTurn, result: ChatResult) -> None:
-        """Write the answer; what keeps it from being written becomes `HistoryNotSaved`, answer attached."""
-        try:
-            await self._save(TurnAnswered(turn.turn_id, msgspec.Raw(encode_json(result.message)), result.call))
-        except GorouterError as exc:
-            error = HistoryNotSaved(f"the answer arrived but was not stored: {exc}")
-            error.partial = result
-            error.generation_id = result.generation_id
-            raise error from exc
-
-    async def _close_turn(self, turn: StartTurn, exc: BaseException) -> None:
-        """The end of a turn that has none yet."""
-        transcript = cast("Transcript", self._transcript)
-        if transcript.in_doubt != turn.turn_id or isinstance(exc, HistoryNotSaved):
+    async def _repair(self, turn: _Turn, exc: BaseException) -> None:
+        """End a turn that was cut off by `exc`: in the store, and for its asker where `exc` does not."""
+        was_saving = turn.answer is not None
+        if turn.loan is not None:
+            turn.loan.revoke()
+            turn.answer = turn.answer or turn.loan.answer()
+        if turn.is_late:
             return
-        billed = exc.maybe_billed if isinstance(exc, GorouterError) else True
-        reason = type(exc).__name__ if isinstance(exc, GorouterError) else "interrupted"
-        with suppress(GorouterError):
-            # The turn's own error says more; a turn left without an end is given one by the next.
-            await self._save(TurnAbandoned(turn.turn_id, reason, maybe_billed=billed))
+        if was_saving and isinstance(exc, Exception):
+            turn.fail(_not_saved(turn, exc))
+            return
+        failures: list[Exception] = []
+        with self._grace() as scope:
+            await contain(partial(self._write_end, turn, exc), report=failures.append)
+        if scope.cancelled_caught:
+            failures.append(self._too_late())
+        for failure in failures:
+            exc.add_note(f"and the turn's end was not stored: {failure!r}")
+        self._settle_cut_off(turn, exc, failures)
 
-    async def _resolve_doubt(self, doubtful: str, turn_id: str) -> None:
-        """A turn of an earlier life has no end: it is given one, and whoever asks for it is told."""
-        await self._append(TurnAbandoned(doubtful, "in doubt", maybe_billed=True))
-        if doubtful == turn_id:
-            error = TurnInDoubtError(f"turn {turn_id!r} was sent, and whether it was answered is unknown")
-            error.maybe_billed = True
-            raise error
+    async def _write_end(self, turn: _Turn, exc: BaseException) -> None:
+        """Write the end of the turn unless the store has it, which only the store knows after a doubtful write."""
+        transcript = self._transcript or await self._load()
+        if transcript.unfinished == turn.mail.turn_id:
+            await self._append(_end_of(turn, exc))
 
-    def _render(self, turn: StartTurn, transcript: Transcript) -> bytes:
-        messages = transcript.render(turn.messages)
-        if self.options.system:
-            messages = self.options.system + b"," + messages
-        options = turn.options if turn.options != b"{}" else self.options.options
-        if options is turn.options and self.options.options != b"{}":
-            options = join_options(self.options.options, turn.options)
-        return render_body(options, messages, streaming=turn.streaming)
+    def _settle_cut_off(self, turn: _Turn, exc: BaseException, failures: list[Exception]) -> None:
+        """Answer the asker of a turn that was cut off, now that the store knows of it or could not be told."""
+        transcript = self._transcript
+        if turn.answer is None:
+            turn.fail_with(exc)
+        elif transcript is not None and transcript.outcome(turn.mail.turn_id) == "answered":
+            turn.succeed()
+        else:
+            turn.fail(_not_saved(turn, failures[0] if failures else SessionConflictError("somebody else wrote")))
 
-    def _mind_double_texting(self) -> None:
-        busy = self._current is not None or self._mailbox.statistics().queued > 0
-        if busy and self._config.double_texting == "reject":
-            raise SessionBusyError("a turn is running, and the session rejects another (double_texting)")
-        if busy and self._config.double_texting == "interrupt":
-            self._interrupt_turn()
-
-    def _interrupt_turn(self) -> bool:
-        if self._turn_scope is None:
-            return False
-        self._turn_scope.cancel()
-        return True
+    def _render(self, mail: StartTurn, transcript: Transcript) -> bytes:
+        """The request body, in one piece from the start: the history is copied once."""
+        options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
+        added = transcript.render(mail.messages)
+        start, end = render_body(options, b"\0", streaming=mail.streaming).split(b"\0")
+        comma = b"," if transcript.rendered else b""
+        return b"".join((start, transcript.rendered, comma, added, end))
 
     # The store
 
-    async def _load(self) -> None:
+    async def _load(self) -> Transcript:
         stored = await self._store.load(self.key)
-        transcript = Transcript()
+        transcript = Transcript(self.options.system)
         for entry in stored.entries:
             transcript.apply(decode_log_entry(entry))
         self._transcript = transcript
         self._version = stored.version
-
-    async def _save(self, entry: LogEntry) -> None:
-        """Append the end of a turn, shielded and bounded; raises `HistoryNotSaved` when time runs out."""
-        with self._grace() as scope:
-            await self._append(entry)
-        if scope.cancelled_caught:
-            raise HistoryNotSaved(f"the store did not answer in {self._config.shutdown_grace_s} s")
+        return transcript
 
     async def _append(self, entry: LogEntry) -> None:
-        self._version = await self._store.append(self.key, [encode_json(entry)], expected_version=self._version)
-        cast("Transcript", self._transcript).apply(entry)
+        try:
+            self._version = await self._store.append(self.key, [encode_json(entry)], expected_version=self._version)
+            cast("Transcript", self._transcript).apply(entry)
+        except BaseException:
+            # Written or not: the store knows, and is asked before anything else is done.
+            self._transcript = None
+            raise
 
     async def _read_log(self) -> list[LogEntry]:
         stored = await self._store.load(self.key)
         return [decode_log_entry(entry) for entry in stored.entries]
-
-    async def _read_history(self) -> list[HistoryEntry]:
-        return entries_of(await self._read_log())
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
         for entry in await self._read_log():
@@ -417,25 +639,80 @@ class SessionActor:
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
 
     async def _clear(self) -> None:
+        if self._transcript is None:
+            await self._load()
+        self._transcript = None
         self._version = await self._store.rewrite(self.key, [], expected_version=self._version)
-        self._transcript = Transcript()
+        self._transcript = Transcript(self.options.system)
 
     async def _fork(self, target: str) -> None:
         stored = await self._store.load(self.key)
         await self._store.append(target, stored.entries, expected_version=0)
+
+    def _too_late(self) -> HistoryNotSaved:
+        return HistoryNotSaved(f"the store did not answer in {self._config.shutdown_grace_s:g} s")
 
     def _grace(self) -> trio.CancelScope:
         """A shield for saving, bounded."""
         return trio.CancelScope(shield=True, deadline=trio.current_time() + self._config.shutdown_grace_s)
 
 
-def _started(turn: StartTurn, at_s: float) -> TurnStarted:
-    return TurnStarted(turn.turn_id, msgspec.Raw(b"[%b]" % turn.messages), at_s)
+def _end_of(turn: _Turn, exc: BaseException | None) -> LogEntry:
+    """The entry that ends a turn, which `exc` cut off if it is not None."""
+    answer = turn.answer
+    if answer is not None:
+        return TurnAnswered(turn.mail.turn_id, msgspec.Raw(encode_json(answer.message)), answer.call)
+    if isinstance(exc, GorouterError):
+        return TurnAbandoned(turn.mail.turn_id, type(exc).__name__, maybe_billed=exc.maybe_billed)
+    return TurnAbandoned(turn.mail.turn_id, "interrupted", maybe_billed=turn.is_sent)
 
 
-def _storable(result: ChatResult, turn_id: str) -> ChatResult:
-    """An interrupted answer without its tool calls: they may be cut anywhere, and nothing ran for them."""
+def _storable(result: ChatResult) -> AssistantMessage:
+    """The message of an answer; without its tool calls when it was interrupted: they may be cut anywhere."""
     message = result.message
     if result.interrupted and message.tool_calls is not UNSET:
-        message = msgspec.structs.replace(message, tool_calls=UNSET, content=message.content or "")
-    return msgspec.structs.replace(result, message=message, turn_id=turn_id)
+        return msgspec.structs.replace(message, tool_calls=UNSET, content=message.content or "")
+    return message
+
+
+def _interrupted(cause: GorouterError) -> TurnInterruptedError:
+    error = TurnInterruptedError("the turn was interrupted")
+    error.partial = cause.partial
+    error.generation_id = cause.generation_id
+    error.maybe_billed = True
+    return error
+
+
+def _stopped(mail: SessionMail, *, maybe_billed: bool = False) -> GorouterError:
+    """What the asker is told when what was done for `mail` was cancelled."""
+    if not isinstance(mail, StartTurn):
+        return _gone(None)
+    error = TurnInterruptedError("the turn was interrupted")
+    error.maybe_billed = maybe_billed
+    return error
+
+
+def _in_doubt(turn_id: str) -> TurnInDoubtError:
+    error = TurnInDoubtError(f"turn {turn_id!r} was sent before, and whether it was answered is unknown")
+    error.maybe_billed = True
+    return error
+
+
+def _not_saved(turn: _Turn, cause: Exception) -> HistoryNotSaved:
+    error = HistoryNotSaved(f"the answer arrived but was not stored: {cause}")
+    error.partial = turn.answer
+    error.generation_id = None if turn.answer is None else turn.answer.generation_id
+    error.__cause__ = cause
+    return error
+
+
+def _closed() -> ActorGoneError:
+    return ActorGoneError("the session was closed before it could take the message")
+
+
+def _gone(cause: Exception | None) -> ActorGoneError:
+    if cause is None:
+        return ActorGoneError("the session ended before it could answer")
+    error = ActorGoneError(f"the session failed: {type(cause).__name__}: {cause}")
+    error.__cause__ = cause
+    return error

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
 import trio
 
 from .._stream import ChatStream
-from ..errors import ConfigError, GorouterError, SessionConflictError, TurnInterruptedError
-from ..wire.codec import encode_options, encode_prompt
+from ..errors import ActorGoneError, ConfigError, GorouterError, HistoryNotSaved, SessionConflictError
+from ..wire.codec import encode_options, encode_prompt, join_options
 from ..wire.mail import ClearHistory, ForkHistory, ReadHistory, StartTurn
-from .actor import SessionActor, SessionOptions, SessionStatistics, TurnLoan
+from .actor import SaveWatch, SessionActor, SessionOptions, SessionStatistics, TurnLoan, patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,12 +45,30 @@ class SessionDirectory:
         self._store = store
         self._config = config
         self._actors: dict[str, SessionActor] = {}
-        self.seams = seams
+        self._is_open = True
+        self._watch = SaveWatch(config.shutdown_grace_s)
+        self._seams = seams
+        self._turn_ids = map(f"{seams.new_id()}-{{}}".format, itertools.count(1))
+
+    def __repr__(self) -> str:
+        return f"<SessionDirectory {'open' if self._is_open else 'closed'}: {self.active} active>"
 
     @property
     def active(self) -> int:
         """How many actors there are."""
         return len(self._actors)
+
+    async def run(self) -> None:
+        """What all sessions need to have running; until cancelled."""
+        await self._watch.run()
+
+    def close(self) -> None:
+        """Start no more actors; the running ones end with their nursery."""
+        self._is_open = False
+
+    def new_turn_id(self) -> str:
+        """A turn id that no other turn has."""
+        return next(self._turn_ids)
 
     def ref(self, key: str, options: SessionOptions) -> SessionRef:
         """A ref to the session `key`, starting nothing.
@@ -58,47 +77,64 @@ class SessionDirectory:
         active with other options.
         """
         self._check_key(key)
-        self._check_options(key, options)
-        return SessionRef(self, key, options)
+        actor = self._actors.get(key)
+        if actor is not None and actor.options != options:
+            raise _other_options(key)
+        return SessionRef(self, key, options=options)
 
     def activate(self, key: str, options: SessionOptions) -> SessionActor:
-        """The session's actor, started if need be; raises `SessionConflictError` as `ref` does."""
-        self._check_options(key, options)
+        """The session's actor, started if need be.
+
+        Raises `SessionConflictError` as `ref` does, `ActorGoneError` when the client is closed.
+        """
         actor = self._actors.get(key)
         if actor is None:
-            actor = SessionActor(
-                key,
-                options,
-                pipeline=self._pipeline,
-                store=self._store,
-                config=self._config,
-                seams=self.seams,
-                on_gone=self._forget,
-            )
-            self._actors[key] = actor
-            self._nursery.start_soon(actor.run)
+            return self._start(key, options)
+        if actor.options != options:
+            raise _other_options(key)
         return actor
 
     def active_actor(self, key: str) -> SessionActor | None:
         """The session's actor if it is active."""
         return self._actors.get(key)
 
-    def grace(self) -> trio.CancelScope:
-        """A shield for the end of a turn, bounded."""
-        return trio.CancelScope(shield=True, deadline=trio.current_time() + self._config.shutdown_grace_s)
+    async def end_stream(self, loan: TurnLoan) -> GorouterError | None:
+        """Give the loan back and wait until the turn is stored; returns what kept it from that."""
+        loan.give_back()
+        try:
+            with patience(self._config.shutdown_grace_s):
+                await loan.saved.wait()
+                return None
+        except GorouterError as exc:
+            return exc
+        error = HistoryNotSaved("the session did not say in time whether what had arrived was stored")
+        error.partial = loan.answer()
+        return error
+
+    def _start(self, key: str, options: SessionOptions) -> SessionActor:
+        if not self._is_open:
+            raise ActorGoneError("the client is closed")
+        actor = SessionActor(
+            key,
+            options,
+            pipeline=self._pipeline,
+            store=self._store,
+            config=self._config,
+            seams=self._seams,
+            watch=self._watch,
+            on_gone=self._forget,
+        )
+        self._actors[key] = actor
+        self._nursery.start_soon(actor.run)
+        return actor
 
     def _forget(self, actor: SessionActor) -> None:
         if self._actors.get(actor.key) is actor:
             del self._actors[actor.key]
 
-    def _check_options(self, key: str, options: SessionOptions) -> None:
-        actor = self._actors.get(key)
-        if actor is not None and actor.options != options:
-            raise SessionConflictError(f"session {key!r} is open with different options")
-
     def _check_key(self, key: str) -> None:
         if not key:
-            raise ConfigError("session: the key must not be empty")
+            raise ConfigError("session: the key must be a text that is not empty")
         try:
             size = len(key.encode())
         except UnicodeEncodeError as exc:
@@ -112,7 +148,7 @@ class SessionRef:
 
     __slots__ = ("_directory", "_options", "key")
 
-    def __init__(self, directory: SessionDirectory, key: str, options: SessionOptions) -> None:
+    def __init__(self, directory: SessionDirectory, key: str, *, options: SessionOptions) -> None:
         self._directory = directory
         self._options = options
         self.key = key
@@ -139,24 +175,26 @@ class SessionRef:
         """Take one turn with the answer streamed; it is stored when the `async with` is left.
 
         Leaving early, by an exception or a cancel as well, stores what had arrived as an
-        interrupted answer. Errors as in `ask`, raised on entering, while iterating, or on leaving.
+        interrupted answer. Errors as in `ask`, raised on entering, while iterating, or on leaving;
+        an error of the body leaves as it is, whatever becomes of storing. While the stream is open
+        its task cannot ask the session anything else: that is a `SessionBusyError`.
         """
         actor = self._directory.activate(self.key, self._options)
-        loan = cast("TurnLoan", await actor.ask(self._turn(prompt, turn_id, options, streaming=True)))
-        if not isinstance(loan, TurnLoan):
-            yield ChatStream.of_result(loan)
+        answer = await actor.ask(self._turn(prompt, turn_id, options, streaming=True))
+        if not isinstance(answer, TurnLoan):
+            yield ChatStream.of_result(cast("ChatResult", answer))
             return
+        answer.holder = trio.lowlevel.current_task()
         try:
-            try:
-                yield ChatStream(loan.reader, raw_chunks=raw_chunks)
-            except GorouterError as exc:
-                if loan.revoked:
-                    raise _interrupted(exc) from exc
-                raise
-        finally:
-            loan.give_back()
-            with self._directory.grace():
-                await loan.saved.wait()
+            yield ChatStream(answer, raw_chunks=raw_chunks)
+        except BaseException as exc:
+            failure = await self._directory.end_stream(answer)
+            if failure is not None:
+                exc.add_note(f"and what had arrived was not stored: {failure}")
+            raise
+        failure = await self._directory.end_stream(answer)
+        if failure is not None:
+            raise failure
 
     async def interrupt(self) -> bool:
         """Stop the running turn, ahead of queued ones; what had arrived is stored. False when none runs."""
@@ -171,13 +209,19 @@ class SessionRef:
         return cast("list[HistoryEntry]", await self._actor().ask(ReadHistory()))
 
     async def clear(self) -> None:
-        """Empty the history, after the turns queued before; the session stays."""
+        """Empty the history, after the turns queued before; the session stays, its turn ids are forgotten."""
         await self._actor().ask(ClearHistory())
 
     async def fork(self, key: str, **options: Unpack[ChatKeywords]) -> SessionRef:
-        """A new session with a copy of this history; raises `SessionConflictError` when it exists already."""
-        chat_options = encode_options(options) if options else self._options.options
+        """A new session with a copy of this history, after the turns queued before.
+
+        It has this session's system message and options, beneath the ones given. Raises
+        `SessionConflictError` when a session with this key exists already.
+        """
+        chat_options = join_options(self._options.options, encode_options(options))
         target = self._directory.ref(key, SessionOptions(self._options.system, chat_options))
+        if self._directory.active_actor(key) is not None:
+            raise SessionConflictError(f"session {key!r} exists already")
         await self._actor().ask(ForkHistory(key))
         return target
 
@@ -202,7 +246,7 @@ class SessionRef:
         if turn_id is not None and not turn_id:
             raise ConfigError("turn_id: must not be empty")
         return StartTurn(
-            turn_id=turn_id or self._directory.seams.new_id(),
+            turn_id=turn_id or self._directory.new_turn_id(),
             messages=encode_prompt(prompt),
             options=encode_options(options) if options else b"{}",
             streaming=streaming,
@@ -210,8 +254,5 @@ class SessionRef:
         )
 
 
-def _interrupted(cause: GorouterError) -> TurnInterruptedError:
-    error = TurnInterruptedError("the turn was interrupted")
-    error.partial = cause.partial
-    error.maybe_billed = True
-    return error
+def _other_options(key: str) -> SessionConflictError:
+    return SessionConflictError(f"session {key!r} is open with different options")

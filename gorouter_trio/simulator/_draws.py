@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import base64
+import binascii
 import hashlib
 import math
-from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 T = TypeVar("T")
 
-_BLOCK_BYTES: Final = 1_024
+_BLOCK_BYTES: Final = 64
+_ALNUM: Final = bytes.maketrans(b"+/", b"xY")
 _NORMAL: Final = NormalDist()
 
 
 @final
 class Draws:
-    """Draws from SHAKE-256 of a key.
+    """Draws from BLAKE2b of a key and a counter.
 
     The same key gives the same draws on every machine and Python, which `random.Random` promises for `random()` only;
-    making one costs 3 us.
+    making one and drawing from it costs 2 us.
     """
 
     __slots__ = ("_block", "_blocks", "_key", "_position")
@@ -31,14 +34,20 @@ class Draws:
         self._block = b""
         self._position = _BLOCK_BYTES
 
+    def take(self, count: int) -> bytes:
+        """*count* bytes, at most 64."""
+        position = self._position
+        if position + count > _BLOCK_BYTES:
+            self._block = hashlib.blake2b(b"%d:%b" % (self._blocks, self._key)).digest()
+            self._blocks += 1
+            position = 0
+        self._position = position + count
+        return self._block[position : position + count]
+
     def integer(self) -> int:
         """A number below 2**16."""
-        if self._position >= _BLOCK_BYTES:
-            self._refill()
-        position = self._position
-        self._position = position + 2
-        block = self._block
-        return block[position] << 8 | block[position + 1]
+        high, low = self.take(2)
+        return high << 8 | low
 
     def below(self, limit: int) -> int:
         """A number in [0, *limit*), for limits well below 2**16."""
@@ -71,15 +80,6 @@ class Draws:
         return value * (1 + jitter * (2 * self.unit() - 1)) if jitter and value else value
 
     def alnum(self, length: int) -> str:
-        """A string of at most 80 letters and digits."""
-        count = (length * 3 + 3) // 4
-        if self._position + count > _BLOCK_BYTES:
-            self._refill()
-        taken = self._block[self._position : self._position + count]
-        self._position += count + (count & 1)  # draws of integers are two bytes wide and stay aligned
-        return base64.b64encode(taken, altchars=b"xY").decode("ascii")[:length]
-
-    def _refill(self) -> None:
-        self._block = hashlib.shake_256(b"%d:%b" % (self._blocks, self._key)).digest(_BLOCK_BYTES)
-        self._blocks += 1
-        self._position = 0
+        """A string of at most 84 letters and digits."""
+        taken = binascii.b2a_base64(self.take((length * 3 + 3) // 4), newline=False)
+        return taken.translate(_ALNUM).decode("ascii")[:length]

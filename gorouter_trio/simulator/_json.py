@@ -7,10 +7,13 @@ Output is what `JSON.stringify` makes: compact, raw UTF-8, and numbers as ECMASc
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final, TypeVar
+import json
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 T = TypeVar("T")
 
@@ -61,3 +64,8 @@ def decimal_string(nanousd: int) -> str:
 def decoder(kind: type[T]) -> Callable[[bytes], T]:
     """A function that decodes JSON into *kind*; raises `msgspec.DecodeError`."""
     return msgspec.json.Decoder(kind).decode
+
+
+def with_spaces(text: str) -> str:
+    """The JSON document *text* with a space after each colon and comma; raises `ValueError` when it is none."""
+    return json.dumps(json.loads(text), ensure_ascii=False)

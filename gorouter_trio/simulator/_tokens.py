@@ -1,20 +1,36 @@
-"""The simulator's tokenizer: pieces of words, about four characters each in English prose.
+"""The simulator's tokenizer: words with the space before them, in pieces of at most seven characters.
 
-A token is up to eight letters, three digits or three other signs, with the space before it, or a run of white space.
-Joining the pieces gives the text back, so counting, cutting at a token limit and streaming agree with each other.
+English prose has about 4.5 characters a token this way. Joining the pieces gives the text back, so counting, cutting
+at a token limit and streaming agree with each other.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
-_PIECE: Final = re.compile(r" ?[A-Za-z]{1,8}| ?\d{1,3}| ?[^\sA-Za-z\d]{1,3}|\s+")
-
-split: Final = _PIECE.findall
-"""The tokens of a text, in order."""
+_PIECE: Final = 7
 
 
 def count(text: str) -> int:
     """How many tokens *text* has."""
-    return len(_PIECE.findall(text))
+    words = text.split(" ")
+    # A word of n characters and its space are ceil((n + 1) / 7) pieces; the first word has no space.
+    return sum([(len(word) + _PIECE) // _PIECE for word in words]) - (len(words[0]) % _PIECE == 0)
+
+
+def split(text: str) -> list[str]:
+    """The tokens of *text*, in order."""
+    pieces: list[str] = []
+    first, *words = text.split(" ")
+    if first:
+        pieces += _slices(first)
+    for word in words:
+        if len(word) < _PIECE:
+            pieces.append(f" {word}")
+        else:
+            pieces += _slices(f" {word}")
+    return pieces
+
+
+def _slices(word: str) -> list[str]:
+    return [word[at : at + _PIECE] for at in range(0, len(word), _PIECE)]

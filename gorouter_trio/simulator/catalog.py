@@ -1,6 +1,7 @@
 """The models that the simulator offers, with prices in nano-dollars a token.
 
-Names, sizes and prices are plausible, not current: they give tests and demos something to choose from and to count with.
+Names, sizes and prices are plausible, not current: they give tests and demos something to choose from and to
+count with.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+__all__ = [
+    "MODELS",
+    "SimulatedModel",
+    "Style",
+]
+
 Style = Literal["openai", "anthropic", "google", "xai", "open"]
 """How a provider's replies look: finish reasons, fingerprints, call ids, JSON spacing and reasoning blocks differ."""
 
-# Who stops billing when a streamed request is cancelled (the API's streaming page lists them); the others bill it whole.
-_STOPS_BILLING: Final = frozenset(
-    "OpenAI,Azure,Anthropic,Fireworks,Novita,DeepInfra,Together,Cohere,xAI,Cloudflare,Friendli,Chutes,DeepSeek".split(",")
-)
+# Who stops billing when a stream is cancelled (the API's streaming page lists them); the others bill it whole.
+_STOPS_BILLING: Final = (
+    "Anthropic", "Azure", "Chutes", "Cloudflare", "Cohere", "DeepInfra", "DeepSeek", "Fireworks", "Friendli", "Novita",
+    "OpenAI", "Together", "xAI",
+)  # fmt: skip
 
 
 class SimulatedModel(Struct, frozen=True, kw_only=True):
@@ -88,7 +96,7 @@ _TOKENIZERS: Final = {
 }
 _INPUTS: Final = {"t": "text", "i": "image", "f": "file", "a": "audio", "v": "video"}
 
-# id | name | provider | date of the served name | context | output | prompt | completion | cache read | inputs | reasons
+# id | name | provider | served name or end | context | output | prompt | completion | cache read | inputs | reasons
 _TABLE: Final = """
 openai/gpt-4o-mini|OpenAI: GPT-4o-mini|OpenAI|-2024-07-18|128000|16384|150|600|75|tif|
 openai/gpt-4o|OpenAI: GPT-4o|OpenAI|-2024-11-20|128000|16384|2500|10000|1250|tif|
@@ -169,7 +177,7 @@ z-ai/glm-4.5-air|Z.AI: GLM 4.5 Air|Novita||131072|65536|130|850||t|r
 minimax/minimax-m2|MiniMax: MiniMax M2|Minimax||196608|65536|255|1020||t|r
 nousresearch/hermes-4-70b|Nous: Hermes 4 70B|Nebius||131072|65536|110|380||t|
 perplexity/sonar|Perplexity: Sonar|Perplexity||127072|8192|1000|1000||ti|
-"""
+"""  # noqa: E501 - a table
 
 
 def _models() -> tuple[SimulatedModel, ...]:
@@ -180,11 +188,12 @@ def _models() -> tuple[SimulatedModel, ...]:
 def _model(row: list[str], number: int) -> SimulatedModel:
     model_id, name, provider, served, context, output, prompt, completion, cached, inputs, reasons = row
     base = model_id.partition(":")[0]
+    author = base.partition("/")[0]
     return SimulatedModel(
         id=model_id,
         name=name,
         provider=provider,
-        served_as=f"{base.partition('/')[0]}/{served[1:]}" if served.startswith("=") else base + served,
+        served_as=f"{author}/{served[1:]}" if served.startswith("=") else base + served,
         context_length=int(context),
         max_completion_tokens=int(output),
         prompt_nanousd=int(prompt),

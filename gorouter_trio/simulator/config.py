@@ -12,6 +12,13 @@ from ..errors import ConfigError
 from .catalog import MODELS, SimulatedModel
 from .faults import FAULTS, FaultKind
 
+__all__ = [
+    "CancelBilling",
+    "RequestRecord",
+    "SimulatorConfig",
+    "SimulatorStatistics",
+]
+
 CancelBilling = Literal["provider", "generated", "everything"]
 """What a cancelled stream costs: as its provider does it, the tokens generated so far, or the whole completion."""
 
@@ -48,7 +55,7 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True):
     models: tuple[SimulatedModel, ...] = MODELS
     default_model: str = "openai/gpt-4o-mini"
     """What a request without a model gets."""
-    credits_nanousd: int = 100_000_000_000
+    credits_nanousd: int = 10_000_000_000_000
     """Credits bought; when they are spent, requests to paid models are answered 402."""
     reply_tokens: int = 110
     """Median length of a prose reply."""
@@ -59,7 +66,7 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True):
     cancel_billing: CancelBilling = "provider"
     directives: bool = True
     """Whether the prompt may steer the simulator: see `simulator.directives`."""
-    ledger_size: int = 50_000
+    ledger_size: int = 20_000
     """Generations that can be looked up; totals stay exact beyond."""
     log_size: int = 256
     """Requests that `Simulator.recent_requests` remembers."""
@@ -120,11 +127,11 @@ class SimulatorStatistics(Struct, frozen=True, kw_only=True):
     processed: int = 0
     """Generations started."""
     completed: int = 0
-    """Generations whose reply was sent whole."""
+    """Generations that ran to their end, and were sent off."""
     cancelled: int = 0
     """Streams that the client left before their end."""
     failed: int = 0
-    """Generations that ended in a fault, or whose whole reply could not be delivered."""
+    """Generations that ended in a fault, or with the simulator."""
     faults: int = 0
     """Faults injected, refusing ones included."""
     in_flight: int = 0
@@ -140,7 +147,7 @@ class SimulatorStatistics(Struct, frozen=True, kw_only=True):
     """The sum of all charges."""
 
 
-class RequestRecord(Struct, frozen=True, kw_only=True):
+class RequestRecord(Struct, frozen=True, kw_only=True, gc=False):
     """One chat request, as the simulator's log tells it when the request has ended."""
 
     generation_id: str | None

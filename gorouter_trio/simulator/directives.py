@@ -20,6 +20,14 @@ from msgspec import Struct
 
 from .faults import FAULTS, FaultKind
 
+__all__ = [
+    "NONE",
+    "CallDirective",
+    "Directives",
+    "read_directives",
+    "without_directives",
+]
+
 _DIRECTIVE: Final = re.compile(r"\[\[(say|tokens|call|fault)\s+(.*?)\]\](?!\])", re.DOTALL)
 _CALL: Final = re.compile(r"([A-Za-z0-9_-]{1,64})\s*(\{.*\})?\s*", re.DOTALL)
 _FAULT: Final = re.compile(r"(\w+)(?:\s+x(\d{1,6}))?")
@@ -66,6 +74,11 @@ def read_directives(text: str) -> Directives:
             fault = _read_fault(rest)
     kind, times = fault or (None, None)
     return Directives(say=say, tokens=tokens, calls=tuple(calls), fault=kind, fault_times=times)
+
+
+def without_directives(text: str) -> str:
+    """*text* as a reader who knows no directives would like it."""
+    return _DIRECTIVE.sub(" ", text) if "[[" in text else text
 
 
 def _read_tokens(text: str) -> int | None:

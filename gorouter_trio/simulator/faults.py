@@ -6,12 +6,27 @@ some are charged all the same, because the reply was made and lost on the way.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, TypeAlias
 
 from msgspec import Struct
 
 from . import _json
+
+__all__ = [
+    "FAULTS",
+    "USER_ID",
+    "ErrorReply",
+    "Fault",
+    "FaultContext",
+    "FaultKind",
+    "Maker",
+    "bad_request",
+    "context_length",
+    "credits_spent",
+    "error_body",
+    "plain",
+]
 
 FaultKind = Literal[
     "400_context",
@@ -39,6 +54,8 @@ FaultKind = Literal[
     "stream_cut",
     "connection_cut",
     "hang",
+    "stall",
+    "mid_stream_stall",
 ]
 """The names of the faults. A number is the HTTP status; the others:
 
@@ -47,7 +64,9 @@ FaultKind = Literal[
 * `mid_stream_error`: a part of the reply, then an error with finish reason `error`. Not charged.
 * `stream_cut`: the connection is closed in the middle of the reply. Charged for what was sent; a whole reply in full.
 * `connection_cut`: the connection is closed without an answer, after the generation. Charged.
-* `hang`: nothing is ever sent. Ends, and is charged, when the client gives up.
+* `hang`: nothing is ever sent. Like the stalls, it ends and is charged when the client gives up.
+* `stall`: a 200, and then keep-alives (comments in a stream, padding in a whole reply) for ever.
+* `mid_stream_stall`: a part of the stream before the keep-alives; a whole reply has none.
 """
 
 USER_ID: Final = "user_2sim0000000000000000000000"
@@ -60,7 +79,6 @@ class FaultContext(Struct, frozen=True, kw_only=True):
 
     model: str
     provider: str
-    generation_id: str
     prompt: str
     prompt_tokens: int
     max_tokens: int
@@ -90,7 +108,7 @@ class Fault(Struct, frozen=True):
     is_charged: bool = False
 
 
-def error_body(message: str, code: int, metadata: dict[str, object] | None = None, *, user: bool = True) -> bytes:
+def error_body(message: str, code: int, *, metadata: Mapping[str, object] | None = None, user: bool = True) -> bytes:
     """An error as the API writes it: message, code, metadata, and the account's `user_id` beside it."""
     error: dict[str, object] = {"message": message, "code": code}
     if metadata is not None:
@@ -100,7 +118,7 @@ def error_body(message: str, code: int, metadata: dict[str, object] | None = Non
 
 def bad_request(message: str, *, error_type: str | None = None) -> ErrorReply:
     """A 400 for the form of a request."""
-    return ErrorReply(400, error_body(message, 400, {"error_type": error_type} if error_type else None))
+    return ErrorReply(400, error_body(message, 400, metadata={"error_type": error_type} if error_type else None))
 
 
 def plain(status: int, message: str) -> ErrorReply:
@@ -125,11 +143,9 @@ def credits_spent(context: FaultContext) -> ErrorReply:
         f"{context.max_tokens} tokens, but can only afford {context.affordable_tokens}. To increase, visit "
         f"{_CREDITS_URL} and add more credits"
     )
-    hint = (
-        f"Add credits at {_CREDITS_URL}, or lower max_tokens / prompt size to fit your remaining balance."
-    )
+    hint = f"Add credits at {_CREDITS_URL}, or lower max_tokens / prompt size to fit your remaining balance."
     metadata = {"limit_source": "openrouter_credits", "remedy_hint": hint, "provider_name": None}
-    return ErrorReply(402, error_body(message, 402, metadata))
+    return ErrorReply(402, error_body(message, 402, metadata=metadata))
 
 
 def _in_flight(context: FaultContext) -> ErrorReply:
@@ -148,7 +164,7 @@ def _in_flight(context: FaultContext) -> ErrorReply:
         "remedy_hint": hint,
         "headers": {"Retry-After": wait},
     }
-    return ErrorReply(402, error_body(message, 402, metadata), (("Retry-After", wait),))
+    return ErrorReply(402, error_body(message, 402, metadata=metadata), (("Retry-After", wait),))
 
 
 def _provider_400(context: FaultContext) -> ErrorReply:
@@ -164,7 +180,7 @@ def _provider_error(context: FaultContext, status: int, raw: str, **more: object
         "provider_error_code": str(status),
         **more,
     }
-    return ErrorReply(status, error_body("Provider returned error", status, metadata))
+    return ErrorReply(status, error_body("Provider returned error", status, metadata=metadata))
 
 
 def _unknown_key(_context: FaultContext) -> ErrorReply:
@@ -177,7 +193,7 @@ def _key_limit(_context: FaultContext) -> ErrorReply:
         "scope": "key",
         "remedy_hint": "Raise the limit of this key, or wait for its reset.",
     }
-    return ErrorReply(403, error_body("Key limit exceeded (weekly limit).", 403, metadata))
+    return ErrorReply(403, error_body("Key limit exceeded (weekly limit).", 403, metadata=metadata))
 
 
 def _moderation(context: FaultContext) -> ErrorReply:
@@ -192,7 +208,7 @@ def _moderation(context: FaultContext) -> ErrorReply:
         "provider_name": context.provider,
         "model_slug": context.model,
     }
-    return ErrorReply(403, error_body(message, 403, metadata))
+    return ErrorReply(403, error_body(message, 403, metadata=metadata))
 
 
 def _no_endpoints(context: FaultContext) -> ErrorReply:
@@ -211,17 +227,15 @@ def _admission(context: FaultContext) -> ErrorReply:
         "headers": {"Retry-After": wait},
     }
     message = "OpenRouter could not verify available credits for this request in time. Retry shortly."
-    return ErrorReply(429, error_body(message, 429, metadata), (("Retry-After", wait),))
+    return ErrorReply(429, error_body(message, 429, metadata=metadata), (("Retry-After", wait),))
 
 
 def _free_daily(context: FaultContext) -> ErrorReply:
     midnight_ms = (int(context.now_s * 1_000) // _DAY_MS + 1) * _DAY_MS
     headers = {"X-RateLimit-Limit": "50", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(midnight_ms)}
-    message = (
-        "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock 1000 free model requests per day"
-    )
+    message = "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock 1000 free model requests per day"
     metadata = {"headers": headers, "limit_source": "openrouter_free_tier_daily"}
-    return ErrorReply(429, error_body(message, 429, metadata), tuple(headers.items()))
+    return ErrorReply(429, error_body(message, 429, metadata=metadata), tuple(headers.items()))
 
 
 def _upstream_429(context: FaultContext) -> ErrorReply:
@@ -261,7 +275,7 @@ def _bad_gateway(context: FaultContext) -> ErrorReply:
 def _unavailable(context: FaultContext) -> ErrorReply:
     message = "No provider is available that meets your routing requirements right now."
     headers = () if context.retry_after_s is None else (("Retry-After", str(context.retry_after_s)),)
-    return ErrorReply(503, error_body(message, 503, {"error_type": "provider_overloaded"}), headers)
+    return ErrorReply(503, error_body(message, 503, metadata={"error_type": "provider_overloaded"}), headers)
 
 
 def _upstream_timeout(_context: FaultContext) -> ErrorReply:
@@ -306,5 +320,7 @@ FAULTS: Final[dict[FaultKind, Fault]] = {
     "stream_cut": Fault(None, is_charged=True),
     "connection_cut": Fault(None, is_charged=True),
     "hang": Fault(None, is_charged=True),
+    "stall": Fault(None, is_charged=True),
+    "mid_stream_stall": Fault(None, is_charged=True),
 }
 """Every fault by its name. Never changed after import."""

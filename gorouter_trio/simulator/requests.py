@@ -1,4 +1,4 @@
-"""Chat requests as the simulator reads them: with types of its own, lenient where the API is, and the API's refusals."""
+"""Chat requests as the simulator reads them: types of its own, lenient where the API is, and the API's refusals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,34 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from . import _json
+from . import _json, _tokens
 from .faults import ErrorReply, bad_request
 
-_IMAGE_TOKENS: Final = 85
+__all__ = [
+    "CALL_TOKENS",
+    "CalledFunction",
+    "ChatRequest",
+    "JsonSchema",
+    "Message",
+    "OfferedFunction",
+    "Part",
+    "Reading",
+    "Reasoning",
+    "ResponseFormat",
+    "Tool",
+    "ToolCall",
+    "ToolChoice",
+    "parse_chat",
+]
+
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MAX_FALLBACKS: Final = 3
 _MAX_STOPS: Final = 4
+_MESSAGE_TOKENS: Final = 4
+_IMAGE_TOKENS: Final = 85
+CALL_TOKENS: Final = 6
+"""What a tool call or an offered tool counts for, besides its text."""
+_NOTHING: Final = msgspec.Raw(b"null")
 
 
 class Part(Struct):
@@ -55,7 +76,7 @@ class Message(Struct):
 
 class OfferedFunction(Struct):
     name: str
-    parameters: msgspec.Raw | None = None
+    parameters: msgspec.Raw = _NOTHING
 
 
 class Tool(Struct):
@@ -70,7 +91,7 @@ class ToolChoice(Struct):
 
 class JsonSchema(Struct):
     name: str = ""
-    schema: msgspec.Raw | None = None
+    schema: msgspec.Raw = _NOTHING
 
 
 class ResponseFormat(Struct):
@@ -112,11 +133,6 @@ class ChatRequest(Struct):
         return self.messages or []
 
     @property
-    def last_user_text(self) -> str:
-        """What the user said last."""
-        return next((m.text for m in reversed(self.conversation) if m.role == "user"), "")
-
-    @property
     def stops(self) -> list[str]:
         """The stop sequences."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
@@ -131,25 +147,43 @@ class ChatRequest(Struct):
         """The offered functions by name; server tools are left out."""
         return {tool.function.name: tool.function for tool in self.tools or () if tool.function is not None}
 
-    def image_tokens(self) -> int:
-        """What the parts that are not text count for."""
-        return _IMAGE_TOKENS * sum(m.other_parts for m in self.conversation if isinstance(m.content, list))
-
-    def digest(self, seed: int, model: str) -> bytes:
-        """What the reply depends on: the simulator's seed, the model, the messages, and what shapes an answer.
-
-        Neither the order of JSON fields nor limits, stop sequences and streaming matter: those cut or carry the
-        same answer. Equal requests have equal digests on every machine.
-        """
+    def read(self, seed: int, model: str) -> Reading:
+        """Go through the conversation once, for all that has to be known of it."""
+        prompt = ""
+        tokens = 0
         parts = [str(seed), model, str(self.seed), str(self.temperature), str(self.top_p)]
         for message in self.conversation:
-            parts += (message.role, message.text)
+            text = message.text
+            if message.role == "user":
+                prompt = text
+            parts += (message.role, text)
+            tokens += _tokens.count(text) + _MESSAGE_TOKENS + _IMAGE_TOKENS * message.other_parts
             for call in message.tool_calls or ():
-                parts.append((call.function and call.function.arguments) or "")
-        parts += self.functions
-        if self.response_format is not None and self.response_format.type != "text":
+                arguments = (call.function and call.function.arguments) or ""
+                parts.append(arguments)
+                tokens += CALL_TOKENS + _tokens.count(arguments)
+        for name, function in self.functions.items() if self.tools else ():
+            parts.append(name)
+            tokens += CALL_TOKENS + len(bytes(function.parameters)) // 4
+        if self.response_format is not None:
             parts.append(self.response_format.type)
-        return hashlib.blake2b("\x1f".join(parts).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        key = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+        return Reading(prompt, tokens, hashlib.blake2b(key, digest_size=16).digest())
+
+
+class Reading(Struct, frozen=True, gc=False):
+    """What a conversation comes to."""
+
+    prompt: str
+    """What the user said last."""
+    tokens: int
+    """Prompt tokens: those of the texts, some for each message, image and offered tool."""
+    digest: bytes
+    """What the reply depends on: the simulator's seed, the model, the messages, and what shapes an answer.
+
+    Neither the order of JSON fields nor limits, stop sequences and streaming matter: those cut or carry the same
+    answer. Equal requests have equal digests on every machine.
+    """
 
 
 _decoder: Final = _json.decoder(ChatRequest)

@@ -16,7 +16,7 @@ __all__ = ["MemoryStore"]
 
 
 class MemoryStore:
-    """Sessions in a dict. Each method changes everything or nothing, in one step."""
+    """Sessions in a dict. Each method changes everything or nothing, in one step, after its checkpoint."""
 
     def __init__(self) -> None:
         self._sessions: dict[str, tuple[int, list[bytes]]] = {}
@@ -32,28 +32,23 @@ class MemoryStore:
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries; raises `SessionConflictError` when the version is another one."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        version = self._check(key, expected_version)
-        _, stored = self._sessions.setdefault(key, (0, []))
+        await trio.lowlevel.checkpoint()
+        version, stored = self._check(key, expected_version)
         stored.extend(entries)
         self._sessions[key] = (version + 1, stored)
-        await trio.lowlevel.cancel_shielded_checkpoint()
         return version + 1
 
     async def rewrite(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Replace all entries; raises `SessionConflictError` when the version is another one."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        version = self._check(key, expected_version)
+        await trio.lowlevel.checkpoint()
+        version, _stored = self._check(key, expected_version)
         self._sessions[key] = (version + 1, list(entries))
-        await trio.lowlevel.cancel_shielded_checkpoint()
         return version + 1
 
     async def delete(self, key: str) -> bool:
         """Remove the session; False when there was none."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        existed = self._sessions.pop(key, None) is not None
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        return existed
+        await trio.lowlevel.checkpoint()
+        return self._sessions.pop(key, None) is not None
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Keys with the prefix, in code-point order, above `after`."""
@@ -65,8 +60,8 @@ class MemoryStore:
         """Nothing to release; the histories stay readable."""
         await trio.lowlevel.checkpoint()
 
-    def _check(self, key: str, expected_version: int) -> int:
-        version = self._sessions.get(key, (0, []))[0]
+    def _check(self, key: str, expected_version: int) -> tuple[int, list[bytes]]:
+        version, stored = self._sessions.get(key) or (0, [])
         if version != expected_version:
             raise SessionConflictError(f"the session is at version {version}, not at {expected_version}")
-        return version
+        return version, stored

@@ -6,8 +6,9 @@ rule that keeps it safe is short: a connection is used again only if the last re
 where the parser says, the peer wants to keep it, and nothing else arrived. Everything else, cancels
 included, closes it.
 
-httptools leaves four things to us: bodies that end with the connection, informational (1xx) replies,
-the size of headers, and keep-alive, which may only be read inside its callbacks.
+httptools leaves some things to us: bodies that end with the connection, informational (1xx) replies,
+replies to HEAD, a second reply that nobody asked for, the size of headers, and keep-alive, which may
+only be read inside its callbacks.
 
 Why not `httpx.AsyncClient`: its pool scans all connections on every request and leaks slots when
 requests are cancelled. Why the pool calls `HttpConnection` and not `handle_async_request`: the same
@@ -16,6 +17,7 @@ bytes cost about 10 µs less per request without the request and response object
 
 from __future__ import annotations
 
+import math
 import os
 import socket as stdlib_socket
 import ssl
@@ -27,15 +29,18 @@ import httpx
 import trio
 from msgspec import Struct
 
+from .._contain import contain
 from ..errors import ConnectError, DecodeError, StreamBrokenError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 
 __all__ = [
     "Connection",
     "ConnectionLimits",
+    "Connector",
     "HttpConnection",
+    "HttpConnector",
     "HttpTransport",
     "HttpxConnection",
     "Network",
@@ -47,6 +52,12 @@ __all__ = [
 ]
 
 _READ_BYTES = 64 * 1024
+# A longer request does not surely fit into the kernel's buffers, so its refusal has to be looked out for.
+_LONG_REQUEST_BYTES = 64 * 1024
+# A peer that closes a used connection within this time of a request, without a byte of a reply, has most likely
+# closed it before the request came: one round trip, generously.
+_FOUND_CLOSED_S = 1.0
+_CLEANUP_S = 2.0
 
 
 class Origin(Struct, frozen=True):
@@ -64,7 +75,11 @@ class Origin(Struct, frozen=True):
 
 
 class ConnectionLimits(Struct, frozen=True, kw_only=True):
-    """Bounds of one reply, in bytes; a body counts as decoded."""
+    """Bounds of one reply, in bytes, checked whenever something has been read.
+
+    `max_header_bytes` holds for the head with its informational replies. `max_body_bytes` counts what
+    arrives after the head, the framing of chunks included; for users' httpx transports, what they decode.
+    """
 
     max_header_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
@@ -85,14 +100,22 @@ class RequestHead:
 
     __slots__ = ("_encoded", "headers", "method", "target", "url")
 
-    def __init__(self, origin: Origin, method: str, target: str, headers: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self, origin: Origin, method: str, target: str, headers: Sequence[tuple[str, str]], *, host: str | None = None
+    ) -> None:
+        """Raises `ValueError` for what would break out of its line; `host` stands in for the origin's."""
         self.method = method
         self.target = target
         self.url = f"{origin.scheme}://{origin.netloc}{target}"
         self.headers = tuple(headers)
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {origin.netloc}"]
+        lines = [f"{method} {target} HTTP/1.1", f"Host: {host or origin.netloc}"]
         lines += [f"{name}: {value}" for name, value in headers]
-        self._encoded = "\r\n".join(lines).encode("ascii") + b"\r\nContent-Length: "
+        broken = [line.partition(":")[0] for line in lines if not _is_line(line)]
+        self._encoded = b"" if broken else "\r\n".join(lines).encode("latin-1") + b"\r\nContent-Length: "
+        # A traceback may show locals, and these hold the key.
+        del headers, lines
+        if broken:
+            raise ValueError(f"not a line of HTTP: {broken[0][:40]!r}")
 
     def __repr__(self) -> str:
         return f"<RequestHead {self.method} {self.target}>"
@@ -165,6 +188,8 @@ class SocketStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """What has arrived, waiting for the first byte; empty once the peer has ended."""
         while True:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError("the socket is closed")
             await trio.lowlevel.wait_readable(self._socket)
             try:
                 return self._socket.recv(max_bytes or _READ_BYTES)
@@ -210,8 +235,61 @@ class SocketNetwork:
 
     async def connect(self, host: str, port: int) -> trio.abc.Stream:
         """A connected TCP stream; raises `OSError`."""
-        stream = await trio.open_tcp_stream(host, port)
+        return await trio.open_tcp_stream(host, port)
+
+
+class _InterruptibleStream(trio.abc.Stream):
+    """Somebody's stream, with a `close` that does not wait.
+
+    `close` wakes whoever waits on it; the stream itself is closed by `aclose`, which has to follow.
+    """
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._scopes: set[trio.CancelScope] = set()
+        self._closed = False
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._open():
+            await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._open():
+            await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        with self._open():
+            return await self._stream.receive_some(max_bytes)
+        raise AssertionError("unreachable")
+
+    def close(self) -> None:
+        self._closed = True
+        for scope in self._scopes:
+            scope.cancel()
+
+    async def aclose(self) -> None:
+        self.close()
+        await trio.aclose_forcefully(self._stream)
+
+    @contextmanager
+    def _open(self) -> Iterator[None]:
+        if self._closed:
+            raise trio.ClosedResourceError("the stream is closed")
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                yield
+            finally:
+                self._scopes.discard(scope)
+        if scope.cancelled_caught:
+            raise trio.ClosedResourceError("the stream was closed")
+
+
+def _closable(stream: trio.abc.Stream) -> trio.abc.Stream:
+    """The stream, or one in its place, with a `close` that does not wait."""
+    if isinstance(stream, trio.SocketStream):
         return SocketStream(stdlib_socket.socket(fileno=stream.socket.detach()))
+    return stream if callable(getattr(stream, "close", None)) else _InterruptibleStream(stream)
 
 
 class HttpConnection:
@@ -227,12 +305,18 @@ class HttpConnection:
         "_chunks",
         "_head_bytes",
         "_head_complete",
+        "_header_count",
+        "_is_bodiless",
+        "_is_used",
         "_keep_alive",
         "_limits",
+        "_now",
         "_parser",
         "_quiet",
+        "_started_at",
         "_stream",
         "_unexpected",
+        "_watch_from",
         "headers",
         "is_closed",
         "is_complete",
@@ -244,7 +328,9 @@ class HttpConnection:
     def __init__(self, stream: trio.abc.Stream, limits: ConnectionLimits) -> None:
         self._stream = stream
         self._limits = limits
-        self._quiet: Callable[[], bool] | None = getattr(_bottom(stream), "is_quiet", None)
+        self._watch_from = min(limits.max_header_bytes, limits.max_body_bytes)
+        self._quiet = _quiet_check(stream)
+        self._now = trio.lowlevel.current_clock().current_time
         self._chunks: list[bytes] = []
         # A callback of the parser: a streamed reply calls it for every event, so it is the list's own.
         self.on_body = self._chunks.append
@@ -252,16 +338,20 @@ class HttpConnection:
         self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
         self.is_sent = False
+        self._started_at = 0.0
         self._head_bytes = 0
         self._body_bytes = 0
         self._head_complete = False
+        self._header_count = 0
         self.is_complete = True
         self.is_closed = False
+        self._is_used = False
+        self._is_bodiless = False
         self._keep_alive = True
         self._unexpected = False
 
     def __repr__(self) -> str:
-        return f"<HttpConnection {'idle' if self.is_complete else 'busy'}>"
+        return f"<HttpConnection {'closed' if self.is_closed else 'idle' if self.is_complete else 'busy'}>"
 
     @property
     def is_reusable(self) -> bool:
@@ -278,18 +368,24 @@ class HttpConnection:
         self._chunks.clear()
         self.status = self._head_bytes = self._body_bytes = 0
         self._head_complete = self.is_complete = self.is_sent = False
-        try:
-            await self._stream.send_all(head.render(body))
-        except trio.ClosedResourceError:
-            raise StreamBrokenError("the connection was closed", sent=False) from None
-        except trio.BrokenResourceError as exc:
-            # The peer may have answered before it stopped reading: a refusal says more than an error here.
-            await self._receive_refusal(exc)
-            return
-        # Only a whole request can be acted upon, so a send that failed half way was not one.
-        self.is_sent = True
+        self._is_bodiless = head.method == "HEAD"
+        self._started_at = self._now()
+        request = head.render(body)
+        if len(request) > _LONG_REQUEST_BYTES:
+            await self._send_and_watch(request)
+        else:
+            try:
+                await self._stream.send_all(request)
+                # Only a whole request can be acted upon, so a send that failed half way was not one.
+                self.is_sent = True
+            except trio.ClosedResourceError:
+                raise StreamBrokenError("the connection was closed", sent=False) from None
+            except trio.BrokenResourceError as exc:
+                # The peer may have answered before it stopped reading: a refusal says more than an error here.
+                await self._receive_refusal(exc)
         while not self._head_complete:
             await self._receive()
+        self._is_used = True
 
     async def receive_some(self) -> bytes:
         """The next piece of the body, decoded from its transfer coding; empty at its end."""
@@ -312,16 +408,17 @@ class HttpConnection:
         _bottom(self._stream).close()
 
     async def aclose(self) -> None:
-        """The same."""
+        """The same, waiting for what a foreign stream has to wait for."""
         self.close()
-        await trio.lowlevel.checkpoint()
+        await _bottom(self._stream).aclose()
 
     # Callbacks of the parser
 
     def on_message_begin(self) -> None:
-        """Called by httptools."""
+        """Called by httptools; nothing of a reply that was not asked for may reach the one that was."""
         if self.is_complete:
             self._unexpected = True
+            raise DecodeError("a reply that was not asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools."""
@@ -329,17 +426,62 @@ class HttpConnection:
 
     def on_headers_complete(self) -> None:
         """Called by httptools."""
-        self.status = self._parser.get_status_code()
-        if self.status >= 200 or self.status == 101:
+        self.status = status = self._parser.get_status_code()
+        if status >= 200:
             self._head_complete = True
+            self._header_count = len(self.headers)
             self._keep_alive = self._parser.should_keep_alive()
+            if self._is_bodiless:
+                # The parser cannot be told, and waits for a body: it is of no use any more.
+                self._keep_alive = False
+                self.is_complete = True
+        elif status < 100:
+            raise DecodeError(f"{status} is not a status")
 
     def on_message_complete(self) -> None:
         """Called by httptools; informational replies are complete as well, and are dropped."""
         if self._head_complete:
             self.is_complete = True
+            # Fields after the body (trailers) are no headers.
+            del self.headers[self._header_count :]
         else:
             self.headers = []
+
+    # Sending
+
+    async def _send_and_watch(self, request: memoryview) -> None:
+        """Send and read at the same time; the head of a reply, which can only be a refusal, ends the sending."""
+        errors: list[StreamBrokenError | DecodeError] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch_for_refusal, errors, nursery.cancel_scope)
+            try:
+                await self._stream.send_all(request)
+                self.is_sent = True
+            except (trio.ClosedResourceError, trio.BrokenResourceError) as exc:
+                # What the watcher finds says more: a refusal, or why the connection broke.
+                errors.append(self._broken(f"sending failed: {exc}"))
+        if self._head_complete:
+            self._keep_alive = self._keep_alive and self.is_sent
+        elif errors:
+            raise errors[-1]
+
+    async def _watch_for_refusal(
+        self, errors: list[StreamBrokenError | DecodeError], sending: trio.CancelScope
+    ) -> None:
+        try:
+            while not self._head_complete:
+                await self._receive()
+        except (StreamBrokenError, DecodeError) as exc:
+            errors.append(exc)
+        sending.cancel()
+
+    async def _receive_refusal(self, cause: trio.BrokenResourceError) -> None:
+        try:
+            while not self._head_complete:
+                await self._receive()
+        except (StreamBrokenError, DecodeError):
+            raise self._broken(f"sending failed: {cause}") from cause
+        self._keep_alive = False
 
     # Receiving
 
@@ -352,7 +494,7 @@ class HttpConnection:
         try:
             received = await self._stream.receive_some(_READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise self._broken(str(exc)) from exc
+            raise self._broken(str(exc) or "the connection broke") from exc
         if not received:
             self._end_of_stream()
             return
@@ -362,24 +504,27 @@ class HttpConnection:
             self._head_bytes += len(received)
         try:
             self._parser.feed_data(received)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            if self.is_complete:
-                # Bytes after a reply that said it was the last: the reply is good, the connection is not.
-                self._unexpected = True
-                return
-            raise DecodeError(f"the reply is not HTTP/1.1: {exc}") from exc
-        if not self._head_complete and self._head_bytes > self._limits.max_header_bytes:
-            raise DecodeError(f"the reply's headers are over {self._limits.max_header_bytes} bytes")
-        if self._body_bytes > self._limits.max_body_bytes:
-            raise DecodeError(f"the reply's body is over {self._limits.max_body_bytes} bytes")
+        except httptools.HttpParserUpgrade:
+            raise DecodeError("the server switched protocols without being asked") from None
+        except httptools.HttpParserError as exc:
+            if not self.is_complete:
+                raise DecodeError(f"the reply is not HTTP/1.1: {_reason_of(exc)}") from exc
+            # Bytes after the end: the reply is good, the connection is not.
+            self._unexpected = True
+        if self._head_bytes > self._watch_from or self._body_bytes > self._limits.max_body_bytes:
+            self._check_limits()
 
-    async def _receive_refusal(self, cause: trio.BrokenResourceError) -> None:
-        try:
-            while not self._head_complete:
-                await self._receive()
-        except (StreamBrokenError, DecodeError):
-            raise self._broken(f"sending failed: {cause}") from cause
-        self._keep_alive = False
+    def _check_limits(self) -> None:
+        """Look closer: what was read with the head is head and body."""
+        limits = self._limits
+        head_bytes, body_bytes = self._head_bytes, self._body_bytes
+        if self._head_complete:
+            head_bytes = sum(len(name) + len(value) for name, value in self.headers)
+            body_bytes = body_bytes or sum(map(len, self._chunks))
+        if head_bytes > limits.max_header_bytes:
+            raise DecodeError(f"the reply's headers are over {limits.max_header_bytes} bytes")
+        if body_bytes > limits.max_body_bytes:
+            raise DecodeError(f"the reply's body is over {limits.max_body_bytes} bytes")
 
     def _end_of_stream(self) -> None:
         """A body without a length ends with the connection; anything else is cut."""
@@ -389,7 +534,20 @@ class HttpConnection:
         self.is_complete = True
 
     def _broken(self, reason: str) -> StreamBrokenError:
-        return StreamBrokenError(reason, sent=self.is_sent)
+        silent = self._is_used and not self._head_bytes and not self.is_closed
+        found_closed = silent and self._now() - self._started_at < _FOUND_CLOSED_S
+        return StreamBrokenError(reason, sent=self.is_sent and not found_closed)
+
+
+def _is_line(text: str) -> bool:
+    """Whether it can stand on one line of an HTTP head."""
+    return not any(c in text for c in "\r\n\0") and all(ord(c) < 256 for c in text)
+
+
+def _reason_of(exc: Exception) -> str:
+    """What the parser did not like; what a callback of ours raised is the context of the parser's error."""
+    inner = exc.__context__ if isinstance(exc, httptools.HttpParserCallbackError) else None
+    return str(inner or exc)
 
 
 def _frames_body(name: bytes, value: bytes) -> bool:
@@ -399,12 +557,28 @@ def _frames_body(name: bytes, value: bytes) -> bool:
 class _Closable(Protocol):
     def close(self) -> None: ...
 
+    async def aclose(self) -> None: ...
+
 
 def _bottom(stream: trio.abc.Stream) -> _Closable:
     """The stream under the TLS, which closes without waiting."""
     while isinstance(stream, trio.SSLStream):
         stream = stream.transport_stream
     return cast("_Closable", stream)
+
+
+def _quiet_check(stream: trio.abc.Stream) -> Callable[[], bool] | None:
+    """What tells whether an idle connection is still as the last reply left it, as far as its stream can say."""
+    is_quiet: Callable[[], bool] | None = getattr(_bottom(stream), "is_quiet", None)
+    if not isinstance(stream, trio.SSLStream) or is_quiet is None:
+        return is_quiet
+    # A record that came together with the end of a reply waits in here, where the socket does not show it.
+    undecrypted = getattr(stream, "_incoming", None)
+
+    def is_quiet_below_tls() -> bool:
+        return is_quiet() and not (undecrypted is not None and undecrypted.pending)
+
+    return is_quiet_below_tls
 
 
 class Connector(Protocol):
@@ -430,8 +604,9 @@ class HttpConnector:
         """A new connection; raises `ConnectError`, having sent nothing. Cancelling leaves nothing open."""
         origin = self._origin
         try:
-            stream = await self._network.connect(origin.host, origin.port)
-        except OSError as exc:
+            stream = _closable(await self._network.connect(origin.host, origin.port))
+        except (OSError, UnicodeError) as exc:
+            # A name that cannot even be looked up is a UnicodeError.
             raise ConnectError(f"cannot connect to {origin.netloc}: {_reason(exc)}") from exc
         if self._tls is None:
             return HttpConnection(stream, self._limits)
@@ -439,11 +614,18 @@ class HttpConnector:
             secure = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
             await secure.do_handshake()
         except BaseException as exc:
-            _bottom(stream).close()
-            if isinstance(exc, (trio.BrokenResourceError, ssl.SSLError, OSError)):
+            await _drop(_bottom(stream))
+            if isinstance(exc, (trio.BrokenResourceError, OSError, ValueError)):
                 raise ConnectError(f"TLS with {origin.netloc} failed: {_reason(exc)}") from exc
             raise
         return HttpConnection(secure, self._limits)
+
+
+async def _drop(closable: _Closable) -> None:
+    """Close, and wait a little for what has to be waited for, whatever happens around it."""
+    closable.close()
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
+        await closable.aclose()
 
 
 def _reason(exc: BaseException) -> str:
@@ -472,10 +654,22 @@ class HttpxConnection:
     those of a client stay what the user made them.
     """
 
-    __slots__ = ("_chunks", "_response", "_scope", "_user", "headers", "is_closed", "status")
+    __slots__ = (
+        "_chunks",
+        "_max_body_bytes",
+        "_received_bytes",
+        "_response",
+        "_scope",
+        "_user",
+        "headers",
+        "is_closed",
+        "status",
+    )
 
-    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient) -> None:
+    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient, *, max_body_bytes: int) -> None:
         self._user = user
+        self._max_body_bytes = max_body_bytes
+        self._received_bytes = 0
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._scope: trio.CancelScope | None = None
@@ -496,6 +690,7 @@ class HttpxConnection:
     async def start(self, head: RequestHead, body: bytes) -> None:
         """Send a request and wait for the head of its reply."""
         request = httpx.Request(head.method, head.url, headers=list(head.headers), content=body)
+        self._received_bytes = 0
         with self._waiting():
             if isinstance(self._user, httpx.AsyncClient):
                 response = await self._user.send(request, stream=True)
@@ -513,6 +708,9 @@ class HttpxConnection:
             return b""
         with self._waiting():
             async for chunk in self._chunks:
+                self._received_bytes += len(chunk)
+                if self._received_bytes > self._max_body_bytes:
+                    raise DecodeError(f"the reply's body is over {self._max_body_bytes} bytes")
                 if chunk:
                     return chunk
             await self._finish()
@@ -549,10 +747,15 @@ class HttpxConnection:
             raise StreamBrokenError("the connection was closed")
 
     async def _finish(self) -> None:
-        self._chunks = None
-        if self._response is not None:
-            response, self._response = self._response, None
+        chunks, self._chunks = self._chunks, None
+        response, self._response = self._response, None
+        if response is not None:
             await response.aclose()
+        if chunks is not None:
+            # A generator left in the middle is complained about by trio; cancelled, it and those inside it end.
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await contain(lambda: anext(chunks, b""), report=lambda _error: None)
 
 
 class _map_httpx_errors:  # noqa: N801 - reads as the statement it is
@@ -564,21 +767,46 @@ class _map_httpx_errors:  # noqa: N801 - reads as the statement it is
         pass
 
     def __exit__(self, kind: object, exc: BaseException | None, traceback: object) -> None:
-        if isinstance(exc, (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)):
-            raise ConnectError(f"cannot connect: {exc}") from exc
-        if isinstance(exc, (httpx.UnsupportedProtocol, httpx.DecodingError, httpx.RemoteProtocolError)):
-            raise StreamBrokenError(f"the reply broke: {exc}") from exc
-        if isinstance(exc, httpx.HTTPError):
-            raise StreamBrokenError(f"the connection broke: {str(exc) or type(exc).__name__}") from exc
+        if isinstance(exc, (httpx.HTTPError, httpx.InvalidURL)):
+            _forget_frames(exc)
+            raise _from_httpx(exc) from exc
+
+
+_NOTHING_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.InvalidURL,
+    httpx.LocalProtocolError,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+
+
+def _from_httpx(exc: httpx.HTTPError | httpx.InvalidURL) -> ConnectError | StreamBrokenError | DecodeError:
+    text = str(exc) or type(exc).__name__
+    if isinstance(exc, _NOTHING_SENT):
+        return ConnectError(f"cannot connect: {text}")
+    if isinstance(exc, httpx.DecodingError):
+        return DecodeError(f"the reply's body cannot be decoded: {text}")
+    return StreamBrokenError(f"the connection broke: {text}")
+
+
+def _forget_frames(exc: BaseException | None) -> None:
+    """Drop the tracebacks of an error and of what led to it: frames below httpx hold the request with its key."""
+    while exc is not None:
+        exc.__traceback__ = None
+        exc = exc.__cause__ or exc.__context__
 
 
 class _HttpxConnector:
-    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient) -> None:
+    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient, limits: ConnectionLimits) -> None:
         self._user = user
+        self._limits = limits
 
     async def connect(self) -> Connection:
         await trio.lowlevel.checkpoint()
-        return HttpxConnection(self._user)
+        return HttpxConnection(self._user, max_body_bytes=self._limits.max_body_bytes)
 
 
 def connector(
@@ -588,7 +816,7 @@ def connector(
     if transport is None:
         return HttpConnector(origin, network=SocketNetwork(), tls=tls, limits=limits)
     if isinstance(transport, (httpx.AsyncBaseTransport, httpx.AsyncClient)):
-        return _HttpxConnector(transport)
+        return _HttpxConnector(transport, limits)
     if callable(getattr(transport, "connect", None)):
         return HttpConnector(origin, network=cast("Network", transport), tls=tls, limits=limits)
     raise TypeError("transport: must be an httpx transport or client, or have connect(host, port)")
@@ -597,8 +825,10 @@ def connector(
 class HttpTransport(httpx.AsyncBaseTransport):
     """The built-in transport with httpx's face: `httpx.AsyncClient(transport=HttpTransport())`.
 
-    Idle connections are kept per origin and closed by `aclose`. It must be used from one trio run.
-    `keep` bounds the idle connections of an origin.
+    Idle connections are kept per origin, at most `keep` of them, and closed by `aclose`. It must be used
+    from one trio run. Of httpx's timeouts, `connect` holds for making a connection and `read` for
+    sending a request and waiting for the head of its reply, and for each piece of its body. A request
+    body is read to its end before it is sent.
     """
 
     def __init__(
@@ -615,52 +845,70 @@ class HttpTransport(httpx.AsyncBaseTransport):
         self._keep = keep
         self._connectors: dict[Origin, HttpConnector] = {}
         self._idle: dict[Origin, list[Connection]] = {}
+        self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request; raises httpx's exceptions. Cancelling closes the connection."""
-        origin = Origin(request.url.scheme, request.url.host, request.url.port or _default_port(request.url.scheme))
+        origin = _origin_of(request)
         body = await request.aread()
-        skipped = {b"host", b"content-length", b"transfer-encoding"}
-        headers = [(k.decode("ascii"), v.decode("latin-1")) for k, v in request.headers.raw if k.lower() not in skipped]
-        head = RequestHead(origin, request.method, request.url.raw_path.decode("ascii"), headers)
-        connection = None
         try:
-            connection = await self._checkout(origin)
-            await connection.start(head, body)
+            connection = await self._start(origin, request, body=body)
         except (ConnectError, StreamBrokenError, DecodeError) as exc:
             raise _as_httpx(exc, request) from exc
-        finally:
-            if connection is not None and not connection.status:
-                connection.close()
         return httpx.Response(
             connection.status, headers=connection.headers, stream=_ResponseStream(self, origin, connection, request)
         )
 
     async def aclose(self) -> None:
-        """Close the idle connections."""
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.close()
+        """Close the idle connections; those in use close when their reply is."""
+        self._closed = True
+        idle = [connection for connections in self._idle.values() for connection in connections]
         self._idle.clear()
+        for connection in idle:
+            await _drop(connection)
         await trio.lowlevel.checkpoint()
 
-    async def _checkout(self, origin: Origin) -> Connection:
+    async def _give_back(self, origin: Origin, connection: Connection) -> None:
+        """Keep the connection for the next request, or close it."""
+        idle = self._idle.setdefault(origin, [])
+        if connection.is_reusable and len(idle) < self._keep and not self._closed:
+            idle.append(connection)
+            await trio.lowlevel.checkpoint()
+        else:
+            await _drop(connection)
+
+    async def _start(self, origin: Origin, request: httpx.Request, *, body: bytes) -> Connection:
+        """A connection that has the head of the reply. One that was found closed is replaced."""
+        head = _head_of(request, origin)
+        while True:
+            connection = self._take_idle(origin)
+            is_new = connection is None
+            if connection is None:
+                with _httpx_timeout(request, "connect"):
+                    connection = await self._connect(origin)
+            try:
+                with _httpx_timeout(request, "read"):
+                    await connection.start(head, body)
+            except BaseException as exc:
+                await _drop(connection)
+                if not is_new and isinstance(exc, StreamBrokenError) and not exc.sent:
+                    continue
+                raise
+            return connection
+
+    def _take_idle(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin, [])
         while idle:
             connection = idle.pop()
             if connection.is_reusable:
                 return connection
             connection.close()
+        return None
+
+    async def _connect(self, origin: Origin) -> Connection:
         if origin not in self._connectors:
             self._connectors[origin] = HttpConnector(origin, network=self._network, tls=self._tls, limits=self._limits)
         return await self._connectors[origin].connect()
-
-    def _checkin(self, origin: Origin, connection: Connection) -> None:
-        idle = self._idle.setdefault(origin, [])
-        if connection.is_reusable and len(idle) < self._keep:
-            idle.append(connection)
-        else:
-            connection.close()
 
 
 class _ResponseStream(httpx.AsyncByteStream):
@@ -673,11 +921,12 @@ class _ResponseStream(httpx.AsyncByteStream):
         self._request = request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        connection = self._connection
-        while connection is not None:
+        while self._connection is not None:
             try:
-                piece = await connection.receive_some()
+                with _httpx_timeout(self._request, "read"):
+                    piece = await self._connection.receive_some()
             except (StreamBrokenError, DecodeError) as exc:
+                self._connection.close()
                 raise _as_httpx(exc, self._request) from exc
             if not piece:
                 return
@@ -686,12 +935,41 @@ class _ResponseStream(httpx.AsyncByteStream):
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._transport._checkin(self._origin, connection)  # noqa: SLF001 - the two are one class in two parts
-        await trio.lowlevel.checkpoint()
+            await self._transport._give_back(self._origin, connection)  # noqa: SLF001 - one class in two parts
 
 
-def _default_port(scheme: str) -> int:
-    return 443 if scheme == "https" else 80
+def _origin_of(request: httpx.Request) -> Origin:
+    url = request.url
+    if url.scheme not in {"http", "https"} or not url.host:
+        raise httpx.UnsupportedProtocol("the URL must be http:// or https:// with a host", request=request)
+    return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80))
+
+
+def _head_of(request: httpx.Request, origin: Origin) -> RequestHead:
+    skipped = {b"host", b"content-length", b"transfer-encoding"}
+    raw = request.headers.raw
+    try:
+        return RequestHead(
+            origin,
+            request.method,
+            request.url.raw_path.decode("ascii"),
+            [(k.decode("latin-1"), v.decode("latin-1")) for k, v in raw if k.lower() not in skipped],
+            host=request.headers.get("host"),
+        )
+    except ValueError as exc:
+        del raw  # a traceback may show it
+        raise httpx.LocalProtocolError(str(exc), request=request) from None
+
+
+@contextmanager
+def _httpx_timeout(request: httpx.Request, name: str) -> Iterator[None]:
+    timeouts: Mapping[str, float | None] = request.extensions.get("timeout", {})
+    seconds = timeouts.get(name)
+    with trio.move_on_after(math.inf if seconds is None else seconds) as scope:
+        yield
+    if scope.cancelled_caught:
+        kind = httpx.ConnectTimeout if name == "connect" else httpx.ReadTimeout
+        raise kind(f"no answer within {seconds} s", request=request)
 
 
 def _as_httpx(exc: ConnectError | StreamBrokenError | DecodeError, request: httpx.Request) -> httpx.TransportError:

@@ -28,6 +28,22 @@ import trio
 
 from .._contain import contain
 
+__all__ = [
+    "EncodedHeaders",
+    "Handler",
+    "Headers",
+    "HttpServer",
+    "HttpServerLimits",
+    "HttpServerStatistics",
+    "ServerReply",
+    "ServerRequest",
+    "encode_headers",
+    "join_headers",
+    "open_http_server",
+    "serve_http",
+    "serve_http_connection",
+]
+
 _LOG = logging.getLogger(__name__)
 
 _RECEIVE_BYTES: Final = 65_536
@@ -121,7 +137,7 @@ class ServerRequest:
 
     __slots__ = ("body", "headers", "is_keep_alive", "method", "target", "version")
 
-    def __init__(self, method: str, target: bytes, headers: list[tuple[bytes, bytes]], *, version: str) -> None:
+    def __init__(self, method: str, target: bytes, *, headers: list[tuple[bytes, bytes]], version: str) -> None:
         self.method = method
         self.target = target
         self.headers = headers
@@ -232,7 +248,7 @@ class _RequestParser:
         self._body_bytes = 0
         self._check_watched(version)
         method = self._parser.get_method().decode("ascii")
-        self._request = ServerRequest(method, self._target, self._headers, version=version)
+        self._request = ServerRequest(method, self._target, headers=self._headers, version=version)
 
     def _check_head_size(self) -> None:
         size = len(self._target) + sum([len(name) + len(value) + 4 for name, value in self._headers])
@@ -304,9 +320,6 @@ class _TimeoutQueue:
     def disarm(self, connection: _Connection) -> None:
         self._since.pop(connection, None)
 
-    def waiting(self) -> list[_Connection]:
-        return list(self._since)
-
     async def run(self) -> None:
         while True:
             if not self._since:
@@ -357,7 +370,7 @@ class ServerReply:
 
     async def send(self, status: int, headers: Headers = (), *, body: bytes = b"", chunked: bool = False) -> None:
         """Send a whole reply in one write, framed by its length, or by one chunk when *chunked*."""
-        self._advance(_FRESH, _FINISHED)
+        self._check(_FRESH)
         bodiless = status in _BODILESS
         if chunked and self._request.version != "1.0" and not bodiless:
             head = self._head(status, headers, b"Transfer-Encoding: chunked\r\n")
@@ -366,20 +379,22 @@ class ServerReply:
             head = self._head(status, headers, b"" if bodiless else b"Content-Length: %d\r\n" % len(body))
         if bodiless or self._request.method == "HEAD":
             body = b""
+        self._state = _FINISHED
         await self._connection.send(head + body)
 
     async def start(self, status: int, headers: Headers = (), *, first: bytes = b"") -> None:
         """Send the head of a streamed reply, and the *first* piece of its body in the same write."""
-        self._advance(_FRESH, _STREAMING)
+        self._check(_FRESH)
         self._is_chunked = self._request.version != "1.0" and status not in _BODILESS
         if not self._is_chunked:
             self._request.is_keep_alive = False  # HTTP/1.0 knows no chunks: the close is the end of the body
         head = self._head(status, headers, b"Transfer-Encoding: chunked\r\n" if self._is_chunked else b"")
+        self._state = _STREAMING
         await self._connection.send(head + self._framed(first))
 
     async def write(self, data: bytes) -> None:
         """Send a piece of a streamed reply; an empty one sends nothing."""
-        self._advance(_STREAMING, _STREAMING)
+        self._check(_STREAMING)
         if framed := self._framed(data):
             await self._connection.send(framed)
         else:
@@ -387,7 +402,8 @@ class ServerReply:
 
     async def finish(self, *, last: bytes = b"") -> None:
         """Send the *last* piece of a streamed reply and its end, in one write."""
-        self._advance(_STREAMING, _FINISHED)
+        self._check(_STREAMING)
+        self._state = _FINISHED
         framed = self._framed(last)
         if self._is_chunked and self._request.method != "HEAD":
             framed += _LAST_CHUNK
@@ -411,10 +427,9 @@ class ServerReply:
             async with self._connection.watched(scope):
                 yield scope
 
-    def _advance(self, expected: str, state: str) -> None:
+    def _check(self, expected: str) -> None:
         if self._state != expected:
             raise RuntimeError(f"this reply is {self._state}, not {expected}")
-        self._state = state
 
     def _framed(self, data: bytes) -> bytes:
         if not data or self._request.method == "HEAD":
@@ -448,17 +463,18 @@ Handler: TypeAlias = Callable[[ServerRequest, ServerReply], Awaitable[None]]
 class _Connection:
     """One stream: reads requests, has them handled in order, sends the replies."""
 
-    def __init__(self, server: HttpServer, stream: trio.abc.Stream) -> None:
+    def __init__(self, core: _Core, stream: trio.abc.Stream) -> None:
         self.is_disconnected = False
         self.reply: ServerReply | None = None
-        self._server = server
+        self._core = core
         self._stream = stream
         # The socket itself, where there is one: SocketStream's error translation costs 8 us a call.
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
-        self._parser = _RequestParser(server.limits)
+        self._parser = _RequestParser(core.limits)
         self._scope = trio.CancelScope()
         self._early = bytearray()
         self._is_timed = False
+        self._is_idle = False
         self._expired_request = False
 
     async def run(self) -> None:
@@ -472,8 +488,8 @@ class _Connection:
 
     async def _handle(self, request: ServerRequest) -> None:
         reply = self.reply = ServerReply(self, request)
-        self._server.requests += 1
-        await self._server.handler(request, reply)
+        self._core.requests += 1
+        await self._core.handler(request, reply)
         if not reply.is_finished and not self.is_disconnected:
             raise RuntimeError(f"the handler of {request!r} returned without finishing its reply")
 
@@ -493,7 +509,7 @@ class _Connection:
                 return None
             parser.feed(data)
         if self._is_timed:
-            self._server.slow.disarm(self)
+            self._core.slow.disarm(self)
             self._is_timed = False
         return parser.ready.popleft()
 
@@ -504,18 +520,20 @@ class _Connection:
             return data
         if self._parser.is_inside_request:
             return await self._receive_rest()
-        server = self._server
-        if server.is_draining:
+        core = self._core
+        if core.is_draining:
             return b""
-        server.idle.arm(self)
+        self._is_idle = True
+        core.idle.arm(self)
         try:
             return await self._read()
         finally:
-            server.idle.disarm(self)
+            core.idle.disarm(self)
+            self._is_idle = False
 
     async def _receive_rest(self) -> bytes:
         if not self._is_timed:
-            self._server.slow.arm(self)
+            self._core.slow.arm(self)
             self._is_timed = True
         return await self._read()
 
@@ -533,7 +551,7 @@ class _Connection:
         """Read ahead while the body runs; cancel *scope* at the client's end of file."""
         watch_scope = trio.CancelScope()
         done = trio.Event()
-        self._server.nursery.start_soon(self._watch, scope, watch_scope, done)
+        self._core.nursery.start_soon(self._watch, scope, watch_scope, done)
         try:
             yield
         finally:
@@ -544,23 +562,27 @@ class _Connection:
     async def _watch(self, scope: trio.CancelScope, watch_scope: trio.CancelScope, done: trio.Event) -> None:
         try:
             with watch_scope:
-                while len(self._early) < _RECEIVE_BYTES:
-                    data = await self._stream.receive_some(_RECEIVE_BYTES)
-                    if not data:
-                        raise trio.BrokenResourceError
-                    self._early += data
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self.is_disconnected = True
-            scope.cancel()
+                await self._read_ahead()
         finally:
+            if self.is_disconnected:
+                scope.cancel()
             done.set()
+
+    async def _read_ahead(self) -> None:
+        """Keep what comes for later, within bounds, until the client's end."""
+        while len(self._early) < _RECEIVE_BYTES:
+            data = await self._read()
+            if not data:
+                self.is_disconnected = True
+                return
+            self._early += data
 
     # Sending.
 
     async def send(self, data: bytes) -> None:
         if self.is_disconnected:
             raise trio.BrokenResourceError("the client is gone")
-        stuck = self._server.stuck
+        stuck = self._core.stuck
         stuck.arm(self)
         try:
             await self._write(data)
@@ -580,8 +602,8 @@ class _Connection:
 
     async def refuse(self, status: int) -> None:
         """Answer without a handler and let the client read it before the close resets the connection."""
-        self._server.refused += 1
-        with trio.move_on_after(self._server.limits.linger_s):
+        self._core.refused += 1
+        with trio.move_on_after(self._core.limits.linger_s):
             body = _STATUS_LINES[status][9:-2]
             head = b"Content-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
             await self.send(b"%b%b%b%b" % (_STATUS_LINES[status], self.date_line(), head, body))
@@ -593,17 +615,17 @@ class _Connection:
     async def fail(self) -> None:
         """Answer for a handler that raised: a 500 when nothing was sent, else the reply stays cut."""
         if self.reply is not None and not self.reply.is_started and not self.is_disconnected:
-            with trio.move_on_after(self._server.limits.linger_s):
+            with trio.move_on_after(self._core.limits.linger_s):
                 self.reply.abort()
                 body = b"Internal Server Error"
                 head = b"Content-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
                 await self.send(b"%b%b%b%b" % (_STATUS_LINES[500], self.date_line(), head, body))
 
     def may_keep_alive(self, request: ServerRequest) -> bool:
-        return request.is_keep_alive and not self._server.is_draining
+        return request.is_keep_alive and not self._core.is_draining
 
     def date_line(self) -> bytes:
-        return self._server.date_line()
+        return self._core.date_line()
 
     # Ending.
 
@@ -611,21 +633,26 @@ class _Connection:
         """Close because nothing came, or nobody read."""
         self._scope.cancel()
 
+    def stop_if_idle(self) -> None:
+        """Close unless a request is being read or answered."""
+        if self._is_idle:
+            self._scope.cancel()
+
     def stop_reading(self) -> None:
         """Answer 408: a request was begun and not ended in time."""
         self._expired_request = True
         self._scope.cancel()
 
     async def aclose(self) -> None:
-        for timeouts in (self._server.idle, self._server.slow, self._server.stuck):
+        for timeouts in (self._core.idle, self._core.slow, self._core.stuck):
             timeouts.disarm(self)
         with trio.move_on_after(_CLOSE_S, shield=True):
             await self._stream.aclose()
 
 
 @final
-class HttpServer:
-    """A running server; made by `open_http_server`, or handed out by `serve_http`."""
+class _Core:
+    """What the connections of one server share."""
 
     def __init__(
         self,
@@ -639,9 +666,12 @@ class HttpServer:
         self.handler = handler
         self.nursery = nursery
         self.limits = limits
+        self.connections: set[_Connection] = set()
         self.is_draining = False
+        self.accepted = 0
         self.requests = 0
         self.refused = 0
+        self.handler_errors = 0
         self.idle = _TimeoutQueue(limits.idle_timeout_s, _Connection.stop_waiting)
         self.slow = _TimeoutQueue(limits.request_timeout_s, _Connection.stop_reading)
         self.stuck = _TimeoutQueue(limits.send_timeout_s, _Connection.stop_waiting)
@@ -649,61 +679,11 @@ class HttpServer:
         self._wall = wall
         self._date_second = -1
         self._date_line = b""
-        self._connections: set[_Connection] = set()
-        self._accepted = 0
-        self._handler_errors = 0
-        self._accept_scope = trio.CancelScope()
 
-    def __repr__(self) -> str:
-        return f"<HttpServer {'draining' if self.is_draining else 'running'}, {len(self._connections)} connections>"
-
-    def statistics(self) -> HttpServerStatistics:
-        """A snapshot of the counters."""
-        return HttpServerStatistics(
-            connections=len(self._connections),
-            accepted=self._accepted,
-            requests=self.requests,
-            refused=self.refused,
-            handler_errors=self._handler_errors,
-        )
-
-    def drain(self) -> None:
-        """Stop accepting, close idle connections, and close the others after the reply they are at."""
-        self.is_draining = True
-        self._accept_scope.cancel()
-        for connection in self.idle.waiting():
-            connection.stop_waiting()
-
-    async def serve_stream(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection until either side ends it, and close *stream*. Errors of the handler stay inside."""
-        connection = _Connection(self, stream)
-        self._connections.add(connection)
-        self._accepted += 1
-        try:
-            if len(self._connections) > self.limits.max_connections:
-                await connection.refuse(503)
-            else:
-                await self._contained(connection)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
-        finally:
-            self._connections.discard(connection)
-            await connection.aclose()
-
-    async def _contained(self, connection: _Connection) -> None:
-        """Here ends an error of a handler: it is reported, and costs this connection only."""
-        errors: list[Exception] = []
-        await contain(connection.run, report=errors.append)
-        for exc in errors:
-            if not (connection.is_disconnected and isinstance(exc, trio.BrokenResourceError)):
-                self._handler_errors += 1
-                self._on_error(exc)
-                await connection.fail()
-
-    async def accept(self, listeners: Sequence[trio.abc.Listener[trio.abc.Stream]], connections: trio.Nursery) -> None:
-        """Serve what *listeners* accept, each connection as a task of *connections*, until `drain`; closes them."""
-        with self._accept_scope:
-            await trio.serve_listeners(self.serve_stream, list(listeners), handler_nursery=connections)
+    def start_timeouts(self) -> None:
+        for timeouts in (self.idle, self.slow, self.stuck):
+            if timeouts.timeout_s != inf:
+                self.nursery.start_soon(timeouts.run)
 
     def date_line(self) -> bytes:
         """The Date header, remade once a second; nothing without a wall clock."""
@@ -714,6 +694,69 @@ class HttpServer:
             self._date_second = second
             self._date_line = f"Date: {formatdate(second, usegmt=True)}\r\n".encode("ascii")
         return self._date_line
+
+    async def run_contained(self, connection: _Connection) -> None:
+        """Here ends an error of a handler: it is reported, and costs this connection only."""
+        errors: list[Exception] = []
+        await contain(connection.run, report=errors.append)
+        for exc in errors:
+            if not (connection.is_disconnected and isinstance(exc, trio.BrokenResourceError)):
+                self.handler_errors += 1
+                self._on_error(exc)
+                await connection.fail()
+
+
+@final
+class HttpServer:
+    """A running server; made by `open_http_server`, or handed out by `serve_http`."""
+
+    def __init__(self, core: _Core) -> None:
+        self._core = core
+        self._accept_scope = trio.CancelScope()
+
+    def __repr__(self) -> str:
+        state = "draining" if self._core.is_draining else "running"
+        return f"<HttpServer {state}, {len(self._core.connections)} connections>"
+
+    def statistics(self) -> HttpServerStatistics:
+        """A snapshot of the counters."""
+        core = self._core
+        return HttpServerStatistics(
+            connections=len(core.connections),
+            accepted=core.accepted,
+            requests=core.requests,
+            refused=core.refused,
+            handler_errors=core.handler_errors,
+        )
+
+    def drain(self) -> None:
+        """Stop accepting, close idle connections, and close the others after the reply they are at."""
+        self._core.is_draining = True
+        self._accept_scope.cancel()
+        for connection in self._core.connections:
+            connection.stop_if_idle()
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection until either side ends it, and close *stream*. Errors of the handler stay inside."""
+        core = self._core
+        connection = _Connection(core, stream)
+        core.connections.add(connection)
+        core.accepted += 1
+        try:
+            if len(core.connections) > core.limits.max_connections:
+                await connection.refuse(503)
+            else:
+                await core.run_contained(connection)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            core.connections.discard(connection)
+            await connection.aclose()
+
+    async def accept(self, listeners: Sequence[trio.abc.Listener[trio.abc.Stream]], connections: trio.Nursery) -> None:
+        """Serve what *listeners* accept, each connection as a task of *connections*, until `drain`; closes them."""
+        with self._accept_scope:
+            await trio.serve_listeners(self.serve_stream, list(listeners), handler_nursery=connections)
 
 
 def _log_error(exc: Exception) -> None:
@@ -734,11 +777,9 @@ async def open_http_server(
     without it they have no Date header, which virtual time wants. Leave only when no `serve_stream` runs any more.
     """
     async with trio.open_nursery() as nursery:
-        server = HttpServer(handler, nursery, limits=limits or HttpServerLimits(), on_error=on_error, wall=wall)
-        for timeouts in (server.idle, server.slow, server.stuck):
-            if timeouts.timeout_s != inf:
-                nursery.start_soon(timeouts.run)
-        yield server
+        core = _Core(handler, nursery, limits=limits or HttpServerLimits(), on_error=on_error, wall=wall)
+        core.start_timeouts()
+        yield HttpServer(core)
         nursery.cancel_scope.cancel()
 
 
@@ -757,13 +798,14 @@ async def serve_http(
     `limits.drain_timeout_s` is over; cancelling stops at once and cuts running replies. The arguments are those of
     `open_http_server`.
     """
+    limits = limits or HttpServerLimits()
     async with (
         open_http_server(handler, limits=limits, on_error=on_error, wall=wall) as server,
         trio.open_nursery() as connections,
     ):
         task_status.started(server)
         await server.accept(listeners, connections)
-        connections.cancel_scope.deadline = trio.current_time() + server.limits.drain_timeout_s
+        connections.cancel_scope.deadline = trio.current_time() + limits.drain_timeout_s
 
 
 async def serve_http_connection(

@@ -11,6 +11,11 @@ from typing import final
 
 import trio
 
+__all__ = [
+    "MemoryStream",
+    "memory_stream_pair",
+]
+
 _DEFAULT_CAPACITY_BYTES = 65_536
 
 

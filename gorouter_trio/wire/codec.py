@@ -6,7 +6,11 @@ body is a join of encoded messages. Replies are decoded leniently, into `wire.re
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar, cast
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -15,17 +19,29 @@ from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
 from .catalog import Credits, KeyInfo, Model
 from .faults import api_error, body_summary, error_from_reply
 from .journal import LogEntry
-from .messages import AssistantMessage, FunctionCall, Message, ToolCall
+from .messages import (
+    AssistantMessage,
+    DeveloperMessage,
+    FunctionCall,
+    Message,
+    SystemMessage,
+    ToolCall,
+    ToolMessage,
+    UserMessage,
+)
 from .requests import ChatKeywords, ChatOptions, ChatRequest
-from .responses import ChatCompletion, ErrorBody, ReplyMessage, ReplyToolCall
-from .stream import ChatChunk
+from .responses import ChatCompletion, Choice, CostDetails, ErrorBody, ReplyFunction, ReplyMessage, ReplyToolCall, Usage
+from .result import CallRecord, ChatResult
+from .salvage import Salvage, mend_text
+from .stream import ChatChunk, ChunkChoice, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from typing import TypeAlias
+    from collections.abc import Callable
 
 __all__ = [
     "Prompt",
+    "check_options",
+    "checked_usage",
     "decode_chunk",
     "decode_chunks",
     "decode_completion",
@@ -42,29 +58,44 @@ __all__ = [
     "encode_options",
     "encode_prompt",
     "encode_request",
+    "is_utf8",
     "join_options",
+    "keep_raw",
     "render_body",
+    "split_object",
+    "to_chunk",
     "to_message",
     "to_tool_calls",
 ]
 
 T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
-if TYPE_CHECKING:
-    Prompt: TypeAlias = str | Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]]
+Prompt: TypeAlias = str | Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]]
+"""What a chat takes: the text of one user message, a message, or messages, each typed or a mapping in wire names."""
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 encode_json = _encoder.encode
 """Any value of this package as JSON bytes; Decimals as numbers."""
 
 _decode_any = msgspec.json.Decoder().decode
+_split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
+# msgspec resolves annotations at the first use, in the module that the class says it is from, which the package root
+# changes for its public classes: this first use has to be now.
+msgspec.convert({}, ChatOptions)
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_FREE = Decimal(0)
+_TOO_MUCH = Decimal(10) ** 12
+_NO_DETAILS = CostDetails()
+_NOT_JSON = (TypeError, ValueError, RecursionError)
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
 
 
 class _ModelsReply(msgspec.Struct, frozen=True):
@@ -87,6 +118,10 @@ _decode_models_reply = msgspec.json.Decoder(_ModelsReply).decode
 _decode_error_reply = msgspec.json.Decoder(_ErrorReply).decode
 _decode_credits_reply = msgspec.json.Decoder(_CreditsReply).decode
 _decode_key_reply = msgspec.json.Decoder(_KeyReply).decode
+_salvage = Salvage(
+    lambda kind: msgspec.json.Decoder(kind).decode,
+    *(ChatCompletion, ChatChunk, _ModelsReply, _ErrorReply, _CreditsReply, _KeyReply),
+)
 
 
 # Requests
@@ -99,9 +134,14 @@ def encode_prompt(prompt: Prompt) -> bytes:
     `BadRequestError` when there is no message or one is not a message.
     """
     if isinstance(prompt, str):
-        return b'{"role":"user","content":' + encode_json(prompt) + b"}"
+        try:
+            return b'{"role":"user","content":' + encode_json(prompt) + b"}"
+        except UnicodeEncodeError as exc:
+            raise _bad_request(f"messages: cannot be written as JSON: {exc.reason}") from None
     if isinstance(prompt, msgspec.Struct) or _is_mapping(prompt):
         return encode_message(cast("Message | Mapping[str, object]", prompt))
+    if not hasattr(prompt, "__iter__"):
+        raise _bad_request(f"messages: a {type(prompt).__name__} is not a message")
     encoded = [encode_message(message) for message in cast("Sequence[Message | Mapping[str, object]]", prompt)]
     if not encoded:
         raise _bad_request("messages: a request needs at least one message")
@@ -109,16 +149,12 @@ def encode_prompt(prompt: Prompt) -> bytes:
 
 
 def encode_message(message: Message | Mapping[str, object]) -> bytes:
-    """One message as JSON bytes; raises `BadRequestError` when its role is unknown."""
-    if not isinstance(message, msgspec.Struct):
-        if not _is_mapping(message):
-            raise _bad_request(f"messages: a {type(message).__name__} is not a message")
-        if message.get("role") not in _ROLES:
-            roles = ", ".join(sorted(_ROLES))
-            raise _bad_request(f"messages: unknown role {message.get('role')!r}; use one of {roles}")
+    """One message as JSON bytes; raises `BadRequestError` when it is none, or its role is unknown."""
+    if message.__class__ not in _MESSAGES:
+        message = _checked_mapping(message)
     try:
         return encode_json(message)
-    except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as exc:
+    except _NOT_JSON as exc:
         raise _bad_request(f"messages: cannot be written as JSON: {exc}") from exc
 
 
@@ -129,14 +165,29 @@ def encode_options(keywords: ChatKeywords) -> bytes:
     a call with an unknown keyword does.
     """
     fields = dict(keywords)
-    extra = cast("Mapping[str, object] | None", fields.pop("extra_body", None))
+    extra = dict(cast("Mapping[str, object] | None", fields.pop("extra_body", None)) or {})
     if "routing_id" in fields:
         fields["session_id"] = fields.pop("routing_id")
+    options = ChatOptions(**fields)  # type: ignore[arg-type]  # the TypedDict has checked them
+    _refuse_numbers_without_json(fields)
+    _refuse_numbers_without_json(extra)
+    for name in ("messages", "stream"):
+        if name in extra:
+            raise _bad_request(f"extra_body: {name} is set by the call itself")
     try:
-        encoded = encode_json(ChatOptions(**fields))  # type: ignore[arg-type]  # the TypedDict has checked them
-        return join_options(encoded, encode_json(dict(extra))) if extra else encoded
-    except (ValueError, UnicodeEncodeError, RecursionError) as exc:
+        encoded = encode_json(options)
+        return join_options(encoded, encode_json(extra)) if extra else encoded
+    except _NOT_JSON as exc:
         raise _bad_request(f"the options cannot be written as JSON: {exc}") from exc
+
+
+def check_options(fields: Mapping[str, object]) -> None:
+    """Raise `BadRequestError` that names a field of `fields`, in wire names, with a value of the wrong kind."""
+    try:
+        msgspec.convert(fields, ChatOptions)
+    except msgspec.ValidationError as exc:
+        what, _, where = str(exc).rpartition(" - at `$.")
+        raise _bad_request(f"{where.rstrip('`')}: {what}" if where else str(exc)) from exc
 
 
 def encode_request(request: ChatRequest | Mapping[str, object], *, defaults: bytes = b"{}") -> bytes:
@@ -158,9 +209,10 @@ def encode_request(request: ChatRequest | Mapping[str, object], *, defaults: byt
     for name in ("custom_id", "stream", "stream_options"):
         fields.pop(name, None)
     encoded = encode_prompt(cast("Prompt", list(cast("Sequence[Message]", messages))))
+    _refuse_numbers_without_json(fields)
     try:
         options = join_options(defaults, encode_json(fields))
-    except (TypeError, ValueError, UnicodeEncodeError, RecursionError) as exc:
+    except _NOT_JSON as exc:
         raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
     return render_body(options, encoded, streaming=False)
 
@@ -169,8 +221,7 @@ def join_options(first: bytes, second: bytes) -> bytes:
     """Two encoded objects as one; where both have a name, `second` wins."""
     if first == b"{}" or second == b"{}":
         return second if first == b"{}" else first
-    merged = _decode_any(first) | _decode_any(second)
-    return encode_json(merged)
+    return encode_json(_split_object(first) | _split_object(second))
 
 
 def render_body(options: bytes, messages: bytes, *, streaming: bool) -> bytes:
@@ -188,100 +239,201 @@ def decode_completion(body: bytes, *, generation_id: str | None = None) -> ChatC
     """The reply in a 200 body, which has at least one choice with a message.
 
     Raises the error that the body carries: `ApiError` by its own code, `ProviderError` with code
-    504 for a body of padding only (an upstream timeout that may have been billed), `DecodeError`
-    for anything that is not a reply.
+    504 for a body of padding only (an upstream timeout that may have been billed) and with code 502
+    for a reply that finished with an error nobody explains, `DecodeError` for anything that is not a
+    reply. A message that came beside an error is in `partial`. Fields of an odd type are left out.
     """
     try:
         reply = _decode_completion(body)
     except _MALFORMED as exc:
-        raise _not_a_reply(body, exc, generation_id=generation_id) from exc
-    if reply.error is not None:
-        raise api_error(reply.error, status=200, generation_id=reply.id or generation_id)
+        reply = _salvaged_reply(body, exc, generation_id=generation_id)
     choice = reply.choices[0] if reply.choices else None
-    if choice is not None and choice.error is not None:
-        raise api_error(choice.error, status=200, generation_id=reply.id or generation_id)
+    if reply.error is not None or (choice is not None and _is_failed(choice)):
+        raise _error_in_reply(reply, choice, generation_id=reply.id or generation_id)
     if choice is None or choice.message is None:
         raise _decode_error("the reply has no choices", generation_id=reply.id or generation_id)
+    usage = reply.usage
+    if usage is not None:
+        checked = checked_usage(usage)
+        if checked is not usage:
+            return msgspec.structs.replace(reply, usage=checked)
     return reply
+
+
+def checked_usage(usage: Usage) -> Usage:
+    """`usage`, or a copy in which None stands for counts below zero and for amounts that are no money.
+
+    A provider's NaN, or its thousand-digit exponent, must reach neither a sum nor a store.
+    """
+    if _is_plausible(usage):
+        return usage
+    details = usage.cost_details
+    return msgspec.structs.replace(
+        usage,
+        cost=usage.cost if _is_plausible(Usage(cost=usage.cost)) else None,
+        cost_details=details if _is_plausible(Usage(cost_details=details)) else None,
+        prompt_tokens=_count_or_none(usage.prompt_tokens),
+        completion_tokens=_count_or_none(usage.completion_tokens),
+        total_tokens=_count_or_none(usage.total_tokens),
+    )
+
+
+def _is_plausible(usage: Usage) -> bool:
+    """Whether one request can have used that; every reply passes here, so it is one expression."""
+    details = usage.cost_details or _NO_DETAILS
+    try:
+        return (
+            _FREE <= (usage.cost or _FREE) < _TOO_MUCH
+            and _FREE <= (details.upstream_inference_cost or _FREE) < _TOO_MUCH
+            and _FREE <= (details.upstream_inference_prompt_cost or _FREE) < _TOO_MUCH
+            and _FREE <= (details.upstream_inference_completions_cost or _FREE) < _TOO_MUCH
+            and (usage.prompt_tokens or 0) >= 0
+            and (usage.completion_tokens or 0) >= 0
+            and (usage.total_tokens or 0) >= 0
+        )
+    except InvalidOperation:
+        # NaN cannot be compared.
+        return False
 
 
 def to_message(reply: ReplyMessage) -> AssistantMessage:
     """The assistant message of a reply in the form that is kept and echoed; raw fields are copies."""
     content = reply.content
     return AssistantMessage(
-        content=content if content is None or isinstance(content, str) else [part.copy() for part in content],
+        content=content if content is None or isinstance(content, str) else keep_raw(content),
         refusal=UNSET if reply.refusal is None else reply.refusal,
         reasoning=UNSET if reply.reasoning is None else reply.reasoning,
-        reasoning_details=UNSET if reply.reasoning_details is None else reply.reasoning_details.copy(),
-        annotations=UNSET if reply.annotations is None else reply.annotations.copy(),
-        images=UNSET if reply.images is None else reply.images.copy(),
-        audio=UNSET if reply.audio is None else reply.audio.copy(),
+        reasoning_details=UNSET if reply.reasoning_details is UNSET else _kept(reply.reasoning_details),
+        annotations=UNSET if reply.annotations is UNSET else _kept(reply.annotations),
+        images=UNSET if reply.images is UNSET else _kept(reply.images),
+        audio=UNSET if reply.audio is UNSET else _kept(reply.audio),
         tool_calls=to_tool_calls(reply.tool_calls),
     )
 
 
+def keep_raw(pieces: list[msgspec.Raw]) -> list[msgspec.Raw]:
+    """Copies of raw JSON, which do not pin what it was cut from.
+
+    The decoder does not look into raw JSON, so pieces that are not UTF-8 are found here and left out:
+    echoed, they would spoil every later request.
+    """
+    return [piece.copy() for piece in pieces if is_utf8(piece)]
+
+
+def is_utf8(raw: msgspec.Raw) -> bool:
+    """Whether raw JSON is text at all."""
+    try:
+        str(raw, "utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def to_chunk(reply: ChatCompletion) -> ChatChunk:
+    """A whole reply as the one chunk of a stream."""
+    choice = (reply.choices or [Choice()])[0]
+    message = choice.message or ReplyMessage()
+    delta = Delta(
+        content=message.content,
+        reasoning=message.reasoning,
+        reasoning_details=_pieces(message.reasoning_details),
+        tool_calls=message.tool_calls,
+        refusal=message.refusal,
+        annotations=_pieces(message.annotations),
+        images=_pieces(message.images),
+        audio=message.audio,
+    )
+    return ChatChunk(
+        choices=[ChunkChoice(delta, choice.finish_reason or "stop", choice.native_finish_reason)],
+        id=reply.id,
+        model=reply.model,
+        provider=reply.provider,
+        usage=reply.usage,
+        created=reply.created,
+        service_tier=reply.service_tier,
+    )
+
+
 def to_tool_calls(calls: list[ReplyToolCall] | None) -> list[ToolCall] | UnsetType:
-    """The calls of a reply in the form that a request echoes; an empty id gets one from its position."""
+    """The calls of a reply in the form that a request echoes.
+
+    Each has an id of its own: results are matched by it, so an id that is missing or comes twice
+    is replaced by one made from its position.
+    """
     if not calls:
         return UNSET
-    return [
-        ToolCall(
-            id=call.id or f"call_{position}",
-            type=call.type or "function",
-            function=FunctionCall(
-                (call.function.name if call.function else None) or "",
-                (call.function.arguments if call.function else None) or "",
-            ),
-        )
-        for position, call in enumerate(calls)
-    ]
+    taken: set[str] = set()
+    return [_to_tool_call(call, position, taken=taken) for position, call in enumerate(calls)]
+
+
+def _to_tool_call(call: ReplyToolCall, position: int, *, taken: set[str]) -> ToolCall:
+    function = call.function or ReplyFunction()
+    identity = call.id or f"call_{position}"
+    while identity in taken:
+        identity = f"{identity}_{position}"
+    taken.add(identity)
+    return ToolCall(
+        id=identity,
+        type=call.type or "function",
+        function=FunctionCall(function.name or "", function.arguments or ""),
+    )
 
 
 def decode_chunk(data: bytes) -> ChatChunk:
-    """One chunk of a stream; raises `DecodeError`."""
+    """One chunk of a stream, without fields of an odd type; raises `DecodeError`."""
     try:
         return _chunk_decoder.decode(data)
     except _MALFORMED as exc:
-        raise _decode_error(f"a chunk of the stream is not what the API promises: {exc}") from exc
+        try:
+            return _salvaged(ChatChunk, data, exc)
+        except _MALFORMED:
+            raise _decode_error(f"a chunk of the stream is not what the API promises: {exc}") from exc
 
 
-def decode_chunks(events: list[bytes]) -> list[ChatChunk]:
-    """Several chunks in one pass; raises `DecodeError`."""
-    if len(events) == 1:
-        return [decode_chunk(events[0])]
+def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | None]:
+    """The chunks before the first event that is none, and the error which that event is.
+
+    Events without data are passed over.
+    """
     try:
-        return _chunk_decoder.decode_lines(b"\n".join(events))
-    except _MALFORMED as exc:
-        raise _decode_error(f"a chunk of the stream is not what the API promises: {exc}") from exc
+        chunks = _chunk_decoder.decode_lines(b"\n".join(events))
+    except _MALFORMED:
+        chunks = []
+    # One event may hold two lines, or none: what is not one chunk an event is looked at again.
+    if len(chunks) == len(events):
+        return chunks, None
+    chunks = []
+    for event in events:
+        if event and not event.isspace():
+            try:
+                chunks.append(decode_chunk(event))
+            except DecodeError as error:
+                return chunks, error
+    return chunks, None
 
 
 def decode_models(body: bytes) -> list[Model]:
-    """The rows of GET /models; raises `DecodeError`."""
-    return _service(_decode_models_reply, body).data
+    """The rows of GET /models, without rows that have no id; raises as `decode_completion` does."""
+    return _service(_ModelsReply, _decode_models_reply, body=body).data
 
 
 def decode_credits(body: bytes) -> Credits:
-    """GET /credits, out of its `data` envelope; raises `DecodeError`."""
-    return _service(_decode_credits_reply, body).data
+    """GET /credits, out of its `data` envelope; raises as `decode_completion` does."""
+    return _service(_CreditsReply, _decode_credits_reply, body=body).data
 
 
 def decode_key(body: bytes) -> KeyInfo:
-    """GET /key, out of its `data` envelope; raises `DecodeError`."""
-    return _service(_decode_key_reply, body).data
+    """GET /key, out of its `data` envelope; raises as `decode_completion` does."""
+    return _service(_KeyReply, _decode_key_reply, body=body).data
 
 
-def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, now_s: float) -> ApiError:
+def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], *, body: bytes, now_s: float) -> ApiError:
     """The error that a reply outside 2xx stands for, whatever its body is: JSON, HTML or nothing.
 
     `now_s` is wall-clock seconds since the epoch, for a Retry-After that is a date.
     """
-    try:
-        error = _decode_error_reply(body).error
-    except _MALFORMED:
-        error = None
-    if isinstance(error, str):
-        error = ErrorBody(message=error)
-    return error_from_reply(status, headers, error or ErrorBody(message=body_summary(body)), now_s=now_s)
+    error = _error_of(body) or ErrorBody(message=body_summary(body))
+    return error_from_reply(status, headers, error=error, now_s=now_s)
 
 
 # Stored values
@@ -289,17 +441,17 @@ def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], body: byte
 
 def decode_message(data: bytes) -> Message:
     """A message that was encoded by `encode_message`; raises `DecodeError`."""
-    return cast("Message", _service(_decode_message, data))
+    return cast("Message", _stored(_decode_message, data))
 
 
 def decode_messages(joined: bytes) -> list[Message]:
     """Messages that were joined by `encode_prompt`; raises `DecodeError`."""
-    return _service(_decode_messages, b"[%b]" % joined)
+    return _stored(_decode_messages, b"[%b]" % joined)
 
 
 def decode_log_entry(data: bytes) -> LogEntry:
     """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
-    return cast("LogEntry", _service(_decode_log_entry, data))
+    return cast("LogEntry", _stored(_decode_log_entry, data))
 
 
 def decode_json(data: bytes | str) -> object:
@@ -307,14 +459,134 @@ def decode_json(data: bytes | str) -> object:
     try:
         return cast("object", _decode_any(data))
     except _MALFORMED as exc:
-        raise _decode_error(f"not JSON: {exc}") from exc
+        raise DecodeError(f"not JSON: {exc}") from exc
 
 
-def _service(decode: Callable[[bytes], T], body: bytes) -> T:
+def split_object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """The fields of a JSON object, each as raw JSON, which pins `data`; raises `DecodeError`."""
+    try:
+        return _split_object(data)
+    except _MALFORMED as exc:
+        raise DecodeError(f"not a JSON object: {exc}") from exc
+
+
+def _stored(decode: Callable[[bytes], T], data: bytes) -> T:
+    try:
+        return decode(data)
+    except _MALFORMED as exc:
+        raise DecodeError(f"a stored value cannot be read: {exc}") from exc
+
+
+# Parts of the above
+
+
+def _salvaged(kind: type[S], data: bytes, exc: Exception) -> S:
+    """What can be had of data that the decoder refused with `exc`; raises an error of `_MALFORMED`."""
+    mended = mend_text(data)
+    if mended is data and not isinstance(exc, msgspec.ValidationError):
+        raise exc
+    return _salvage.decode(kind, mended)
+
+
+def _service(kind: type[S], decode: Callable[[bytes], S], *, body: bytes) -> S:
     try:
         return decode(body)
     except _MALFORMED as exc:
-        raise _decode_error(f"the reply is not what the API promises: {exc}") from exc
+        with suppress(*_MALFORMED):
+            return _salvaged(kind, body, exc)
+        raise _failed_reply(body, exc, generation_id=None) from exc
+
+
+def _salvaged_reply(body: bytes, exc: Exception, *, generation_id: str | None) -> ChatCompletion:
+    with suppress(*_MALFORMED):
+        return _salvaged(ChatCompletion, body, exc)
+    raise _failed_reply(body, exc, generation_id=generation_id) from exc
+
+
+def _failed_reply(body: bytes, exc: Exception, *, generation_id: str | None) -> ApiError | DecodeError:
+    """What a 200 stands for whose body is not the reply: the error in it, an upstream timeout, or nothing known."""
+    error = _error_of(body)
+    if error is not None:
+        return api_error(error, status=200, generation_id=generation_id)
+    if body.strip():
+        return _decode_error(f"the reply is not what the API promises: {exc}", generation_id=generation_id)
+    timeout = ProviderError(
+        "the reply is empty: the provider timed out", status=200, code=504, generation_id=generation_id
+    )
+    timeout.maybe_billed = True
+    return timeout
+
+
+def _is_failed(choice: Choice) -> bool:
+    return choice.error is not None or choice.finish_reason == "error"
+
+
+def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_id: str | None) -> ApiError:
+    body = reply.error
+    if body is None and choice is not None:
+        native = choice.native_finish_reason or "no reason given"
+        body = choice.error or ErrorBody(message=f"the provider ended the reply with an error ({native})", code=502)
+    error = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
+    if choice is not None and choice.message is not None and (choice.message.content or choice.message.reasoning):
+        call = CallRecord(
+            generation_id=generation_id,
+            model=reply.model,
+            provider=reply.provider,
+            finish_reason=choice.finish_reason,
+            native_finish_reason=choice.native_finish_reason,
+            usage=None if reply.usage is None else checked_usage(reply.usage),
+            interrupted=True,
+        )
+        error.partial = ChatResult(message=to_message(choice.message), call=call)
+    return error
+
+
+def _error_of(body: bytes) -> ErrorBody | None:
+    """The error object of a body, if it has one."""
+    try:
+        error = _decode_error_reply(body).error
+    except _MALFORMED as exc:
+        try:
+            error = _salvaged(_ErrorReply, body, exc).error
+        except _MALFORMED:
+            return None
+    return ErrorBody(message=error) if isinstance(error, str) else error
+
+
+def _count_or_none(count: int | None) -> int | None:
+    return count if count is not None and count >= 0 else None
+
+
+def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:
+    """The entries of a list kept as raw JSON; None for anything else."""
+    if raw is UNSET:
+        return None
+    try:
+        return _split_list(raw)
+    except _MALFORMED:
+        return None
+
+
+def _kept(raw: msgspec.Raw) -> msgspec.Raw | UnsetType:
+    """A copy to keep; null is the same as absent."""
+    return raw.copy() if bytes(raw) != b"null" and is_utf8(raw) else UNSET
+
+
+def _checked_mapping(message: object) -> dict[str, object]:
+    if not _is_mapping(message):
+        raise _bad_request(f"messages: a {type(message).__name__} is not a message")
+    fields = dict(cast("Mapping[str, object]", message))
+    role = fields.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise _bad_request(f"messages: unknown role {role!r}; use one of {', '.join(sorted(_ROLES))}")
+    return fields
+
+
+def _refuse_numbers_without_json(fields: Mapping[str, object]) -> None:
+    """NaN and the infinities, which JSON cannot say: a float would silently become null, a Decimal break the body."""
+    for name, value in fields.items():
+        if isinstance(value, (float, Decimal)) and not math.isfinite(value):
+            raise _bad_request(f"{name}: {value} is not a number that can be sent")
 
 
 def _is_mapping(value: object) -> bool:
@@ -328,15 +600,5 @@ def _bad_request(message: str) -> BadRequestError:
 def _decode_error(message: str, *, generation_id: str | None = None) -> DecodeError:
     error = DecodeError(message)
     error.generation_id = generation_id
-    error.maybe_billed = True
-    return error
-
-
-def _not_a_reply(body: bytes, exc: Exception, *, generation_id: str | None) -> ProviderError | DecodeError:
-    if body.strip():
-        return _decode_error(f"the reply is not what the API promises: {exc}", generation_id=generation_id)
-    error = ProviderError(
-        "the reply is empty: the provider timed out", status=200, code=504, generation_id=generation_id
-    )
     error.maybe_billed = True
     return error

@@ -6,6 +6,7 @@ error or only padding, a choice, a stream. Bodies may be HTML or empty, codes in
 
 from __future__ import annotations
 
+import datetime
 import email.utils
 import math
 import re
@@ -25,14 +26,18 @@ from ..errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .responses import ErrorBody
 
-__all__ = ["api_error", "body_summary", "error_from_reply", "find_header", "parse_retry_after"]
+__all__ = ["api_error", "body_summary", "error_from_reply", "find_header", "parse_retry_after", "status_of"]
 
 _MESSAGE_CHARS = 500
 _BODY_CHARS = 300
+# What is looked at of a longer text: the rest cannot matter, and may be megabytes.
+_LOOK_AT_CHARS = 8192
+# 30 million years: what an absurd number of seconds is cut to.
+_MAX_WAIT_S = 1e15
 
 _BY_STATUS: dict[int, type[ApiError]] = {
     401: AuthenticationError,
@@ -77,33 +82,55 @@ def find_header(headers: Sequence[tuple[bytes, bytes]], name: bytes) -> str | No
     return None
 
 
-def parse_retry_after(value: str, *, now_s: float) -> float | None:
+def parse_retry_after(value: str, *, now_s: float | None) -> float | None:
     """Seconds to wait by a Retry-After value, at least 0; None when it is not one (RFC 9110, 10.2.3).
 
     Takes delta seconds, also with a fraction, and the three HTTP date forms. `now_s` is wall-clock
-    seconds since the epoch.
+    seconds since the epoch; without it a date says nothing.
     """
     value = value.strip()
-    if re.fullmatch(r"[+-]?\d{1,18}(\.\d{0,9})?", value):
-        return max(0.0, float(value))
+    if re.fullmatch(r"[+-]?\d{1,400}(\.\d{0,9})?", value, re.ASCII):
+        return min(max(0.0, float(value)), _MAX_WAIT_S)
+    when_s = _parse_date(value)
+    return None if when_s is None or now_s is None else max(0.0, when_s - now_s)
+
+
+def _parse_date(value: str) -> float | None:
+    """An HTTP date as seconds since the epoch."""
+    if len(value) > 64 or not re.search(r"\d:\d\d:\d\d", value, re.ASCII):
+        return None
     try:
         parsed = email.utils.parsedate_tz(value)
         if parsed is None:
             return None
-        when_s = float(email.utils.mktime_tz(parsed))
+        year, month, day, hour, minute, second = parsed[:6]
+        at = datetime.datetime(year, month, day, hour, minute, min(second, 59), tzinfo=datetime.UTC)
     except (ValueError, OverflowError, IndexError, TypeError):
         return None
-    return max(0.0, when_s - now_s)
+    # HTTP dates are in GMT; the form of asctime does not say so.
+    return at.timestamp() - (parsed[9] or 0)
+
+
+def status_of(code: int | str | None, metadata: Mapping[str, object]) -> int:
+    """The HTTP status that an error object inside a 200 stands for; 500 when it does not say."""
+    if isinstance(code, int):
+        return code
+    if code is not None:
+        if code.isascii() and code.isdigit() and len(code) == 3:
+            return int(code)
+        if code in _STATUS_BY_NAME:
+            return _STATUS_BY_NAME[code]
+    return _STATUS_BY_NAME.get(str(metadata.get("error_type")), 500)
 
 
 def error_from_reply(
-    status: int, headers: Sequence[tuple[bytes, bytes]], error: ErrorBody, *, now_s: float
+    status: int, headers: Sequence[tuple[bytes, bytes]], *, error: ErrorBody, now_s: float
 ) -> ApiError:
     """The error that an HTTP reply outside 2xx stands for, from its decoded error object."""
     return api_error(
         error,
         status=status,
-        retry_after_s=_retry_after(headers, error.metadata or {}, now_s=now_s),
+        retry_after_s=_retry_after(status, headers, error.metadata or {}, now_s=now_s),
         generation_id=find_header(headers, b"x-generation-id"),
     )
 
@@ -117,7 +144,7 @@ def api_error(
 ) -> ApiError:
     """The exception for an error object; inside a 200 the object's own code decides the class."""
     metadata = error.metadata or {}
-    decisive = status if status >= 300 else _status_of(error.code, metadata)
+    decisive = status if status >= 300 else status_of(error.code, metadata)
     kind = _BY_STATUS.get(decisive, BadRequestError if 400 <= decisive < 500 else ProviderError)
     if kind is PermissionDeniedError and "reasons" in metadata:
         kind = ModerationError
@@ -126,73 +153,76 @@ def api_error(
         status=status,
         code=error.code if error.code is not None else decisive,
         metadata=metadata,
-        retry_after_s=_metadata_retry_after(metadata) if retry_after_s is None else retry_after_s,
+        retry_after_s=_metadata_retry_after(metadata, now_s=None) if retry_after_s is None else retry_after_s,
         generation_id=generation_id,
     )
 
 
 def body_summary(body: bytes) -> str:
     """A line for a body that is no JSON error: the title of an HTML page, or its first characters."""
-    text = body[:8192].decode("utf-8", "replace")
-    title = re.search(r"<title[^>]*>([^<]*)", text, re.IGNORECASE)
-    line = _one_line(title.group(1) if title else re.sub(r"<[^>]*>", " ", text))
+    text = body[:_LOOK_AT_CHARS].decode("utf-8", "replace")
+    title = re.search(r"<title[^<>]*>([^<]*)", text, re.IGNORECASE)
+    line = _one_line(title.group(1) if title else re.sub(r"<[^<>]*>", " ", text))
     return line[:_BODY_CHARS] if line else "the reply has no body"
 
 
 def _message(error: ErrorBody, metadata: Mapping[str, object]) -> str:
-    message = error.message or "the API reported an error without a message"
-    raw = metadata.get("raw")
-    if isinstance(raw, str) and raw and message == "Provider returned error":
-        message = f"{message}: {raw}"
-    return _one_line(message)[:_MESSAGE_CHARS]
+    message = _one_line(error.message or "") or "the API reported an error without a message"
+    if message == "Provider returned error":
+        raw = metadata.get("raw")
+        # A provider's error object, or its text.
+        while isinstance(raw, dict):
+            raw = raw.get("error") or raw.get("message")
+        if isinstance(raw, str) and raw:
+            message = f"{message}: {_one_line(raw)}"
+    return message[:_MESSAGE_CHARS]
 
 
 def _one_line(text: str) -> str:
     """`text` without control characters, so that a log line stays one line."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def _status_of(code: int | str | None, metadata: Mapping[str, object]) -> int:
-    if isinstance(code, int):
-        return code
-    if code is not None:
-        if code.isascii() and code.isdigit() and len(code) == 3:
-            return int(code)
-        if code in _STATUS_BY_NAME:
-            return _STATUS_BY_NAME[code]
-    return _STATUS_BY_NAME.get(str(metadata.get("error_type")), 500)
+    return " ".join("".join(c if c.isprintable() else " " for c in text[:_LOOK_AT_CHARS]).split())
 
 
 def _retry_after(
-    headers: Sequence[tuple[bytes, bytes]], metadata: Mapping[str, object], *, now_s: float
+    status: int, headers: Sequence[tuple[bytes, bytes]], metadata: Mapping[str, object], *, now_s: float
 ) -> float | None:
-    header = find_header(headers, b"retry-after")
-    if header is not None:
-        wait_s = parse_retry_after(header, now_s=now_s)
-        if wait_s is not None:
-            return wait_s
-    wait_s = _metadata_retry_after(metadata, now_s=now_s)
-    if wait_s is not None:
-        return wait_s
-    reset = find_header(headers, b"x-ratelimit-reset")
-    return _until_reset(reset, now_s=now_s) if reset is not None else None
+    asked = (value.decode("latin-1") for name, value in headers if name.lower() == b"retry-after")
+    wait_s = _first_wait(asked, now_s=now_s)
+    if wait_s is None:
+        wait_s = _metadata_retry_after(metadata, now_s=now_s)
+    if wait_s is None and status == 429:
+        reset = find_header(headers, b"x-ratelimit-reset") or _metadata_header(metadata, "x-ratelimit-reset")
+        wait_s = _until_reset(str(reset), now_s=now_s)
+    return wait_s
 
 
-def _metadata_retry_after(metadata: Mapping[str, object], *, now_s: float | None = None) -> float | None:
-    seconds = metadata.get("retry_after_seconds")
-    if isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and math.isfinite(seconds):
-        return max(0.0, float(seconds))
+def _metadata_retry_after(metadata: Mapping[str, object], *, now_s: float | None) -> float | None:
+    names = ("retry_after_seconds", "retry_after_seconds_raw", "retry_after")
+    asked = [metadata.get(name) for name in names]
+    return _first_wait([*asked, _metadata_header(metadata, "retry-after")], now_s=now_s)
+
+
+def _metadata_header(metadata: Mapping[str, object], name: str) -> object:
+    """The header of a provider's reply that the metadata quote."""
     headers = metadata.get("headers")
     if not isinstance(headers, dict):
         return None
-    value = headers.get("Retry-After")
-    if isinstance(value, str) and now_s is not None:
-        return parse_retry_after(value, now_s=now_s)
+    return next((value for key, value in headers.items() if str(key).lower() == name), None)
+
+
+def _first_wait(values: Iterable[object], *, now_s: float | None) -> float | None:
+    """The first of the values that says how long to wait; numbers are seconds."""
+    for value in values:
+        if isinstance(value, str):
+            wait_s = parse_retry_after(value, now_s=now_s)
+            if wait_s is not None:
+                return wait_s
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and value > -math.inf:
+            return float(min(max(0.0, value), _MAX_WAIT_S))
     return None
 
 
 def _until_reset(value: str, *, now_s: float) -> float | None:
     """Seconds until an X-RateLimit-Reset, which is epoch milliseconds on this API."""
-    if not re.fullmatch(r"\d{1,16}", value.strip()):
-        return None
-    return max(0.0, int(value) / 1000 - now_s)
+    value = value.strip()
+    return max(0.0, int(value) / 1000 - now_s) if re.fullmatch(r"\d{1,16}", value, re.ASCII) else None

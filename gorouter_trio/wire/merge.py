@@ -6,13 +6,14 @@ the finish is sent twice, the role with every delta, tool calls in pieces that i
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import DecodeError
-from .codec import decode_json, encode_json, to_tool_calls
+from .codec import checked_usage, decode_json, encode_json, is_utf8, keep_raw, split_object, to_tool_calls
 from .messages import AssistantMessage
 from .responses import ErrorBody, ReplyFunction, ReplyToolCall, Usage
 
@@ -21,41 +22,111 @@ if TYPE_CHECKING:
 
 __all__ = ["ChunkMerge"]
 
+_NULL = b"null"
+_DETAIL_TEXTS = frozenset({"text", "summary", "data"})
+_AUDIO_TEXTS = frozenset({"data", "transcript"})
+# Details that may come without an index and still in pieces; the others are whole.
+_LOOSE_KINDS = frozenset({b'"reasoning.text"', b'"reasoning.summary"'})
+
 
 class _CallPieces:
     """One tool call while its pieces arrive."""
 
-    __slots__ = ("arguments", "id", "name", "type")
+    __slots__ = ("_depth", "_escaped", "_in_text", "_scanned", "arguments", "id", "name", "named_again", "type")
 
     def __init__(self) -> None:
         self.id = ""
         self.name = ""
         self.type = "function"
         self.arguments: list[str] = []
+        self.named_again = False
+        self._scanned = 0
+        self._depth = 0
+        self._in_text = False
+        self._escaped = False
 
     def starts_another(self, piece: ReplyToolCall) -> bool:
         """Whether `piece` opens a new call under an index that is in use.
 
-        One engine reuses index and id for parallel calls, so a name that comes again counts as a
-        new call once the arguments so far are complete, or when it is another name.
+        One engine reuses index and id for parallel calls, and others send both again with every
+        piece. So a name opens a new call when it comes with another id, when it is another name with
+        an id or after complete arguments, and when it is the same name and arguments follow complete
+        ones.
         """
-        if piece.id and self.id and piece.id != self.id:
-            return True
         name = piece.function.name if piece.function else None
-        if not name or not self.name:
-            return False
-        return (name != self.name and bool(piece.id)) or _is_complete_json("".join(self.arguments))
+        if name and self.name:
+            if piece.id and self.id and piece.id != self.id:
+                return True
+            if name != self.name:
+                return bool(piece.id) or self._is_complete()
+        repeats = bool(name and self.name) or self.named_again
+        return repeats and bool(piece.function and piece.function.arguments) and self._is_complete()
+
+    def next_call(self) -> _CallPieces:
+        """A call of the same name: what a piece opens that has none of its own."""
+        call = _CallPieces()
+        call.id, call.name, call.type = self.id, self.name, self.type
+        return call
 
     def add(self, piece: ReplyToolCall) -> None:
         self.id = piece.id or self.id
         self.type = piece.type or self.type
         if piece.function is not None:
+            self.named_again = bool(self.name and piece.function.name)
             self.name = piece.function.name or self.name
             if piece.function.arguments:
                 self.arguments.append(piece.function.arguments)
 
     def whole(self) -> ReplyToolCall:
         return ReplyToolCall(None, self.id, self.type, ReplyFunction(self.name, "".join(self.arguments)))
+
+    def _is_complete(self) -> bool:
+        """Whether the arguments so far end with the bracket that closes them; looks at each character once."""
+        for position in range(self._scanned, len(self.arguments)):
+            for character in self.arguments[position]:
+                self._scan(character)
+        self._scanned = len(self.arguments)
+        return self._depth == 0 and not self._in_text and bool(self.arguments)
+
+    def _scan(self, character: str) -> None:
+        if self._in_text:
+            self._in_text = self._escaped or character != '"'
+            self._escaped = character == "\\" and not self._escaped
+        elif character == '"':
+            self._in_text = True
+        elif character in "{[":
+            self._depth += 1
+        elif character in "}]":
+            self._depth -= 1
+
+
+class _Block:
+    """An object that comes in pieces: the fields in `texts` are appended, the others are set."""
+
+    __slots__ = ("_fields", "_pieces", "_texts")
+
+    def __init__(self, texts: frozenset[str]) -> None:
+        self._texts = texts
+        self._fields: dict[str, msgspec.Raw] = {}
+        self._pieces: dict[str, list[str]] = {}
+
+    def add(self, fields: dict[str, msgspec.Raw]) -> None:
+        for name, raw in fields.items():
+            value = bytes(raw)
+            if name in self._texts and value[:1] == b'"':
+                with suppress(DecodeError):
+                    self._pieces.setdefault(name, []).append(str(decode_json(value)))
+                    # Holds the field's place in the order in which fields came.
+                    self._fields.setdefault(name, raw.copy())
+            elif (value != _NULL or name not in self._fields) and is_utf8(raw):
+                self._fields[name] = msgspec.Raw(value)
+
+    def is_signed(self) -> bool:
+        """Whether the signature has come, which is the last piece of a block."""
+        return bytes(self._fields.get("signature", _NULL)) != _NULL
+
+    def whole(self) -> dict[str, object]:
+        return self._fields | {name: "".join(pieces) for name, pieces in self._pieces.items()}
 
 
 class ChunkMerge:
@@ -73,6 +144,7 @@ class ChunkMerge:
         "_current_call",
         "_details",
         "_images",
+        "_loose",
         "_parts",
         "_reasoning",
         "_refusal",
@@ -98,12 +170,13 @@ class ChunkMerge:
         self._parts: list[msgspec.Raw] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
-        self._details: dict[tuple[object, object], dict[str, object]] = {}
+        self._details: dict[tuple[object, bytes], _Block] = {}
+        self._loose: tuple[bytes, _Block] | None = None
         self._calls: list[_CallPieces] = []
-        self._current_call: dict[int, _CallPieces] = {}
+        self._current_call: dict[int | str, _CallPieces] = {}
         self._annotations: list[msgspec.Raw] = []
         self._images: list[msgspec.Raw] = []
-        self._audio: dict[str, object] = {}
+        self._audio = _Block(_AUDIO_TEXTS)
 
     def add(self, chunks: list[ChatChunk]) -> None:
         """Merge chunks, in order. The common one, a piece of text and nothing else, takes the short way."""
@@ -115,7 +188,7 @@ class ChunkMerge:
                 if not choices:
                     continue
             choice = choices[0]
-            if choice.finish_reason is not None or choice.error is not None:
+            if choice.finish_reason or choice.error is not None:
                 self._finish(choice)
             delta = choice.delta
             if delta is None:
@@ -125,7 +198,7 @@ class ChunkMerge:
                 if isinstance(content, str):
                     text.append(content)
                 else:
-                    self._parts.extend(part.copy() for part in content)
+                    self._parts += keep_raw(content)
             if delta.reasoning or delta.tool_calls or delta.reasoning_details:
                 self._add_thought(delta)
             if delta.refusal or delta.annotations or delta.images or delta.audio:
@@ -134,7 +207,8 @@ class ChunkMerge:
     @property
     def has_data(self) -> bool:
         """Whether anything that a consumer would see has arrived."""
-        return bool(self._text or self._reasoning or self._details or self._calls or self._refusal or self._parts)
+        spoken = self._text or self._reasoning or self._details or self._calls or self._refusal or self._parts
+        return bool(spoken or self._annotations or self._images or self._audio.whole())
 
     def message(self) -> AssistantMessage:
         """The assistant's message from everything merged so far; raw fields are copies."""
@@ -142,10 +216,10 @@ class ChunkMerge:
             content=self._content(),
             refusal="".join(self._refusal) or UNSET,
             reasoning="".join(self._reasoning) or UNSET,
-            reasoning_details=_raw(list(self._details.values())),
+            reasoning_details=_raw([block.whole() for block in self._details.values()]),
             annotations=_raw(self._annotations),
             images=_raw(self._images),
-            audio=_raw(self._audio),
+            audio=_raw(self._audio.whole()),
             tool_calls=to_tool_calls([call.whole() for call in self._calls]),
         )
 
@@ -157,18 +231,16 @@ class ChunkMerge:
         return None if self._calls and not text else text
 
     def _add_head(self, chunk: ChatChunk) -> None:
-        if self.generation_id is None:
-            self.generation_id = chunk.id
-            self.model = chunk.model
-            self.provider = chunk.provider
+        self.generation_id = self.generation_id or chunk.id
+        self.model = chunk.model or self.model
+        self.provider = chunk.provider or self.provider
         if chunk.usage is not None:
-            self.usage = chunk.usage
+            self.usage = checked_usage(chunk.usage)
         if chunk.error is not None:
             self.error = chunk.error
 
     def _finish(self, choice: ChunkChoice) -> None:
-        if self.finish_reason is None:
-            self.finish_reason = choice.finish_reason
+        self.finish_reason = self.finish_reason or choice.finish_reason or None
         self.native_finish_reason = choice.native_finish_reason or self.native_finish_reason
         if choice.error is not None:
             self.error = choice.error
@@ -183,54 +255,54 @@ class ChunkMerge:
 
     def _add_tool_calls(self, pieces: list[ReplyToolCall]) -> None:
         for position, piece in enumerate(pieces):
-            index = position if piece.index is None else piece.index
-            call = self._current_call.get(index)
+            name = piece.function.name if piece.function else None
+            slot: int | str = position if piece.index is None else piece.index
+            if piece.index is None and piece.id and (name or piece.id in self._current_call):
+                slot = piece.id
+            call = self._current_call.get(slot)
             if call is None or call.starts_another(piece):
-                call = _CallPieces()
-                self._current_call[index] = call
+                call = _CallPieces() if name or call is None else call.next_call()
                 self._calls.append(call)
+            self._current_call[slot] = call
+            if piece.index is None:
+                # Where pieces have no index, those without an id belong to the call that was spoken of last.
+                self._current_call[position] = call
             call.add(piece)
 
     def _add_details(self, pieces: list[msgspec.Raw]) -> None:
         for raw in pieces:
-            piece = _decode_object(raw)
-            key = (piece.get("index", len(self._details)), piece.get("type"))
-            block = self._details.setdefault(key, {})
-            for name, value in piece.items():
-                old = block.get(name)
-                if name in _APPENDED and isinstance(old, str) and isinstance(value, str):
-                    block[name] = old + value
-                elif value is not None or name not in block:
-                    block[name] = value
+            fields = _fields_of(raw)
+            if fields:
+                self._block_of(fields).add(fields)
+
+    def _block_of(self, fields: dict[str, msgspec.Raw]) -> _Block:
+        """The block that a piece belongs to: by index and type, or without an index the one before it."""
+        kind = bytes(fields.get("type", _NULL))
+        index = bytes(fields.get("index", _NULL))
+        if index != _NULL:
+            return self._details.setdefault((index, kind), _Block(_DETAIL_TEXTS))
+        if self._loose is not None and self._loose[0] == kind and not self._loose[1].is_signed():
+            return self._loose[1]
+        block = self._details[len(self._details), kind] = _Block(_DETAIL_TEXTS)
+        self._loose = (kind, block) if kind in _LOOSE_KINDS else None
+        return block
 
     def _add_rare(self, delta: Delta) -> None:
         if delta.refusal:
             self._refusal.append(delta.refusal)
-        self._annotations.extend(raw.copy() for raw in delta.annotations or ())
-        self._images.extend(raw.copy() for raw in delta.images or ())
+        self._annotations += keep_raw(delta.annotations or [])
+        self._images += keep_raw(delta.images or [])
         if delta.audio:
-            for name, value in _decode_object(delta.audio).items():
-                old = self._audio.get(name)
-                appended = name in {"data", "transcript"} and isinstance(old, str) and isinstance(value, str)
-                self._audio[name] = f"{old}{value}" if appended else value
+            self._audio.add(_fields_of(delta.audio))
 
 
-_APPENDED = frozenset({"text", "summary", "data"})
-
-
-def _decode_object(raw: msgspec.Raw) -> dict[str, object]:
-    """A piece as a mapping; pieces of another form carry nothing that could be merged."""
-    value = decode_json(bytes(raw))
-    return cast("dict[str, object]", value) if isinstance(value, dict) else {}
+def _fields_of(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
+    """A piece as its fields; pieces of another form carry nothing that could be merged."""
+    try:
+        return split_object(raw)
+    except DecodeError:
+        return {}
 
 
 def _raw(value: list[dict[str, object]] | list[msgspec.Raw] | dict[str, object]) -> msgspec.Raw | UnsetType:
     return msgspec.Raw(encode_json(value)) if value else UNSET
-
-
-def _is_complete_json(text: str) -> bool:
-    try:
-        decode_json(text)
-    except DecodeError:
-        return False
-    return True

@@ -1,8 +1,12 @@
 """Replies of the API, decoded leniently (openrouter API, "Non-stream response").
 
 Fields, enum values and types are added there without notice: unknown fields are ignored, every
-enum is a plain string, and every field except a list entry may be absent or null.
+enum is a plain string, and every field except a list entry may be absent or null. A field of
+another type than here is dropped rather than the reply with it (`wire.salvage`).
 Money is `Decimal`, straight from the JSON text.
+
+Fields that are kept as raw JSON are `UNSET` when absent, and hold `null` when the wire has null:
+msgspec reads a union of Raw and None as None alone.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 __all__ = [
     "ChatCompletion",
@@ -97,11 +101,11 @@ class ReplyMessage(Struct, frozen=True):
     content: str | list[msgspec.Raw] | None = None
     refusal: str | None = None
     reasoning: str | None = None
-    reasoning_details: msgspec.Raw | None = None
+    reasoning_details: msgspec.Raw | UnsetType = UNSET
     tool_calls: list[ReplyToolCall] | None = None
-    annotations: msgspec.Raw | None = None
-    images: msgspec.Raw | None = None
-    audio: msgspec.Raw | None = None
+    annotations: msgspec.Raw | UnsetType = UNSET
+    images: msgspec.Raw | UnsetType = UNSET
+    audio: msgspec.Raw | UnsetType = UNSET
 
 
 class Choice(Struct, frozen=True):

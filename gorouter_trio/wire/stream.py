@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from .responses import ErrorBody, ReplyToolCall, Usage
 
@@ -20,7 +20,7 @@ class Delta(Struct, frozen=True, gc=False):
     refusal: str | None = None
     annotations: list[msgspec.Raw] | None = None
     images: list[msgspec.Raw] | None = None
-    audio: msgspec.Raw | None = None
+    audio: msgspec.Raw | UnsetType = UNSET
 
 
 class ChunkChoice(Struct, frozen=True, gc=False):

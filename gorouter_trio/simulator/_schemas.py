@@ -8,10 +8,12 @@ such a schema may miss them, as a real model's may.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, TypeAlias, cast, final
+from typing import TYPE_CHECKING, Final, TypeAlias, cast, final
 
-from ._draws import Draws
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ._draws import Draws
 
 Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
 Schema: TypeAlias = "Mapping[str, Json]"
@@ -51,7 +53,7 @@ class SchemaWriter:
 
     def value(self) -> Json:
         """A value for the whole document."""
-        return self._value(self._root, 0)
+        return self._value(dict(self._root), 0)
 
     def _value(self, schema: Json, depth: int) -> Json:
         if not isinstance(schema, dict):
@@ -125,7 +127,9 @@ class SchemaWriter:
         made = [self._value(item, depth + 1) for item in first] if isinstance(first, list) else []
         least = _whole(schema, "minItems", 0)
         most = _whole(schema, "maxItems", max(least, 3))
-        count = least if depth >= _MAX_DEPTH - 1 else self._draws.between(max(least, min(1, most)), min(most, least + 2))
+        count = (
+            least if depth >= _MAX_DEPTH - 1 else self._draws.between(max(least, min(1, most)), min(most, least + 2))
+        )
         while len(made) < count:
             item = self._value(schema.get("items", {}), depth + 1)
             if schema.get("uniqueItems") is True and item in made:
@@ -162,7 +166,9 @@ class SchemaWriter:
             return step * self._draws.between(first, max(first, min(math.floor(high / step), first + 60_000)))
         exclusive = "exclusiveMinimum" in schema or "exclusiveMaximum" in schema
         if high - low >= 2:
-            return self._integer({"minimum": math.ceil(low) + exclusive, "maximum": math.floor(high) - exclusive}, depth)
+            return self._integer(
+                {"minimum": math.ceil(low) + exclusive, "maximum": math.floor(high) - exclusive}, depth
+            )
         return (low + high) / 2 if high > low else low
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from .requests import Message
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from .requests import Message
 
 _STATED: Final = re.compile(r"\bmy ((?:[a-z]+ ){0,3}?[a-z]+) (?:is|are|was) ([^.,;!?\n]{1,60})", re.IGNORECASE)
-_NAMED: Final = re.compile(r"\b(?:call me|i am called|i'm called) ([A-Z][\w'-]*)")
-_ASKED: Final = re.compile(r"\bwhat(?:'s|’s| is| are| was)? my ((?:[a-z]+ ){0,3}?[a-z]+?)(?: again)?\s*(?:[?.!]|$)", re.IGNORECASE)
+_NAMED: Final = re.compile(r"\b(?:[Cc]all me|I am called|I'm called) ([A-Z][\w'-]*)")
+_ASKED: Final = re.compile(
+    r"\bwhat(?:'s|’s| is| are| was)? my ((?:[a-z]+ ){0,3}?[a-z]+?)(?: again)?\s*(?:[?.!]|$)", re.IGNORECASE
+)
+_FIRST_PERSON: Final = ("my ", "My ", "I ", "all me", "I'm", " i ")
+_LONGEST_GREETING: Final = 24
 _ASKED_WHO: Final = re.compile(r"\bwho am i\b", re.IGNORECASE)
 _ASKED_BACK: Final = re.compile(
     r"\bwhat did i (?:just )?(?:say|ask|tell)|\bmy (?:last|previous|first) (?:message|question)", re.IGNORECASE
@@ -20,10 +26,12 @@ _GREETED: Final = re.compile(r"^\s*(?:hi|hello|hey|good (?:morning|evening|after
 
 def answer_from_memory(conversation: Sequence[Message]) -> str | None:
     """An answer that needs what the user said before, or None when the last message asks for no such thing."""
-    said = [message.text for message in conversation if message.role == "user"]
-    if not said or conversation[-1].role != "user":
+    if conversation[-1].role != "user":
         return None
-    question, earlier = said[-1], said[:-1]
+    question = conversation[-1].text
+    if not _may_ask(question):
+        return None
+    earlier = [message.text for message in conversation[:-1] if message.role == "user"]
     if _ASKED_BACK.search(question):
         first = " first " in question.lower()
         return f"You said: “{earlier[0 if first else -1]}”" if earlier else "This is the first thing you have said."
@@ -38,13 +46,17 @@ def answer_from_memory(conversation: Sequence[Message]) -> str | None:
 
 def acknowledge(text: str) -> str | None:
     """The first sentence of a reply to a message that tells something, such as `my name is Ada`."""
-    facts = _facts([text])
-    if not facts or "?" in text:
+    if "?" in text or not _may_ask(text) or not (facts := _facts([text])):
         return None
     name = facts.pop("name", None)
     told = "; ".join(f"your {thing} is {value}" for thing, value in facts.items())
     greeting = f"Nice to meet you, {name}!" if name else ""
     return " ".join(part for part in (greeting, f"I will remember that {told}." if told else "") if part)
+
+
+def _may_ask(text: str) -> bool:
+    """A cheap test before the patterns: most prompts are about something else."""
+    return len(text) < _LONGEST_GREETING or any(word in text for word in _FIRST_PERSON)
 
 
 def _tell(thing: str, earlier: Iterable[str]) -> str:

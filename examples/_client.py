@@ -1,0 +1,34 @@
+"""The client of the examples: OpenRouter itself, or with --simulate one inside this process, without key and cost."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import gorouter_trio as gr
+from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+@asynccontextmanager
+async def open_example_client() -> AsyncIterator[gr.Client]:
+    """What the command line asks for; the key comes from OPENROUTER_API_KEY."""
+    if "--simulate" not in sys.argv[1:]:
+        async with gr.open_client(model="openai/gpt-4o-mini") as client:
+            yield client
+        return
+    # It types about as fast as a small hosted model, times four.
+    simulator = Simulator(SimulatorConfig(first_token_s=0.05, tokens_per_s=600.0))
+    async with (
+        open_simulated_network(simulator) as network,
+        gr.open_client(
+            api_key="sk-simulated",
+            base_url=network.base_url,
+            transport=network,
+            insecure_http=True,  # nothing leaves the process
+        ) as client,
+    ):
+        yield client

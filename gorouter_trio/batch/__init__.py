@@ -1,0 +1,1 @@
+"""Batches: rows in, a bounded number in flight, results as they complete."""

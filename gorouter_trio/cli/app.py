@@ -1,0 +1,222 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import inspect
+from functools import partial
+from importlib import metadata
+from typing import TYPE_CHECKING, Annotated, cast
+
+import trio
+from cyclopts import App, CycloptsError, Parameter
+
+from ..errors import GorouterError
+from ..simulator import SimulatorConfig
+from .batch import BatchJob, run_batch
+from .chat import ChatJob, run_chat
+from .demo import DemoJob, run_demo
+from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tracebacks, report, report_failure, why
+from .options import FLAG, CommonOptions
+from .service import run_credits, run_key, run_models
+from .simulate import parse_faults, run_simulate
+from .terminal import drop_stdout
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ..simulator.faults import FaultKind
+
+__all__ = ["batch", "chat", "credits", "demo", "key", "models", "run", "simulate"]
+
+# A `-` stands for stdin or stdout, and is no option.
+_PATH = Parameter(allow_leading_hyphen=True)
+
+
+async def batch(
+    source: Annotated[str, _PATH],
+    /,
+    *,
+    output: Annotated[str, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)],
+    max_in_flight: int = 256,
+    limit: int | None = None,
+    overwrite: Annotated[bool, FLAG] = False,
+    common: CommonOptions | None = None,
+) -> int:
+    """Run every row of a JSON Lines file and write the answers as they come.
+
+    A row is {"messages": [...]}, {"prompt": "..."} or {"question": "..."} with an "id" if it likes, or has the form of
+    OpenAI's Batch API. A row that cannot be used becomes an error in the output; the others run.
+
+    Parameters
+    ----------
+    source
+        The rows; - is standard input.
+    output
+        Where the answers go; - is standard output.
+    max_in_flight
+        How many requests run at a time.
+    limit
+        Take only so many rows.
+    overwrite
+        Replace an output that exists.
+    """
+    job = BatchJob(source=source, output=output, max_in_flight=max_in_flight, limit=limit, overwrite=overwrite)
+    return await run_batch(job, common or CommonOptions())
+
+
+async def chat(
+    *,
+    prompt: Annotated[str | None, Parameter(name=["--prompt", "-p"], allow_leading_hyphen=True)] = None,
+    session: str = "cli",
+    system: str | None = None,
+    common: CommonOptions | None = None,
+) -> int:
+    """Talk with a model; the answers come as they are written.
+
+    Without a question in -p or on standard input it is a conversation: Ctrl-C stops an answer, Ctrl-D ends it, and
+    /help lists what else it understands. It is kept as long as the program runs.
+
+    Parameters
+    ----------
+    prompt
+        Ask only this, and end.
+    session
+        Key of the conversation.
+    system
+        Instructions for the model.
+    """
+    return await run_chat(ChatJob(session=session, system=system, prompt=prompt), common or CommonOptions())
+
+
+async def demo(*, rows: int = 400, max_in_flight: int = 64, seed: int = 0, json: Annotated[bool, FLAG] = False) -> int:
+    """Run a batch and a conversation against an OpenRouter simulated here, and show what ran.
+
+    Parameters
+    ----------
+    rows
+        How many prompts the batch has.
+    max_in_flight
+        How many requests run at a time.
+    seed
+        Seed of the prompts and the answers.
+    json
+        Print the sums as JSON, and nothing else.
+    """
+    return await run_demo(DemoJob(rows=rows, max_in_flight=max_in_flight), seed=seed, as_json=json)
+
+
+async def simulate(
+    *,
+    listen: str = "127.0.0.1:0",
+    latency: float = 0.0,
+    first_token: float = 0.0,
+    tokens_per_s: float = 0.0,
+    jitter: float = 0.0,
+    fault: Annotated[list[str] | None, Parameter(negative="")] = None,
+    retry_after: int | None = None,
+    seed: int = 0,
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """Serve a simulated OpenRouter until Ctrl-C; its base URL is printed first, its counters last.
+
+    Parameters
+    ----------
+    listen
+        HOST:PORT; port 0 takes a free one.
+    latency
+        Seconds from a request to the head of its reply.
+    first_token
+        Seconds from there to the first token.
+    tokens_per_s
+        Speed of generation; 0 is as fast as possible.
+    jitter
+        By which part these differ from request to request, 0 to 1.
+    fault
+        NAME=SHARE of the requests that fail, such as 429_upstream=0.05; may be given several times.
+    retry_after
+        Seconds that refusals ask to wait.
+    seed
+        Seed of the answers.
+    json
+        Print the base URL and the counters as JSON.
+    """
+    config = SimulatorConfig(
+        seed=seed,
+        latency_s=latency,
+        first_token_s=first_token,
+        tokens_per_s=tokens_per_s,
+        jitter=jitter,
+        fault_rates=cast("dict[FaultKind, float]", parse_faults(fault or [])),
+        retry_after_s=retry_after,
+    )
+    return await run_simulate(config, listen=listen, as_json=json)
+
+
+async def models(search: str | None = None, /, *, common: CommonOptions | None = None) -> int:
+    """List the models on offer with their prices.
+
+    Parameters
+    ----------
+    search
+        Words that the id or the name has.
+    """
+    return await run_models(search, common or CommonOptions())
+
+
+async def key(*, common: CommonOptions | None = None) -> int:
+    """Show the limits and the usage of the key in use."""
+    return await run_key(common or CommonOptions())
+
+
+async def credits(*, common: CommonOptions | None = None) -> int:  # noqa: A001 - the name of the command
+    """Show the credits that were bought, used and are left."""
+    return await run_credits(common or CommonOptions())
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return the exit code."""
+    hide_keys_in_tracebacks()
+    try:
+        command, bound, _ = _make_app().parse_args(arguments, print_error=False, exit_on_error=False)
+        return _call(partial(command, *bound.args, **bound.kwargs), is_async=inspect.iscoroutinefunction(command))
+    except CycloptsError as exc:
+        report(f"{str(exc).rstrip('.')} (see --help)")
+        return USAGE
+    except BaseExceptionGroup as group:
+        code = report_failure(find_failure(group))
+        if code is None:
+            raise
+        return code
+    except (CliError, GorouterError, KeyboardInterrupt) as exc:
+        return report_failure(exc) or FAILED
+
+
+def _call(command: Callable[[], object], *, is_async: bool) -> int:
+    if not is_async:
+        # Help and version, which the library prints.
+        try:
+            command()
+        except OSError as exc:
+            drop_stdout()
+            raise CliError(f"standard output: {why(exc)}", code=FAILED) from exc
+        return OK
+    return trio.run(cast("Callable[[], Awaitable[int]]", command))
+
+
+def _make_app() -> App:
+    app = App(
+        name="gorouter-trio",
+        help="Batches and conversations with OpenRouter, or with one simulated here.",
+        help_format="markdown",
+        version=_version,
+    )
+    for command in (demo, chat, batch, simulate, models, key, credits):
+        app.command(command)
+    return app
+
+
+def _version() -> str:
+    try:
+        return metadata.version("gorouter-trio")
+    except metadata.PackageNotFoundError:
+        return "unknown: not installed"

@@ -1,0 +1,91 @@
+"""`gorouter-trio simulate`: an OpenRouter on this machine, for programs in any language."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from decimal import Decimal
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from ..simulator import Simulator, SimulatorConfig, SimulatorStatistics, serve_simulator
+from .failures import OK, CliError, find_failure, why
+from .options import raise_file_limit
+from .terminal import facts_table, format_cost, print_error, print_json, print_text, show
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Sequence
+
+__all__ = ["parse_address", "parse_faults", "run_simulate"]
+
+_NANOUSD = Decimal(1_000_000_000)
+_FILES = 65_536
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """HOST:PORT, the host in brackets where it has colons itself; raises `CliError`."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise CliError(f"--listen must look like 127.0.0.1:8080, not {text!r}; port 0 takes a free one")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def parse_faults(texts: Sequence[str]) -> dict[str, float]:
+    """NAME=SHARE of each text; raises `CliError`."""
+    rates: dict[str, float] = {}
+    for text in texts:
+        name, _, share = text.partition("=")
+        try:
+            rates[name] = float(share)
+        except ValueError:
+            raise CliError(f"--fault must look like 429_upstream=0.05, not {text!r}") from None
+    return rates
+
+
+async def run_simulate(config: SimulatorConfig, *, listen: str, as_json: bool) -> int:
+    """Serve until Ctrl-C or SIGTERM, then print the counters; being stopped so is success."""
+    host, port = parse_address(listen)
+    simulator = Simulator(config)
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        try:
+            await _serve(simulator, signals, host=host, port=port, as_json=as_json)
+        except BaseExceptionGroup as group:
+            failure = find_failure(group)
+            if not isinstance(failure, OSError):
+                raise
+            raise CliError(f"{listen}: {why(failure)}") from failure
+    _show_counters(simulator.statistics(), as_json=as_json)
+    return OK
+
+
+async def _serve(simulator: Simulator, signals: AsyncIterator[int], *, host: str, port: int, as_json: bool) -> None:
+    raise_file_limit(_FILES)
+    async with trio.open_nursery() as nursery:
+        base_url = await nursery.start(partial(serve_simulator, simulator, host=host, port=port))
+        if as_json:
+            print_json({"base_url": base_url})
+        else:
+            print_text(f"{base_url}\n")
+        if sys.stderr is not None and sys.stderr.isatty():
+            print_error("Any key that begins with sk- is good. Ctrl-C stops it.\n")
+        await anext(signals)
+        nursery.cancel_scope.cancel()
+
+
+def _show_counters(counters: SimulatorStatistics, *, as_json: bool) -> None:
+    if as_json:
+        print_json(counters)
+    else:
+        show(facts_table("Simulated", _facts(counters)))
+
+
+def _facts(c: SimulatorStatistics) -> Iterator[tuple[str, str]]:
+    yield "requests", f"{c.received:,}"
+    yield "answered", f"{c.completed:,}"
+    for name, count in (("refused", c.refused), ("failed", c.failed), ("left by the client", c.cancelled)):
+        yield name, f"{count:,}" if count else ""
+    yield "at a time", f"{c.max_in_flight:,} at most"
+    yield "tokens", f"{c.prompt_tokens:,} in, {c.completion_tokens:,} out"
+    yield "charged", format_cost(c.charged_nanousd / _NANOUSD)

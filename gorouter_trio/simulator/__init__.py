@@ -1,0 +1,25 @@
+"""An OpenRouter that runs in the process: over loopback HTTP, or over memory streams in virtual time.
+
+Its replies depend on the prompt and a seed and have the wire form of the real ones; it counts and charges with code of
+its own, so it can prove something about a client.
+"""
+
+from __future__ import annotations
+
+from .config import RequestRecord as RequestRecord
+from .config import SimulatorConfig as SimulatorConfig
+from .config import SimulatorStatistics as SimulatorStatistics
+from .server import Simulator as Simulator
+from .server import serve_simulator as serve_simulator
+from .transport import SimulatedNetwork as SimulatedNetwork
+from .transport import open_simulated_network as open_simulated_network
+
+__all__ = [
+    "RequestRecord",
+    "SimulatedNetwork",
+    "Simulator",
+    "SimulatorConfig",
+    "SimulatorStatistics",
+    "open_simulated_network",
+    "serve_simulator",
+]

@@ -1,0 +1,178 @@
+"""How a generation is sent: whole or as a stream, at its pace, and as far as its fault lets it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+from msgspec import Struct
+
+from . import forms
+from .forms import Event, StreamForm
+from .outlet import JSON_HEADERS, STREAM_HEADERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..transport.http_server import ServerReply
+    from .config import SimulatorConfig
+    from .faults import ErrorReply, FaultKind
+    from .forms import Generation
+    from .outlet import Outlet, Pace
+
+_KEEP_ALIVE_S: Final = 0.5
+_ERROR_EVENT: Final = b"data: " + forms.TIMED_OUT + b"\n\n" + forms.DONE
+
+
+class _Script(Struct, frozen=True):
+    """A stream as its fault leaves it: events, what ends them, and after how many tokens that is due."""
+
+    events: list[Event]
+    last: bytes
+    tokens: int
+    is_cut: bool = False
+
+
+@final
+class Delivery:
+    """One generation on its way to the client. Every method raises as `ServerReply` does.
+
+    *before_end* is called just before the last bytes of a reply that is not cut.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        outlet: Outlet,
+        *,
+        reply: ServerReply,
+        pace: Pace,
+        config: SimulatorConfig,
+        fault: FaultKind | None,
+        before_end: Callable[[], None],
+    ) -> None:
+        self.tokens_sent = 0
+        """Completion tokens that a stream has sent so far."""
+        self._generation = generation
+        self._outlet = outlet
+        self._reply = reply
+        self._pace = pace
+        self._config = config
+        self._fault = fault
+        self._before_end = before_end
+
+    async def send_error(self, error: ErrorReply) -> None:
+        """Answer with a status of its own, where the head would have come."""
+        await self._outlet.sleep_until(self._pace.latency_s)
+        self._outlet.status = error.status
+        self._before_end()
+        await self._outlet.error(error)
+
+    async def hang(self) -> None:
+        """Send nothing until the client gives up."""
+        async with self._reply.open_disconnect_scope():
+            await trio.sleep_forever()
+
+    async def stall(self, *, is_stream: bool) -> None:
+        """Send a 200 with or without a part of the stream, and then keep-alives until the client gives up."""
+        alive = forms.COMMENT if is_stream else forms.PADDING
+        headers = STREAM_HEADERS if is_stream else JSON_HEADERS
+        async with self._reply.open_disconnect_scope():
+            await self._outlet.sleep_until(self._pace.latency_s)
+            await self._outlet.write(alive, headers=headers)
+            if is_stream and self._fault == "mid_stream_stall":
+                await self._send_events(self._part(StreamForm(self._generation).events()))
+            while True:
+                await trio.sleep(self._config.comment_interval_s or _KEEP_ALIVE_S)
+                await self._outlet.write(alive)
+
+    async def vanish(self) -> None:
+        """Generate everything, and close the connection without a word of it."""
+        await self._outlet.sleep_until(self._pace.due_s(self._generation.answer.completion_tokens))
+        self._reply.abort()
+
+    async def send_whole(self) -> None:
+        """Send the reply, or what the fault makes of it, when all tokens are generated."""
+        generation, outlet = self._generation, self._outlet
+        await outlet.pad_until(self._pace.due_s(generation.answer.completion_tokens), latency_s=self._pace.latency_s)
+        padding = b"" if self._reply.is_started else forms.PADDING * 3
+        match self._fault:
+            case "error_in_200":
+                body = padding + forms.TIMED_OUT
+            case "whitespace_200":
+                body = padding
+            case "mid_stream_error":
+                body = forms.failed_completion(generation)
+            case "stream_cut":
+                body = forms.completion(generation)
+                await outlet.write(body[: len(body) // 2])
+                self._reply.abort()
+                return
+            case _:
+                body = forms.completion(generation)
+        self._outlet.status = 200
+        self._before_end()
+        await outlet.whole(body)
+
+    async def send_stream(self) -> bool:
+        """Send the stream as far as the fault lets it; says whether the client stayed to the end."""
+        form = StreamForm(self._generation)
+        if self._pace.is_instant and self._fault is None and not self._config.max_write_bytes:
+            body = self._comment() + form.content() + form.ending()
+            self._outlet.status = 200
+            self._before_end()
+            await self._outlet.whole(body, headers=STREAM_HEADERS, chunked=True)
+            return True
+        async with self._reply.open_disconnect_scope() as scope:
+            await self._send_script(self._script(form))
+        return not scope.cancelled_caught
+
+    def _script(self, form: StreamForm) -> _Script:
+        match self._fault:
+            case "error_in_200":
+                return _Script([], _ERROR_EVENT, 0)
+            case "whitespace_200":
+                return _Script([], forms.COMMENT, self._generation.answer.completion_tokens)
+            case "mid_stream_error":
+                events = self._part(form.events())
+                return _Script(events, form.error(), events[-1].tokens)
+            case "stream_cut":
+                events = self._part(form.events())
+                return _Script(events, b"", events[-1].tokens, is_cut=True)
+            case _:
+                return _Script(form.events(), form.ending(), self._generation.answer.completion_tokens)
+
+    def _part(self, events: list[Event]) -> list[Event]:
+        """At least one event, and not all when there are several."""
+        return events[: self._outlet.draws.between(1, max(1, len(events) - 1))]
+
+    async def _send_script(self, script: _Script) -> None:
+        outlet, pace = self._outlet, self._pace
+        await outlet.sleep_until(pace.latency_s)
+        await outlet.write(self._comment(), headers=STREAM_HEADERS)
+        await self._send_events(script.events)
+        await outlet.comment_until(pace.due_s(script.tokens))
+        if script.is_cut:
+            self._reply.abort()
+        else:
+            self._before_end()
+            await outlet.finish(script.last)
+
+    async def _send_events(self, events: list[Event]) -> None:
+        position = 0
+        while position < len(events):
+            await self._outlet.comment_until(self._pace.due_s(events[position].tokens))
+            position = await self._send_due(events, position)
+
+    async def _send_due(self, events: list[Event], start: int) -> int:
+        """Send in one write what is due by now, at least one event; returns the position after it."""
+        now_s = self._outlet.elapsed_s
+        end = start + 1
+        while end < len(events) and self._pace.due_s(events[end].tokens) <= now_s:
+            end += 1
+        await self._outlet.write(b"".join([event.data for event in events[start:end]]))
+        self.tokens_sent = events[end - 1].tokens
+        return end
+
+    def _comment(self) -> bytes:
+        return forms.COMMENT if self._config.comment_interval_s else b""

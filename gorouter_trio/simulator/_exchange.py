@@ -1,0 +1,320 @@
+"""One chat request from its arrival to its end: admission, faults, generation, sending, and the charge.
+
+    arrive -> refuse
+           -> process -> send, whole or as a stream -> completed | cancelled | failed -> settle
+
+A stream that its client leaves is cancelled, and billed as its provider does. A whole reply is generated, and
+billed, to its end whether or not somebody still waits for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Literal, final
+
+import trio
+from msgspec import Struct
+
+from ._books import Books
+from ._delivery import Delivery
+from ._draws import Draws
+from .catalog import SimulatedModel
+from .config import RequestRecord, SimulatorConfig
+from .directives import NONE, Directives, read_directives
+from .faults import FAULTS, ErrorReply, FaultContext, FaultKind, bad_request, context_length, credits_spent
+from .forms import Face, Generation
+from .ledger import Charge
+from .model import Writer
+from .outlet import Outlet, Pace
+from .requests import ChatRequest, Reading, parse_chat
+
+if TYPE_CHECKING:
+    from ..transport.http_server import ServerReply, ServerRequest
+
+_DEFAULT_MAX_TOKENS: Final = 4_096
+_VARIANTS: Final = frozenset({"nitro", "floor", "exacto", "extended", "thinking", "online"})
+
+
+class World(Struct, frozen=True):
+    """What all exchanges of one simulator share."""
+
+    config: SimulatorConfig
+    models: dict[str, SimulatedModel]
+    faces: dict[str, Face]
+    books: Books
+    wall: Callable[[], float]
+    on_request: Callable[[RequestRecord], None] | None
+
+    def find_model(self, chat: ChatRequest) -> SimulatedModel | None:
+        """The first model that the request names and the catalog has; the default when it names none."""
+        if chat.model is None and not chat.models:
+            return self.models[self.config.default_model]
+        found = self._resolve(chat.model) if chat.model is not None else None
+        for name in chat.models or () if found is None else ():
+            found = found or self._resolve(name)
+        return found
+
+    def _resolve(self, name: str) -> SimulatedModel | None:
+        if name in self.models:
+            return self.models[name]
+        if name == "openrouter/auto":
+            return self.models[self.config.default_model]
+        base, _, variant = name.partition(":")
+        return self.models.get(base) if variant in _VARIANTS else None
+
+    def new_id(self, draws: Draws) -> str:
+        """A generation id that is not in the ledger."""
+        while True:
+            made = f"gen-{int(self.wall())}-{draws.alnum(20)}"
+            if self.books.ledger.find(made) is None:
+                return made
+
+
+@final
+class Exchange:
+    """The life of one chat request."""
+
+    def __init__(self, world: World, request: ServerRequest, reply: ServerReply, *, key: str) -> None:
+        self._world = world
+        self._request = request
+        self._reply = reply
+        self._outlet = Outlet(reply, world.config)
+        self._key = key
+        self._started_at_s = trio.current_time()
+        self._outcome: Literal["completed", "cancelled", "failed", "refused"] = "failed"
+        self._fault: FaultKind | None = None
+        self._model: SimulatedModel | None = None
+        self._is_stream = False
+        self._pace = Pace()
+        self._charge: Charge | None = None
+        self._is_booked = False
+
+    async def run(self) -> None:
+        """Answer the request, and see to it that it is counted once, whatever happens."""
+        self._world.books.arrive()
+        try:
+            await self._answer()
+        finally:
+            if not self._is_booked:
+                self._book()
+
+    async def _answer(self) -> None:
+        chat = parse_chat(self._request.body)
+        if isinstance(chat, ErrorReply):
+            await self._refuse_at_once(chat)
+            return
+        self._is_stream = bool(chat.stream)
+        self._model = self._world.find_model(chat)
+        if self._model is None:
+            name = chat.model or next(iter(chat.models or ()), "")
+            await self._refuse_at_once(bad_request(f"{name} is not a valid model ID"))
+        else:
+            await self._consider(chat, self._model)
+
+    async def _consider(self, chat: ChatRequest, model: SimulatedModel) -> None:
+        """Draw what happens to the request, and let it happen."""
+        config, books = self._world.config, self._world.books
+        reading = chat.read(config.seed, model.id)
+        directives = read_directives(reading.prompt) if config.directives else NONE
+        times = books.count_equal(reading.digest)
+        luck = self._outlet.draws = Draws(b"luck %d:%b" % (times, reading.digest))
+        self._outlet.generation_id = self._world.new_id(luck)
+        self._pace = Pace.draw(config, luck)
+        refusal = self._admit(chat, model, reading)
+        if refusal is None:
+            self._fault = self._draw_fault(directives, times)
+        error: ErrorReply | None = None
+        if self._fault is not None:
+            books.inject()
+            fault = FAULTS[self._fault]
+            error = fault.reply(self._context(chat, model, reading)) if fault.reply is not None else None
+            refusal = error if fault.is_refusal else None
+        if refusal is not None:
+            await self._outlet.sleep_until(self._pace.latency_s)
+            await self._refuse(refusal)
+            return
+        books.process(is_stream=self._is_stream)
+        writer = Writer(chat, model, config=config, directives=directives, reading=reading)
+        generation = Generation(
+            id=self._outlet.generation_id,
+            created=int(self._world.wall()),
+            model=model,
+            face=self._world.faces[model.id],
+            answer=writer.write(),
+            prompt_tokens=reading.tokens,
+        )
+        await self._generate(generation, error)
+
+    # Before the generation.
+
+    async def _refuse_at_once(self, refusal: ErrorReply) -> None:
+        body = self._request.body
+        times = self._world.books.count_equal(b"unread" + body[:64])
+        self._outlet.generation_id = self._world.new_id(Draws(b"unread %d:%b" % (times, body)))
+        await self._refuse(refusal)
+
+    async def _refuse(self, refusal: ErrorReply) -> None:
+        self._outcome = "refused"
+        self._outlet.status = refusal.status
+        self._book()
+        await self._outlet.error(refusal)
+
+    def _admit(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> ErrorReply | None:
+        """Refuse what does not fit the model or the account. Limits and holds have their place here."""
+        if reading.tokens + min(chat.limit or 1, model.max_completion_tokens) > model.context_length:
+            return context_length(self._context(chat, model, reading))
+        if self._affordable_tokens(model, reading.tokens) < _max_tokens(chat, model):
+            return credits_spent(self._context(chat, model, reading))
+        return None
+
+    def _affordable_tokens(self, model: SimulatedModel, prompt_tokens: int) -> int:
+        """How many completion tokens the rest of the credits pays for."""
+        if not model.completion_nanousd:
+            return model.max_completion_tokens
+        left = self._world.config.credits_nanousd - self._world.books.ledger.total_nanousd
+        left -= prompt_tokens * model.prompt_nanousd + model.request_nanousd
+        return max(0, left) // model.completion_nanousd
+
+    def _context(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> FaultContext:
+        return FaultContext(
+            model=model.id,
+            provider=model.provider,
+            prompt=reading.prompt,
+            prompt_tokens=reading.tokens,
+            max_tokens=_max_tokens(chat, model),
+            affordable_tokens=self._affordable_tokens(model, reading.tokens),
+            context_length=model.context_length,
+            now_s=self._world.wall(),
+            retry_after_s=self._world.config.retry_after_s,
+        )
+
+    def _draw_fault(self, directives: Directives, times: int) -> FaultKind | None:
+        if directives.fault is not None:
+            return directives.fault if directives.fault_times is None or times < directives.fault_times else None
+        rates = self._world.config.fault_rates
+        if not rates:
+            return None
+        drawn = self._outlet.draws.unit()
+        for kind, rate in rates.items():
+            drawn -= rate
+            if drawn < 0:
+                return kind
+        return None
+
+    # The generation.
+
+    async def _generate(self, generation: Generation, error: ErrorReply | None) -> None:
+        """Send the reply as far as its fault and its client let it, and settle the bill."""
+        delivery = Delivery(
+            generation,
+            self._outlet,
+            reply=self._reply,
+            pace=self._pace,
+            config=self._world.config,
+            fault=self._fault,
+            before_end=lambda: self._end(generation),
+        )
+        try:
+            is_gone = not await self._deliver(delivery, error)
+        except trio.BrokenResourceError:
+            if not self._reply.is_disconnected:
+                raise
+            is_gone = True
+        if self._is_booked:
+            return
+        if is_gone and self._is_stream:
+            self._outcome = "cancelled"
+            self._settle(generation, self._billed_when_cancelled(generation, delivery.tokens_sent))
+        elif self._fault == "stream_cut" and self._is_stream:
+            self._settle(generation, delivery.tokens_sent)
+        else:
+            self._settle(generation, self._billed(generation))
+
+    async def _deliver(self, delivery: Delivery, error: ErrorReply | None) -> bool:
+        """Send what there is to send; says whether the client stayed for it."""
+        if error is not None:
+            await delivery.send_error(error)
+        elif self._fault == "hang":
+            await delivery.hang()
+            return False
+        elif self._fault in {"stall", "mid_stream_stall"}:
+            await delivery.stall(is_stream=self._is_stream)
+            return False
+        elif self._fault == "connection_cut":
+            await delivery.vanish()
+        elif self._is_stream:
+            return await delivery.send_stream()
+        else:
+            await delivery.send_whole()
+        return True
+
+    def _end(self, generation: Generation) -> None:
+        """Settle and book, just before the last bytes go: who has them all finds them in the books."""
+        if self._fault is None:
+            self._outcome = "completed"
+        self._settle(generation, self._billed(generation))
+        self._book()
+
+    # The books.
+
+    def _billed(self, generation: Generation) -> int:
+        """The completion tokens to bill for a generation that nobody cancelled."""
+        is_charged = self._fault is None or FAULTS[self._fault].is_charged
+        return generation.answer.completion_tokens if is_charged else 0
+
+    def _billed_when_cancelled(self, generation: Generation, tokens_sent: int) -> int:
+        """The completion tokens to bill for a stream that its client left."""
+        policy = self._world.config.cancel_billing
+        if policy == "generated" or (policy == "provider" and generation.model.stops_billing_when_cancelled):
+            return tokens_sent
+        return generation.answer.completion_tokens
+
+    def _settle(self, generation: Generation, tokens: int) -> None:
+        """Charge an ended generation for *tokens* of completion; without any, it is free."""
+        answer = generation.answer
+        is_whole = tokens == answer.completion_tokens and self._outcome != "cancelled"
+        now_s = trio.current_time()
+        self._charge = Charge(
+            generation_id=generation.id,
+            model=generation.model,
+            created=generation.created,
+            streamed=self._is_stream,
+            cancelled=self._outcome == "cancelled",
+            finish_reason=answer.finish_reason if is_whole else None,
+            native_finish_reason=generation.native_finish_reason if is_whole else None,
+            prompt_tokens=generation.prompt_tokens,
+            completion_tokens=tokens,
+            reasoning_tokens=min(tokens, answer.reasoning_tokens),
+            nanousd=generation.cost_nanousd(tokens) if tokens else 0,
+            latency_s=self._pace.latency_s,
+            duration_s=now_s - self._started_at_s,
+            ended_at_s=now_s,
+            key=self._key,
+        )
+        self._world.books.ledger.enter(self._charge)
+
+    def _book(self) -> None:
+        """Count the request as ended, once."""
+        self._is_booked = True
+        charge = self._charge
+        record = RequestRecord(
+            generation_id=self._outlet.generation_id,
+            model=self._model.id if self._model is not None else None,
+            status=self._outlet.status,
+            outcome=self._outcome,
+            fault=self._fault,
+            streamed=self._is_stream,
+            prompt_tokens=charge.prompt_tokens if charge is not None else 0,
+            completion_tokens=charge.completion_tokens if charge is not None else 0,
+            charged_nanousd=charge.nanousd if charge is not None else 0,
+            started_at_s=self._started_at_s,
+            duration_s=trio.current_time() - self._started_at_s,
+        )
+        self._world.books.leave(record)
+        if self._world.on_request is not None:
+            self._world.on_request(record)
+
+
+def _max_tokens(chat: ChatRequest, model: SimulatedModel) -> int:
+    """The completion tokens that a request may come to cost."""
+    return min(chat.limit or _DEFAULT_MAX_TOKENS, model.max_completion_tokens)

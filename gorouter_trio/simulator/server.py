@@ -1,0 +1,224 @@
+"""The simulated OpenRouter: its routes, and how to serve them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final, TypeAlias, final
+from urllib.parse import parse_qs
+
+import trio
+
+from ..transport.http_server import (
+    EncodedHeaders,
+    HttpServerLimits,
+    ServerReply,
+    ServerRequest,
+    encode_headers,
+    serve_http,
+)
+from . import forms
+from ._books import Books
+from ._exchange import Exchange, World
+from ._json import encode
+from .config import RequestRecord, SimulatorConfig, SimulatorStatistics
+from .faults import ErrorReply, plain
+from .ledger import Ledger, generation_body
+from .outlet import JSON_HEADERS, Outlet
+
+__all__ = [
+    "Simulator",
+    "serve_simulator",
+]
+
+_PREFIX: Final = "/api/v1"
+_MODELS_HEADERS: Final = encode_headers(
+    [("Cache-Control", "public, max-age=120, stale-while-revalidate=3600, stale-if-error=3600")]
+)
+_NO_HEADERS: Final = encode_headers([])
+_PRIVATE_HEADERS: Final = encode_headers([("Cache-Control", "private, no-store")])
+_MAX_PAGE: Final = 1_000
+_BEARER: Final = "bearer "
+
+_Route: TypeAlias = Callable[[ServerRequest, ServerReply], Awaitable[None]]
+
+
+@final
+class Simulator:
+    """An OpenRouter in this process. One object is one account: its credits, its charges, its log.
+
+    `handler` answers requests, behind `serve_simulator`, `open_simulated_network` or an HTTP server of your own. *wall*
+    gives seconds since the epoch, for ids and dates; all durations are on the trio clock. *on_request* is called with a
+    record of each chat request when it has ended; it must not raise.
+    """
+
+    def __init__(
+        self,
+        config: SimulatorConfig | None = None,
+        *,
+        wall: Callable[[], float] = time.time,  # noqa: TID251 - the default of the injected clock
+        on_request: Callable[[RequestRecord], None] | None = None,
+    ) -> None:
+        self.config = config or SimulatorConfig()
+        self._books = Books(self.config)
+        models = {model.id: model for model in self.config.models}
+        faces = {model.id: forms.Face(model) for model in self.config.models}
+        self._world = World(self.config, models, faces, self._books, wall, on_request)
+        self._keys = None if self.config.api_keys is None else frozenset(self.config.api_keys)
+        self._routes: Mapping[tuple[str, str], _Route] = {
+            ("POST", "/chat/completions"): self._chat,
+            ("GET", "/models"): self._models,
+            ("GET", "/models/count"): self._count_models,
+            ("GET", "/key"): self._key,
+            ("GET", "/auth/key"): self._key,
+            ("GET", "/credits"): self._credits,
+            ("GET", "/generation"): self._generation,
+        }
+
+    def __repr__(self) -> str:
+        return f"<Simulator seed {self.config.seed}, {self._books.in_flight} in flight>"
+
+    @property
+    def wall(self) -> Callable[[], float]:
+        """The wall clock."""
+        return self._world.wall
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the account was charged."""
+        return self._books.ledger
+
+    def statistics(self) -> SimulatorStatistics:
+        """A snapshot of the counters."""
+        return self._books.statistics()
+
+    def recent_requests(self) -> list[RequestRecord]:
+        """The last chat requests that ended, oldest first, as many as `SimulatorConfig.log_size` says."""
+        return list(self._books.log)
+
+    async def handler(self, request: ServerRequest, reply: ServerReply) -> None:
+        """Answer one request of any kind."""
+        path = request.path
+        route = self._routes.get((request.method, path.removeprefix(_PREFIX))) if path.startswith(_PREFIX) else None
+        if route is not None:
+            await route(request, reply)
+        elif request.method == "GET" and path.startswith(f"{_PREFIX}/model/"):
+            await self._model(request, reply)
+        else:
+            await self._error(reply, plain(404, "Not Found"))
+
+    # Chat.
+
+    async def _chat(self, request: ServerRequest, reply: ServerReply) -> None:
+        key = await self._authorized(request, reply)
+        if key is not None:
+            await Exchange(self._world, request, reply, key=key).run()
+
+    # The catalog; it needs no key.
+
+    async def _models(self, request: ServerRequest, reply: ServerReply) -> None:
+        query = parse_qs(request.query)
+        offset, limit = _whole_number(query, "offset", 0), _whole_number(query, "limit", _MAX_PAGE)
+        if offset is None or limit is None or not 1 <= limit <= _MAX_PAGE:
+            await self._error(reply, _bad_query("offset and limit must be whole numbers, limit 1 to 1000"))
+            return
+        catalog = self.config.models
+        page = catalog[offset : offset + limit]
+        end = offset + len(page)
+        following = f"{_PREFIX}/models?offset={end}&limit={limit}" if end < len(catalog) else None
+        body = forms.models(page, total=len(catalog), next_url=following)
+        await self._send(reply, body, extra=_MODELS_HEADERS)
+
+    async def _count_models(self, _request: ServerRequest, reply: ServerReply) -> None:
+        await self._send(reply, forms.model_count(len(self.config.models)))
+
+    async def _model(self, request: ServerRequest, reply: ServerReply) -> None:
+        model = self._world.models.get(request.path.removeprefix(f"{_PREFIX}/model/"))
+        if model is None:
+            await self._error(reply, plain(404, "Not Found"))
+        else:
+            await self._send(reply, forms.one_model(model))
+
+    # The account.
+
+    async def _key(self, request: ServerRequest, reply: ServerReply) -> None:
+        key = await self._authorized(request, reply)
+        if key is not None:
+            label = f"{key[:12]}...{key[-3:]}"
+            await self._send(reply, forms.key(label, self.ledger.used_by(key)), extra=_PRIVATE_HEADERS)
+
+    async def _credits(self, request: ServerRequest, reply: ServerReply) -> None:
+        if await self._authorized(request, reply) is not None:
+            await self._send(reply, forms.credit_balance(self.config.credits_nanousd, self.ledger.total_nanousd))
+
+    async def _generation(self, request: ServerRequest, reply: ServerReply) -> None:
+        if await self._authorized(request, reply) is None:
+            return
+        wanted = parse_qs(request.query).get("id", [""])[0]
+        charge = self.ledger.find(wanted)
+        if charge is None or trio.current_time() < charge.ended_at_s + self.config.generation_lag_s:
+            await self._error(reply, plain(404, f"Generation {wanted} not found"))
+            return
+        created_at = datetime.fromtimestamp(charge.created, UTC).isoformat(timespec="milliseconds")
+        await self._send(reply, generation_body(charge, created_at=created_at))
+
+    # Common to all.
+
+    async def _authorized(self, request: ServerRequest, reply: ServerReply) -> str | None:
+        """The key of the request, or None after the 401 was sent."""
+        header = request.get("authorization")
+        if header is None:
+            await self._error(reply, plain(401, "Missing Authentication header"))
+            return None
+        key = header[len(_BEARER) :].strip() if header[: len(_BEARER)].lower() == _BEARER else ""
+        is_good = key.startswith("sk-") if self._keys is None else key in self._keys
+        if not is_good:
+            await self._error(reply, plain(401, "User not found."))
+            return None
+        return key
+
+    async def _send(self, reply: ServerReply, body: bytes, *, extra: EncodedHeaders = _NO_HEADERS) -> None:
+        await reply.send(200, EncodedHeaders(JSON_HEADERS + extra), body=body, chunked=self.config.chunked)
+
+    async def _error(self, reply: ServerReply, error: ErrorReply) -> None:
+        await Outlet(reply, self.config).error(error)
+
+
+def _whole_number(query: Mapping[str, list[str]], name: str, default: int) -> int | None:
+    text = query.get(name, [str(default)])[0]
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
+
+
+def _bad_query(reason: str) -> ErrorReply:
+    issues = encode([{"code": "custom", "message": reason}]).decode("utf-8")
+    return ErrorReply(400, encode({"success": False, "error": {"name": "ZodError", "message": issues}}))
+
+
+async def serve_simulator(
+    simulator: Simulator,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    limits: HttpServerLimits | None = None,
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve *simulator* over HTTP until cancelled; port 0 takes a free one.
+
+    The started value is the base URL, such as `http://127.0.0.1:8080/api/v1`. Raises `OSError` when the port is taken.
+    """
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    address = listeners[0].socket.getsockname()
+    shown = f"[{host}]" if ":" in host else host
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_serve, simulator, listeners, limits)
+        task_status.started(f"http://{shown}:{address[1]}{_PREFIX}")
+
+
+async def _serve(
+    simulator: Simulator,
+    listeners: list[trio.SocketListener],
+    limits: HttpServerLimits | None,
+    task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await serve_http(simulator.handler, listeners, limits=limits, wall=simulator.wall, task_status=task_status)

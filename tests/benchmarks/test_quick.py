@@ -1,0 +1,136 @@
+"""The benchmark scripts still run, check what they claim to check, and their pages show the figures that are kept."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BENCHMARKS = REPOSITORY / "benchmarks"
+
+# Those that need nothing but the package; peers join in where they are installed.
+OURS = {
+    "bench_chat.py": ["bare", "transport", "chat", "ask", "ask8"],
+    "bench_stream.py": ["bare", "transport", "stream"],
+}
+PEERS = {"aiohttp": "aiohttp", "openai": "openai"}
+
+
+def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The finished process of a script of benchmarks/."""
+    command = [sys.executable, str(BENCHMARKS / arguments[0]), *arguments[1:]]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=55)
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("script", sorted(OURS))
+def test_a_smoke_run_measures_every_contender(script: str, tmp_path: Path) -> None:
+    """A quick run ends well, and its figures name every contender and setting, and no place on this machine."""
+    names = OURS[script] + [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
+    written = tmp_path / "figures.json"
+    done = run_script(script, "--quick", "--only", ",".join(names), "--json", str(written))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(written.read_text("utf-8"))
+    assert len(report["tables"]) == (1 if script == "bench_chat.py" else 2)
+    for table in report["tables"]:
+        assert [row["name"] for row in table["rows"]] == names
+        for row in table["rows"]:
+            assert row["requests"] >= 4
+            assert 5 < row["values"][0] < 1e6
+    assert set(report["versions"]) > {"gorouter-trio", "trio", "msgspec"}
+    assert str(tmp_path) not in written.read_text("utf-8")
+    assert "µs, median" in done.stdout
+
+
+def test_the_import_benchmark_runs() -> None:
+    """A quick run prints the cost of importing the package beside what it stands on."""
+    done = run_script("bench_import.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "gorouter_trio" in done.stdout
+
+
+def test_an_unknown_contender_is_refused() -> None:
+    """A name that is no contender is said, with those that are."""
+    done = run_script("bench_chat.py", "--quick", "--only", "curl")
+    assert done.returncode == 1
+    assert done.stderr.startswith("no contender 'curl'; there are bare, transport, chat")
+
+
+@contextmanager
+def serving() -> Iterator[int]:
+    """The server of the benchmarks."""
+    command = [sys.executable, str(BENCHMARKS / "_server.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        yield int(process.stdout.readline())
+        process.stdin.close()
+        assert process.wait(timeout=10) == 0
+
+
+def ask(port: int, method: str, path: str, *, body: bytes = b"", key: str = "sk-benchmark") -> bytes:
+    """One request on a connection of its own."""
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+    connection.request(method, path, body=body, headers=headers if body else {})
+    reply = connection.getresponse().read()
+    connection.close()
+    return reply
+
+
+@pytest.mark.net
+def test_the_server_notices_work_that_is_not_equal() -> None:
+    """Another prompt, another field or a missing header is counted as wrong; the right request is not."""
+    right = _request()
+    other_prompt = right.replace(b"14 ships", b"15 ships")
+    more = right.replace(b'"model"', b'"top_p":1,"model"')
+    with serving() as port:
+        for body, key in (
+            (right, "sk-benchmark"),
+            (other_prompt, "sk-benchmark"),
+            (more, "sk-benchmark"),
+            (right, "sk-x"),
+        ):
+            reply = json.loads(ask(port, "POST", "/api/v1/chat/completions", body=body, key=key))
+            assert reply["choices"][0]["finish_reason"] == "stop"
+        facts = json.loads(ask(port, "GET", "/stats"))
+        assert (facts["requests"], facts["wrong"]) == (4, 3)
+        assert json.loads(ask(port, "GET", "/stats"))["requests"] == 0
+
+
+@pytest.mark.net
+def test_the_streamed_reply_is_what_the_api_sends() -> None:
+    """200 pieces of text, a first empty one, the finish twice, the usage, and the end; whole JSON in each event."""
+    with serving() as port:
+        body = _request()[:-1] + b',"stream":true}'
+        events = ask(port, "POST", "/api/v1/chat/completions", body=body).split(b"\n\n")
+    assert events[-2:] == [b"data: [DONE]", b""]
+    chunks = [json.loads(event.removeprefix(b"data: ")) for event in events[:-2]]
+    assert len(chunks) == 203
+    assert sum(bool(chunk["choices"][0]["delta"]["content"]) for chunk in chunks) == 200
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks[-3:]] == [None, "stop", "stop"]
+    assert chunks[-1]["usage"]["completion_tokens"] == 200
+
+
+def _request() -> bytes:
+    """The request that every contender sends."""
+    code = "import json, _wire; print(json.dumps(_wire.request(streaming=False)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=BENCHMARKS)
+    return done.stdout.strip()
+
+
+def test_the_pages_show_the_figures_that_are_kept() -> None:
+    """benchmarks/README.md and README.md were written from benchmarks/results/, and no page names a place."""
+    done = run_script("report.py", "--check")
+    assert (done.returncode, done.stdout) == (0, "")
+    for path in [*BENCHMARKS.glob("results/*.json"), BENCHMARKS / "README.md"]:
+        text = path.read_text("utf-8")
+        assert not {place for place in (REPOSITORY, Path.home()) if len(place.parts) > 1 and str(place) in text}

@@ -1,0 +1,241 @@
+"""Cancelling at every step: nothing leaks, the history is valid, the next turn works."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from cancel_sweep import sweep
+from histories import check_history
+from worlds import World, open_world
+
+import gorouter_trio as gr
+from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.stores import MemoryStore
+from gorouter_trio.wire.codec import decode_log_entry
+from gorouter_trio.wire.journal import TurnStarted
+
+KEYS = ("k", "l")
+
+
+@dataclass(slots=True)
+class Place:
+    """A world with a store, and what the scenario got out of it."""
+
+    world: World
+    store: MemoryStore
+    answers: list[gr.ChatResult] = field(default_factory=list)
+    errors: list[gr.GorouterError] = field(default_factory=list)
+    is_closed: bool = False
+
+
+def place(**fields):
+    """Opens a place whose client has the settings `fields`."""
+
+    @asynccontextmanager
+    async def open_place():
+        store = MemoryStore()
+        config = SimulatorConfig(latency_s=0.1, tokens_per_s=100, reply_tokens=4, reply_spread=0)
+        async with open_world(config, store=store, **fields) as world:
+            yield Place(world, store)
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.client.statistics().in_flight == 0
+
+    return open_place
+
+
+async def check(place: Place, is_whole: bool) -> None:
+    """Nothing is in flight, no turn is left open, and everything works."""
+    for key in KEYS:
+        entries = [decode_log_entry(entry) for entry in (await place.store.load(key)).entries]
+        assert not entries or not isinstance(entries[-1], TurnStarted), "the log ends in a turn without an end"
+    await trio.testing.wait_all_tasks_blocked()
+    client = place.world.client
+    statistics = client.statistics()
+    assert (statistics.in_flight, statistics.queued) == (0, 0)
+    if place.is_closed:
+        return
+    for key in KEYS:
+        session = client.session(key)
+        assert (await session.statistics()).state == "idle"
+        assert (await session.ask("[[say well]]")).text == "well"
+        assert check_history(place.world.sent[-1].messages) == []
+        stored = [entry.call for entry in await session.history()]
+        assert all(answer.call in stored for answer in place.answers if answer.turn_id and answer.turn_id[0] == key)
+    if is_whole:
+        assert place.answers or place.errors
+
+
+async def chat(place: Place) -> None:
+    """One chat."""
+    place.answers.append(await place.world.client.chat("q"))
+
+
+async def chat_with_a_retry(place: Place) -> None:
+    """A chat that is refused once and answered then; no retry is begun for who is cancelled already."""
+    try:
+        place.answers.append(await place.world.client.chat("[[fault 503 x1]] [[say yes]]"))
+    except gr.OverloadedError as exc:
+        place.errors.append(exc)
+
+
+async def chats_in_a_queue(place: Place) -> None:
+    """Three chats over one connection."""
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(chat, place)
+
+
+async def stream(place: Place) -> None:
+    """A stream, read to its end."""
+    async with place.world.client.stream("q") as events:
+        place.answers.append(await events.collect())
+
+
+async def stream_left_early(place: Place) -> None:
+    """A stream, left after its first event."""
+    async with place.world.client.stream("q") as events:
+        await anext(events)
+    place.answers.append(await place.world.client.chat("q"))
+
+
+async def ask(place: Place) -> None:
+    """Two turns of a session, the second one on a history."""
+    for number in range(2):
+        place.answers.append(await place.world.client.session("k").ask("q", turn_id=f"k{number}"))
+
+
+async def ask_in_a_queue(place: Place) -> None:
+    """Three turns at once, which wait for each other."""
+
+    async def one(number: int) -> None:
+        place.answers.append(await place.world.client.session("k").ask("q", turn_id=f"k{number}"))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(one, number)
+
+
+async def session_stream(place: Place) -> None:
+    """A streamed turn, read to its end."""
+    async with place.world.client.session("k").stream("q", turn_id="k0") as events:
+        result = await events.collect()
+    place.answers.append(result)
+
+
+async def session_stream_left_early(place: Place) -> None:
+    """A streamed turn, left early, and another turn."""
+    session = place.world.client.session("k")
+    async with session.stream("q") as events:
+        await anext(events)
+    place.answers.append(await session.ask("q", turn_id="k1"))
+
+
+async def interrupted(place: Place) -> None:
+    """A turn and a stream that somebody else interrupts."""
+
+    async def one(key: str) -> None:
+        try:
+            async with place.world.client.session(key).stream("[[tokens 30]]") as events:
+                await events.collect()
+        except gr.TurnInterruptedError as exc:
+            place.errors.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        for key in KEYS:
+            nursery.start_soon(one, key)
+        await trio.sleep(0.15)
+        for key in KEYS:
+            await place.world.client.session(key).interrupt()
+
+
+async def other_operations(place: Place) -> None:
+    """Turn, history, fork, clear."""
+    session = place.world.client.session("k")
+    place.answers.append(await session.ask("q"))
+    await session.history()
+    await session.fork(f"fork-{len(place.world.sent)}")
+    await session.clear()
+
+
+async def shutdown(place: Place) -> None:
+    """A client with a running turn, a queued one, a stream and a chat is closed, while its users wait outside."""
+
+    async def one(client: gr.Client, key: str) -> None:
+        try:
+            place.answers.append(await client.session(key).ask("[[tokens 30]]"))
+        except gr.GorouterError as exc:
+            place.errors.append(exc)
+
+    async def read(client: gr.Client) -> None:
+        try:
+            async with client.session("l").stream("[[tokens 30]]") as events:
+                await events.collect()
+        except gr.GorouterError as exc:
+            place.errors.append(exc)
+
+    async with trio.open_nursery() as nursery, place.world.another_client() as client:
+        nursery.start_soon(one, client, "k")
+        nursery.start_soon(one, client, "k")
+        nursery.start_soon(read, client)
+        await trio.sleep(0.15)
+    assert len(place.answers) + len(place.errors) == 3
+
+
+@pytest.mark.parametrize(
+    ("scenario", "fields"),
+    [
+        (chat, {}),
+        (chat_with_a_retry, {}),
+        (chats_in_a_queue, {"pool": gr.PoolLimits(max_connections=1)}),
+        (stream, {}),
+        (stream_left_early, {}),
+        (ask, {}),
+        (ask_in_a_queue, {"sessions": gr.SessionConfig(mailbox=1)}),
+        (session_stream, {}),
+        (session_stream_left_early, {}),
+        (interrupted, {}),
+        (other_operations, {}),
+        (shutdown, {}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+async def test_cancel_at_every_step(autojump_clock, record_property, scenario, fields):
+    """Whatever is cancelled at whatever step: no task, slot or turn is left open, and the next turn is right."""
+    report = await sweep(place(**fields), scenario, check=check)
+    record_property("figure", str(report))
+    assert report.cut_off > report.steps
+
+
+async def test_the_sweep_finds_a_leak(autojump_clock):
+    """The harness itself: a scenario that forgets something at one step is found."""
+
+    @asynccontextmanager
+    async def open_place():
+        yield []
+
+    async def forgetful(held):
+        held.append("slot")
+        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint()
+        held.clear()
+
+    async def nothing_held(held, _is_whole):
+        assert not held
+
+    with pytest.raises(AssertionError):
+        await sweep(open_place, forgetful, check=nothing_held)
+
+
+async def test_the_sweep_repeats_itself(autojump_clock):
+    """The same seed gives the same steps."""
+    counts = []
+    for _ in range(2):
+        report = await sweep(place(), chat, check=check, seeds=[7])
+        counts.append((report.steps, report.runs, report.cut_off))
+    assert counts[0] == counts[1]
+    assert msgspec.json.encode(counts[0])

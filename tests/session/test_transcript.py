@@ -1,0 +1,325 @@
+"""The transcript: what a log renders to is accepted by every provider, wherever it was cut."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from histories import check_history
+from hypothesis import given
+from hypothesis import strategies as st
+from worlds import there
+
+from gorouter_trio import BadRequestError, ToolMessage, UserMessage
+from gorouter_trio.session.transcript import Transcript, entries_of
+from gorouter_trio.wire.codec import encode_json, encode_prompt
+from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.wire.messages import AssistantMessage, FunctionCall, ToolCall
+from gorouter_trio.wire.result import CallRecord
+
+
+def started(turn_id, *messages):
+    return TurnStarted(turn_id, msgspec.Raw(b"[%b]" % encode_prompt(list(messages))))
+
+
+def answered(turn_id, message, *, interrupted=False):
+    return TurnAnswered(turn_id, msgspec.Raw(encode_json(message)), CallRecord(interrupted=interrupted))
+
+
+def calling(*ids, content=None):
+    return AssistantMessage(content, tool_calls=[ToolCall(i, FunctionCall("f", "{}")) for i in ids])
+
+
+def transcript_of(*log):
+    transcript = Transcript()
+    for entry in log:
+        transcript.apply(entry)
+    return transcript
+
+
+def rendered(transcript, *prompt):
+    """The messages of the next request, as a provider sees them."""
+    added = transcript.render(encode_prompt(list(prompt)))
+    comma = b"," if transcript.rendered else b""
+    return msgspec.json.decode(b"[" + bytes(transcript.rendered) + comma + added + b"]")
+
+
+def brief(messages):
+    """Messages as `role:content` or `role(ids)`."""
+    return [
+        f"{m['role']}({m['tool_call_id']})"
+        if m["role"] == "tool"
+        else f"{m['role']}:{m['content']}" + "".join(f"({c['id']})" for c in m.get("tool_calls", ()))
+        for m in messages
+    ]
+
+
+HI = UserMessage("hi")
+
+
+def test_answered_turns_are_rendered_in_order():
+    """User and assistant, turn by turn, in front of the new message."""
+    transcript = transcript_of(
+        started("1", UserMessage("a")),
+        answered("1", AssistantMessage("A")),
+        started("2", UserMessage("b")),
+        answered("2", AssistantMessage("B")),
+    )
+    assert brief(rendered(transcript, HI)) == ["user:a", "assistant:A", "user:b", "assistant:B", "user:hi"]
+    assert transcript.turns == 2
+
+
+def test_system_messages_stand_in_front():
+    """The system message is rendered once, in front, whatever the log is."""
+    transcript = Transcript(b'{"role":"system","content":"s"}')
+    assert brief(rendered(transcript, HI)) == ["system:s", "user:hi"]
+    transcript.apply(started("1", UserMessage("a")))
+    transcript.apply(answered("1", AssistantMessage("A")))
+    assert brief(rendered(transcript, HI)) == ["system:s", "user:a", "assistant:A", "user:hi"]
+
+
+def test_abandoned_turns_are_left_out():
+    """A turn without an answer is no part of later requests, and neither is one that has no end yet."""
+    transcript = transcript_of(
+        started("1", UserMessage("a")),
+        TurnAbandoned("1", "ProviderError"),
+        started("2", UserMessage("b")),
+    )
+    assert brief(rendered(transcript, HI)) == ["user:hi"]
+    assert transcript.unfinished == "2"
+
+
+def test_outcomes_tell_what_may_be_sent_again():
+    """Answered is stored, abandoned may be sent again, billed perhaps may not."""
+    transcript = transcript_of(
+        started("1", HI),
+        answered("1", AssistantMessage("A")),
+        started("2", HI),
+        TurnAbandoned("2", "RateLimitError"),
+        started("3", HI),
+        TurnAbandoned("3", "interrupted", maybe_billed=True),
+    )
+    assert [transcript.outcome(turn_id) for turn_id in "1234"] == ["answered", "abandoned", "in_doubt", None]
+
+
+@pytest.mark.parametrize("content", [None, "", " \n\t", "\u00a0", []])
+def test_blank_answers_are_not_rendered(content):
+    """An answer that says nothing is left out, what the user said stays; an interrupted one goes as a whole."""
+    blank = AssistantMessage(content)
+    whole = transcript_of(started("1", UserMessage("a")), answered("1", blank))
+    assert brief(rendered(whole, HI)) == ["user:a", "user:hi"]
+    cut = transcript_of(started("1", UserMessage("a")), answered("1", blank, interrupted=True))
+    assert brief(rendered(cut, HI)) == ["user:hi"]
+    assert cut.outcome("1") == "answered"
+
+
+@pytest.mark.parametrize("content", ["\nx", " x", '"', "\\", "[", "null", "\u0000x"])
+def test_answers_that_look_blank_are_rendered(content):
+    """Whatever has a visible character is an answer, also one that begins with a blank or an escape."""
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", AssistantMessage(content)))
+    assert rendered(transcript, HI)[1]["content"] == content
+
+
+def test_refusals_and_calls_are_not_blank():
+    """Null content beside a refusal or a call stands."""
+    refusal = AssistantMessage(None, refusal="I will not.")
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", refusal))
+    assert rendered(transcript, HI)[1] == {"role": "assistant", "content": None, "refusal": "I will not."}
+
+
+def test_details_are_echoed_byte_for_byte():
+    """What the provider signed comes back to it with every digit and escape as it was."""
+    details = b'[{"type":"reasoning.encrypted","data":"\\u00e9\\/==","n":1.10,"big":123456789012345678901234567890}]'
+    message = AssistantMessage("A", reasoning_details=msgspec.Raw(details))
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", message))
+    assert details in transcript.rendered
+    with_calls = AssistantMessage(
+        None,
+        reasoning_details=msgspec.Raw(details),
+        tool_calls=[ToolCall("c", FunctionCall("f", '{"a": 1}')), ToolCall("c", FunctionCall("f", "{}"))],
+    )
+    renamed = transcript_of(started("1", UserMessage("a")), answered("1", with_calls))
+    assert details in renamed.rendered
+    assert [call["id"] for call in rendered(renamed, HI)[1]["tool_calls"]] == ["c", "c_1"]
+
+
+# Tools
+
+
+def test_open_calls_are_closed():
+    """A call that nobody answers gets a synthetic answer in front of whatever comes next."""
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", calling("x", "y")))
+    messages = rendered(transcript, HI)
+    assert brief(messages) == ["user:a", "assistant:None(x)(y)", "tool(x)", "tool(y)", "user:hi"]
+    assert "not carried out" in messages[2]["content"]
+    assert check_history(messages) == []
+
+
+def test_given_answers_stand_where_they_belong():
+    """Tool messages come first, in the order of the calls, wherever in the prompt they were, gaps filled."""
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", calling("x", "y", "z")))
+    messages = rendered(transcript, HI, ToolMessage("z", "Z"), ToolMessage("x", "X"))
+    assert brief(messages)[2:] == ["tool(x)", "tool(y)", "tool(z)", "user:hi"]
+    assert [messages[2]["content"], messages[4]["content"]] == ["X", "Z"]
+    assert check_history(messages) == []
+
+
+def test_answers_in_order_keep_their_bytes():
+    """A prompt that is right as it is goes out unchanged, unknown fields and number forms included."""
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", calling("x")))
+    prompt = b'{"role":"tool","tool_call_id":"x","content":"X","newer":1.50},{"role":"user","content":"\\u0041"}'
+    assert transcript.render(prompt) == prompt
+    two = transcript_of(started("1", UserMessage("a")), answered("1", calling("w", "x")))
+    assert two.render(prompt).endswith(prompt)
+
+
+def test_nothing_is_rendered_twice_with_the_answer():
+    """What was rendered for a request is what stays: the next request begins with the same bytes."""
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", calling("x", "y")))
+    first = rendered(transcript, ToolMessage("y", "Y"))
+    transcript.apply(started("2", ToolMessage("y", "Y")))
+    transcript.apply(answered("2", AssistantMessage("done")))
+    assert rendered(transcript, HI)[: len(first)] == first
+    assert brief(rendered(transcript, HI))[-2:] == ["assistant:done", "user:hi"]
+
+
+def test_calls_stay_open_over_an_abandoned_turn():
+    """A turn that failed has answered nothing: the tools' results can be given again."""
+    transcript = transcript_of(
+        started("1", UserMessage("a")),
+        answered("1", calling("x")),
+        started("2", ToolMessage("x", "X")),
+        TurnAbandoned("2", "ProviderError"),
+    )
+    assert brief(rendered(transcript, ToolMessage("x", "X")))[2:] == ["tool(x)"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "prompt", "fault"),
+    [
+        ([], [ToolMessage("x", "X")], "no open call"),
+        (["y"], [ToolMessage("x", "X")], "no open call"),
+        (["x"], [ToolMessage("x", "X"), ToolMessage("x", "X")], "answered already"),
+        (["x"], [HI, ToolMessage("y", "X")], "no open call"),
+    ],
+)
+def test_orphans_are_refused(ids, prompt, fault):
+    """A tool message that answers nothing, or a second time, is refused before anything is sent."""
+    message = calling(*ids) if ids else AssistantMessage("A")
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", message))
+    before = bytes(transcript.rendered)
+    with pytest.raises(BadRequestError, match=fault):
+        transcript.render(encode_prompt(prompt))
+    assert transcript.rendered == before
+
+
+@pytest.mark.parametrize("calls", ["x", {"id": "x"}, [1], [None, {"id": "x"}]])
+def test_calls_of_no_form_are_refused(calls):
+    """Calls that a prompt brings and that are none are refused, not stumbled over."""
+    prompt = {"role": "assistant", "content": None, "tool_calls": calls}
+    with pytest.raises(BadRequestError, match="tool_calls"):
+        Transcript().render(encode_prompt(prompt))
+
+
+@pytest.mark.parametrize("call", [{}, {"id": None}, {"id": 5}])
+def test_calls_without_an_id_get_one(call):
+    """A prompt's call without an id that could be answered gets one."""
+    prompt = {"role": "assistant", "content": None, "tool_calls": [call, call]}
+    assert check_history(rendered(Transcript(), prompt, HI)) == []
+
+
+def test_ids_that_repeat_are_made_distinct():
+    """Engines that number calls anew in each answer give valid requests, and their ids are still understood."""
+    transcript = transcript_of(
+        started("1", UserMessage("a")),
+        answered("1", calling("call_0", "call_0")),
+        started("2", ToolMessage("call_0", "first"), ToolMessage("call_0", "second")),
+        answered("2", calling("call_0")),
+    )
+    messages = rendered(transcript, ToolMessage("call_0", "third"))
+    assert check_history(messages) == []
+    assert [m["content"] for m in messages if m["role"] == "tool"] == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("given", ["", "x" * 40])
+def test_renamed_ids_have_a_form_that_providers_take(given):
+    """Empty ids get one, and long ones stay within what OpenAI takes."""
+    transcript = transcript_of(
+        started("1", UserMessage("a")), answered("1", calling(given)), started("2", HI), answered("2", calling(given))
+    )
+    assert check_history(rendered(transcript, HI)) == []
+
+
+def test_prompts_with_a_conversation_of_their_own():
+    """A prompt may bring assistant messages with calls and their results; what it left open is closed."""
+    prompt = [UserMessage("q"), calling("p"), ToolMessage("p", "P"), calling("r"), UserMessage("s"), calling("p")]
+    transcript = transcript_of(started("1", UserMessage("a")), answered("1", calling("x")))
+    messages = rendered(transcript, *prompt)
+    assert check_history(messages) == []
+    transcript.apply(started("2", *prompt))
+    transcript.apply(answered("2", calling("p")))
+    assert check_history(rendered(transcript, HI)) == []
+
+
+def test_the_word_tool_in_a_text_changes_nothing():
+    """Prompts that merely talk about tools keep their bytes."""
+    for text in ("tool", '"tool"', '{"role":"tool"}', "tool_calls"):
+        prompt = encode_prompt(text)
+        assert transcript_of(started("1", HI), answered("1", AssistantMessage(text))).render(prompt) == prompt
+
+
+def test_entries_are_the_messages_of_the_answered_turns():
+    """History shows what was said and the call that said it, interrupted answers included, abandoned turns not."""
+    log = [
+        started("1", UserMessage("a")),
+        answered("1", AssistantMessage("A")),
+        started("2", UserMessage("b")),
+        TurnAbandoned("2", "x"),
+        started("3", UserMessage("c"), UserMessage("d")),
+        answered("3", AssistantMessage(""), interrupted=True),
+        started("4", UserMessage("e")),
+    ]
+    entries = entries_of(log)
+    assert [entry.message.content for entry in entries] == ["a", "A", "c", "d", ""]
+    assert [entry.call is not None for entry in entries] == [False, True, False, False, True]
+    assert there(entries[-1].call).interrupted
+
+
+# Any log at all
+
+ids = st.sampled_from(["call_0", "call_1", "a", ""])
+answers = st.one_of(
+    st.builds(AssistantMessage, st.sampled_from(["A", "", " ", None])),
+    st.builds(lambda some: calling(*some), st.lists(ids, min_size=1, max_size=3)),
+    st.builds(lambda some: calling(*some, content="thinking"), st.lists(ids, min_size=1, max_size=3)),
+)
+prompts = st.sampled_from(
+    [
+        (HI,),
+        (ToolMessage("call_0", "r"),),
+        (ToolMessage("a", "r"), HI),
+        (HI, ToolMessage("call_0", "r"), ToolMessage("call_0", "r")),
+        (HI, calling("a"), ToolMessage("a", "r"), HI),
+    ]
+)
+ends = st.one_of(
+    st.tuples(st.just("answered"), answers),
+    st.tuples(st.just("interrupted"), st.builds(AssistantMessage, st.sampled_from(["A", "", " "]))),
+    st.tuples(st.sampled_from(["abandoned", "lost"]), st.none()),
+)
+
+
+@given(st.lists(st.tuples(prompts, ends), max_size=12), prompts)
+def test_any_log_renders_validly(turns, last):
+    """Whatever was asked, answered, interrupted or lost: what is rendered next is what providers accept."""
+    transcript = Transcript()
+    for number, (prompt, (end, message)) in enumerate([*turns, (last, ("lost", None))]):
+        try:
+            messages = rendered(transcript, *prompt)
+        except BadRequestError:
+            continue
+        assert check_history(messages) == []
+        transcript.apply(started(str(number), *prompt))
+        if end in {"answered", "interrupted"}:
+            transcript.apply(answered(str(number), message, interrupted=end == "interrupted"))
+        elif end == "abandoned":
+            transcript.apply(TurnAbandoned(str(number), "x"))

@@ -1,0 +1,95 @@
+"""What the crash tests run and kill: logs that keep their promise, logs that break it, and a session in memory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+
+from gorouter_trio.client import open_client
+from gorouter_trio.simulator import Simulator, open_simulated_network
+
+Ack = Callable[[str], None]
+
+
+def write_log(ack: Ack, path: str, count: str = "1000000") -> None:
+    """Append lines, each durable before it is acknowledged; whatever a crash left half written goes first."""
+    mend_log(lambda _line: None, path)
+    number = len(read_log(path))
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for _ in range(int(count)):
+        os.write(file, f"line {number}\n".encode())
+        os.fsync(file)
+        ack(f"line {number}")
+        number += 1
+
+
+def mend_log(ack: Ack, path: str) -> None:
+    """Cut a log back to its last whole line."""
+    if os.path.exists(path):
+        with open(path, "rb+") as file:
+            data = file.read()
+            whole = data.rfind(b"\n") + 1
+            if whole != len(data):
+                file.truncate(whole)
+                os.fsync(file.fileno())
+    ack("mended")
+
+
+def read_log(path: str) -> list[str]:
+    """The whole lines of a log."""
+    if not os.path.exists(path):
+        return []
+    with open(path, "rb") as file:
+        return file.read().decode().split("\n")[:-1]
+
+
+def promise_too_early(ack: Ack, path: str) -> None:
+    """A log that acknowledges what is still in a buffer of the process."""
+    with open(path, "w", encoding="ascii") as file:
+        for number in range(1_000_000):
+            file.write(f"line {number}\n")
+            ack(f"line {number}")
+
+
+def rewrite_in_place(ack: Ack, path: str) -> None:
+    """A log that is written anew from its beginning for each line."""
+    lines: list[str] = []
+    for number in range(1_000_000):
+        lines.append(f"line {number}\n")
+        with open(path, "w", encoding="ascii") as file:
+            for line in lines:
+                file.write(line)
+                file.flush()
+            os.fsync(file.fileno())
+        ack(f"line {number}")
+
+
+def say(ack: Ack, *words: str) -> None:
+    """Acknowledge each word and end."""
+    for word in words:
+        ack(word)
+
+
+def say_and_wait(ack: Ack, *words: str) -> None:
+    """Acknowledge each word and never end."""
+    say(ack, *words)
+    while True:
+        time.sleep(3600)
+
+
+def fail(ack: Ack) -> None:
+    """Raise."""
+    ack("so far")
+    raise LookupError("on purpose")
+
+
+async def chat_in_memory(ack: Ack, key: str) -> None:
+    """Take turns of a session whose store is this process's memory."""
+    async with (
+        open_simulated_network(Simulator()) as network,
+        open_client(api_key="sk-test", base_url=network.base_url, insecure_http=True, transport=network) as client,
+    ):
+        session = client.session(key)
+        while True:
+            ack((await session.ask("go on")).text)

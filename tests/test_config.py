@@ -1,0 +1,341 @@
+"""Settings: every wrong value is refused with the field's name, and the key shows nowhere."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import math
+import pickle
+import random
+import traceback
+import urllib.parse
+from typing import Any
+
+import msgspec
+import pytest
+
+from gorouter_trio.config import (
+    DEFAULT_BASE_URL,
+    ClientConfig,
+    Deadlines,
+    PoolLimits,
+    RetryPolicy,
+    Seams,
+    Secret,
+    SessionConfig,
+)
+from gorouter_trio.errors import ConfigError
+
+KEY = "sk-or-v1-c4n4ry0f7h3m1n3"
+OTHER = "hunter2-of-the-environment"
+
+COUNTS: list[tuple[type, str, str, int]] = [
+    (RetryPolicy, "retry", "max_retries", 0),
+    (RetryPolicy, "retry", "ambiguous_retries", 0),
+    (RetryPolicy, "retry", "quota_tokens", 0),
+    (RetryPolicy, "retry", "transient_cost", 0),
+    (RetryPolicy, "retry", "throttle_cost", 0),
+    (PoolLimits, "pool", "max_connections", 1),
+    (PoolLimits, "pool", "queue", 1),
+    (PoolLimits, "pool", "max_header_bytes", 1024),
+    (PoolLimits, "pool", "max_body_bytes", 1024),
+    (SessionConfig, "sessions", "mailbox", 1),
+    (SessionConfig, "sessions", "max_id_bytes", 1),
+    (SessionConfig, "sessions", "restarts", 0),
+]
+# Whether zero, and whether infinity, is a duration there.
+DURATIONS: list[tuple[type, str, str, bool, bool]] = [
+    (RetryPolicy, "retry", "base_delay_s", True, False),
+    (RetryPolicy, "retry", "max_delay_s", True, False),
+    (RetryPolicy, "retry", "retry_after_cap_s", True, True),
+    (PoolLimits, "pool", "keepalive_s", True, True),
+    (SessionConfig, "sessions", "shutdown_grace_s", False, True),
+    (SessionConfig, "sessions", "restart_window_s", False, True),
+    *((Deadlines, "deadlines", name, False, True) for name in Deadlines.__struct_fields__),
+]
+CHOICES = [
+    (PoolLimits, "pool", "overflow", "block"),
+    (SessionConfig, "sessions", "overflow", "reject"),
+    (SessionConfig, "sessions", "double_texting", "interrupt"),
+]
+
+
+def _id(value: object) -> str:
+    return value.__name__ if isinstance(value, type) else repr(value)
+
+
+def refused(kind: type, field: str, value: object) -> str:
+    with pytest.raises(ConfigError) as raised:
+        kind(**{field: value})
+    return raised.value.message
+
+
+@pytest.mark.parametrize(("kind", "part", "field", "least"), COUNTS, ids=_id)
+def test_counts(kind: type, part: str, field: str, least: int) -> None:
+    """Whole numbers from their least value; nothing else, and no booleans."""
+    assert getattr(kind(**{field: least}), field) == least
+    assert getattr(kind(**{field: 10**9}), field) == 10**9
+    for bad in (least - 1, -1, 1.5, 4.0, "4", None, True, False, math.nan, math.inf, [4], object()):
+        assert refused(kind, field, bad).startswith(f"{part}.{field}: must be a whole number of at least {least}")
+
+
+@pytest.mark.parametrize(("kind", "part", "field", "zero", "endless"), DURATIONS, ids=_id)
+def test_durations(kind: type, part: str, field: str, zero: bool, endless: bool) -> None:
+    """Numbers of seconds above zero; zero and infinity only where they mean something."""
+    for good in (0.001, 1, 1e6):
+        assert getattr(kind(**{field: good}), field) == good
+    for value, allowed in ((0, zero), (0.0, zero), (math.inf, endless)):
+        if allowed:
+            assert getattr(kind(**{field: value}), field) == value
+        else:
+            assert refused(kind, field, value).startswith(f"{part}.{field}: must be ")
+    for bad in (-0.1, -1, math.nan, -math.inf, "1", None, True, [1], object(), 1j):
+        assert refused(kind, field, bad).startswith(f"{part}.{field}: must be ")
+
+
+@pytest.mark.parametrize(("kind", "part", "field", "good"), CHOICES, ids=_id)
+def test_choices(kind: type, part: str, field: str, good: str) -> None:
+    """One of the words, and the message lists them."""
+    assert getattr(kind(**{field: good}), field) == good
+    for bad in ("", "Block", "drop", None, 1, ["block"], {}):
+        message = refused(kind, field, bad)
+        assert message.startswith(f"{part}.{field}: must be one of ")
+        assert good in message
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("api_key", [5, b"sk", ["sk"], lambda: "sk"]), ("base_url", [5, b"http://x"]), ("model", ["", " \n", None, 5]),
+        ("app_name", ["a\nb", "Café", "\x7f", 5, b"x"]), ("referer", ["a\r\nX: y", "é", 5]), ("retry", [{}, None, 3]),
+        ("pool", [{"max_connections": 3}, None, PoolLimits]), ("deadlines", [None, 5, RetryPolicy()]),
+        ("sessions", [None, {}]), ("insecure_http", [None, 1, "yes"]), ("seams", [None, random.Random()]),
+    ],
+    ids=_id,
+)  # fmt: skip
+def test_fields_of_the_client(field: str, values: list[object]) -> None:
+    """Values of the wrong kind are refused when the settings are made, not when they are used."""
+    for value in values:
+        assert refused(ClientConfig, field, value).startswith(f"{field}: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"), [("wall", [None, 5]), ("random", [random, None]), ("new_id", ["x", None])]
+)
+def test_seams(field: str, values: list[object]) -> None:
+    """What stands in for the world has the shape of it."""
+    for value in values:
+        assert refused(Seams, field, value).startswith(f"seams.{field}: ")
+
+
+def test_defaults() -> None:
+    """The defaults are those of the documentation."""
+    config = ClientConfig()
+    assert (config.retry.max_retries, config.retry.base_delay_s, config.retry.max_delay_s) == (3, 0.3, 4.0)
+    assert (config.retry.retry_after_cap_s, config.retry.ambiguous_retries, config.retry.quota_tokens) == (
+        120.0,
+        1,
+        500,
+    )
+    assert (config.retry.transient_cost, config.retry.throttle_cost) == (14, 5)
+    assert msgspec.structs.astuple(config.deadlines) == (10.0, 90.0, 90.0, 60.0, 600.0)
+    assert (config.pool.max_connections, config.pool.queue, config.pool.overflow) == (256, 4096, "block")
+    assert (config.pool.max_header_bytes, config.pool.max_body_bytes) == (64 * 1024, 64 * 1024 * 1024)
+    assert (config.sessions.mailbox, config.sessions.overflow, config.sessions.double_texting) == (16, "block", "queue")
+    assert (config.sessions.shutdown_grace_s, config.sessions.max_id_bytes, config.sessions.restarts) == (10.0, 4096, 5)
+    assert len({ClientConfig().seams.new_id() for _ in range(100)}) == 100
+
+
+# --- the environment and the URL --------------------------------------------------------------------------------------
+
+
+def test_key_and_url_from_the_environment() -> None:
+    """What was given wins over the environment, blank variables count as unset, white space around is dropped."""
+    environ = {"OPENROUTER_API_KEY": f" {KEY}\n", "OPENROUTER_BASE_URL": "https://eu.openrouter.ai/api/v1/"}
+    found = ClientConfig().resolved(environ)
+    assert isinstance(found.api_key, Secret)
+    assert (found.api_key.reveal(), found.base_url) == (KEY, "https://eu.openrouter.ai/api/v1")
+    given = ClientConfig(api_key="given", base_url="https://x.example/v1").resolved(environ)
+    assert isinstance(given.api_key, Secret)
+    assert (given.api_key.reveal(), given.base_url) == ("given", "https://x.example/v1")
+    blank = ClientConfig(api_key=Secret("k")).resolved({"OPENROUTER_BASE_URL": "  "})
+    assert blank.base_url == DEFAULT_BASE_URL
+
+
+@pytest.mark.parametrize("environ", [{}, {"OPENROUTER_API_KEY": ""}, {"OPENROUTER_API_KEY": " \n"}], ids=repr)
+def test_no_key(environ: dict[str, str]) -> None:
+    """Without a key the error says which variable to set."""
+    with pytest.raises(ConfigError, match=r"^api_key: .*OPENROUTER_API_KEY"):
+        ClientConfig().resolved(environ)
+    with pytest.raises(ConfigError, match=r"^api_key: "):
+        ClientConfig(api_key="").resolved({"OPENROUTER_API_KEY": KEY})
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a\r\nX: y", "é", "a\x00b", "a\u2028b"], ids=repr)
+def test_a_key_that_cannot_be_sent(key: str) -> None:
+    """A key that would break out of its header is refused, and not shown."""
+    with pytest.raises(ConfigError, match=r"^api_key: must be printable ASCII text$"):
+        ClientConfig(api_key=key).resolved({})
+
+
+@pytest.mark.parametrize(
+    ("url", "resolved"),
+    [
+        ("https://openrouter.ai/api/v1", "https://openrouter.ai/api/v1"), ("https://h.example/", "https://h.example"),
+        ("https://h.example", "https://h.example"), ("HTTPS://H.example:8443/a/b//", "HTTPS://H.example:8443/a/b"),
+        ("http://127.0.0.1:8000/api/v1", "http://127.0.0.1:8000/api/v1"), ("http://localhost", "http://localhost"),
+        ("http://[::1]:80/x", "http://[::1]:80/x"), ("https://[2001:db8::1]/x", "https://[2001:db8::1]/x"),
+        ("https://h.example/%20x", "https://h.example/%20x"),
+    ],
+)  # fmt: skip
+def test_base_urls(url: str, resolved: str) -> None:
+    """https anywhere, http to this machine, any path; slashes at the end are dropped."""
+    assert ClientConfig(api_key="k", base_url=url).resolved({}).base_url == resolved
+    assert ClientConfig(api_key="k").resolved({"OPENROUTER_BASE_URL": url}).base_url == resolved
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "openrouter.ai/api",
+        "//openrouter.ai",
+        "ftp://h.example",
+        "https://",
+        "https:///x",
+        "https://h.example:0/",
+        "https://h.example:99999",
+        "https://h.example:x",
+        "https://h.example/?a=1",
+        "https://h.example/#f",
+        "https://h.example/?",
+        "https://user@h.example",
+        "https://user:pw@h.example",
+        "https://@h.example",
+        "https://h.example/a b",
+        "https://h.example/\r\nX: y",
+        "https://h.\nexample",
+        "https://h.example/\t",
+        "https://bücher.example/",
+        "https://h.example\\x",
+        "https://[::1",
+        "wss://h.example",
+        "\x00",
+    ],
+    ids=repr,
+)
+def test_base_urls_that_are_none(url: str) -> None:
+    """Anything that is no plain URL of a host is refused by name, and credentials in it are not repeated."""
+    cases = [(ClientConfig(api_key="k", base_url=url), {})]
+    if url == url.strip():
+        cases.append((ClientConfig(api_key="k"), {"OPENROUTER_BASE_URL": url}))
+    for config, environ in cases:
+        with pytest.raises(ConfigError, match=r"^base_url: ") as raised:
+            config.resolved(environ)
+        assert "pw" not in raised.value.message
+
+
+def test_plain_http_to_somewhere_else() -> None:
+    """The key goes out in the clear only when that was asked for."""
+    config = ClientConfig(api_key="k", base_url="http://h.example/v1")
+    with pytest.raises(ConfigError, match="insecure_http"):
+        config.resolved({})
+    allowed = msgspec.structs.replace(config, insecure_http=True).resolved({})
+    assert allowed.base_url == "http://h.example/v1"
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def shows(text: str, secret: str = KEY) -> bool:
+    """Whether the secret is in the text, plain or in a usual encoding."""
+    forms = {secret, base64.b64encode(secret.encode()).decode().rstrip("="), urllib.parse.quote(secret), secret[::-1]}
+    return any(form in text for form in forms)
+
+
+def with_locals(error: BaseException) -> str:
+    return "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+
+
+def test_a_secret_shows_itself_nowhere() -> None:
+    """Not in a repr, a str, a format, a container, a copy's repr, or a pickle."""
+    secret = Secret(KEY)
+    copies = [secret, copy.copy(secret), copy.deepcopy(secret), copy.deepcopy([secret])[0]]
+    for text in (
+        repr(secret),
+        str(secret),
+        f"{secret}",
+        f"{secret!r}",
+        f"{secret!s}",
+        repr(copies),
+    ):
+        assert not shows(text)
+    assert all(c.reveal() == KEY for c in copies)
+    assert not hasattr(secret, "__dict__")
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(secret, protocol)
+    with pytest.raises(TypeError):
+        msgspec.json.encode(secret)
+    with pytest.raises(TypeError):
+        f"{secret:>10}"
+
+
+def test_secrets_compare_by_value() -> None:
+    """Equal secrets are equal and hash alike, and a secret is not its text."""
+    assert Secret("a") == Secret("a")
+    assert hash(Secret("a")) == hash(Secret("a"))
+    assert Secret("a") != Secret("b")
+    assert Secret("a") != "a"
+    with pytest.raises(ConfigError):
+        Secret(b"a")  # type: ignore[arg-type]
+
+
+def test_settings_do_not_show_the_key() -> None:
+    """The settings' repr, their parts and their pickle hold no key."""
+    config = ClientConfig(api_key=KEY)
+    for each in (config, config.resolved({}), ClientConfig().resolved({"OPENROUTER_API_KEY": KEY})):
+        assert not shows(repr(each))
+        assert not shows(str(msgspec.structs.asdict(each)))
+        with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+            pickle.dumps(each)
+
+
+@pytest.mark.parametrize(
+    ("fields", "environ"),
+    [
+        ({"api_key": KEY, "base_url": "ftp://x"}, {}),
+        ({"api_key": KEY + "\n\x00x"}, {}),
+        ({"base_url": "nope"}, {"OPENROUTER_API_KEY": KEY}),
+        ({}, {"OPENROUTER_API_KEY": KEY + "\x00x"}),
+        ({}, {"OPENROUTER_API_KEY": ""}),
+        ({"base_url": "http://h.example"}, {"OPENROUTER_API_KEY": KEY}),
+    ],
+)
+def test_tracebacks_do_not_show_the_key(fields: dict[str, Any], environ: dict[str, str]) -> None:
+    """A traceback with the locals of every frame of this package shows neither the key nor the environment."""
+    config = ClientConfig(**fields)
+    fields.clear()
+    error = _resolve(config, {**environ, "DATABASE_PASSWORD": OTHER})
+    environ.clear()
+    text = with_locals(error)
+    assert "config.py" in text
+    assert not shows(text)
+    assert not shows(text, OTHER)
+
+
+def _resolve(config: ClientConfig, environ: dict[str, str]) -> ConfigError:
+    with pytest.raises(ConfigError) as raised:
+        config.resolved(environ)
+    environ.clear()
+    return raised.value
+
+
+def test_a_wrong_setting_beside_the_key() -> None:
+    """Settings refused while they are made do not show the key that stands beside the mistake."""
+    try:
+        ClientConfig(api_key=KEY, model="")
+    except ConfigError as error:
+        frames = traceback.TracebackException.from_exception(error, capture_locals=True)
+    inside = [str(frame.locals) for frame in frames.stack if frame.filename.endswith("config.py")]
+    assert inside
+    assert not any(shows(text) for text in inside)
