@@ -3,9 +3,10 @@
     python benchmarks/profile_client.py chat chat
     python benchmarks/profile_client.py stream stream --gap-s 0.02
 
-A timer on the process's CPU time interrupts it; the Python frame that runs then, or that called the C function that
-runs then, gets the sample. A signal waits for the C function to end, so time inside the kernel and inside C libraries
-counts for the line that called them. Frames of the driver itself are shown, they are part of every contender.
+A timer on the process's CPU time interrupts it and counts the Python frame that runs then. Python looks for signals
+when it enters a function or takes a step of a loop, so the time of a C function (the kernel's is in it) counts where
+the next of these happens: for `feed_data` in the callbacks, for a peek at a socket in the call after it. Packages are
+right to a few percent, lines are a hint.
 """
 
 from __future__ import annotations

@@ -31,6 +31,17 @@ _SUMMARY = (
     ("httpx on trio", ("httpx",)),
 )
 
+# What is aimed at: text, where the row is, and what the goal was as a ratio to bare httptools and to aiohttp.
+_GOALS = (
+    ("`client.chat` ≤ 98 µs (48; 98), 64 in flight", "chat", 0, "chat", 98 / 48, 98 / 98),
+    ("`session.ask` ≤ 140 µs (48; 98), 64 in flight, first turn", "chat", 0, "ask", 140 / 48, 140 / 98),
+    ("the same, in conversations of 8 turns", "chat", 0, "ask8", 140 / 48, 140 / 98),
+    ("`client.chat` ≤ 140 µs (53; 124), 512 in flight", "chat", 1, "chat", 140 / 53, 140 / 124),
+    ("`client.stream` ≤ 450 µs (330; 490), 64 in flight", "stream", 0, "stream", 450 / 330, 450 / 490),
+    ("`client.stream` ≤ 8,500 µs (7,400; 10,000), 20 ms apart", "stream", 2, "stream", 8_500 / 7_400, 8_500 / 10_000),
+)
+_MAX_IMPORT_RATIO = 1.3
+
 
 def load(name: str) -> _harness.Report:
     """The figures of one benchmark."""
@@ -61,13 +72,36 @@ def summary() -> str:
     return "\n".join(lines)
 
 
+def goals() -> str:
+    """The goals as ratios, beside those that were measured."""
+    heads = ("goal", "to bare httptools", "here", "to aiohttp", "here")
+    lines = [_line(heads), _line(["---", *["---:"] * 4])]
+    for text, name, position, row, *wanted in _GOALS:
+        table = load(name).tables[position]
+        medians = {r.name: r.median for r in table.rows}
+        cells = [text]
+        for goal, base in zip(wanted, ("bare", "aiohttp"), strict=True):
+            cells += [f"{goal:.2f}", _judged(medians[row] / medians[base], goal)]
+        lines.append(_line(cells))
+    cpu = load("import").tables[0]
+    ratio = next(cpu.ratio(row) for row in cpu.rows if row.name == "gorouter_trio") or 0.0
+    lines.append(
+        _line((f"import ≤ {_MAX_IMPORT_RATIO} × trio, httpx, msgspec", "", "", "", _judged(ratio, _MAX_IMPORT_RATIO)))
+    )
+    return "\n".join(lines)
+
+
+def _judged(ratio: float, goal: float) -> str:
+    return f"{ratio:.2f}" if ratio <= goal else f"**{ratio:.2f}**, missed"
+
+
 def _line(cells: tuple[str, ...] | list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
 def render(text: str) -> str:
     """The page with its blocks made anew."""
-    makers: dict[str, Callable[[], str]] = {"summary": summary}
+    makers: dict[str, Callable[[], str]] = {"summary": summary, "goals": goals}
 
     def block(found: re.Match[str]) -> str:
         name = found["name"]

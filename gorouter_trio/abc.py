@@ -22,6 +22,10 @@ class HistoryStore(Protocol):
 
     A version counts the changes of a session, from 0 for one that was never written. Whoever
     writes names the version that it has seen, so that two writers cannot interleave.
+
+    A write that raises or is cancelled may have happened or not, but not in part: whoever asked for it
+    loads again before the next one. A store may raise whatever it likes; an answer that it refuses
+    reaches its asker in a `HistoryNotSaved`. Every method is a checkpoint.
     """
 
     async def load(self, key: str) -> StoredHistory:

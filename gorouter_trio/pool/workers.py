@@ -206,7 +206,8 @@ class Pool:
         self._quota = RetryQuota(config.retry.quota_tokens)
         self._heads: dict[tuple[str, str], RequestHead] = {}
         self.idle: list[_Worker] = []
-        self._workers: set[_Worker] = set()
+        # In order of their start, so that runs with one seed stay the same.
+        self._workers: dict[_Worker, None] = {}
         self.keeper = DeadlineKeeper(self._workers)
         self.now = trio.lowlevel.current_clock().current_time
         self._queue: OrderedDict[Ticket, None] = OrderedDict()
@@ -294,8 +295,10 @@ class Pool:
         head = self._heads.get((call.method, call.path))
         if head is None:
             head = self._heads[call.method, call.path] = self._make_head(call.method, call.path)
-        ticket = Ticket(self, call, head=head, now=self.now(), deadline=exchange.deadline)
-        exchange.ticket = ticket
+        now = self.now()
+        ticket = exchange.ticket = Ticket(self, call, head=head, now=now, deadline=exchange.deadline)
+        if exchange.deadline <= now:
+            raise _too_late("total")
         try:
             if self._hand_over(ticket):
                 await ticket.wait()
@@ -338,7 +341,7 @@ class Pool:
             self.idle.pop().take(ticket)
         elif len(self._workers) < self.limits.max_connections:
             worker = _Worker(self)
-            self._workers.add(worker)
+            self._workers[worker] = None
             self._nursery.start_soon(worker.run, ticket)
         else:
             return False
@@ -390,6 +393,10 @@ class Pool:
         self.idle.append(worker)
         if not self._went_idle.is_set():
             self._went_idle.set()
+
+    def retire(self, worker: _Worker) -> None:
+        """A worker has ended; used by workers."""
+        self._workers.pop(worker, None)
 
     async def close_cold_connections(self) -> None:
         """Close the connections of workers that were idle for too long; runs as long as the pool."""
@@ -466,6 +473,7 @@ class _Worker:
             closed = PoolClosedError("the client was closed while the request was running")
             closed.maybe_billed = self._phase != "connect"
             self._fail_ticket(closed)
+            self._pool.retire(self)
             await self._close_connection()
 
     def take(self, ticket: Ticket) -> None:

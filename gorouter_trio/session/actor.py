@@ -44,11 +44,11 @@ from ..wire.result import ChatResult, HistoryEntry
 from .transcript import Transcript, entries_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from .._pipeline import ChatPipeline
     from ..abc import HistoryStore
-    from ..config import Seams, SessionConfig
+    from ..config import SessionConfig
     from ..pool.streams import ChatReader
     from ..wire.messages import AssistantMessage
     from ..wire.stream import ChatChunk
@@ -185,11 +185,12 @@ class Envelope(ReplySlot[Answer]):
 class _Turn:
     """The turn that runs: what was asked, and how far it has come."""
 
-    __slots__ = ("answer", "envelope", "is_late", "is_sent", "loan", "mail")
+    __slots__ = ("answer", "envelope", "is_late", "is_sent", "loan", "mail", "turn_id")
 
-    def __init__(self, mail: StartTurn, envelope: Envelope) -> None:
+    def __init__(self, mail: StartTurn, envelope: Envelope, *, turn_id: str) -> None:
         self.mail = mail
         self.envelope = envelope
+        self.turn_id = turn_id
         self.is_late = False
         self.is_sent = False
         self.loan: TurnLoan | None = None
@@ -228,7 +229,7 @@ class SaveWatch:
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._now = trio.lowlevel.current_clock().current_time
-        self._saving: set[SessionActor] = set()
+        self._saving: dict[SessionActor, None] = {}
         self._keeper = DeadlineKeeper(self._saving)
 
     async def run(self) -> None:
@@ -238,14 +239,14 @@ class SaveWatch:
     def begin(self, actor: SessionActor) -> None:
         """From now on, `actor` has the limit to save."""
         actor.deadline_at = self._now() + self._limit_s
-        self._saving.add(actor)
+        self._saving[actor] = None
         if actor.deadline_at < self._keeper.next_wake:
             self._keeper.hurry(actor.deadline_at)
 
     def end(self, actor: SessionActor) -> None:
         """`actor` has saved, or will not any more."""
         actor.deadline_at = math.inf
-        self._saving.discard(actor)
+        self._saving.pop(actor, None)
 
 
 class SessionActor:
@@ -263,12 +264,13 @@ class SessionActor:
         "_pipeline",
         "_restarts",
         "_scope",
-        "_seams",
         "_store",
         "_transcript",
         "_turn",
+        "_turn_ids",
         "_turns_asked",
         "_version",
+        "_wall",
         "_watch",
         "deadline_at",
         "key",
@@ -283,7 +285,8 @@ class SessionActor:
         pipeline: ChatPipeline,
         store: HistoryStore,
         config: SessionConfig,
-        seams: Seams,
+        wall: Callable[[], float],
+        turn_ids: Iterator[str],
         watch: SaveWatch,
         on_gone: Callable[[SessionActor], None],
     ) -> None:
@@ -293,7 +296,8 @@ class SessionActor:
         self._pipeline = pipeline
         self._store = store
         self._config = config
-        self._seams = seams
+        self._wall = wall
+        self._turn_ids = turn_ids
         self._watch = watch
         self._on_gone = on_gone
         self._mailbox: Mailbox[Envelope] = Mailbox(config.mailbox, policy=config.overflow)
@@ -413,8 +417,10 @@ class SessionActor:
             await self._answer(envelope)
         except GorouterError as exc:
             envelope.fail(exc)
-        except trio.Cancelled:
-            self._settle_current(_stopped(envelope.mail))
+        except BaseException as exc:
+            # What is no `Exception` is a cancel, alone or in the group of a store's nursery; the rest is contained.
+            if not isinstance(exc, Exception):
+                self._settle_current(_stopped(envelope.mail))
             raise
         self._current = None
         envelope.finish()
@@ -516,21 +522,22 @@ class SessionActor:
 
     async def _take_turn(self, mail: StartTurn, envelope: Envelope) -> None:
         transcript = self._transcript or await self._load()
-        outcome = transcript.outcome(mail.turn_id)
+        turn_id = mail.turn_id or self._new_turn_id(transcript)
+        outcome = transcript.outcome(turn_id)
         if outcome == "answered":
-            envelope.resolve(await self._stored_answer(mail.turn_id))
+            envelope.resolve(await self._stored_answer(turn_id))
             return
         if transcript.unfinished is not None:
             # A turn of an earlier life: nobody knows whether it was answered.
             doubtful = transcript.unfinished
             await self._append(TurnAbandoned(doubtful, "in doubt", maybe_billed=True))
-            outcome = transcript.outcome(mail.turn_id)
+            outcome = transcript.outcome(turn_id)
         if outcome == "in_doubt":
-            raise _in_doubt(mail.turn_id)
+            raise _in_doubt(turn_id)
         body = self._render(mail, transcript)
-        turn = self._turn = _Turn(mail, envelope)
+        turn = self._turn = _Turn(mail, envelope, turn_id=turn_id)
         try:
-            await self._append(TurnStarted(mail.turn_id, msgspec.Raw(b"[%b]" % mail.messages), self._seams.wall()))
+            await self._append(TurnStarted(turn_id, msgspec.Raw(b"[%b]" % mail.messages), self._wall()))
             turn.is_sent = True
             await (self._stream_turn(turn, body) if mail.streaming else self._whole_turn(turn, body))
         except BaseException as exc:
@@ -539,15 +546,22 @@ class SessionActor:
         finally:
             self._turn = None
 
+    def _new_turn_id(self, transcript: Transcript) -> str:
+        """An id for a turn that came without one. A client that is seeded draws ids that may be in the log already."""
+        while True:
+            turn_id = next(self._turn_ids)
+            if transcript.outcome(turn_id) is None and turn_id != transcript.unfinished:
+                return turn_id
+
     async def _whole_turn(self, turn: _Turn, body: bytes) -> None:
         mail = turn.mail
         result = await self._pipeline.run(body, deadline=mail.deadline)
-        turn.answer = msgspec.structs.replace(result, turn_id=mail.turn_id)
+        turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()
 
     async def _stream_turn(self, turn: _Turn, body: bytes) -> None:
-        loan = turn.loan = TurnLoan(await self._pipeline.open_stream(body), turn.mail.turn_id)
+        loan = turn.loan = TurnLoan(await self._pipeline.open_stream(body), turn.turn_id)
         if not turn.envelope.resolve(loan):
             loan.give_back()
         await loan.wait_returned()
@@ -586,7 +600,7 @@ class SessionActor:
     async def _write_end(self, turn: _Turn, exc: BaseException) -> None:
         """Write the end of the turn unless the store has it, which only the store knows after a doubtful write."""
         transcript = self._transcript or await self._load()
-        if transcript.unfinished == turn.mail.turn_id:
+        if transcript.unfinished == turn.turn_id:
             await self._append(_end_of(turn, exc))
 
     def _settle_cut_off(self, turn: _Turn, exc: BaseException, failures: list[Exception]) -> None:
@@ -594,7 +608,7 @@ class SessionActor:
         transcript = self._transcript
         if turn.answer is None:
             turn.fail_with(exc)
-        elif transcript is not None and transcript.outcome(turn.mail.turn_id) == "answered":
+        elif transcript is not None and transcript.outcome(turn.turn_id) == "answered":
             turn.succeed()
         else:
             turn.fail(_not_saved(turn, failures[0] if failures else SessionConflictError("somebody else wrote")))
@@ -661,10 +675,10 @@ def _end_of(turn: _Turn, exc: BaseException | None) -> LogEntry:
     """The entry that ends a turn, which `exc` cut off if it is not None."""
     answer = turn.answer
     if answer is not None:
-        return TurnAnswered(turn.mail.turn_id, msgspec.Raw(encode_json(answer.message)), answer.call)
+        return TurnAnswered(turn.turn_id, msgspec.Raw(encode_json(answer.message)), answer.call)
     if isinstance(exc, GorouterError):
-        return TurnAbandoned(turn.mail.turn_id, type(exc).__name__, maybe_billed=exc.maybe_billed)
-    return TurnAbandoned(turn.mail.turn_id, "interrupted", maybe_billed=turn.is_sent)
+        return TurnAbandoned(turn.turn_id, type(exc).__name__, maybe_billed=exc.maybe_billed)
+    return TurnAbandoned(turn.turn_id, "interrupted", maybe_billed=turn.is_sent)
 
 
 def _storable(result: ChatResult) -> AssistantMessage:
@@ -700,8 +714,10 @@ def _in_doubt(turn_id: str) -> TurnInDoubtError:
 
 def _not_saved(turn: _Turn, cause: Exception) -> HistoryNotSaved:
     error = HistoryNotSaved(f"the answer arrived but was not stored: {cause}")
-    error.partial = turn.answer
-    error.generation_id = None if turn.answer is None else turn.answer.generation_id
+    if turn.answer is not None:
+        error.partial = turn.answer
+        error.generation_id = turn.answer.generation_id
+        error.attempts = turn.answer.call.attempts
     error.__cause__ = cause
     return error
 

@@ -47,7 +47,7 @@ class SessionDirectory:
         self._actors: dict[str, SessionActor] = {}
         self._is_open = True
         self._watch = SaveWatch(config.shutdown_grace_s)
-        self._seams = seams
+        self._wall = seams.wall
         self._turn_ids = map(f"{seams.new_id()}-{{}}".format, itertools.count(1))
 
     def __repr__(self) -> str:
@@ -65,10 +65,6 @@ class SessionDirectory:
     def close(self) -> None:
         """Start no more actors; the running ones end with their nursery."""
         self._is_open = False
-
-    def new_turn_id(self) -> str:
-        """A turn id that no other turn has."""
-        return next(self._turn_ids)
 
     def ref(self, key: str, options: SessionOptions) -> SessionRef:
         """A ref to the session `key`, starting nothing.
@@ -120,7 +116,8 @@ class SessionDirectory:
             pipeline=self._pipeline,
             store=self._store,
             config=self._config,
-            seams=self._seams,
+            wall=self._wall,
+            turn_ids=self._turn_ids,
             watch=self._watch,
             on_gone=self._forget,
         )
@@ -246,7 +243,7 @@ class SessionRef:
         if turn_id is not None and not turn_id:
             raise ConfigError("turn_id: must not be empty")
         return StartTurn(
-            turn_id=turn_id or self._directory.new_turn_id(),
+            turn_id=turn_id or "",
             messages=encode_prompt(prompt),
             options=encode_options(options) if options else b"{}",
             streaming=streaming,

@@ -248,7 +248,8 @@ async def open_crash_harness(target: str, *, path: Sequence[str | Path] = ()) ->
         yield CrashHarness(process, reports)
     finally:
         reports.close()
-        await _end(process)
+        with trio.move_on_after(_END_S, shield=True):
+            await _end(process)
 
 
 async def run_and_kill(
@@ -347,35 +348,34 @@ async def run_command_and_kill(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_read_all, process.stdout, printed, "stdout")
             nursery.start_soon(_read_all, process.stderr, printed, "stderr")
-            with trio.CancelScope() as waiting:
-                nursery.start_soon(_cancel_at_the_end, process, waiting)
-                while when is not None and not when():  # noqa: ASYNC110 - another process sets no event
-                    await trio.sleep(_POLL_S)
-                await trio.sleep(delay_s)
-                process.kill()
+            await _kill_when(process, when, delay_s)
     finally:
-        await _end(process)
+        with trio.move_on_after(_END_S, shield=True):
+            await _end(process)
     return CommandCrash(status=cast("int", process.returncode), stdout=printed["stdout"], stderr=printed["stderr"])
+
+
+async def _kill_when(process: trio.Process, when: Callable[[], bool] | None, delay_s: float) -> None:
+    """Kill a process `delay_s` after `when` says so; one that has ended by itself stays so."""
+    while process.poll() is None and not (when is None or when()):  # noqa: ASYNC110 - another process sets no event
+        await trio.sleep(_POLL_S)
+    with trio.move_on_after(delay_s):
+        await process.wait()
+    process.kill()
 
 
 async def _read_all(stream: trio.abc.ReceiveStream | None, into: dict[str, bytes], name: str) -> None:
     into[name] = b"".join([piece async for piece in stream]) if stream is not None else b""
 
 
-async def _cancel_at_the_end(process: trio.Process, waiting: trio.CancelScope) -> None:
-    await process.wait()
-    waiting.cancel()
-
-
 async def _end(process: trio.Process) -> None:
     """Kill a process that this module started, unless it has ended, and take its exit status."""
-    with trio.move_on_after(_END_S, shield=True):
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            if stream is not None:
-                await stream.aclose()
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            await stream.aclose()
 
 
 # Tracing
@@ -408,7 +408,8 @@ async def _traced(pid: int, kill: Kill | None) -> AsyncIterator[None]:
             await trio.sleep(_POLL_S)
         yield
     finally:
-        await _end(tracer)
+        with trio.move_on_after(_END_S, shield=True):
+            await _end(tracer)
 
 
 def _is_traced(pid: int) -> bool:

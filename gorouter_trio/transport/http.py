@@ -58,6 +58,7 @@ _LONG_REQUEST_BYTES = 64 * 1024
 # closed it before the request came: one round trip, generously.
 _FOUND_CLOSED_S = 1.0
 _CLEANUP_S = 2.0
+_BUFFERED_PIECES = 10_000
 
 
 class Origin(Struct, frozen=True):
@@ -752,10 +753,20 @@ class HttpxConnection:
         if response is not None:
             await response.aclose()
         if chunks is not None:
-            # A generator left in the middle is complained about by trio; cancelled, it and those inside it end.
             with trio.CancelScope() as scope:
                 scope.cancel()
-                await contain(lambda: anext(chunks, b""), report=lambda _error: None)
+                await contain(lambda: _end_generators(chunks), report=lambda _error: None)
+
+
+async def _end_generators(chunks: AsyncIterator[bytes]) -> None:
+    """Read on in a reply that was closed, in a scope that is cancelled, until its generators have ended.
+
+    httpx reads through generators within generators, and trio complains of each that is left in the
+    middle; they end by an exception only. What was buffered still comes before that, so the bound.
+    """
+    for _ in range(_BUFFERED_PIECES):
+        if await anext(chunks, None) is None:
+            return
 
 
 class _map_httpx_errors:  # noqa: N801 - reads as the statement it is
@@ -920,17 +931,22 @@ class _ResponseStream(httpx.AsyncByteStream):
         self._connection: Connection | None = connection
         self._request = request
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while self._connection is not None:
-            try:
-                with _httpx_timeout(self._request, "read"):
-                    piece = await self._connection.receive_some()
-            except (StreamBrokenError, DecodeError) as exc:
-                self._connection.close()
-                raise _as_httpx(exc, self._request) from exc
-            if not piece:
-                return
-            yield piece
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        connection = self._connection
+        if connection is None:
+            raise StopAsyncIteration
+        try:
+            with _httpx_timeout(self._request, "read"):
+                piece = await connection.receive_some()
+        except (StreamBrokenError, DecodeError) as exc:
+            connection.close()
+            raise _as_httpx(exc, self._request) from exc
+        if not piece:
+            raise StopAsyncIteration
+        return piece
 
     async def aclose(self) -> None:
         connection, self._connection = self._connection, None

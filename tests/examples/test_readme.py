@@ -153,3 +153,14 @@ def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
             assert target[1:] in headings, f"{page} links to {target}"
         elif "://" not in target:
             assert (REPOSITORY / page).parent.joinpath(target.partition("#")[0]).exists(), f"{page} links to {target}"
+
+
+def test_the_tests_that_the_pages_name_exist() -> None:
+    """Each `tests/...` of a page is a file, and each `::test_...` after it a test in that file."""
+    named = 0
+    for page in PAGES:
+        for path, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (REPOSITORY / page).read_text("utf-8")):
+            source = (REPOSITORY / path).read_text("utf-8")
+            assert not test or re.search(rf"def {test}\b", source), f"{page} names {path}::{test}"
+            named += 1
+    assert named > 20

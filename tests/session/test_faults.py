@@ -176,6 +176,46 @@ async def test_body_error_wins_over_a_failing_store(autojump_clock):
         await next_turn_is_right(world, session, before=[])
 
 
+class BusyStore(FailingStore):
+    """A store that runs every operation in a nursery of its own, so that a cancel comes out of it as a group."""
+
+    async def _run(self, name, work):
+        results = []
+
+        async def run():
+            results.append(await super(BusyStore, self)._run(name, work))
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            nursery.start_soon(trio.sleep_forever)
+        return results[0]
+
+
+@pytest.mark.parametrize("operation", [1, 2])
+async def test_a_store_with_nurseries(autojump_clock, operation):
+    """Cancels and errors that come out of a store in groups are cancels and errors all the same."""
+    store = BusyStore(faults={operation: "hang"})
+    async with open_world(answer=ANSWERS["ask"], store=store, sessions=SESSIONS) as world:
+        session = world.client.session("k")
+
+        async def ask():
+            with pytest.raises(gr.TurnInterruptedError):
+                await session.ask("q")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked()
+            assert await session.interrupt()
+        store.fail_next("before")
+        with pytest.raises(gr.ActorGoneError, match="ExceptionGroup"):
+            await session.ask("r")
+        store.fail_next("hang", skip=2)
+        with pytest.raises(gr.HistoryNotSaved):
+            await session.ask("s")
+        await next_turn_is_right(world, session, before=[])
+
+
 # The actor
 
 

@@ -93,6 +93,30 @@ async def test_interrupt_while_the_session_loads(autojump_clock):
         await next_turn_is_right(world, session)
 
 
+@pytest.mark.parametrize("leave", ["interrupt", "cancel"])
+async def test_interrupt_while_the_answer_is_stored(autojump_clock, leave):
+    """What is answered is stored without being disturbed, and nobody who stops it has stopped anything."""
+    store = FailingStore(faults={3: "slow"})
+    async with open_world(store=store) as world:
+        session = world.client.session("k")
+        answers = []
+
+        async def ask():
+            with trio.move_on_after(0.5 if leave == "cancel" else 10):
+                answers.append((await session.ask("[[say yes]]", turn_id="t")).text)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(0.4)
+            if leave == "interrupt":
+                assert not await session.interrupt()
+                assert trio.current_time() == pytest.approx(1)
+        assert store.operations == ["load", "append", "append"]
+        assert answers == (["yes"] if leave == "interrupt" else [])
+        assert (await session.ask("", turn_id="t")).text == "yes"
+        await next_turn_is_right(world, session)
+
+
 @pytest.mark.parametrize("moment", ["hang", "hang_after"])
 async def test_interrupt_while_the_turn_is_written_down(autojump_clock, moment):
     """Cut off before it was sent, whether the store had it or not: not billed, and free to be asked again."""

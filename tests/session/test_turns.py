@@ -73,6 +73,18 @@ async def test_results_say_their_turn(autojump_clock):
             await session.ask("c", turn_id="")
 
 
+async def test_a_client_that_draws_the_same_ids_again(autojump_clock):
+    """A seeded client over a store that it has used before never takes a new turn for an old one."""
+    store, seams = MemoryStore(), gr.Seams(new_id=lambda: "id")
+    async with open_world(answer=replies(completion("old"))) as world:
+        results = []
+        for _ in range(3):
+            async with world.another_client(store=store, seams=seams) as client:
+                results.append(await client.session("k").ask("q"))
+        assert len({result.turn_id for result in results}) == 3
+        assert len(world.sent) == 3
+
+
 async def test_many_messages_in_one_turn(autojump_clock):
     """A turn may bring several messages of any kind, and they are remembered as they came."""
     async with open_world(answer=replies(completion())) as world:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import signal
 from collections.abc import Callable
 
 from gorouter_trio.client import open_client
@@ -75,7 +75,7 @@ def say_and_wait(ack: Ack, *words: str) -> None:
     """Acknowledge each word and never end."""
     say(ack, *words)
     while True:
-        time.sleep(3600)
+        signal.pause()
 
 
 def fail(ack: Ack) -> None:

@@ -12,8 +12,10 @@ from gorouter_trio.stores import MemoryStore
 
 T = TypeVar("T")
 
-Moment = Literal["before", "after", "hang", "hang_after", "deaf"]
-"""Fail before or after the operation was carried out, or never return from it; `deaf` hangs and hears no cancel."""
+Moment = Literal["before", "after", "hang", "hang_after", "deaf", "slow"]
+"""Fail before or after the operation was carried out, or never return from it; `deaf` hangs and hears no cancel, `slow`
+takes a second.
+"""
 
 
 class FailingStore:
@@ -59,10 +61,12 @@ class FailingStore:
     async def _run(self, name: str, work: Callable[[], Awaitable[T]]) -> T:
         self.operations.append(name)
         moment = self.faults.get(len(self.operations))
-        if moment in ("before", "hang", "deaf"):
+        if moment == "slow":
+            await trio.sleep(1)
+        elif moment in ("before", "hang", "deaf"):
             await self._fail(name, moment)
         result = await work()
-        if moment is not None:
+        if moment in ("after", "hang_after"):
             await self._fail(name, moment)
         return result
 

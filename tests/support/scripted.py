@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -226,8 +226,12 @@ def answering(answer: Answer) -> Serve:
     return serve
 
 
-def number_of(text: bytes) -> int:
-    """The first number in a text."""
-    found = re.search(rb"\d+", text)
-    assert found is not None
-    return int(found[0])
+def shown_by(error: BaseException) -> str:
+    """A traceback of an error and what led to it, with the locals of all frames but those of tests."""
+    shown: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        frames = traceback.TracebackException.from_exception(seen, capture_locals=True).stack
+        shown += [f"{seen!r} {seen}", *(f"{f.filename} {f.locals}" for f in frames if "/tests/" not in f.filename)]
+        seen = seen.__cause__ or seen.__context__
+    return "\n".join(shown)

@@ -19,6 +19,7 @@ from msgspec import Struct
 from gorouter_trio.client import Client, open_client
 from gorouter_trio.config import Deadlines, RetryPolicy
 from gorouter_trio.errors import ConnectError, DeadlineExceededError, DecodeError, GorouterError, StreamBrokenError
+from gorouter_trio.pool import retry
 from gorouter_trio.simulator import Simulator, SimulatorConfig, SimulatorStatistics, serve_simulator
 from gorouter_trio.testing.proxy import (
     FAULT_KINDS,
@@ -287,6 +288,28 @@ def check_money(plan: Sequence[Sequence[Fault]], outcome: Outcome, *, stream: bo
         assert not outcome.whole or outcome.text == TRUTH
     if outcome.whole and not any(plan):
         assert (outcome.attempts, outcome.processed, outcome.flagged) == (1, 1, False)
+
+
+async def test_a_double_send_is_caught(rng: random.Random, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that takes a lost reply for a request that was never sent pays twice, and does not pass for it."""
+    honest = retry.classify
+
+    def careless(error: GorouterError) -> retry.FailureKind:
+        kind = honest(error)
+        return "unsent" if kind == "ambiguous" else kind
+
+    plan = [[Cut(direction="down", after=HEAD_END)]]
+    async with open_bench(rng) as bench:
+        for stream in (False, True):
+            outcome = await bench.run(plan, stream=stream)
+            check_money(plan, outcome, stream=stream, ambiguous_retries=1)
+            monkeypatch.setattr(retry, "classify", careless)
+            outcome = await bench.run(plan, stream=stream)
+            monkeypatch.undo()
+            with pytest.raises(AssertionError, match="processed and lost, and not flagged"):
+                check_money(plan, outcome, stream=stream, ambiguous_retries=1)
+            with pytest.raises(AssertionError, match="more often than ambiguous retries explain"):
+                check_money(plan, outcome, stream=stream, ambiguous_retries=0)
 
 
 async def run_random_faults(rng: random.Random, *, count: int, record: Callable[[str, object], None]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import ssl
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -13,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 import trustme
-from scripted import DONE, STREAM_HEAD, Network, Peer, Request, answering, chat, chunks, delta, reply, stream
+from scripted import DONE, STREAM_HEAD, Network, Peer, Request, answering, chat, chunks, delta, reply, shown_by, stream
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConnectError, DecodeError, GorouterError, StreamBrokenError
@@ -104,6 +103,8 @@ async def test_what_httpx_adds_works() -> None:
         assert network.open == 0
 
 
+# httpx reads through generators of its own, and trio complains of those that are left in the middle.
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_stream_that_is_left_early() -> None:
     """Leaving a streamed response closes its connection: it is in the middle of a reply."""
 
@@ -142,8 +143,13 @@ async def _bad_chunk(peer: Peer) -> None:
 
 @pytest.mark.parametrize(
     ("serve", "error"),
-    [(_cut, httpx.ReadError), (_garbage, httpx.RemoteProtocolError), (_half_a_head, httpx.ReadError), (_bad_chunk, httpx.RemoteProtocolError)],
-)  # fmt: skip
+    [
+        (_cut, httpx.ReadError),
+        (_garbage, httpx.RemoteProtocolError),
+        (_half_a_head, httpx.ReadError),
+        (_bad_chunk, httpx.RemoteProtocolError),
+    ],
+)
 async def test_errors_are_httpxs_own(serve: Serve, error: type[Exception]) -> None:
     """What goes wrong on the way is raised as httpx would raise it, and the connection is closed."""
     async with memory(serve) as network, httpx.AsyncClient(transport=HttpTransport(network=network)) as client:
@@ -205,7 +211,7 @@ async def test_timeouts(autojump_clock: trio.testing.MockClock) -> None:
 
 
 async def test_a_kept_connection_that_was_closed_is_replaced(no_leaks) -> None:
-    """A connection that its peer has closed meanwhile is not used; one found closed by the request itself is replaced."""
+    """A connection that its peer has closed is not used; one that is found closed by the request is replaced."""
     served = 0
 
     async def serve(peer: Peer) -> None:
@@ -214,9 +220,12 @@ async def test_a_kept_connection_that_was_closed_is_replaced(no_leaks) -> None:
         if await peer.request() is not None:
             await peer.send(reply(b"%d" % served))
 
-    async with memory(serve) as network, no_leaks():
-        async with httpx.AsyncClient(transport=HttpTransport(network=network)) as client:
-            assert [(await client.get("http://h/")).content for _ in range(3)] == [b"1", b"2", b"3"]
+    async with (
+        memory(serve) as network,
+        no_leaks(),
+        httpx.AsyncClient(transport=HttpTransport(network=network)) as client,
+    ):
+        assert [(await client.get("http://h/")).content for _ in range(3)] == [b"1", b"2", b"3"]
     async with listening(serve) as port, no_leaks(), httpx.AsyncClient(transport=HttpTransport()) as client:
         for expected in (b"4", b"5"):
             assert (await client.get(f"http://127.0.0.1:{port}/")).content == expected
@@ -224,30 +233,41 @@ async def test_a_kept_connection_that_was_closed_is_replaced(no_leaks) -> None:
 
 
 async def test_concurrent_requests_and_the_number_kept(no_leaks) -> None:
-    """Requests at the same time have a connection each; at most `keep` of an origin stay."""
+    """Requests at the same time have a connection each; at most `keep` of an origin stay, and none after `aclose`."""
     async with listening(answering(lambda request: reply(request.target.encode()))) as port, no_leaks():
         transport = HttpTransport(keep=2)
-        async with httpx.AsyncClient(transport=transport) as client, trio.open_nursery() as nursery:
+        client = httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{port}")
 
-            async def get(number: int) -> None:
-                assert (await client.get(f"http://127.0.0.1:{port}/{number}")).text == f"/{number}"
+        async def get(number: int) -> None:
+            assert (await client.get(f"/{number}")).text == f"/{number}"
 
-            for number in range(6):
-                nursery.start_soon(get, number)
+        async with client:
+            async with trio.open_nursery() as nursery:
+                for number in range(6):
+                    nursery.start_soon(get, number)
+            assert sum(map(len, transport._idle.values())) == 2
         assert sum(map(len, transport._idle.values())) == 0
 
 
 async def test_cancelled_requests_leave_nothing(no_leaks) -> None:
     """Cancelled at any step, plain or streamed, no connection stays open but the idle ones."""
-    async with listening(answering(lambda request: reply(b"x" * 1000))) as port, no_leaks():
-        async with httpx.AsyncClient(transport=HttpTransport()) as client:
-            for steps in range(12):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(client.get, f"http://127.0.0.1:{port}/")
-                    for _ in range(steps):
-                        await trio.lowlevel.checkpoint()
-                    nursery.cancel_scope.cancel()
-            assert (await client.get(f"http://127.0.0.1:{port}/")).status_code == 200
+
+    async def use(client: httpx.AsyncClient) -> None:
+        for steps in range(12):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.get, "/")
+                for _ in range(steps):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+        assert (await client.get("/")).status_code == 200
+
+    serve = answering(lambda request: reply(b"x" * 1000))
+    async with (
+        listening(serve) as port,
+        no_leaks(),
+        httpx.AsyncClient(transport=HttpTransport(), base_url=f"http://127.0.0.1:{port}") as client,
+    ):
+        await use(client)
 
 
 async def test_a_broken_request_shows_no_key() -> None:
@@ -256,7 +276,8 @@ async def test_a_broken_request_shows_no_key() -> None:
         request = client.build_request("GET", "http://h/", headers={"Authorization": f"Bearer {KEY}"})
         with pytest.raises(httpx.ReadError) as broken:
             await client.send(request)
-    assert KEY not in "".join(traceback.TracebackException.from_exception(broken.value, capture_locals=True).format())
+    assert "transport/http.py" in shown_by(broken.value)
+    assert KEY not in shown_by(broken.value)
 
 
 async def test_tls_under_httpx(no_leaks) -> None:
@@ -334,7 +355,7 @@ async def test_a_users_transport_with_cancels(no_leaks) -> None:
             if request.json().get("stream"):
                 await peer.send(STREAM_HEAD, chunks([delta("a")], end=b""))
             if request.json()["messages"][0]["content"] == "hang":
-                await trio.sleep_forever()
+                await peer.wait_gone()
             await peer.send(chat("fine"))
 
     async with listening(serve) as port, no_leaks():
@@ -494,6 +515,7 @@ async def test_close_wakes_whoever_waits_on_a_users_transport() -> None:
     assert scope.cancelled_caught
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_errors_below_a_users_transport_show_no_key() -> None:
     """The frames of httpx and what is below it hold the request's headers; our errors do not carry them."""
 
@@ -513,7 +535,8 @@ async def test_errors_below_a_users_transport_show_no_key() -> None:
         with pytest.raises(ConnectError) as refused:
             await connection.start(head, b"")
     for error in (cut.value, refused.value):
-        assert KEY not in "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+        assert "transport/http.py" in shown_by(error)
+        assert KEY not in shown_by(error)
 
 
 def test_limits_have_defaults() -> None:
