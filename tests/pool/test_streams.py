@@ -225,7 +225,8 @@ async def test_an_error_before_the_first_delta_is_retried(raw: bytes, autojump_c
         (stream(b'data: {"choices":"x"}\n\n'), DecodeError),
         (
             stream(
-                b'data: {"error":{"code":429,"message":"m","metadata":{"limit_source":"openrouter_free_tier_daily"}}}\n\n'
+                b'data: {"error":{"code":429,"message":"m","metadata":{"limit_source":'
+                b'"openrouter_free_tier_daily"}}}\n\n'
             ),
             RateLimitError,
         ),

@@ -17,8 +17,10 @@ from gorouter_trio.simulator import Simulator, SimulatorConfig, serve_simulator
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
-    from conftest import LeakCheck
+    LeakCheck = Callable[[], AbstractAsyncContextManager[None]]
 
 pytestmark = pytest.mark.net
 

@@ -246,8 +246,8 @@ async def test_reasoning_is_shown_hidden_or_left_out() -> None:
             message, tokens = await ask(model=SONNET, **fields)
             assert message["reasoning"] is None
             assert tokens > 0
-        for fields in ({"reasoning": {"enabled": False}}, {"reasoning": {"effort": "none"}}):
-            assert (await ask(model="openai/o3", **fields))[1] == 0
+        for reasoning in ({"enabled": False}, {"effort": "none"}):
+            assert (await ask(model="openai/o3", reasoning=reasoning))[1] == 0
 
 
 async def test_reasoning_can_use_up_the_whole_limit() -> None:
@@ -287,8 +287,8 @@ async def test_tools_are_called_when_forced() -> None:
             arguments = json.loads(call["function"]["arguments"])
             assert isinstance(arguments["city"], str)
             assert 1 <= arguments["days"] <= 7
-        for choice in ("auto", "none", None):
-            reply = (await caller.chat("Is it raining?", tools=[WEATHER, TIDE], tool_choice=choice)).json()
+        for not_forced in ("auto", "none", None):
+            reply = (await caller.chat("Is it raining?", tools=[WEATHER, TIDE], tool_choice=not_forced)).json()
             assert "tool_calls" not in reply["choices"][0]["message"]
 
 

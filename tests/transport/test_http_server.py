@@ -500,7 +500,7 @@ def _parsed(pieces: list[bytes]) -> tuple[list[tuple[object, ...]], int]:
     for piece in pieces:
         if piece and not parser.refusal:
             parser.feed(piece)
-    served = []
+    served: list[tuple[object, ...]] = []
     for request in parser.ready:
         served.append((request.method, request.target, request.headers, request.body, request.is_keep_alive))
         if not request.is_keep_alive:
@@ -869,7 +869,7 @@ async def test_serves_tls() -> None:
     async with trio.open_nursery() as nursery:
         listeners = await trio.open_ssl_over_tcp_listeners(0, theirs, host="127.0.0.1", https_compatible=True)
         nursery.start_soon(lambda: serve_http(echo, listeners))
-        port = listeners[0].transport_listener.socket.getsockname()[1]
+        port = listeners[0].transport_listener.socket.getsockname()[1]  # type: ignore[attr-defined]  # the Listener is of sockets
 
         async def connect() -> trio.abc.Stream:
             tcp = await trio.open_tcp_stream("127.0.0.1", port)

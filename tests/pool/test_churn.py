@@ -1,0 +1,112 @@
+"""The churn: twenty tasks on ten connections, cancelled after 0.2 to 6 ms, over real sockets. Nothing may stick."""
+
+from __future__ import annotations
+
+import random
+import re
+from contextlib import suppress
+
+import pytest
+import trio
+from pooled import make_head
+from scripted import DONE, Peer, chat, delta, stream
+
+from gorouter_trio.config import ClientConfig, PoolLimits
+from gorouter_trio.errors import GorouterError
+from gorouter_trio.pool.streams import begin_reading
+from gorouter_trio.pool.workers import Exchange, Lease, Pool, open_pool
+from gorouter_trio.transport.http import ConnectionLimits, Origin, connector
+from gorouter_trio.wire.codec import decode_completion
+from gorouter_trio.wire.mail import HttpCall
+
+TASKS = 20
+CANCELS = 10_000
+CONNECTIONS = 10
+PLAIN = chat("fine")
+STREAMED = stream(delta("a"), delta("b"), delta(finish="stop"), DONE)
+_LENGTH = re.compile(rb"Content-Length: (\d+)")
+
+
+class Server:
+    """Answers after a moment, counts what it was asked."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.requests = 0
+
+    async def serve(self, conn: trio.SocketStream) -> None:
+        async with conn:
+            with suppress(trio.BrokenResourceError):
+                await self._serve(Peer(conn))
+
+    async def _serve(self, peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            self.requests += 1
+            raw = STREAMED if b"stream" in request.body else PLAIN
+            await trio.sleep(self.rng.random() * 0.002)
+            cut = self.rng.randrange(len(raw))
+            await peer.send(raw[:cut])
+            await peer.send(raw[cut:])
+
+
+async def use(pool: Pool, streamed: bool) -> str:
+    if not streamed:
+        reply = await pool.request(HttpCall(body=b"{}"), lambda exchange: decode_completion(exchange.ticket.body))
+        return str(reply.choices[0].message.content)  # type: ignore[index, union-attr]
+
+    async def begin(exchange: Exchange, lease: Lease) -> object:
+        return await begin_reading(pool, exchange, lease, wall=lambda: 0.0)
+
+    reader = await pool.request_stream(HttpCall(body=b"stream", streaming=True), begin)
+    try:
+        while await reader.read():  # type: ignore[attr-defined]
+            pass
+        return reader.result().text  # type: ignore[attr-defined, no-any-return]
+    finally:
+        reader.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.net
+async def test_churn(rng: random.Random, no_leaks, record_property) -> None:
+    """10,000 cancels of 0.2 to 6 ms later the next request is answered at once, with sockets and tasks as before."""
+    server = Server(rng)
+    counts = {"cancelled": 0, "answered": 0, "after it was sent": 0}
+    config = ClientConfig(api_key="k", pool=PoolLimits(max_connections=CONNECTIONS)).resolved({})
+
+    async def churn(pool: Pool, number: int) -> None:
+        while counts["cancelled"] < CANCELS:
+            before = server.requests
+            patience_s = 5.0 if rng.random() < 0.2 else rng.uniform(0.0002, 0.006)
+            with trio.move_on_after(patience_s) as scope, suppress(GorouterError):
+                assert await use(pool, streamed=number % 4 == 0) in {"fine", "ab"}
+                counts["answered"] += 1
+            counts["cancelled"] += scope.cancelled_caught
+            counts["after it was sent"] += scope.cancelled_caught and server.requests > before
+
+    async with no_leaks(), trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, server.serve, listeners)
+        origin = Origin("http", "127.0.0.1", listeners[0].socket.getsockname()[1])
+        made = connector(origin, transport=None, tls=None, limits=ConnectionLimits())
+        async with open_pool(config, made, make_head) as pool:
+            started = trio.current_time()
+            with trio.fail_after(50):
+                async with trio.open_nursery() as churning:
+                    for number in range(TASKS):
+                        churning.start_soon(churn, pool, number)
+            took_s = trio.current_time() - started
+            with trio.fail_after(1):
+                assert await use(pool, streamed=False) == "fine"
+                assert await use(pool, streamed=True) == "ab"
+            await trio.sleep(0.05)
+            s = pool.statistics()
+            assert (s.in_flight, s.queued, s.waiting) == (0, 0, 0)
+            assert s.workers <= CONNECTIONS
+            assert s.connections <= CONNECTIONS
+            assert s.submitted == s.answered + s.failed + s.abandoned
+            assert counts["answered"] > CANCELS / 10
+            assert counts["after it was sent"] > CANCELS / 10
+            record_property("figure", f"{counts} in {took_s:.1f} s, {s.opened} connections opened")
+        nursery.cancel_scope.cancel()
+    for listener in listeners:
+        await listener.aclose()
