@@ -70,18 +70,16 @@ async def use(pool: Pool, streamed: bool) -> str:
 async def test_churn(rng: random.Random, no_leaks, record_property) -> None:
     """10,000 cancels of 0.2 to 6 ms later the next request is answered at once, with sockets and tasks as before."""
     server = Server(rng)
-    counts = {"cancelled": 0, "answered": 0, "after it was sent": 0}
+    counts = {"cancelled": 0, "answered": 0}
     config = ClientConfig(api_key="k", pool=PoolLimits(max_connections=CONNECTIONS)).resolved({})
 
     async def churn(pool: Pool, number: int) -> None:
         while counts["cancelled"] < CANCELS:
-            before = server.requests
             patience_s = 5.0 if rng.random() < 0.2 else rng.uniform(0.0002, 0.006)
             with trio.move_on_after(patience_s) as scope, suppress(GorouterError):
                 assert await use(pool, streamed=number % 4 == 0) in {"fine", "ab"}
                 counts["answered"] += 1
             counts["cancelled"] += scope.cancelled_caught
-            counts["after it was sent"] += scope.cancelled_caught and server.requests > before
 
     async with no_leaks(), trio.open_nursery() as nursery:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -105,8 +103,9 @@ async def test_churn(rng: random.Random, no_leaks, record_property) -> None:
             assert s.connections <= CONNECTIONS
             assert s.submitted == s.answered + s.failed + s.abandoned
             assert counts["answered"] > CANCELS / 10
-            assert counts["after it was sent"] > CANCELS / 10
-            record_property("figure", f"{counts} in {took_s:.1f} s, {s.opened} connections opened")
+            in_vain = server.requests - counts["answered"]
+            assert in_vain > 300
+            record_property("figure", f"{counts}, {in_vain} of them sent, {s.opened} connections, {took_s:.1f} s")
         nursery.cancel_scope.cancel()
     for listener in listeners:
         await listener.aclose()
