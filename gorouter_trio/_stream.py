@@ -77,13 +77,14 @@ class ChatStream:
         return self
 
     async def __anext__(self) -> StreamEvent:
-        if self._position < len(self._events):
-            await trio.lowlevel.checkpoint_if_cancelled()
-        else:
+        position = self._position
+        if position >= len(self._events):
             await self._read()
-        event = self._events[self._position]
-        self._position += 1
-        return event
+            position = 0
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        self._position = position + 1
+        return self._events[position]
 
     async def _read(self) -> None:
         """Replace the events that were given out by the next ones."""
@@ -92,7 +93,6 @@ class ChatStream:
             raise StopAsyncIteration
         while chunks := await self._source.read():
             self._events = self._make_events(chunks)
-            self._position = 0
             if self._events:
                 return
         self._result = self._source.result()

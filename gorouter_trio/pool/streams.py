@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["ChatReader", "begin_reading"]
 
 _DONE = b"[DONE]"
+_FIRST: DeadlinePhase = "first_data"
+_IDLE: DeadlinePhase = "data_idle"
+_TOTAL: DeadlinePhase = "total"
 
 
 class ChatReader:
@@ -127,7 +130,8 @@ class ChatReader:
         # The time that the consumer takes between two reads is its own, not the server's.
         since = self._pool.now() if self.merge.has_data else self._data_at
         while not self._ended:
-            received = await self._receive(since)
+            deadline, phase = self._deadline(since)
+            received = await self._lease.receive_some(deadline=deadline, phase=phase)
             if not received:
                 self._ended = True
                 self._look_for_failure()
@@ -148,22 +152,22 @@ class ChatReader:
     async def _read_whole(self) -> None:
         """Take a reply that came in one piece for a stream of one chunk; raises what it carries."""
         pieces = []
-        while piece := await self._receive(self._data_at):
+        deadline, phase = self._deadline(self._data_at)
+        while piece := await self._lease.receive_some(deadline=deadline, phase=phase):
             pieces.append(piece)
         self._ended = True
         self._data_at = self._pool.now()
         self._first = [to_chunk(decode_completion(b"".join(pieces)))]
         self.merge.add(self._first)
 
-    async def _receive(self, since: float) -> bytes:
-        deadlines = self._pool.deadlines
-        phase: DeadlinePhase = "data_idle" if self.merge.has_data else "first_data"
-        limit_s = deadlines.data_idle_s if phase == "data_idle" else deadlines.first_data_s
-        deadline = since + limit_s
-        total = self._exchange.deadline
-        return await self._lease.receive_some(
-            deadline=min(deadline, total), phase=phase if deadline < total else "total"
-        )
+    def _deadline(self, since: float) -> tuple[float, DeadlinePhase]:
+        """Until when the next read may wait, and what has ended then."""
+        deadlines, total = self._pool.deadlines, self._exchange.deadline
+        if self.merge.has_data:
+            deadline, phase = since + deadlines.data_idle_s, _IDLE
+        else:
+            deadline, phase = since + deadlines.first_data_s, _FIRST
+        return (deadline, phase) if deadline < total else (total, _TOTAL)
 
     def _take(self, events: list[bytes]) -> list[ChatChunk]:
         if _DONE in events:

@@ -38,6 +38,9 @@ class SseParser:
 
         Raises `DecodeError` when one event grows over the cap.
         """
+        end = len(received) - 2
+        if received.find(b"\n") == end and self._is_one_event(received):
+            return [received[6:end]]
         if self._skip_lf and received:
             received = received.removeprefix(b"\n")
             self._skip_lf = False
@@ -56,6 +59,11 @@ class SseParser:
             return self._take_text(received)
         return self._take_blocks(received)
 
+    def _is_one_event(self, text: bytes) -> bool:
+        """Whether it is one usual event, whole, with nothing before it: what a read brings when events trickle in."""
+        begun = self._pending or self._data or self._skip_lf or self._at_start
+        return text[-2:] == b"\n\n" and text[:6] == b"data: " and not begun and b"\r" not in text
+
     def _take_blocks(self, text: bytes) -> list[bytes]:
         """The form the API always sends: one `data: ` line an event, LF, a blank line."""
         end = text.rfind(b"\n\n")
@@ -64,9 +72,8 @@ class SseParser:
             return self._take_text(text)
         events: list[bytes] = []
         if end >= 0:
-            head = text[6:end]
-            events = head.split(b"\n\ndata: ")
-            if text[:6] != b"data: " or head.count(b"\n") != 2 * (len(events) - 1):
+            events = text[6:end].split(b"\n\ndata: ")
+            if text[:6] != b"data: " or b"\n" in b"".join(events):
                 return self._take_text(text)
         self._hold(rest)
         return events
