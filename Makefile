@@ -44,6 +44,14 @@ test-lowest: ## the tests with the oldest libraries that pyproject.toml admits, 
 	@sh scripts/venv .venv-lowest test .venv-lowest/constraints.txt
 	@.venv-lowest/bin/python -m pytest $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-fuzz ## fuzz every parser, SECONDS=60 each
+	@set -e; for script in fuzz/fuzz_*.py; do echo "== $$script"; $(RUN) $$script --seconds $(or $(SECONDS),60); done
+
+.PHONY: soak
+soak: $(VENV)/.installed-test ## hours of chats, streams and sessions with faults, SECONDS=28800
+	@$(RUN) fuzz/soak.py --seconds $(or $(SECONDS),28800)
+
 .PHONY: coverage
 coverage: $(VENV)/.installed-test ## the tests, and the lines and branches that none of them reaches
 	@$(RUN) -m coverage run -m pytest $(ARGS)

@@ -413,7 +413,7 @@ RETRY_AFTER_SEEDS = (
 # --- HTTP replies -----------------------------------------------------------------------------------------------------
 
 HTTP_LIMITS = ConnectionLimits(max_header_bytes=2_048, max_body_bytes=8_192)
-HEAD = RequestHead(Origin("http", "h", 80), "GET", "/", [])
+HEAD = RequestHead(Origin("http", "h", 80), method="GET", target="/", headers=[])
 
 
 class ScriptedStream(trio.abc.Stream):

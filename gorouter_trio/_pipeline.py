@@ -53,7 +53,7 @@ class ChatPipeline:
         return await self._pool.request_stream(HttpCall(body=body, streaming=True), self._begin)
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
-        return await begin_reading(self._pool, exchange, lease, wall=self._wall)
+        return await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
 
     def _decode(self, exchange: Exchange) -> ChatResult:
         ticket = exchange.ticket

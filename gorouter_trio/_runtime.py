@@ -50,7 +50,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     """
     origin = _origin(cast("str", config.base_url))
     store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore()
-    async with open_pool(config, _connector(config, origin), _head_maker(config, origin)) as pool:
+    async with open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool:
         pipeline = ChatPipeline(pool, wall=config.seams.wall)
         async with trio.open_nursery() as nursery:
             sessions = SessionDirectory(
@@ -100,7 +100,7 @@ class _HeadMaker:
             headers += [("X-OpenRouter-Title", config.app_name), ("X-Title", config.app_name)]
         if config.referer:
             headers.append(("HTTP-Referer", config.referer))
-        return RequestHead(self._origin, method, self._prefix + path, headers)
+        return RequestHead(self._origin, method=method, target=self._prefix + path, headers=headers)
 
 
 def _head_maker(config: ClientConfig, origin: Origin) -> _HeadMaker:

@@ -332,10 +332,9 @@ def _resolve(config: ClientConfig, environ: dict[str, str]) -> ConfigError:
 
 def test_a_wrong_setting_beside_the_key() -> None:
     """Settings refused while they are made do not show the key that stands beside the mistake."""
-    try:
+    with pytest.raises(ConfigError) as raised:
         ClientConfig(api_key=KEY, model="")
-    except ConfigError as error:
-        frames = traceback.TracebackException.from_exception(error, capture_locals=True)
+    frames = traceback.TracebackException.from_exception(raised.value, capture_locals=True)
     inside = [str(frame.locals) for frame in frames.stack if frame.filename.endswith("config.py")]
     assert inside
     assert not any(shows(text) for text in inside)

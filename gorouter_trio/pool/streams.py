@@ -47,7 +47,7 @@ class ChatReader:
         "ttft_s",
     )
 
-    def __init__(self, pool: Pool, exchange: Exchange, lease: Lease, *, wall: Callable[[], float]) -> None:
+    def __init__(self, pool: Pool, exchange: Exchange, *, lease: Lease, wall: Callable[[], float]) -> None:
         self._pool = pool
         self._exchange = exchange
         self._lease = lease
@@ -207,8 +207,8 @@ class ChatReader:
             error.partial = self.result(interrupted=True)
 
 
-async def begin_reading(pool: Pool, exchange: Exchange, lease: Lease, *, wall: Callable[[], float]) -> ChatReader:
+async def begin_reading(pool: Pool, exchange: Exchange, *, lease: Lease, wall: Callable[[], float]) -> ChatReader:
     """A reader that has its first data. What fails before that may be retried by the pool."""
-    reader = ChatReader(pool, exchange, lease, wall=wall)
+    reader = ChatReader(pool, exchange, lease=lease, wall=wall)
     await reader.read_first()
     return reader

@@ -633,7 +633,7 @@ def _too_late(phase: DeadlinePhase) -> DeadlineExceededError:
 
 @asynccontextmanager
 async def open_pool(
-    config: ClientConfig, connector: Connector, make_head: Callable[[str, str], RequestHead]
+    config: ClientConfig, connector: Connector, *, make_head: Callable[[str, str], RequestHead]
 ) -> AsyncIterator[Pool]:
     """A running pool. Leaving closes it: queued and running requests end with `PoolClosedError`."""
     async with trio.open_nursery() as nursery:

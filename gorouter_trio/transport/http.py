@@ -104,7 +104,7 @@ class RequestHead:
     __slots__ = ("_encoded", "headers", "method", "target", "url")
 
     def __init__(
-        self, origin: Origin, method: str, target: str, headers: Sequence[tuple[str, str]], *, host: str | None = None
+        self, origin: Origin, *, method: str, target: str, headers: Sequence[tuple[str, str]], host: str | None = None
     ) -> None:
         """Raises `ValueError` for what would break out of its line; `host` stands in for the origin's."""
         self.method = method
@@ -974,9 +974,9 @@ def _head_of(request: httpx.Request, origin: Origin) -> RequestHead:
     try:
         return RequestHead(
             origin,
-            request.method,
-            request.url.raw_path.decode("ascii"),
-            [(k.decode("latin-1"), v.decode("latin-1")) for k, v in raw if k.lower() not in skipped],
+            method=request.method,
+            target=request.url.raw_path.decode("ascii"),
+            headers=[(k.decode("latin-1"), v.decode("latin-1")) for k, v in raw if k.lower() not in skipped],
             host=request.headers.get("host"),
         )
     except ValueError as exc:

@@ -55,7 +55,7 @@ async def use(pool: Pool, streamed: bool) -> str:
         return str(reply.choices[0].message.content)  # type: ignore[index, union-attr]
 
     async def begin(exchange: Exchange, lease: Lease) -> object:
-        return await begin_reading(pool, exchange, lease, wall=lambda: 0.0)
+        return await begin_reading(pool, exchange, lease=lease, wall=lambda: 0.0)
 
     reader = await pool.request_stream(HttpCall(body=b"stream", streaming=True), begin)
     try:
@@ -86,7 +86,7 @@ async def test_churn(rng: random.Random, no_leaks, record_property) -> None:
         nursery.start_soon(trio.serve_listeners, server.serve, listeners)
         origin = Origin("http", "127.0.0.1", listeners[0].socket.getsockname()[1])
         made = connector(origin, transport=None, tls=None, limits=ConnectionLimits())
-        async with open_pool(config, made, make_head) as pool:
+        async with open_pool(config, made, make_head=make_head) as pool:
             started = trio.current_time()
             with trio.fail_after(50):
                 async with trio.open_nursery() as churning:

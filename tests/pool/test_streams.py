@@ -477,11 +477,11 @@ async def test_a_consumer_that_stops_reading_stops_the_server(no_leaks) -> None:
     origin = Origin("http", "127.0.0.1", listener.socket.getsockname()[1])
     config = ClientConfig(api_key="k").resolved({})
     made = connector(origin, transport=None, tls=None, limits=ConnectionLimits(max_body_bytes=10**12))
-    async with no_leaks(), trio.open_nursery() as nursery, open_pool(config, made, make_head) as pool:
+    async with no_leaks(), trio.open_nursery() as nursery, open_pool(config, made, make_head=make_head) as pool:
         nursery.start_soon(serve, listener, trio.Event())
 
         async def begin(exchange: Exchange, lease: Lease) -> object:
-            return await begin_reading(pool, exchange, lease, wall=lambda: 0.0)
+            return await begin_reading(pool, exchange, lease=lease, wall=lambda: 0.0)
 
         reader = await pool.request_stream(HttpCall(streaming=True), begin)
         seen = -1

@@ -60,7 +60,7 @@ class Place:
         """A streamed chat, which has its first data."""
 
         async def begin(exchange: Exchange, lease: Lease) -> ChatReader:
-            return await begin_reading(self.pool, exchange, lease, wall=lambda: 0.0)
+            return await begin_reading(self.pool, exchange, lease=lease, wall=lambda: 0.0)
 
         call = HttpCall(body=encode_json({"q": text, "stream": True}), streaming=True, deadline=deadline)
         reader = await self.pool.request_stream(call, begin)
@@ -102,13 +102,13 @@ async def open_place(
             max_header_bytes=config.pool.max_header_bytes, max_body_bytes=config.pool.max_body_bytes
         )
         made = connector(ORIGIN, transport=transport or network, tls=None, limits=limits)
-        async with open_pool(config, made, make_head) as pool:
+        async with open_pool(config, made, make_head=make_head) as pool:
             yield Place(pool, network)
         nursery.cancel_scope.cancel()
 
 
 def make_head(method: str, path: str) -> RequestHead:
-    return RequestHead(ORIGIN, method, path, [("Authorization", "Bearer k")])
+    return RequestHead(ORIGIN, method=method, target=path, headers=[("Authorization", "Bearer k")])
 
 
 async def together(*calls: Callable[[], Awaitable[object]]) -> None:

@@ -31,7 +31,9 @@ from gorouter_trio.transport.memory import memory_stream_pair
 
 KEY = "sk-or-v1-c4n4ry0f7h3h34d3r"
 ORIGIN = Origin("http", "host.example", 80)
-HEAD = RequestHead(ORIGIN, "POST", "/api/v1/chat/completions", [("Authorization", f"Bearer {KEY}"), ("X-A", "1")])
+HEAD = RequestHead(
+    ORIGIN, method="POST", target="/api/v1/chat/completions", headers=[("Authorization", f"Bearer {KEY}"), ("X-A", "1")]
+)
 LIMITS = ConnectionLimits()
 
 
@@ -139,7 +141,7 @@ async def test_a_body_that_ends_with_the_connection(end: object) -> None:
 
 async def test_a_reply_to_head_has_no_body() -> None:
     """The length in a reply to HEAD is not waited for; the connection is not used again."""
-    head = RequestHead(ORIGIN, "HEAD", "/x", [])
+    head = RequestHead(ORIGIN, method="HEAD", target="/x", headers=[])
     result = await exchange([reply(b"")[:-4].replace(b"Length: 0", b"Length: 500") + b"\r\n\r\n"], head=head)
     assert (result.status, result.body, result.reusable) == (200, b"", False)
 
@@ -698,7 +700,7 @@ async def test_ipv6(no_leaks) -> None:
 
     async with _listening(serve, "::1") as port, no_leaks():
         connection = await _plain(port, "::1").connect()
-        await connection.start(RequestHead(Origin("http", "::1", port), "GET", "/", []), b"")
+        await connection.start(RequestHead(Origin("http", "::1", port), method="GET", target="/", headers=[]), b"")
         assert await connection.receive_all() == b"six"
         connection.close()
     assert hosts == [f"[::1]:{port}"]
@@ -770,7 +772,7 @@ async def test_what_is_no_transport() -> None:
 def test_host_headers(origin: Origin, netloc: str) -> None:
     """The port is left out where it is the scheme's own, and IPv6 stands in brackets."""
     assert origin.netloc == netloc
-    assert bytes(RequestHead(origin, "GET", "/x", []).render(b"")).startswith(
+    assert bytes(RequestHead(origin, method="GET", target="/x", headers=[]).render(b"")).startswith(
         f"GET /x HTTP/1.1\r\nHost: {netloc}\r\n".encode()
     )
 
@@ -789,13 +791,13 @@ def test_nothing_breaks_out_of_its_line(
     """A line end in any part of the head is refused, without the value that may be a secret."""
     secret = [*headers, ("Authorization", f"Bearer {KEY}")]
     with pytest.raises(ValueError, match="not a line of HTTP") as refused:
-        RequestHead(ORIGIN, method, target, secret, host=host)
+        RequestHead(ORIGIN, method=method, target=target, headers=secret, host=host)
     frames = traceback.TracebackException.from_exception(refused.value, capture_locals=True).stack
     assert KEY not in str(
         [frame.locals for frame in frames if frame.filename.endswith("gorouter_trio/transport/http.py")]
     )
     with pytest.raises(ValueError, match="not a line of HTTP") as leaky:
-        RequestHead(ORIGIN, "GET", "/", [("Authorization", f"Bearer {KEY}\r\n")])
+        RequestHead(ORIGIN, method="GET", target="/", headers=[("Authorization", f"Bearer {KEY}\r\n")])
     assert KEY not in str(leaky.value)
 
 

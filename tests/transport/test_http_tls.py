@@ -68,7 +68,9 @@ def connector(port: int, tls: ssl.SSLContext | None, host: str = "127.0.0.1") ->
 
 
 def head(port: int) -> RequestHead:
-    return RequestHead(Origin("https", "127.0.0.1", port), "POST", "/x", [("Authorization", f"Bearer {KEY}")])
+    return RequestHead(
+        Origin("https", "127.0.0.1", port), method="POST", target="/x", headers=[("Authorization", f"Bearer {KEY}")]
+    )
 
 
 async def echo(peer: Peer) -> None:

@@ -19,7 +19,9 @@ from gorouter_trio.errors import ConnectError, DecodeError, GorouterError, Strea
 from gorouter_trio.transport.http import ConnectionLimits, HttpTransport, HttpxConnection, Origin, RequestHead
 
 KEY = "sk-or-v1-c4n4ry0f7h3f4c3"
-HEAD = RequestHead(Origin("http", "h.example", 80), "POST", "/x", [("Authorization", f"Bearer {KEY}")])
+HEAD = RequestHead(
+    Origin("http", "h.example", 80), method="POST", target="/x", headers=[("Authorization", f"Bearer {KEY}")]
+)
 Serve = Callable[[Peer], Awaitable[None]]
 
 
@@ -114,7 +116,7 @@ async def test_a_stream_that_is_left_early() -> None:
         await peer.wait_gone()
 
     async with memory(serve) as network, httpx.AsyncClient(transport=HttpTransport(network=network)) as client:
-        async with client.stream("GET", "http://h/") as response, aclosing(response.aiter_raw()) as pieces:
+        async with client.stream("GET", "http://h/") as response, aclosing(response.aiter_raw()) as pieces:  # type: ignore[type-var]  # httpx types its generators as iterators
             assert await anext(pieces) == b"one"
             assert network.open == 1
         assert network.open == 0
@@ -305,7 +307,7 @@ Kind = Callable[[], httpx.AsyncBaseTransport | httpx.AsyncClient]
 REAL: dict[str, Kind] = {"transport": httpx.AsyncHTTPTransport, "client": httpx.AsyncClient, "our own": HttpTransport}
 
 
-@pytest.fixture(params=REAL.values(), ids=REAL.keys())
+@pytest.fixture(params=list(REAL.values()), ids=list(REAL))
 async def user(request: pytest.FixtureRequest) -> AsyncIterator[httpx.AsyncBaseTransport | httpx.AsyncClient]:
     """A user's transport or client, closed by the user."""
     made = request.param()
@@ -362,9 +364,7 @@ async def test_a_users_transport_with_cancels(no_leaks) -> None:
         for kind in (httpx.AsyncClient, HttpTransport):
             async with (
                 kind() as user,
-                gr.open_client(  # type: ignore[attr-defined]
-                    api_key=KEY, base_url=f"http://127.0.0.1:{port}", transport=user
-                ) as client,
+                gr.open_client(api_key=KEY, base_url=f"http://127.0.0.1:{port}", transport=user) as client,
             ):
                 with trio.move_on_after(0.05) as scope:
                     await client.chat("hang")
@@ -525,7 +525,12 @@ async def test_errors_below_a_users_transport_show_no_key() -> None:
 
     async with httpx.AsyncHTTPTransport() as user:
         async with listening(serve) as port:
-            head = RequestHead(Origin("http", "127.0.0.1", port), "POST", "/x", [("Authorization", f"Bearer {KEY}")])
+            head = RequestHead(
+                Origin("http", "127.0.0.1", port),
+                method="POST",
+                target="/x",
+                headers=[("Authorization", f"Bearer {KEY}")],
+            )
             connection = HttpxConnection(user, max_body_bytes=10**6)
             with pytest.raises(StreamBrokenError) as cut:
                 await connection.start(head, b"x" * 5_000_000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from decimal import Decimal
+from types import EllipsisType
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ def calls(*deltas: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
     return [(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or []]
 
 
-def piece(arguments: str | None = None, *, index: int | None = 0, **rest: Any) -> dict[str, Any]:
+def piece(arguments: str | EllipsisType | None = None, *, index: int | None = 0, **rest: Any) -> dict[str, Any]:
     """One entry of `tool_calls`; `name` goes where it belongs."""
     function = {k: v for k, v in (("name", rest.pop("name", ...)), ("arguments", arguments)) if v is not ...}
     entry: dict[str, Any] = {"function": function, **rest}
@@ -442,7 +443,7 @@ def test_text_that_is_no_text_is_left_out() -> None:
 def test_merging_is_linear_in_what_arrives() -> None:
     """20,000 pieces of everything that is appended are merged in the time of a few of them, not of their square."""
     many = 20_000
-    deltas = [
+    deltas: list[dict[str, Any]] = [
         {"reasoning_details": [{"type": "reasoning.text", "text": "x" * 40, "index": 0}]},
         {"audio": {"data": "A" * 40}},
         {"tool_calls": [first("f", "a", '{"k' if i == 0 else "x" * 40) for i in range(1)]},
