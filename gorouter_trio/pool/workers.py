@@ -474,7 +474,7 @@ class _Worker:
             closed.maybe_billed = self._phase != "connect"
             self._fail_ticket(closed)
             self._pool.retire(self)
-            await self._close_connection()
+            await self._close_connection()  # noqa: ASYNC102 - shields itself, bounded
 
     def take(self, ticket: Ticket) -> None:
         """Wake this idle worker with a ticket."""

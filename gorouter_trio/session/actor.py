@@ -338,7 +338,7 @@ class SessionActor:
             self._turns_asked -= is_turn
             if envelope.abandoned:
                 with patience(self._config.shutdown_grace_s):
-                    await envelope.wait_finished()
+                    await envelope.wait_finished()  # noqa: ASYNC102 - `patience` is a shield with a deadline
 
     async def interrupt(self) -> bool:
         """Stop the running turn, ahead of all queued mail, and wait until the history is repaired.
@@ -541,7 +541,7 @@ class SessionActor:
             turn.is_sent = True
             await (self._stream_turn(turn, body) if mail.streaming else self._whole_turn(turn, body))
         except BaseException as exc:
-            await self._repair(turn, exc)
+            await self._repair(turn, exc)  # noqa: ASYNC102 - shields itself, for the grace at most
             raise
         finally:
             self._turn = None

@@ -185,7 +185,7 @@ class SessionRef:
         try:
             yield ChatStream(answer, raw_chunks=raw_chunks)
         except BaseException as exc:
-            failure = await self._directory.end_stream(answer)
+            failure = await self._directory.end_stream(answer)  # noqa: ASYNC102 - shields itself, bounded
             if failure is not None:
                 exc.add_note(f"and what had arrived was not stored: {failure}")
             raise

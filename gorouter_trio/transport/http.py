@@ -622,7 +622,7 @@ class HttpConnector:
             secure = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
             await secure.do_handshake()
         except BaseException as exc:
-            await _drop(_bottom(stream))
+            await _drop(_bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
             if isinstance(exc, (trio.BrokenResourceError, OSError, ValueError)):
                 raise ConnectError(f"TLS with {origin.netloc} failed: {_reason(exc)}") from exc
             raise
@@ -908,7 +908,7 @@ class HttpTransport(httpx.AsyncBaseTransport):
                 with _httpx_timeout(request, "read"):
                     await connection.start(head, body)
             except BaseException as exc:
-                await _drop(connection)
+                await _drop(connection)  # noqa: ASYNC102 - shields itself, bounded
                 if not is_new and isinstance(exc, StreamBrokenError) and not exc.sent:
                     continue
                 raise

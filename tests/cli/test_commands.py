@@ -83,7 +83,7 @@ def test_account(inside) -> None:
     assert "free tier   no\n" in inside("key", "--simulate").out
     assert json.loads(inside("key", "--simulate", "--json").out)["limit"] is None
     assert "left    $10,000.00\n" in inside("credits", "--simulate").out
-    assert json.loads(inside("credits", "--simulate", "--json").out) == {"total_credits": 100, "total_usage": 0}
+    assert json.loads(inside("credits", "--simulate", "--json").out) == {"total_credits": 10_000, "total_usage": 0}
 
 
 def test_help_and_version(inside) -> None:

@@ -196,8 +196,10 @@ async def test_stopped_in_the_moment_of_connecting(autojump_clock: trio.testing.
             self.streams: list[PlayedStream] = []
 
         async def connect(self, host: str, port: int) -> trio.abc.Stream:
-            for _ in range(3):
+            for _ in range(2):
                 await trio.lowlevel.checkpoint()
+            # As with a socket: once the kernel has answered, a cancel comes too late for the connecting.
+            await trio.lowlevel.cancel_shielded_checkpoint()
             self.streams.append(PlayedStream([]))
             return self.streams[-1]
 
@@ -229,6 +231,41 @@ async def test_stopped_in_the_moment_of_connecting(autojump_clock: trio.testing.
                 s = place.statistics
                 assert (s.in_flight, s.connections) == (0, 0)
     assert len(sent) > 10
+
+
+class StubbornStream(PlayedStream):
+    """A stream that still gives out what had arrived when it was closed."""
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if not self.pieces:
+            return await super().receive_some(max_bytes)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        piece = self.pieces.pop(0)
+        assert isinstance(piece, bytes)
+        return piece
+
+
+@pytest.mark.parametrize("call", [ask, read], ids=["plain", "streamed"])
+async def test_an_answer_that_comes_to_nobody(call: Callable[[Place], Awaitable[None]]) -> None:
+    """The reply may arrive in the step in which its caller leaves: the worker goes on, and lends nothing to nobody."""
+
+    class Network:
+        async def connect(self, host: str, port: int) -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            raw = chat("mine") if call is ask else stream(*WHOLE)
+            return StubbornStream(in_pieces(raw, 3))
+
+    for step in range(1, 40):
+        async with open_place(answering(by_kind), transport=Network()) as place:
+            ended = await cancelled_at(step, lambda place=place: call(place))  # type: ignore[misc]
+            await trio.testing.wait_all_tasks_blocked()
+            assert place.statistics.in_flight == 0
+            place.pool.idle[-1].drop_connection()
+            with trio.fail_after(1):
+                await call(place)
+        if ended:
+            break
+    assert step > 5
 
 
 async def test_deadlines_at_every_moment(autojump_clock: trio.testing.MockClock) -> None:

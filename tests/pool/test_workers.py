@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from pooled import Place, open_place, together
-from scripted import Peer, Request, Serve, answering, chat, error, reply
+from scripted import Peer, PlayedStream, Request, Serve, answering, chat, error, reply
 
 from gorouter_trio.config import PoolLimits, RetryPolicy, Seams
 from gorouter_trio.errors import (
@@ -145,6 +145,22 @@ async def test_how_long_a_connection_is_kept(
         await trio.sleep(6)
         await place.ask()
         assert place.statistics.opened == opened
+
+
+async def test_a_busy_connection_does_not_go_cold(autojump_clock: trio.testing.MockClock) -> None:
+    """Only idleness makes a connection cold: one that goes from request to request is kept."""
+
+    async def serve(peer: Peer) -> None:
+        while await peer.request() is not None:
+            await trio.sleep(4)
+            await peer.send(chat())
+
+    async with open_place(serve, pool=PoolLimits(max_connections=1, keepalive_s=10)) as place:
+        await place.ask()
+        await trio.sleep(5)
+        await together(*[place.ask] * 12)
+        assert trio.current_time() == 4 + 5 + 12 * 4
+        assert place.statistics.opened == 1
 
 
 async def test_a_connection_idle_too_long_is_not_used() -> None:
@@ -529,6 +545,39 @@ async def test_a_bug_in_a_transport_fails_its_request_alone() -> None:
             assert (await place.ask()).text == "hello"
             place.pool.idle[-1].drop_connection()
         await place.check_clean()
+
+
+async def test_a_bug_in_a_stream_costs_its_connection() -> None:
+    """The connection of a stream that raises something unexpected is closed at once."""
+
+    class Network:
+        def __init__(self) -> None:
+            self.streams: list[PlayedStream] = []
+
+        async def connect(self, host: str, port: int) -> trio.abc.Stream:
+            await trio.lowlevel.checkpoint()
+            self.streams.append(PlayedStream([chat()[:30], RuntimeError("a bug of somebody's")]))
+            return self.streams[-1]
+
+    network = Network()
+    async with open_place(answering(lambda request: chat()), transport=network) as place:
+        for count in (1, 2):
+            with pytest.raises(RuntimeError, match="a bug of somebody's"):
+                await place.ask()
+            await trio.testing.wait_all_tasks_blocked()
+            assert [stream.is_closed for stream in network.streams] == [True] * count
+            assert (place.statistics.connections, place.statistics.in_flight) == (0, 0)
+
+
+async def test_a_reply_over_the_limit_costs_its_connection() -> None:
+    """A reply that is refused for its size ends its connection, also when it had arrived to its end."""
+    limits = PoolLimits(max_body_bytes=2048)
+    async with open_place(answering(lambda request: chat("x" * 3000)), pool=limits) as place:
+        with pytest.raises(DecodeError, match="over 2048 bytes") as refused:
+            await place.ask()
+        assert refused.value.maybe_billed
+        await place.check_clean()
+        assert place.statistics.connections == 0
 
 
 async def test_a_bug_in_the_decoding_reaches_the_caller() -> None:

@@ -544,6 +544,32 @@ async def test_errors_below_a_users_transport_show_no_key() -> None:
         assert KEY not in shown_by(error)
 
 
+FOREIGN = """
+import httpx
+
+class Transport(httpx.AsyncBaseTransport):
+    async def handle_async_request(self, request):
+        raw = list(request.headers.raw)
+        try:
+            raise OSError("below")
+        except OSError as exc:
+            raise httpx.WriteError("broken") from exc
+"""
+
+
+async def test_frames_of_a_users_transport_are_let_go() -> None:
+    """What holds the key in a local below httpx does not come up with the error; kind and words of the causes do."""
+    names: dict[str, type[httpx.AsyncBaseTransport]] = {}
+    exec(compile(FOREIGN, "elsewhere/transport.py", "exec"), names)
+    connection = HttpxConnection(names["Transport"](), max_body_bytes=1000)
+    with pytest.raises(StreamBrokenError) as broken:
+        await connection.start(HEAD, b"")
+    assert isinstance(broken.value.__cause__, httpx.WriteError)
+    assert isinstance(broken.value.__cause__.__cause__, OSError)
+    assert "transport/http.py" in shown_by(broken.value)
+    assert KEY not in shown_by(broken.value)
+
+
 def test_limits_have_defaults() -> None:
     """Headers 64 KiB, bodies 64 MiB."""
     assert (ConnectionLimits().max_header_bytes, ConnectionLimits().max_body_bytes) == (65_536, 67_108_864)

@@ -463,6 +463,7 @@ def test_chunks_up_to_the_bad_one() -> None:
 def test_events_together_are_events_alone(odd: bytes) -> None:
     """Several events in one read are what each of them is by itself: blank ones nothing, two values an error."""
     alone, error = codec.decode_chunks([odd])
+    assert (error is not None) == (odd.count(b"id") == 2)
     together, same = codec.decode_chunks([b'{"id":"0"}', odd, b'{"id":"3"}'])
     assert [c.id for c in together[: len(alone) + 1]] == ["0", *(c.id for c in alone)]
     assert (error is None) == (same is None)
