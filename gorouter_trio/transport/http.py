@@ -621,10 +621,11 @@ class HttpConnector:
         try:
             secure = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
             await secure.do_handshake()
-        except BaseException as exc:
+        except (trio.BrokenResourceError, OSError, ValueError) as exc:
+            await _drop(_bottom(stream))
+            raise ConnectError(f"TLS with {origin.netloc} failed: {_reason(exc)}") from exc
+        except BaseException:
             await _drop(_bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
-            if isinstance(exc, (trio.BrokenResourceError, OSError, ValueError)):
-                raise ConnectError(f"TLS with {origin.netloc} failed: {_reason(exc)}") from exc
             raise
         return HttpConnection(secure, self._limits)
 
@@ -907,12 +908,15 @@ class HttpTransport(httpx.AsyncBaseTransport):
             try:
                 with _httpx_timeout(request, "read"):
                     await connection.start(head, body)
-            except BaseException as exc:
+            except StreamBrokenError as exc:
+                await _drop(connection)
+                if is_new or exc.sent:
+                    raise
+            except BaseException:
                 await _drop(connection)  # noqa: ASYNC102 - shields itself, bounded
-                if not is_new and isinstance(exc, StreamBrokenError) and not exc.sent:
-                    continue
                 raise
-            return connection
+            else:
+                return connection
 
     def _take_idle(self, origin: Origin) -> Connection | None:
         idle = self._idle.get(origin, [])

@@ -16,7 +16,7 @@ import logging
 import re
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from math import inf
@@ -607,9 +607,11 @@ class _Connection:
             body = _STATUS_LINES[status][9:-2]
             head = b"Content-Type: text/plain\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(body)
             await self.send(b"%b%b%b%b" % (_STATUS_LINES[status], self.date_line(), head, body))
-            if isinstance(self._stream, trio.abc.HalfCloseableStream):
-                await self._stream.send_eof()
-            while await self._stream.receive_some(_RECEIVE_BYTES):
+            # A client that was refused may leave as rudely as it likes; that is no error of a handler.
+            with suppress(trio.BrokenResourceError):
+                if isinstance(self._stream, trio.abc.HalfCloseableStream):
+                    await self._stream.send_eof()
+            while await self._read():
                 pass
 
     async def fail(self) -> None:

@@ -415,17 +415,21 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
 
 def decode_models(body: bytes) -> list[Model]:
     """The rows of GET /models, without rows that have no id; raises as `decode_completion` does."""
-    return _service(_ModelsReply, _decode_models_reply, body=body).data
+    rows = _service(_ModelsReply, _decode_models_reply, body=body).data
+    return [_without_odd_prices(model) for model in rows]
 
 
 def decode_credits(body: bytes) -> Credits:
     """GET /credits, out of its `data` envelope; raises as `decode_completion` does."""
-    return _service(_CreditsReply, _decode_credits_reply, body=body).data
+    credit = _service(_CreditsReply, _decode_credits_reply, body=body).data
+    if not (credit.total_credits.is_finite() and credit.total_usage.is_finite()):
+        raise _decode_error("the credits are not numbers")
+    return credit
 
 
 def decode_key(body: bytes) -> KeyInfo:
     """GET /key, out of its `data` envelope; raises as `decode_completion` does."""
-    return _service(_KeyReply, _decode_key_reply, body=body).data
+    return _finite(_service(_KeyReply, _decode_key_reply, body=body).data)
 
 
 def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], *, body: bytes, now_s: float) -> ApiError:
@@ -552,6 +556,20 @@ def _error_of(body: bytes) -> ErrorBody | None:
         except _MALFORMED:
             return None
     return ErrorBody(message=error) if isinstance(error, str) else error
+
+
+def _without_odd_prices(model: Model) -> Model:
+    return model if model.pricing is None else msgspec.structs.replace(model, pricing=_finite(model.pricing))
+
+
+def _finite(amounts: S) -> S:
+    """The same with None, unknown, for amounts that are NaN or infinite: msgspec takes those from texts."""
+    odd = {
+        name: None
+        for name, value in msgspec.structs.asdict(amounts).items()
+        if isinstance(value, Decimal) and not value.is_finite()
+    }
+    return msgspec.structs.replace(amounts, **odd) if odd else amounts
 
 
 def _count_or_none(count: int | None) -> int | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import socket
 import ssl
+import struct
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -473,6 +475,23 @@ async def test_a_refused_client_that_still_sends_gets_to_read_the_refusal() -> N
         await stream.send_all(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 500000\r\n\r\n" + b"x" * 500_000)
         assert (await read_all(stream)).startswith(b"HTTP/1.1 413 ")
         await stream.aclose()
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_refused_client_that_resets_is_no_error_of_a_handler() -> None:
+    """A reset in the middle of a refusal ends that connection, and is neither counted nor reported."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    errors: list[Exception] = []
+    async with trio.open_nursery() as nursery:
+        server: HttpServer = await nursery.start(partial(serve_http, echo, listeners, on_error=errors.append))
+        stream = await trio.open_tcp_stream(*listeners[0].socket.getsockname())
+        await stream.send_all(b"nonsense\r\n\r\n")
+        assert (await stream.receive_some()).startswith(b"HTTP/1.1 400 ")
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await stream.aclose()
+        while server.statistics().connections:
+            await trio.sleep(0.001)
+        assert (server.statistics().handler_errors, errors) == (0, [])
         nursery.cancel_scope.cancel()
 
 

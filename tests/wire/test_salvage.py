@@ -185,6 +185,19 @@ def test_rows_stand_for_themselves() -> None:
         codec.decode_credits(b'{"data":{"total_credits":1,"total_usage":"x"}}')
 
 
+def test_prices_that_are_no_numbers() -> None:
+    """NaN and infinity, which may come as texts, are unknown prices; -1 is the API's own word for that and stays."""
+    pricing = {"prompt": "NaN", "completion": "-1", "request": "Infinity", "image": "0"}
+    (model,) = codec.decode_models(json.dumps({"data": [{"id": "a/b", "pricing": pricing}]}).encode())
+    assert model.pricing is not None
+    prices = (model.pricing.prompt, model.pricing.completion, model.pricing.request, model.pricing.image)
+    assert prices == (None, Decimal(-1), None, Decimal(0))
+    key = codec.decode_key(b'{"data":{"limit":"NaN","usage":"1.5"}}')
+    assert (key.limit, key.usage) == (None, Decimal("1.5"))
+    with pytest.raises(DecodeError, match="not numbers"):
+        codec.decode_credits(b'{"data":{"total_credits":"NaN","total_usage":1}}')
+
+
 # --- text that is none ------------------------------------------------------------------------------------------------
 
 
