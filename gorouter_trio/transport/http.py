@@ -622,7 +622,7 @@ class HttpConnector:
             secure = trio.SSLStream(stream, self._tls, server_hostname=origin.host, https_compatible=True)
             await secure.do_handshake()
         except (trio.BrokenResourceError, OSError, ValueError) as exc:
-            await _drop(_bottom(stream))
+            await _drop(_bottom(stream))  # noqa: ASYNC120 - shields itself, bounded
             raise ConnectError(f"TLS with {origin.netloc} failed: {_reason(exc)}") from exc
         except BaseException:
             await _drop(_bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
@@ -909,7 +909,7 @@ class HttpTransport(httpx.AsyncBaseTransport):
                 with _httpx_timeout(request, "read"):
                     await connection.start(head, body)
             except StreamBrokenError as exc:
-                await _drop(connection)
+                await _drop(connection)  # noqa: ASYNC120 - shields itself, bounded
                 if is_new or exc.sent:
                     raise
             except BaseException:
