@@ -54,6 +54,7 @@ __all__ = ["Exchange", "Lease", "Pool", "PoolStatistics", "Ticket", "open_pool"]
 T = TypeVar("T")
 
 _DRAIN_S = 1.0
+_SPARE_CONNECT_S = 1.0
 _CLEANUP_S = 2.0
 
 
@@ -366,7 +367,7 @@ class Pool:
         """The caller of `ticket` has gone; used by tickets."""
         self._abandoned += 1
         if ticket.worker is not None:
-            ticket.worker.stop()
+            ticket.worker.leave_alone()
         elif ticket in self._queue:
             del self._queue[ticket]
             self._let_in()
@@ -501,6 +502,16 @@ class _Worker:
             self._connecting.cancel()
         self.drop_connection()
 
+    def leave_alone(self) -> None:
+        """The caller has gone. Connecting goes on for a moment: the next request can use what it gives.
+
+        Were it stopped, callers that leave sooner than a connection takes would never get one.
+        """
+        if self._connecting is None or self._stopped:
+            self.stop()
+        else:
+            self.watch(min(self.deadline_at, self._pool.now() + _SPARE_CONNECT_S), "connect")
+
     def drop_connection(self) -> None:
         """Close the connection at once; the worker notices."""
         if self.connection is not None:
@@ -565,6 +576,8 @@ class _Worker:
         if connection is None or not is_fresh:
             self.watch(min(ticket.deadline, now + deadlines.connect_s), "connect")
             connection = await self._connect()
+            if ticket.abandoned:
+                return
             now = pool.now()
         self.watch(min(ticket.deadline, now + deadlines.headers_s), "headers")
         await connection.start(ticket.head, ticket.call.body)

@@ -26,8 +26,10 @@ from scripted import (
     stream,
 )
 
+import gorouter_trio as gr
 from gorouter_trio.config import Deadlines, PoolLimits, RetryPolicy
 from gorouter_trio.errors import DeadlineExceededError, GorouterError
+from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
 
 WHOLE = (delta("a"), delta("b"), delta(finish="stop"), DONE)
 
@@ -229,8 +231,46 @@ async def test_stopped_in_the_moment_of_connecting(autojump_clock: trio.testing.
                     assert network.sent() == at_the_cancel[0], step
                     sent.append((before, network.sent()))
                 s = place.statistics
-                assert (s.in_flight, s.connections) == (0, 0)
+                # A connection that was being made is kept for the next request.
+                assert s.in_flight == 0
+                assert s.connections <= 1
     assert len(sent) > 10
+
+
+async def test_callers_that_leave_early_get_a_connection_in_the_end(autojump_clock: trio.testing.MockClock) -> None:
+    """Callers with less patience than connecting takes do not starve: what the first began serves a later one."""
+    simulator = Simulator(SimulatorConfig(latency_s=0))
+    async with open_simulated_network(simulator) as inner:
+
+        class SlowToConnect:
+            async def connect(self, host: str, port: int) -> trio.abc.Stream:
+                await trio.sleep(0.01)
+                return await inner.connect(host, port)
+
+        async with gr.open_client(
+            api_key="sk-or-v1-k", base_url="http://127.0.0.1/api/v1", transport=SlowToConnect()
+        ) as client:
+            answers = 0
+            for _ in range(3):
+                with trio.move_on_after(0.006):
+                    answers += bool((await client.chat("[[say hello]]")).text)
+            assert answers >= 1
+            assert client.statistics().opened == 1
+
+
+async def test_a_connection_for_nobody_is_not_waited_for_long(autojump_clock: trio.testing.MockClock) -> None:
+    """A worker whose caller has gone gives up connecting after a second, and is free."""
+
+    class Blackhole:
+        async def connect(self, host: str, port: int) -> trio.abc.Stream:
+            await trio.sleep_forever()
+
+    async with gr.open_client(api_key="sk-or-v1-k", base_url="http://127.0.0.1/v1", transport=Blackhole()) as client:
+        with trio.move_on_after(0.5):
+            await client.chat("hello")
+        assert client.statistics().in_flight == 1
+        await trio.sleep(1.01)
+        assert client.statistics().in_flight == 0
 
 
 class StubbornStream(PlayedStream):
