@@ -9,7 +9,7 @@ import trio
 
 from .pool.streams import ChatReader, begin_reading
 from .wire.codec import decode_completion, to_message
-from .wire.mail import HttpCall
+from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
@@ -30,14 +30,18 @@ class ChatPipeline:
         self._pool = pool
         self._wall = wall
 
-    async def run(self, body: bytes, *, deadline: float = math.inf) -> ChatResult:
+    async def run(
+        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
+    ) -> ChatResult:
         """One whole chat, given up at `deadline` (trio clock); no wait before a retry goes beyond it.
 
         Raises the errors of `Pool.request`; cancelling stops the request.
         """
-        return await self._pool.request(HttpCall(body=body, deadline=deadline), self._decode)
+        return await self._pool.request(HttpCall(body=body, deadline=deadline, settings=settings), self._decode)
 
-    async def run_with_body(self, body: bytes, *, ambiguous_retries: int | None = None) -> tuple[ChatResult, bytes]:
+    async def run_with_body(
+        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, ambiguous_retries: int | None = None
+    ) -> tuple[ChatResult, bytes]:
         """`run`, and the JSON of the reply as it came, without padding around it.
 
         `ambiguous_retries` stands in for that of the retry policy, where it is not None.
@@ -46,11 +50,13 @@ class ChatPipeline:
         def decode(exchange: Exchange) -> tuple[ChatResult, bytes]:
             return self._decode(exchange), exchange.ticket.body.strip()
 
-        return await self._pool.request(HttpCall(body=body), decode, ambiguous_retries=ambiguous_retries)
+        return await self._pool.request(
+            HttpCall(body=body, settings=settings), decode, ambiguous_retries=ambiguous_retries
+        )
 
-    async def open_stream(self, body: bytes) -> ChatReader:
+    async def open_stream(self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS) -> ChatReader:
         """A reader of the streamed reply, which has its first data; the caller must close it."""
-        return await self._pool.request_stream(HttpCall(body=body, streaming=True), self._begin)
+        return await self._pool.request_stream(HttpCall(body=body, streaming=True, settings=settings), self._begin)
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         return await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)

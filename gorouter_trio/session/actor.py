@@ -555,13 +555,14 @@ class SessionActor:
 
     async def _whole_turn(self, turn: _Turn, body: bytes) -> None:
         mail = turn.mail
-        result = await self._pipeline.run(body, deadline=mail.deadline)
+        result = await self._pipeline.run(body, settings=mail.settings, deadline=mail.deadline)
         turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()
 
     async def _stream_turn(self, turn: _Turn, body: bytes) -> None:
-        loan = turn.loan = TurnLoan(await self._pipeline.open_stream(body), turn.turn_id)
+        reader = await self._pipeline.open_stream(body, settings=turn.mail.settings)
+        loan = turn.loan = TurnLoan(reader, turn.turn_id)
         if not turn.envelope.resolve(loan):
             loan.give_back()
         await loan.wait_returned()

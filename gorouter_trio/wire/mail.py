@@ -8,11 +8,13 @@ Deadlines are on the trio clock, `inf` for none.
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from msgspec import Struct
 
 __all__ = [
+    "DEFAULT_SETTINGS",
+    "CallSettings",
     "ClearHistory",
     "ForkHistory",
     "HttpCall",
@@ -23,6 +25,17 @@ __all__ = [
 ]
 
 
+class CallSettings(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What a call carries besides its body: further request headers, the lane it queues in, and whose it is."""
+
+    headers: tuple[tuple[str, str], ...] = ()
+    lane: Literal["interactive", "batch"] = "interactive"
+    tenant: str = ""
+
+
+DEFAULT_SETTINGS = CallSettings()
+
+
 class HttpCall(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """One HTTP request to the API; `streaming` asks for the connection to be lent instead of a whole reply."""
 
@@ -31,6 +44,7 @@ class HttpCall(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_field
     body: bytes = b""
     streaming: bool = False
     deadline: float = math.inf
+    settings: CallSettings = DEFAULT_SETTINGS
 
 
 PoolMail: TypeAlias = HttpCall
@@ -44,6 +58,7 @@ class StartTurn(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fiel
     options: bytes
     streaming: bool = False
     deadline: float = math.inf
+    settings: CallSettings = DEFAULT_SETTINGS
 
 
 class ReadHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
