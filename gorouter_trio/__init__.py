@@ -57,6 +57,8 @@ from .errors import RateLimitError as RateLimitError
 from .errors import SessionBusyError as SessionBusyError
 from .errors import SessionConflictError as SessionConflictError
 from .errors import SessionError as SessionError
+from .errors import StoreError as StoreError
+from .errors import StoreErrorKind as StoreErrorKind
 from .errors import StreamBrokenError as StreamBrokenError
 from .errors import StreamNotFinishedError as StreamNotFinishedError
 from .errors import TransportError as TransportError
@@ -181,6 +183,8 @@ __all__ = [
     "SessionError",
     "SessionRef",
     "SessionStatistics",
+    "StoreError",
+    "StoreErrorKind",
     "StreamBrokenError",
     "StreamEvent",
     "StreamNotFinishedError",

@@ -27,6 +27,7 @@
     │   ├── TurnInDoubtError          a turn was sent and its answer is unknown
     │   ├── TurnInterruptedError      the turn was interrupted; `partial` holds what had arrived
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
+    ├── StoreError                    a store of histories cannot be read or written; `kind` says why
     ├── ActorGoneError                the actor ended before it could answer
     ├── StreamNotFinishedError        the result of a stream was read before its end
     └── ConfigError                   a setting is missing or wrong
@@ -68,6 +69,8 @@ __all__ = [
     "SessionBusyError",
     "SessionConflictError",
     "SessionError",
+    "StoreError",
+    "StoreErrorKind",
     "StreamBrokenError",
     "StreamNotFinishedError",
     "TransportError",
@@ -77,6 +80,10 @@ __all__ = [
 
 DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle", "total"]
 """The part of a request during which its deadline passed (DESIGN.md, the pool, "Deadlines")."""
+
+StoreErrorKind = Literal["corrupt", "full", "locked", "denied", "newer", "foreign", "closed", "io"]
+"""Why a store failed: its file is damaged, its disk full, another process holds it, the file system does not allow it,
+it was written by a newer version or by something else, it is closed, or the disk failed."""
 
 
 class GorouterError(Exception):
@@ -233,6 +240,17 @@ class TurnInterruptedError(SessionError):
 
 class HistoryNotSaved(SessionError):  # noqa: N818 - the name is the contract of DESIGN.md section 2
     """The answer arrived and is in `partial`, complete; it could not be stored."""
+
+
+class StoreError(GorouterError):
+    """A store could not read or write; `kind` says why. What it holds is as it was, or a note says otherwise."""
+
+    def __init__(self, message: str, *, kind: StoreErrorKind) -> None:
+        super().__init__(message)
+        self.kind: StoreErrorKind = kind
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
 
 
 class ActorGoneError(GorouterError):

@@ -18,6 +18,8 @@ __all__ = ["MemoryStore"]
 class MemoryStore:
     """Sessions in a dict. Each method changes everything or nothing, in one step, after its checkpoint."""
 
+    durability = "memory"
+
     def __init__(self) -> None:
         self._sessions: dict[str, tuple[int, list[bytes]]] = {}
 
@@ -49,6 +51,10 @@ class MemoryStore:
         """Remove the session; False when there was none."""
         await trio.lowlevel.checkpoint()
         return self._sessions.pop(key, None) is not None
+
+    async def erase(self, key: str) -> bool:
+        """Remove the session; nothing else holds it. False when there was none."""
+        return await self.delete(key)
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Keys with the prefix, in code-point order, above `after`."""

@@ -94,6 +94,10 @@ class FaultyStore:
         """As the store inside does it."""
         return await self._run("delete", key, lambda: self.inside.delete(key))
 
+    async def erase(self, key: str) -> bool:
+        """As the store inside does it."""
+        return await self._run("erase", key, lambda: self.inside.erase(key))
+
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """As the store inside does it."""
         return await self._run("list_keys", None, lambda: self.inside.list_keys(prefix, after=after, limit=limit))

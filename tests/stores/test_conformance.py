@@ -5,8 +5,10 @@ An entry of `STORES` opens an empty store and, where `is_shared`, opens a second
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 
 import gorouter_trio as gr
 from gorouter_trio.abc import HistoryStore, StoredHistory
-from gorouter_trio.stores import MemoryStore
+from gorouter_trio.stores import MemoryStore, SqliteStore
 
 KEYS = [
     "k",
@@ -48,7 +50,18 @@ async def open_memory_store() -> AsyncIterator[MemoryStore]:
     await store.aclose()
 
 
-STORES: dict[str, Callable[[], AbstractAsyncContextManager[HistoryStore]]] = {"memory": open_memory_store}
+@asynccontextmanager
+async def open_sqlite_store() -> AsyncIterator[SqliteStore]:
+    """A store in a file of its own."""
+    with tempfile.TemporaryDirectory() as directory:
+        async with SqliteStore(Path(directory) / "histories.db") as store:
+            yield store
+
+
+STORES: dict[str, Callable[[], AbstractAsyncContextManager[HistoryStore]]] = {
+    "memory": open_memory_store,
+    "sqlite": open_sqlite_store,
+}
 
 
 @pytest.fixture(params=STORES)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
 
+import trio
+
 from gorouter_trio.client import open_client
+from gorouter_trio.session.directory import SessionRef
 from gorouter_trio.simulator import Simulator, open_simulated_network
+from gorouter_trio.stores.sqlite import SqliteStore
+from gorouter_trio.transport.sqlite import SqliteFile
+from gorouter_trio.wire.messages import UserMessage
 
 Ack = Callable[[str], None]
 
@@ -93,3 +100,67 @@ async def chat_in_memory(ack: Ack, key: str) -> None:
         session = client.session(key)
         while True:
             ack((await session.ask("go on")).text)
+
+
+SESSIONS = 8
+
+
+async def take_turns(ack: Ack, path: str) -> None:
+    """Take turns of several sessions at once on a SQLite store; a turn is acknowledged once its answer was given."""
+    async with (
+        SqliteStore(path) as store,
+        open_simulated_network(Simulator()) as network,
+        open_client(
+            api_key="sk-test", base_url=network.base_url, insecure_http=True, transport=network, store=store
+        ) as client,
+        trio.open_nursery() as nursery,
+    ):
+        for number in range(SESSIONS):
+            nursery.start_soon(_talk, client.session(f"s{number}"), ack)
+
+
+async def _talk(session: SessionRef, ack: Ack) -> None:
+    turn = sum(isinstance(entry.message, UserMessage) for entry in await session.history())
+    while True:
+        # Whatever a crash left in doubt has used its id up.
+        turn_id = f"{turn}-{os.getpid()}"
+        result = await session.ask(f"turn {turn}", turn_id=turn_id)
+        ack(json.dumps([session.key, turn_id, result.text]))
+        turn += 1
+
+
+async def change_everything(ack: Ack, path: str) -> None:
+    """Append, replace, delete and erase, on a file whose format is brought up to date first."""
+    async with SqliteStore(path) as store:
+        ack("append" if await store.append("new", [b"1", b"2"], expected_version=0) else "")
+        ack("rewrite" if await store.rewrite("old", [b"3"], expected_version=2) else "")
+        ack("delete" if await store.delete("gone") else "")
+        ack("erase" if await store.erase("erased") else "")
+
+
+async def fill_for_changes(path: str) -> None:
+    """What `change_everything` starts from."""
+    async with SqliteStore(path) as store:
+        await store.append("old", [b"1"], expected_version=0)
+        await store.append("old", [b"2"], expected_version=1)
+        await store.append("gone", [b"x" * 9000], expected_version=0)
+        await store.append("erased", [b"the canary sings"], expected_version=0)
+
+
+def migrate(ack: Ack, path: str) -> None:
+    """Bring a file up to date through two steps, and say so."""
+
+    async def run() -> None:
+        file = SqliteFile(path, MIGRATIONS, application_id=7)
+        await file.write(lambda connection: None, subject="")
+        ack("migrated")
+        await file.aclose()
+
+    trio.run(run)
+
+
+MIGRATIONS = (
+    ("CREATE TABLE t (a)", "INSERT INTO t VALUES (1), (2)"),
+    ("ALTER TABLE t ADD COLUMN b", "UPDATE t SET b = a * 2"),
+    ("CREATE TABLE u AS SELECT * FROM t", "DROP TABLE t", "ALTER TABLE u RENAME TO t"),
+)

@@ -49,6 +49,9 @@ class FailingStore:
     async def rewrite(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         return await self._run("rewrite", lambda: self.inner.rewrite(key, entries, expected_version=expected_version))
 
+    async def erase(self, key: str) -> bool:
+        return await self._run("erase", lambda: self.inner.erase(key))
+
     async def delete(self, key: str) -> bool:
         return await self._run("delete", lambda: self.inner.delete(key))
 
