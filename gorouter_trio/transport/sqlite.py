@@ -47,7 +47,7 @@ Connection: TypeAlias = sqlite3.Connection
 """What jobs run on; they end no transaction and leave no statement open."""
 
 if TYPE_CHECKING:
-    Work: TypeAlias = Callable[[Connection], T]
+    _Work: TypeAlias = Callable[[Connection], T]
 
 _KINDS: dict[str, StoreErrorKind] = {
     "SQLITE_CORRUPT": "corrupt",
@@ -84,7 +84,7 @@ class _Job(ReplySlot[object]):
 
     __slots__ = ("result", "subject", "token", "work", "writes")
 
-    def __init__(self, work: Work[object], *, subject: str, writes: bool) -> None:
+    def __init__(self, work: _Work[object], *, subject: str, writes: bool) -> None:
         super().__init__()
         self.work = work
         self.subject = subject
@@ -122,27 +122,27 @@ class SqliteFile:
     def __repr__(self) -> str:
         return f"<SqliteFile {str(self._file.path)!r}>"
 
-    async def read(self, work: Work[T], *, subject: str) -> T:
+    async def read(self, work: _Work[T], *, subject: str) -> T:
         """Run `work` on a connection that sees everything committed, and what is being written of `subject`.
 
         `subject` is "" for work that is about everything. Raises `StoreError`, and what `work` raises.
         Cancelling leaves the work to itself.
         """
-        job = _Job(cast("Work[object]", work), subject=subject, writes=False)
+        job = _Job(cast("_Work[object]", work), subject=subject, writes=False)
         with self._lock:
             # The file is made by the writer, and what is in doubt is behind it as well.
             behind = not self._file.is_made or (subject in self._in_doubt if subject else bool(self._in_doubt))
         (self._writer if behind else self._reader).post(job)
         return cast("T", await job.wait())
 
-    async def write(self, work: Work[T], *, subject: str) -> T:
+    async def write(self, work: _Work[T], *, subject: str) -> T:
         """Run `work` in a transaction and return what it returned once that is on the disk.
 
         Raises `StoreError`, having written nothing unless its message says so, and what `work` raises,
         which must have written nothing if it is a `GorouterError`. Cancelling takes the job out of the
         queue or, once it has been taken, leaves it in doubt.
         """
-        job = _Job(cast("Work[object]", work), subject=subject, writes=True)
+        job = _Job(cast("_Work[object]", work), subject=subject, writes=True)
         self._writer.post(job)
         return cast("T", await job.wait())
 
