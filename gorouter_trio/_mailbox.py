@@ -139,6 +139,11 @@ class Mailbox(Generic[T]):
         else:
             raise trio.WouldBlock
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the reader waits for mail, so that there is none, and none on its way to it."""
+        return self._reader is not None
+
     async def receive(self) -> T:
         """The next mail; waits for one. Raises `trio.ClosedResourceError` once closed."""
         if self._reader is not None:

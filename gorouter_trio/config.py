@@ -244,6 +244,10 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     `mailbox` bounds the turns that wait at one session; `overflow` says whether a sender waits for
     room or gets `SessionBusyError`. `shutdown_grace_s` bounds the saving of what ran when the
     client closes.
+
+    A session that nobody has written to for `idle_s` gives its memory back, and so do those that were
+    used the longest time ago when more than `max_active` are active; the next message loads it from
+    the store again. Only idle sessions go, so while more than that have something to do there are more.
     """
 
     mailbox: int = 16
@@ -253,9 +257,13 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     max_id_bytes: int = 4096
     restarts: int = 5
     restart_window_s: float = 30.0
+    idle_s: float = 900.0
+    max_active: int = 10_000
 
     def __post_init__(self) -> None:
         _check_at_least("sessions.mailbox", self.mailbox, 1)
+        _check_at_least("sessions.max_active", self.max_active, 1)
+        _check_seconds("sessions.idle_s", self.idle_s)
         _check_at_least("sessions.max_id_bytes", self.max_id_bytes, 1)
         _check_choice("sessions.overflow", self.overflow, ("block", "reject"))
         _check_choice("sessions.double_texting", self.double_texting, ("queue", "reject", "interrupt"))

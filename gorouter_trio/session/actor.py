@@ -275,6 +275,7 @@ class SessionActor:
         "deadline_at",
         "key",
         "options",
+        "used_at",
     )
 
     def __init__(
@@ -293,6 +294,7 @@ class SessionActor:
         self.key = key
         self.options = options
         self.deadline_at = math.inf
+        self.used_at = 0.0
         self._pipeline = pipeline
         self._store = store
         self._config = config
@@ -362,6 +364,13 @@ class SessionActor:
             return
         self._ended = self._ended or trio.Event()
         await self._ended.wait()
+
+    def retire(self) -> bool:
+        """End the actor if it has nothing to do; False, and nothing else, when it has. Never waits."""
+        if not self._mailbox.is_awaited:
+            return False
+        self._scope.cancel()
+        return True
 
     def abandon(self, envelope: Envelope) -> None:
         """The asker of `envelope` was cancelled; used by envelopes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -28,8 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["SessionDirectory", "SessionRef"]
 
 
+_MAX_LOOKS = 16
+
+
 class SessionDirectory:
-    """The active actors of one runtime, by key; actors run in the nursery given."""
+    """The active actors of one runtime, by key; actors run in the nursery given.
+
+    The one that was used last stands last. An actor that retires leaves the directory in the same step
+    in which it is found idle, so that no mail can reach it any more; what it knew is in the store.
+    """
 
     def __init__(
         self,
@@ -44,8 +52,10 @@ class SessionDirectory:
         self._pipeline = pipeline
         self._store = store
         self._config = config
-        self._actors: dict[str, SessionActor] = {}
+        self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._is_open = True
+        self._now = trio.lowlevel.current_clock().current_time
+        self._has_actors = trio.Event()
         self._watch = SaveWatch(config.shutdown_grace_s)
         self._wall = seams.wall
         self._turn_ids = map(f"{seams.new_id()}-{{}}".format, itertools.count(1))
@@ -60,7 +70,9 @@ class SessionDirectory:
 
     async def run(self) -> None:
         """What all sessions need to have running; until cancelled."""
-        await self._watch.run()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch.run)
+            nursery.start_soon(self._retire_idle)
 
     def close(self) -> None:
         """Start no more actors; the running ones end with their nursery."""
@@ -88,6 +100,8 @@ class SessionDirectory:
             return self._start(key, options)
         if actor.options != options:
             raise _other_options(key)
+        actor.used_at = self._now()
+        self._actors.move_to_end(key)
         return actor
 
     def active_actor(self, key: str) -> SessionActor | None:
@@ -121,13 +135,49 @@ class SessionDirectory:
             watch=self._watch,
             on_gone=self._forget,
         )
+        actor.used_at = self._now()
         self._actors[key] = actor
+        self._has_actors.set()
         self._nursery.start_soon(actor.run)
+        if len(self._actors) > self._config.max_active:
+            self._make_room()
         return actor
 
     def _forget(self, actor: SessionActor) -> None:
         if self._actors.get(actor.key) is actor:
             del self._actors[actor.key]
+
+    async def _retire_idle(self) -> None:
+        """Retire each actor that was idle for long enough; until cancelled."""
+        while True:
+            if not self._actors:
+                self._has_actors = trio.Event()
+                await self._has_actors.wait()
+            oldest = next(iter(self._actors.values()))
+            await trio.sleep_until(oldest.used_at + self._config.idle_s)
+            self._retire_due(self._now())
+
+    def _retire_due(self, now: float) -> None:
+        """Retire the idle actors that were not used for long enough; the busy ones are in use."""
+        for actor in list(self._actors.values()):
+            if actor.used_at + self._config.idle_s > now:
+                return
+            if not self._retire(actor):
+                actor.used_at = now
+                self._actors.move_to_end(actor.key)
+
+    def _make_room(self) -> None:
+        """Retire the idle actor that was used the longest time ago, if it is among the first few."""
+        for actor in list(itertools.islice(self._actors.values(), _MAX_LOOKS)):
+            if self._retire(actor):
+                return
+            self._actors.move_to_end(actor.key)
+
+    def _retire(self, actor: SessionActor) -> bool:
+        if not actor.retire():
+            return False
+        self._forget(actor)
+        return True
 
     def _check_key(self, key: str) -> None:
         if not key:

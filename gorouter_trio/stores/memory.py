@@ -18,7 +18,7 @@ __all__ = ["MemoryStore"]
 class MemoryStore:
     """Sessions in a dict. Each method changes everything or nothing, in one step, after its checkpoint."""
 
-    durability = "memory"
+    durability = "process"
 
     def __init__(self) -> None:
         self._sessions: dict[str, tuple[int, list[bytes]]] = {}

@@ -250,6 +250,7 @@ async def test_restart_intensity(autojump_clock):
     store = FailingStore(error=KeyError, faults=dict.fromkeys(range(1, 7), "before"))
     async with open_world(answer=ANSWERS["ask"], store=store) as world:
         session = world.client.session("k")
+        await trio.testing.wait_all_tasks_blocked()
         tasks = trio.lowlevel.current_statistics().tasks_living
         await fail_times(session, 5)
         await trio.testing.wait_all_tasks_blocked()
@@ -265,6 +266,7 @@ async def test_restart_intensity_forgets(autojump_clock):
     store = FailingStore(error=KeyError, faults=dict.fromkeys(range(1, 20), "before"))
     async with open_world(answer=ANSWERS["ask"], store=store) as world:
         session = world.client.session("k")
+        await trio.testing.wait_all_tasks_blocked()
         tasks = trio.lowlevel.current_statistics().tasks_living
         for _ in range(4):
             await fail_times(session, 4)

@@ -1,0 +1,131 @@
+"""Idle sessions give their memory back and are there again with the next message."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+import trio.testing
+from worlds import open_world
+
+import gorouter_trio as gr
+from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.stores import MemoryStore
+
+
+async def states(world, *keys):
+    """What each session's actor does; `None` for one that is not active."""
+    directory = world.client._runtime.sessions
+    return [None if (actor := directory.active_actor(key)) is None else actor.statistics().state for key in keys]
+
+
+async def test_an_idle_session_goes_and_comes_back(autojump_clock):
+    """After the idle time the actor is gone, and the next turn is sent with the whole history."""
+    async with open_world(sessions=gr.SessionConfig(idle_s=100)) as world:
+        session = world.client.session("k", system="Be brief.")
+        await session.ask("one")
+        await trio.sleep(99)
+        assert await states(world, "k") == ["idle"]
+        await trio.sleep(2)
+        assert await states(world, "k") == [None]
+        await session.ask("two")
+        assert [entry.message.content for entry in (await session.history())[::2]] == ["one", "two"]
+        assert (await session.statistics()).turns == 2
+
+
+async def test_use_keeps_a_session(autojump_clock):
+    """The idle time counts from the last use, for each session of its own."""
+    async with open_world(sessions=gr.SessionConfig(idle_s=100)) as world:
+        for _ in range(5):
+            await world.client.session("used").ask("q")
+            await trio.sleep(60)
+        await world.client.session("other").ask("q")
+        await trio.sleep(70)
+        assert await states(world, "used", "other") == [None, "idle"]
+
+
+async def test_a_running_turn_is_use(autojump_clock):
+    """A turn that takes longer than the idle time ends as it should."""
+    async with open_world(
+        SimulatorConfig(latency_s=50), sessions=gr.SessionConfig(idle_s=10), deadlines=gr.Deadlines(headers_s=100)
+    ) as world:
+        assert (await world.client.session("k").ask("q")).text
+        await trio.sleep(25)
+        assert await states(world, "k") == [None]
+
+
+async def test_an_open_stream_is_use(autojump_clock):
+    """A stream that is held open longer than the idle time keeps its session."""
+    async with open_world(sessions=gr.SessionConfig(idle_s=10)) as world:
+        session = world.client.session("k")
+        async with session.stream("q") as stream:
+            await anext(stream)
+            await trio.sleep(50)
+            assert await states(world, "k") == ["running"]
+            await stream.collect()
+        assert len(await session.history()) == 2
+
+
+async def test_the_cap_retires_the_least_recently_used(autojump_clock):
+    """With more sessions than the cap, those that were used the longest time ago have gone."""
+    async with open_world(sessions=gr.SessionConfig(max_active=3)) as world:
+        for key in "abc":
+            await world.client.session(key).ask("q")
+        await world.client.session("a").ask("q")
+        await world.client.session("d").ask("q")
+        assert await states(world, *"abcd") == ["idle", None, "idle", "idle"]
+        assert world.client._runtime.sessions.active == 3
+        assert len(await world.client.session("b").history()) == 2
+
+
+async def test_busy_sessions_do_not_go(autojump_clock):
+    """When all are busy there are more than the cap, and each turn ends well."""
+    async with open_world(SimulatorConfig(latency_s=5), sessions=gr.SessionConfig(max_active=2)) as world:
+        texts = []
+
+        async def ask(number):
+            texts.append((await world.client.session(f"k{number}").ask("q")).text)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(ask, number)
+            await trio.sleep(2)
+            assert world.client._runtime.sessions.active == 10
+        assert len(texts) == 10
+        await world.client.session("next").ask("q")
+        assert world.client._runtime.sessions.active <= 10
+
+
+async def test_mail_and_retirement_never_miss_each_other(autojump_clock):
+    """Messages of every kind at the very moment of the idle time all get their answer."""
+    store = MemoryStore()
+    async with open_world(sessions=gr.SessionConfig(idle_s=1), store=store) as world:
+        session = world.client.session("k")
+        for number in range(60):
+            await session.ask("q")
+            # Just before, at, and just behind the moment of retiring.
+            await trio.sleep(1 + (number % 3 - 1) * 1e-9)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.history)
+                nursery.start_soon(session.ask, "r")
+                nursery.start_soon(session.interrupt)
+        history = await session.history()
+        assert len([entry for entry in history if entry.message.content == "q"]) == 60
+
+
+async def test_a_session_that_retired_may_be_opened_differently(autojump_clock):
+    """Other options are a conflict while the session is active, and its own business afterwards."""
+    async with open_world(sessions=gr.SessionConfig(idle_s=10)) as world:
+        await world.client.session("k", temperature=0).ask("q")
+        with pytest.raises(gr.SessionConflictError):
+            world.client.session("k", temperature=1)
+        await trio.sleep(11)
+        assert (await world.client.session("k", temperature=1).ask("q")).text
+
+
+@pytest.mark.parametrize(("name", "value"), [("idle_s", 0), ("idle_s", -1), ("idle_s", math.nan), ("max_active", 0)])
+def test_settings_are_checked(name, value):
+    """A cap or a time that cannot be is refused by name."""
+    with pytest.raises(gr.ConfigError, match=f"sessions.{name}"):
+        gr.SessionConfig(**{name: value})
