@@ -57,6 +57,13 @@ def test_the_import_benchmark_runs() -> None:
     assert "gorouter_trio" in done.stdout
 
 
+def test_the_store_benchmark_runs() -> None:
+    """A quick run prints what durable appends cost, with and without groups."""
+    done = run_script("bench_store.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "SqliteStore without groups" in done.stdout
+
+
 def test_an_unknown_contender_is_refused() -> None:
     """A name that is no contender is said, with those that are."""
     done = run_script("bench_chat.py", "--quick", "--only", "curl")
