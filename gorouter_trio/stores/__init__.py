@@ -1,4 +1,4 @@
-"""Where session histories are kept."""
+"""Where session histories are kept, and what can be asked of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING
 from .memory import MemoryStore as MemoryStore
 
 if TYPE_CHECKING:
+    from .query import CostPoint as CostPoint
+    from .query import HistoryAnalyzer as HistoryAnalyzer
+    from .query import HistoryFilter as HistoryFilter
+    from .query import HistoryStatistics as HistoryStatistics
+    from .query import ModelUsage as ModelUsage
     from .sqlite import SqliteStore as SqliteStore
 
-__all__ = ["MemoryStore", "SqliteStore"]
+__all__ = [
+    "CostPoint",
+    "HistoryAnalyzer",
+    "HistoryFilter",
+    "HistoryStatistics",
+    "MemoryStore",
+    "ModelUsage",
+    "SqliteStore",
+]
 
 
 def __getattr__(name: str) -> object:
-    """Load the SQLite store when it is first asked for: whoever keeps histories in memory does not pay for it."""
-    if name == "SqliteStore":
-        return importlib.import_module(".sqlite", __name__).SqliteStore
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load the SQLite store and the analyzer when they are first asked for: many programs never do."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "sqlite" if name == "SqliteStore" else "query"
+    return getattr(importlib.import_module(f".{module}", __name__), name)

@@ -53,6 +53,7 @@ __all__ = [
     "decode_message",
     "decode_messages",
     "decode_models",
+    "decode_roles",
     "encode_json",
     "encode_message",
     "encode_options",
@@ -74,6 +75,11 @@ S = TypeVar("S", bound=msgspec.Struct)
 Prompt: TypeAlias = str | Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]]
 """What a chat takes: the text of one user message, a message, or messages, each typed or a mapping in wire names."""
 
+
+class _Role(msgspec.Struct, frozen=True):
+    role: str = ""
+
+
 _encoder = msgspec.json.Encoder(decimal_format="number")
 encode_json = _encoder.encode
 """Any value of this package as JSON bytes; Decimals as numbers."""
@@ -85,6 +91,7 @@ _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
+_decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
 # msgspec resolves annotations at the first use, in the module that the class says it is from, which the package root
 # changes for its public classes: this first use has to be now.
@@ -459,6 +466,11 @@ def decode_messages(joined: bytes) -> list[Message]:
 def decode_log_entry(data: bytes) -> LogEntry:
     """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
     return cast("LogEntry", _stored(_decode_log_entry, data))
+
+
+def decode_roles(data: bytes) -> list[str]:
+    """The roles in an encoded list of messages, whatever else is in them; raises `DecodeError`."""
+    return [message.role for message in _stored(_decode_roles, data)]
 
 
 def decode_json(data: bytes | str) -> object:

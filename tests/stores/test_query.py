@@ -1,0 +1,177 @@
+"""Statistics of stored histories, against sums made by hand and by an independent reference."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import defaultdict
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+from worlds import open_world
+
+import gorouter_trio as gr
+from gorouter_trio.stores import HistoryAnalyzer, HistoryFilter, MemoryStore
+from gorouter_trio.wire.codec import encode_json
+from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.wire.responses import Usage
+from gorouter_trio.wire.result import CallRecord
+
+DAY_S = 86_400
+
+
+def turn(turn_id, at_s, *, model="m", cost="0.001", reason="stop", tokens=(10, 5), role="user", interrupted=False):
+    """The two entries of an answered turn, encoded."""
+    usage = Usage(
+        prompt_tokens=tokens[0],
+        completion_tokens=tokens[1],
+        total_tokens=sum(tokens),
+        cost=None if cost is None else Decimal(cost),
+    )
+    call = CallRecord(model=model, finish_reason=reason, usage=usage, finished_at_s=at_s + 1, interrupted=interrupted)
+    asked = msgspec.Raw(json.dumps([{"role": role, "content": "q"}]).encode())
+    answer = msgspec.Raw(b'{"role":"assistant","content":"a"}')
+    return [encode_json(TurnStarted(turn_id, asked, at_s)), encode_json(TurnAnswered(turn_id, answer, call))]
+
+
+async def fill(store, logs):
+    """Write the logs, each a list of encoded entries."""
+    for key, entries in logs.items():
+        await store.append(key, entries, expected_version=0)
+    return HistoryAnalyzer(store)
+
+
+async def test_an_empty_store():
+    """Nothing adds up to nothing, and a session that is not there is none."""
+    analyzer = HistoryAnalyzer(MemoryStore())
+    empty = await analyzer.statistics()
+    assert (empty.sessions, empty.calls, empty.cost_usd, empty.first_at_s) == (0, 0, 0, None)
+    assert await analyzer.statistics(key="nobody") == empty
+    assert await analyzer.cost_over_time() == []
+
+
+async def test_statistics():
+    """Calls, tokens, cost by model, reasons, times; unknown cost is counted apart and never zero."""
+    analyzer = await fill(
+        MemoryStore(),
+        {
+            "u:1": turn("1", 100) + turn("2", 200, model="n", cost="0.5", reason="length"),
+            "u:2": turn("1", 50, cost=None) + turn("2", 300, interrupted=True, reason=None),
+            "v": turn("1", 10),
+        },
+    )
+    found = await analyzer.statistics(prefix="u:")
+    assert (found.sessions, found.calls, found.entries, found.total_entries) == (2, 4, 8, 8)
+    assert (found.prompt_tokens, found.completion_tokens, found.total_tokens) == (40, 20, 60)
+    assert (found.cost_usd, found.unpriced) == (Decimal("0.502"), 1)
+    assert list(found.by_model) == ["n", "m"]
+    assert (found.by_model["m"].calls, found.by_model["m"].cost_usd) == (3, Decimal("0.002"))
+    assert found.finish_reasons == {"stop": 2, "length": 1, "interrupted": 1}
+    assert (found.first_at_s, found.last_at_s) == (50, 301)
+    assert (await analyzer.statistics(key="v")).calls == 1
+    assert (await analyzer.statistics()).sessions == 3
+    assert await analyzer.usage_by_model(key="u:1") == {
+        "n": gr.stores.ModelUsage(
+            calls=1, prompt_tokens=10, completion_tokens=5, total_tokens=15, cost_usd=Decimal("0.5")
+        ),
+        "m": gr.stores.ModelUsage(
+            calls=1, prompt_tokens=10, completion_tokens=5, total_tokens=15, cost_usd=Decimal("0.001")
+        ),
+    }
+
+
+async def test_turns_without_an_answer():
+    """Abandoned turns, those in doubt and those without an end are counted; unreadable entries too."""
+    log = [
+        *turn("1", 1),
+        *turn("2", 2)[:1],
+        encode_json(TurnAbandoned("2", "BadRequestError")),
+        *turn("3", 3)[:1],
+        encode_json(TurnAbandoned("3", "in doubt", maybe_billed=True)),
+        b'{"type":"from the future"}',
+        b"\xff",
+        *turn("4", 4)[:1],
+    ]
+    analyzer = await fill(MemoryStore(), {"k": log})
+    found = await analyzer.statistics()
+    assert (found.calls, found.entries, found.abandoned, found.in_doubt, found.unreadable) == (1, 2, 1, 2, 2)
+
+
+async def test_cost_over_time():
+    """Calls fall into minutes, hours and days of UTC."""
+    times = [0, 59, 60, 3_599, 3_600, DAY_S - 2, DAY_S, 2 * DAY_S]
+    entries = [entry for number, at in enumerate(times) for entry in turn(str(number), at - 1, cost="1")]
+    analyzer = await fill(MemoryStore(), {"k": entries})
+    for bucket, width in (("minute", 60), ("hour", 3_600), ("day", DAY_S)):
+        points = await analyzer.cost_over_time(bucket)
+        expected = defaultdict(int)
+        for at in times:
+            expected[at // width * width] += 1
+        assert {point.at_s: point.calls for point in points} == dict(expected)
+        assert [point.at_s for point in points] == sorted(expected)
+        assert sum(point.cost_usd for point in points) == len(times)
+    with pytest.raises(gr.ConfigError, match="bucket"):
+        await analyzer.cost_over_time("week")
+
+
+async def test_any_filter_gives_what_a_loop_gives(seed):
+    """Random histories under random filters agree with a plain loop."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = [
+        {
+            "key": f"k{rng.randrange(4)}",
+            "at_s": float(rng.randrange(1000)),
+            "model": rng.choice("abc"),
+            "cost": rng.choice([None, "0.1", "0.25", "3"]),
+            "reason": rng.choice(["stop", "length"]),
+        }
+        for _ in range(120)
+    ]
+    logs = defaultdict(list)
+    for number, row in enumerate(rows):
+        logs[row["key"]] += turn(str(number), row["at_s"], model=row["model"], cost=row["cost"], reason=row["reason"])
+    analyzer = await fill(MemoryStore(), logs)
+    for _ in range(60):
+        only = HistoryFilter(
+            start_s=rng.choice([None, float(rng.randrange(500))]),
+            end_s=rng.choice([None, float(rng.randrange(501, 1100))]),
+            models=rng.choice([(), {"a"}, {"a", "c"}]),
+            finish_reasons=rng.choice([(), {"stop"}]),
+            min_cost_usd=rng.choice([None, Decimal("0.2")]),
+            roles=rng.choice([(), {"assistant"}]),
+        )
+        wanted = [
+            row
+            for row in rows
+            if (only.start_s is None or row["at_s"] + 1 >= only.start_s)
+            and (only.end_s is None or row["at_s"] + 1 < only.end_s)
+            and (not only.models or row["model"] in only.models)
+            and (not only.finish_reasons or row["reason"] in only.finish_reasons)
+            and (only.min_cost_usd is None or (row["cost"] and Decimal(row["cost"]) >= only.min_cost_usd))
+        ]
+        found = await analyzer.statistics(only=only)
+        assert found.calls == len(wanted)
+        assert found.cost_usd == sum((Decimal(row["cost"]) for row in wanted if row["cost"]), Decimal(0))
+        assert found.unpriced == sum(row["cost"] is None for row in wanted)
+        assert sum(point.calls for point in await analyzer.cost_over_time("minute", only=only)) == len(wanted)
+
+
+def test_filters_are_checked():
+    """A filter that admits nothing by mistake is refused."""
+    with pytest.raises(gr.ConfigError, match="end_s"):
+        HistoryFilter(start_s=5, end_s=5)
+    with pytest.raises(gr.ConfigError, match="models"):
+        HistoryFilter(models="openai/gpt-4o-mini")
+
+
+async def test_real_sessions(autojump_clock):
+    """What sessions have written adds up to what their results said."""
+    store = MemoryStore()
+    async with open_world(store=store) as world:
+        results = [await world.client.session(f"s{n % 3}").ask(f"q{n}") for n in range(9)]
+    found = await HistoryAnalyzer(store).statistics()
+    assert (found.sessions, found.calls, found.entries) == (3, 9, 18)
+    assert found.cost_usd == sum((result.cost or Decimal(0) for result in results), Decimal(0))
+    assert found.total_tokens == sum(result.usage.total_tokens or 0 for result in results if result.usage is not None)
