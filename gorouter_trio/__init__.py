@@ -26,6 +26,7 @@ from .batch.runner import BatchResult as BatchResult
 from .batch.runner import BatchStatistics as BatchStatistics
 from .client import Client as Client
 from .client import open_client as open_client
+from .client import session_key as session_key
 from .config import ClientConfig as ClientConfig
 from .config import Deadlines as Deadlines
 from .config import PoolLimits as PoolLimits
@@ -99,6 +100,40 @@ from .wire.messages import ToolMessage as ToolMessage
 from .wire.messages import UserMessage as UserMessage
 from .wire.messages import VideoPart as VideoPart
 from .wire.messages import VideoSource as VideoSource
+from .wire.preferences import AudioOutput as AudioOutput
+from .wire.preferences import AutoRouterPlugin as AutoRouterPlugin
+from .wire.preferences import ContextCompressionPlugin as ContextCompressionPlugin
+from .wire.preferences import DebugOptions as DebugOptions
+from .wire.preferences import FileParserPlugin as FileParserPlugin
+from .wire.preferences import FunctionChoice as FunctionChoice
+from .wire.preferences import FunctionSpec as FunctionSpec
+from .wire.preferences import FunctionTool as FunctionTool
+from .wire.preferences import GrammarFormat as GrammarFormat
+from .wire.preferences import JsonObjectFormat as JsonObjectFormat
+from .wire.preferences import JsonSchema as JsonSchema
+from .wire.preferences import JsonSchemaFormat as JsonSchemaFormat
+from .wire.preferences import MaxPrice as MaxPrice
+from .wire.preferences import ModerationPlugin as ModerationPlugin
+from .wire.preferences import NamedToolChoice as NamedToolChoice
+from .wire.preferences import PdfOptions as PdfOptions
+from .wire.preferences import Percentiles as Percentiles
+from .wire.preferences import Plugin as Plugin
+from .wire.preferences import Prediction as Prediction
+from .wire.preferences import PromptCacheOptions as PromptCacheOptions
+from .wire.preferences import ProviderPreferences as ProviderPreferences
+from .wire.preferences import ProviderSort as ProviderSort
+from .wire.preferences import ReasoningOptions as ReasoningOptions
+from .wire.preferences import ResponseFormat as ResponseFormat
+from .wire.preferences import ResponseHealingPlugin as ResponseHealingPlugin
+from .wire.preferences import ServerTool as ServerTool
+from .wire.preferences import TextFormat as TextFormat
+from .wire.preferences import Tool as Tool
+from .wire.preferences import ToolChoice as ToolChoice
+from .wire.preferences import TraceOptions as TraceOptions
+from .wire.preferences import WebFetchPlugin as WebFetchPlugin
+from .wire.preferences import WebPlugin as WebPlugin
+from .wire.preferences import WebSearchOptions as WebSearchOptions
+from .wire.requests import AskKeywords as AskKeywords
 from .wire.requests import ChatKeywords as ChatKeywords
 from .wire.requests import ChatOptions as ChatOptions
 from .wire.requests import ChatRequest as ChatRequest
@@ -114,9 +149,12 @@ __all__ = [
     "ActorGoneError",
     "ApiError",
     "Architecture",
+    "AskKeywords",
     "AssistantMessage",
+    "AudioOutput",
     "AudioPart",
     "AuthenticationError",
+    "AutoRouterPlugin",
     "BadRequestError",
     "Batch",
     "BatchRequest",
@@ -136,17 +174,24 @@ __all__ = [
     "ConfigError",
     "ConnectError",
     "ContentPart",
+    "ContextCompressionPlugin",
     "CostDetails",
     "Credits",
     "DeadlineExceededError",
     "DeadlinePhase",
     "Deadlines",
+    "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "FileParserPlugin",
     "FilePart",
     "FileSource",
     "FunctionCall",
+    "FunctionChoice",
+    "FunctionSpec",
+    "FunctionTool",
     "GorouterError",
+    "GrammarFormat",
     "HistoryEntry",
     "HistoryNotSaved",
     "HttpTransport",
@@ -154,29 +199,46 @@ __all__ = [
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "JsonObjectFormat",
+    "JsonSchema",
+    "JsonSchemaFormat",
     "KeyInfo",
+    "MaxPrice",
     "Message",
     "Model",
     "ModerationError",
+    "ModerationPlugin",
+    "NamedToolChoice",
     "NotFoundError",
     "OverloadedError",
+    "PdfOptions",
+    "Percentiles",
     "PermissionDeniedError",
+    "Plugin",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",
     "PoolLimits",
     "PoolStatistics",
+    "Prediction",
     "Pricing",
+    "PromptCacheOptions",
     "PromptTokensDetails",
     "ProviderError",
+    "ProviderPreferences",
+    "ProviderSort",
     "RateLimitError",
     "RawChunk",
     "ReasoningDelta",
+    "ReasoningOptions",
     "RefusalDelta",
+    "ResponseFormat",
+    "ResponseHealingPlugin",
     "RetryPolicy",
     "RowProblem",
     "Seams",
     "Secret",
+    "ServerTool",
     "SessionBusyError",
     "SessionConfig",
     "SessionConflictError",
@@ -190,12 +252,16 @@ __all__ = [
     "StreamNotFinishedError",
     "SystemMessage",
     "TextDelta",
+    "TextFormat",
     "TextPart",
     "TextStream",
+    "Tool",
     "ToolCall",
     "ToolCallDelta",
+    "ToolChoice",
     "ToolMessage",
     "TopProvider",
+    "TraceOptions",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
@@ -203,8 +269,12 @@ __all__ = [
     "UserMessage",
     "VideoPart",
     "VideoSource",
+    "WebFetchPlugin",
+    "WebPlugin",
+    "WebSearchOptions",
     "abc",
     "open_client",
+    "session_key",
     "simulator",
     "stores",
     "testing",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
@@ -54,7 +55,12 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         pipeline = ChatPipeline(pool, wall=config.seams.wall)
         async with trio.open_nursery() as nursery:
             sessions = SessionDirectory(
-                nursery, pipeline=pipeline, store=store, config=config.sessions, seams=config.seams
+                nursery,
+                pipeline=pipeline,
+                store=store,
+                config=config.sessions,
+                seams=config.seams,
+                routing_key=_routing_key(cast("Secret", config.api_key)),
             )
             nursery.start_soon(sessions.run)
             try:
@@ -62,6 +68,11 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             finally:
                 sessions.close()
                 nursery.cancel_scope.cancel()
+
+
+def _routing_key(api_key: Secret) -> bytes:
+    """What routing ids are hashed with: the same for the same key, and no way back to it."""
+    return hmac.digest(api_key.reveal().encode(), b"gorouter-trio routing ids", "sha256")
 
 
 def _origin(base_url: str) -> Origin:
@@ -87,7 +98,7 @@ class _HeadMaker:
         self._origin = origin
         self._prefix = urlsplit(cast("str", config.base_url)).path
 
-    def __call__(self, method: str, path: str) -> RequestHead:
+    def __call__(self, method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
         config = self._config
         headers = [
             ("User-Agent", _USER_AGENT),
@@ -100,6 +111,9 @@ class _HeadMaker:
             headers += [("X-OpenRouter-Title", config.app_name), ("X-Title", config.app_name)]
         if config.referer:
             headers.append(("HTTP-Referer", config.referer))
+        if extra:
+            named = {name.lower() for name, _value in extra}
+            headers = [*(header for header in headers if header[0].lower() not in named), *extra]
         return RequestHead(self._origin, method=method, target=self._prefix + path, headers=headers)
 
 

@@ -16,18 +16,18 @@ from .config import ClientConfig
 from .errors import ConfigError
 from .session.actor import SessionOptions
 from .wire.codec import (
+    add_system,
     decode_credits,
     decode_key,
     decode_models,
+    encode_call,
     encode_json,
-    encode_options,
     encode_prompt,
     join_options,
     render_body,
 )
-from .wire.mail import HttpCall
+from .wire.mail import CallSettings, HttpCall
 from .wire.messages import SystemMessage
-from .wire.requests import ChatOptions
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from .session.directory import SessionRef
     from .wire.catalog import Credits, KeyInfo, Model
     from .wire.codec import Prompt
-    from .wire.requests import ChatKeywords
+    from .wire.requests import AskKeywords, ChatKeywords
     from .wire.result import ChatResult
 
     T = TypeVar("T")
 
-__all__ = ["Client", "open_client"]
+__all__ = ["Client", "open_client", "session_key"]
 
 
 class Client:
@@ -55,33 +55,77 @@ class Client:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._defaults = encode_json(ChatOptions(model=runtime.config.model))
+        config = runtime.config
+        self._defaults, self._settings = config.call_defaults()
+        self._has_only_model = self._defaults == encode_json({"model": config.model})
+        self._system = b"" if config.system is None else encode_json(SystemMessage(config.system))
 
     def __repr__(self) -> str:
         return f"<Client {self._runtime.config.base_url} {self._runtime.config.model}>"
 
-    async def chat(self, prompt: Prompt, **options: Unpack[ChatKeywords]) -> ChatResult:
-        """Ask once and return the whole answer; nothing is remembered.
+    async def chat(
+        self, prompt: Prompt, *, system: str | None = None, session: str | None = None, **options: Unpack[ChatKeywords]
+    ) -> ChatResult:
+        """Ask once and return the whole answer; nothing is remembered, unless a `session` is named.
 
-        `prompt` is a text, a message, or a sequence of messages. Raises `BadRequestError` before
-        anything is sent when the request has no right form, `ApiError` for what the API answers,
-        `TransportError` when no answer comes, `PoolError` when nothing was sent. Cancelling stops
-        the request; the API may bill it all the same.
+        `prompt` is a text, a message, or a sequence of messages. `system` stands in for the client's
+        default system message where the prompt has none of its own. With `session`, this is one turn of
+        the session with that key, as `client.session(session).ask` takes it.
+
+        Raises `BadRequestError` before anything is sent when the request has no right form, `ApiError`
+        for what the API answers, `TransportError` when no answer comes, `PoolError` when nothing was
+        sent. Cancelling stops the request; the API may bill it all the same.
         """
-        body = render_body(self._options(options), encode_prompt(prompt), streaming=False)
-        return await self._runtime.pipeline.run(body)
+        if session is not None:
+            return await self.session(session, system=system).ask(prompt, **options)
+        encoded, settings = self._call(options)
+        body = render_body(encoded, self._messages(prompt, system), streaming=False)
+        return await self._runtime.pipeline.run(body, settings=settings)
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        user: str | None = None,
+        group: str | None = None,
+        system: str | None = None,
+        turn_id: str | None = None,
+        **options: Unpack[AskKeywords],
+    ) -> ChatResult:
+        """Ask for a user: one turn of the session that belongs to `user`, within `group` if one is named.
+
+        Without a user this is a plain chat. Different users and groups never share a session: see
+        `session_key`. Errors as in `session.ask`; `ConfigError` for a group or a `turn_id` without a user.
+        """
+        if user:
+            ref = self.session(session_key(user, group=group), system=system)
+            return await ref.ask(prompt, turn_id=turn_id, **options)
+        if group or turn_id is not None:
+            raise ConfigError(f"{'group' if group else 'turn_id'}: needs a user, whose session it is about")
+        return await self.chat(prompt, system=system, **options)
 
     @asynccontextmanager
     async def stream(
-        self, prompt: Prompt, *, raw_chunks: bool = False, **options: Unpack[ChatKeywords]
+        self,
+        prompt: Prompt,
+        *,
+        system: str | None = None,
+        session: str | None = None,
+        raw_chunks: bool = False,
+        **options: Unpack[ChatKeywords],
     ) -> AsyncIterator[ChatStream]:
         """Ask once with the answer streamed; arguments and errors as in `chat`.
 
         Entering waits for the first data, with retries; nothing is sent twice after that. Leaving
         early closes the connection. `raw_chunks` adds a `RawChunk` before the events of each chunk.
         """
-        body = render_body(self._options(options), encode_prompt(prompt), streaming=True)
-        reader = await self._runtime.pipeline.open_stream(body)
+        if session is not None:
+            async with self.session(session, system=system).stream(prompt, raw_chunks=raw_chunks, **options) as stream:
+                yield stream
+            return
+        encoded, settings = self._call(options)
+        body = render_body(encoded, self._messages(prompt, system), streaming=True)
+        reader = await self._runtime.pipeline.open_stream(body, settings=settings)
         try:
             yield ChatStream(reader, raw_chunks=raw_chunks)
         finally:
@@ -90,12 +134,13 @@ class Client:
     def session(self, key: str, *, system: str | None = None, **options: Unpack[ChatKeywords]) -> SessionRef:
         """The session with this key; no I/O. `system` and the options hold for each of its turns.
 
+        Without a `system` it is the client's default; an empty one is none.
         Any Unicode text of 1 byte to 4 KiB is a key, and different keys are different sessions.
         Raises `ConfigError` for another key, `SessionConflictError` when the session is open with
         different options.
         """
-        encoded_system = b"" if system is None else encode_json(SystemMessage(system))
-        return self._runtime.sessions.ref(key, SessionOptions(encoded_system, self._options(options)))
+        encoded, settings = self._call(options)
+        return self._runtime.sessions.ref(key, SessionOptions(self._system_message(system), encoded, settings))
 
     def batch(
         self,
@@ -117,8 +162,10 @@ class Client:
         only what the input raised. A consumer that stops reading stops the input. Leaving early
         cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
         """
-        run = partial(self._runtime.pipeline.run_with_body, ambiguous_retries=ambiguous_retries)
-        return open_batch(requests, run=run, max_in_flight=max_in_flight, defaults=self._options(options))
+        defaults, settings = self._call({"lane": "batch", **options})
+        pipeline = self._runtime.pipeline
+        run = partial(pipeline.run_with_body, settings=settings, ambiguous_retries=ambiguous_retries)
+        return open_batch(requests, run=run, max_in_flight=max_in_flight, defaults=defaults, system=self._system)
 
     async def models(self) -> list[Model]:
         """The models on offer, with prices. Errors as in `chat`."""
@@ -142,11 +189,39 @@ class Client:
 
         return await self._runtime.pool.request(HttpCall(method="GET", path=path), decode_reply)
 
-    def _options(self, options: ChatKeywords) -> bytes:
+    def _call(self, options: ChatKeywords) -> tuple[bytes, CallSettings]:
+        """The options of a call above the defaults, encoded, and what is not part of its body."""
         if not options:
-            return self._defaults
-        encoded = encode_options(options)
-        return encoded if "model" in options else join_options(self._defaults, encoded)
+            return self._defaults, self._settings
+        encoded, settings = encode_call(options, beneath=self._settings)
+        is_whole = self._has_only_model and "model" in options
+        return encoded if is_whole else join_options(self._defaults, encoded), settings
+
+    def _messages(self, prompt: Prompt, system: str | None) -> bytes:
+        """The encoded messages of a chat, with a system message in front where there is one to add."""
+        messages = encode_prompt(prompt)
+        if system is None and not self._system:
+            return messages
+        return add_system(self._system_message(system), messages)
+
+    def _system_message(self, system: str | None) -> bytes:
+        if system is None:
+            return self._system
+        return encode_json(SystemMessage(system)) if system else b""
+
+
+def session_key(user: str, *, group: str | None = None) -> str:
+    """The key of the session that belongs to `user`, within `group` if there is one.
+
+    `user:<user>` or `group:<group>/user:<user>`, with `%`, `/` and `:` inside a name percent-encoded, so that
+    different names never make the same key.
+    """
+    key = f"user:{_quoted(user)}"
+    return f"group:{_quoted(group)}/{key}" if group else key
+
+
+def _quoted(name: str) -> str:
+    return name.replace("%", "%25").replace("/", "%2F").replace(":", "%3A")
 
 
 @asynccontextmanager

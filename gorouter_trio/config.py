@@ -11,17 +11,20 @@ import os
 import random
 import time
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NoReturn, cast
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
-from .errors import ConfigError
+from .errors import BadRequestError, ConfigError
+from .wire.codec import encode_call
+from .wire.preferences import ProviderPreferences, ResponseFormat
+from .wire.requests import ChatKeywords
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from .wire.mail import CallSettings
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -245,6 +248,9 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     room or gets `SessionBusyError`. `shutdown_grace_s` bounds the saving of what ran when the
     client closes.
 
+    `routing` keeps the turns of a session with one provider, whose prompt cache knows the conversation:
+    they carry a `routing_id`, a hash of the session's key under the API key, unless they name one.
+
     A session that nobody has written to for `idle_s` gives its memory back, and so do those that were
     used the longest time ago when more than `max_active` are active; the next message loads it from
     the store again. Only idle sessions go, so while more than that have something to do there are more.
@@ -259,6 +265,7 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     restart_window_s: float = 30.0
     idle_s: float = 900.0
     max_active: int = 10_000
+    routing: bool = True
 
     def __post_init__(self) -> None:
         _check_at_least("sessions.mailbox", self.mailbox, 1)
@@ -282,11 +289,21 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     with `connect(host, port)` that gives a `trio.abc.Stream`. `store` keeps the histories, in
     memory when it is None. `insecure_http` allows plain http to hosts other than this machine,
     which sends the key in the clear.
+
+    The defaults of requests: `model`, `models` (fallbacks that the API tries in order), `provider`
+    (routing preferences), `response_format`, and any other option of a request in `options`, by its
+    keyword name. What a call says itself wins, then what its session says, field by field. `system` is
+    the system message of conversations that have none; it is sent with them and never stored.
     """
 
     api_key: str | Secret | None = None
     base_url: str | None = None
     model: str = DEFAULT_MODEL
+    models: Sequence[str] = ()
+    provider: ProviderPreferences | Mapping[str, object] | None = None
+    response_format: ResponseFormat | Mapping[str, object] | None = None
+    options: ChatKeywords | Mapping[str, object] = {}
+    system: str | None = None
     app_name: str | None = None
     referer: str | None = None
     retry: RetryPolicy = RetryPolicy()
@@ -309,8 +326,26 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
             raise ConfigError("model: must not be blank")
         for name in ("app_name", "referer"):
             _check_header(name, getattr(self, name))
+        _check_type("system", self.system, (str, type(None)))
+        self.call_defaults()
         for name, kind in _PARTS.items():
             _check_type(name, getattr(self, name), kind)
+
+    def call_defaults(self) -> tuple[bytes, CallSettings]:
+        """The defaults of requests, encoded, and what of them is not part of a body.
+
+        Raises `ConfigError` for a default that no request can have.
+        """
+        _check_type("options", self.options, Mapping)
+        own: dict[str, object] = {"model": self.model, "provider": self.provider}
+        own |= {"response_format": self.response_format, "models": list(self.models) or None}
+        given = {name: value for name, value in own.items() if value is not None}
+        try:
+            return encode_call(cast("ChatKeywords", {**self.options, **given}))
+        except BadRequestError as exc:
+            raise ConfigError(exc.message) from None
+        except TypeError as exc:
+            raise ConfigError(f"options: {exc}") from None
 
     def resolved(self, environ: Mapping[str, str] | None = None) -> ClientConfig:
         """The same settings with key and base URL filled in from the environment, and checked.

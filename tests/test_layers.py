@@ -25,6 +25,7 @@ PLACES: tuple[str, ...] = (
     # 0, words
     "wire.__init__",
     "wire.messages",
+    "wire.preferences",
     "wire.requests",
     "wire.responses",
     "wire.stream",
@@ -34,6 +35,7 @@ PLACES: tuple[str, ...] = (
     "errors",
     "wire.mail",
     "wire.sse",
+    "wire.formcheck",
     "wire.faults",
     "wire.salvage",
     "wire.codec",

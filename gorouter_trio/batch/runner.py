@@ -38,6 +38,7 @@ likes), or a line of an input file. A line without a request gets a result that 
 
 if TYPE_CHECKING:
     _Run: TypeAlias = Callable[[bytes], Awaitable[tuple[ChatResult, bytes]]]
+    _EncodeRequest: TypeAlias = Callable[[ChatRequest | Mapping[str, object]], bytes]
 
 
 class BatchResult(Struct, frozen=True, kw_only=True):
@@ -179,10 +180,10 @@ class _Intake:
 class _Work:
     """What the pulling tasks share, and do."""
 
-    def __init__(self, intake: _Intake, *, run: _Run, defaults: bytes) -> None:
+    def __init__(self, intake: _Intake, *, run: _Run, encode: _EncodeRequest) -> None:
         self._intake = intake
         self._run = run
-        self._defaults = defaults
+        self._encode_request = encode
         self.succeeded = self.failed = self.cancelled = 0
         self.scope = trio.CancelScope()
         # Results whose delivery was cancelled: they are paid for.
@@ -224,11 +225,11 @@ class _Work:
             case BatchRow():
                 return self._encode_row(request)
             case _:
-                return encode_request(request, defaults=self._defaults)
+                return self._encode_request(request)
 
     def _encode_row(self, row: BatchRow) -> bytes:
         try:
-            return encode_request(row.body, defaults=self._defaults)
+            return self._encode_request(row.body)
         except BadRequestError as exc:
             raise _bad_request(RowProblem(row.line_number, row.custom_id, exc.message)) from exc
 
@@ -256,10 +257,12 @@ async def open_batch(
     run: _Run,
     max_in_flight: int,
     defaults: bytes = b"{}",
+    system: bytes = b"",
 ) -> AsyncIterator[Batch]:
     """Run `requests`, at most `max_in_flight` at a time, each through `run` as an encoded body.
 
-    `defaults` are encoded options beneath those of each request. Up to `max_in_flight` results wait
+    `defaults` are encoded options beneath those of each request, `system` is an encoded system message
+    for those that have none. Up to `max_in_flight` results wait
     for the consumer besides those in flight. Leaving cancels what still runs; its requests may be
     billed all the same. The input is iterated by one task at a time and closed by whoever made it.
     Raises `TypeError` when `requests` is not iterable or is one request, `ConfigError` for a wrong
@@ -267,7 +270,7 @@ async def open_batch(
     """
     _check(requests, max_in_flight)
     intake = _Intake(requests)
-    work = _Work(intake, run=run, defaults=defaults)
+    work = _Work(intake, run=run, encode=partial(encode_request, defaults=defaults, system=system))
     send, receive = trio.open_memory_channel[BatchResult](max_in_flight)
     try:
         async with receive, trio.open_nursery() as nursery:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import trio
 from msgspec import Struct
@@ -39,6 +39,7 @@ from ..errors import (
 )
 from ..wire.codec import decode_error
 from ..wire.faults import find_header
+from ..wire.mail import DEFAULT_SETTINGS
 from .deadlines import DeadlineKeeper
 from .retry import GiveUp, RetryQuota, RetryState, decide
 
@@ -49,13 +50,20 @@ if TYPE_CHECKING:
     from ..transport.http import Connection, Connector, RequestHead
     from ..wire.mail import HttpCall, PoolMail
 
-__all__ = ["Exchange", "Lease", "Pool", "PoolStatistics", "Ticket", "open_pool"]
+__all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "open_pool"]
 
 T = TypeVar("T")
 
 _DRAIN_S = 1.0
 _SPARE_CONNECT_S = 1.0
 _CLEANUP_S = 2.0
+
+
+class HeadMaker(Protocol):
+    """Makes the head of a request; `extra` headers are added to those of the client, and stand in for its own."""
+
+    def __call__(self, method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
+        """The head, made anew."""
 
 
 class PoolStatistics(Struct, frozen=True, kw_only=True):
@@ -195,7 +203,7 @@ class Pool:
         config: ClientConfig,
         connector: Connector,
         *,
-        heads: Callable[[str, str], RequestHead],
+        heads: HeadMaker,
         nursery: trio.Nursery,
     ) -> None:
         self.connector = connector
@@ -294,7 +302,9 @@ class Pool:
     async def _attempt(self, call: HttpCall, exchange: Exchange) -> None:
         """One trip through the queue and a worker; raises for every status outside 2xx."""
         head = self._heads.get((call.method, call.path))
-        if head is None:
+        if call.settings is not DEFAULT_SETTINGS and call.settings.headers:
+            head = self._make_head(call.method, call.path, call.settings.headers)
+        elif head is None:
             head = self._heads[call.method, call.path] = self._make_head(call.method, call.path)
         now = self.now()
         ticket = exchange.ticket = Ticket(self, call, head=head, now=now, deadline=exchange.deadline)
@@ -645,9 +655,7 @@ def _too_late(phase: DeadlinePhase) -> DeadlineExceededError:
 
 
 @asynccontextmanager
-async def open_pool(
-    config: ClientConfig, connector: Connector, *, make_head: Callable[[str, str], RequestHead]
-) -> AsyncIterator[Pool]:
+async def open_pool(config: ClientConfig, connector: Connector, *, make_head: HeadMaker) -> AsyncIterator[Pool]:
     """A running pool. Leaving closes it: queued and running requests end with `PoolClosedError`."""
     async with trio.open_nursery() as nursery:
         pool = Pool(config, connector, heads=make_head, nursery=nursery)

@@ -39,7 +39,15 @@ from ..errors import (
 from ..pool.deadlines import DeadlineKeeper
 from ..wire.codec import decode_log_entry, encode_json, join_options, render_body
 from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered, TurnStarted
-from ..wire.mail import ClearHistory, ForkHistory, ReadHistory, SessionMail, StartTurn
+from ..wire.mail import (
+    DEFAULT_SETTINGS,
+    CallSettings,
+    ClearHistory,
+    ForkHistory,
+    ReadHistory,
+    SessionMail,
+    StartTurn,
+)
 from ..wire.result import ChatResult, HistoryEntry
 from .transcript import Transcript, entries_of
 
@@ -68,10 +76,11 @@ _SLACK_S = 0.5
 
 
 class SessionOptions(Struct, frozen=True):
-    """What a session was opened with: encoded system messages (or nothing) and encoded chat options."""
+    """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest."""
 
     system: bytes = b""
     options: bytes = b"{}"
+    settings: CallSettings = DEFAULT_SETTINGS
 
 
 class SessionStatistics(Struct, frozen=True):
@@ -263,6 +272,7 @@ class SessionActor:
         "_on_gone",
         "_pipeline",
         "_restarts",
+        "_routing",
         "_scope",
         "_store",
         "_transcript",
@@ -290,6 +300,7 @@ class SessionActor:
         turn_ids: Iterator[str],
         watch: SaveWatch,
         on_gone: Callable[[SessionActor], None],
+        routing: bytes = b"",
     ) -> None:
         self.key = key
         self.options = options
@@ -302,6 +313,7 @@ class SessionActor:
         self._turn_ids = turn_ids
         self._watch = watch
         self._on_gone = on_gone
+        self._routing = routing
         self._mailbox: Mailbox[Envelope] = Mailbox(config.mailbox, policy=config.overflow)
         self._transcript: Transcript | None = None
         self._version = 0
@@ -626,6 +638,8 @@ class SessionActor:
     def _render(self, mail: StartTurn, transcript: Transcript) -> bytes:
         """The request body, in one piece from the start: the history is copied once."""
         options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
+        if self._routing and b'"session_id"' not in options:
+            options = b"%b%b%b}" % (options[:-1], b"," if len(options) > 2 else b"", self._routing)
         added = transcript.render(mail.messages)
         start, end = render_body(options, b"\0", streaming=mail.streaming).split(b"\0")
         comma = b"," if transcript.rendered else b""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import itertools
 from collections import OrderedDict
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ import trio
 
 from .._stream import ChatStream
 from ..errors import ActorGoneError, ConfigError, GorouterError, HistoryNotSaved, SessionConflictError
-from ..wire.codec import encode_options, encode_prompt, join_options
+from ..wire.codec import encode_call, encode_prompt, join_options
 from ..wire.mail import ClearHistory, ForkHistory, ReadHistory, StartTurn
 from .actor import SaveWatch, SessionActor, SessionOptions, SessionStatistics, TurnLoan, patience
 
@@ -47,11 +48,13 @@ class SessionDirectory:
         store: HistoryStore,
         config: SessionConfig,
         seams: Seams,
+        routing_key: bytes = b"",
     ) -> None:
         self._nursery = nursery
         self._pipeline = pipeline
         self._store = store
         self._config = config
+        self._routing_key = routing_key if config.routing else b""
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._is_open = True
         self._now = trio.lowlevel.current_clock().current_time
@@ -134,6 +137,7 @@ class SessionDirectory:
             turn_ids=self._turn_ids,
             watch=self._watch,
             on_gone=self._forget,
+            routing=self._routing(key),
         )
         actor.used_at = self._now()
         self._actors[key] = actor
@@ -142,6 +146,12 @@ class SessionDirectory:
         if len(self._actors) > self._config.max_active:
             self._make_room()
         return actor
+
+    def _routing(self, key: str) -> bytes:
+        """The routing field of the session's requests: a hash, which only the holder of the API key can make."""
+        if not self._routing_key:
+            return b""
+        return b'"session_id":"%b"' % hmac.digest(self._routing_key, key.encode(), "sha256").hex().encode()
 
     def _forget(self, actor: SessionActor) -> None:
         if self._actors.get(actor.key) is actor:
@@ -265,8 +275,9 @@ class SessionRef:
         It has this session's system message and options, beneath the ones given. Raises
         `SessionConflictError` when a session with this key exists already.
         """
-        chat_options = join_options(self._options.options, encode_options(options))
-        target = self._directory.ref(key, SessionOptions(self._options.system, chat_options))
+        encoded, settings = encode_call(options, beneath=self._options.settings)
+        chat_options = join_options(self._options.options, encoded)
+        target = self._directory.ref(key, SessionOptions(self._options.system, chat_options, settings))
         if self._directory.active_actor(key) is not None:
             raise SessionConflictError(f"session {key!r} exists already")
         await self._actor().ask(ForkHistory(key))
@@ -292,12 +303,16 @@ class SessionRef:
     def _turn(self, prompt: Prompt, turn_id: str | None, options: ChatKeywords, *, streaming: bool) -> StartTurn:
         if turn_id is not None and not turn_id:
             raise ConfigError("turn_id: must not be empty")
+        encoded, settings = b"{}", self._options.settings
+        if options:
+            encoded, settings = encode_call(options, beneath=settings)
         return StartTurn(
             turn_id=turn_id or "",
             messages=encode_prompt(prompt),
-            options=encode_options(options) if options else b"{}",
+            options=encoded,
             streaming=streaming,
             deadline=trio.current_effective_deadline(),
+            settings=settings,
         )
 
 

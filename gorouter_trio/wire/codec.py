@@ -18,7 +18,9 @@ from msgspec import UNSET, UnsetType
 from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
 from .catalog import Credits, KeyInfo, Model
 from .faults import api_error, body_summary, error_from_reply
+from .formcheck import check_form, check_headers, check_message
 from .journal import LogEntry
+from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
     AssistantMessage,
     DeveloperMessage,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Prompt",
+    "add_system",
     "check_options",
     "checked_usage",
     "decode_chunk",
@@ -54,6 +57,7 @@ __all__ = [
     "decode_messages",
     "decode_models",
     "decode_roles",
+    "encode_call",
     "encode_json",
     "encode_message",
     "encode_options",
@@ -93,16 +97,66 @@ _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
-# msgspec resolves annotations at the first use, in the module that the class says it is from, which the package root
-# changes for its public classes: this first use has to be now.
-msgspec.convert({}, ChatOptions)
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
 _NO_DETAILS = CostDetails()
 _NOT_JSON = (TypeError, ValueError, RecursionError)
+_SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
+_LANES = ("interactive", "batch")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
+
+
+class _OptionKinds(msgspec.Struct, frozen=True):
+    """The kind of JSON that each option takes: what a line of a file can get wrong."""
+
+    model: str = ""
+    models: list[str] = []
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    top_a: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    logit_bias: dict[str, float] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: dict[str, object] = {}
+    structured_outputs: bool | None = None
+    tools: list[dict[str, object]] = []
+    tool_choice: str | dict[str, object] = ""
+    parallel_tool_calls: bool | None = None
+    reasoning: dict[str, object] = {}
+    reasoning_effort: str = ""
+    include_reasoning: bool | None = None
+    verbosity: str = ""
+    prediction: dict[str, object] = {}
+    modalities: list[str] = []
+    image_config: dict[str, object] = {}
+    audio: dict[str, object] = {}
+    provider: dict[str, object] = {}
+    plugins: list[dict[str, object]] = []
+    transforms: list[str] = []
+    route: str = ""
+    service_tier: str = ""
+    session_id: str = ""
+    user: str = ""
+    metadata: dict[str, str] = {}
+    trace: dict[str, object] = {}
+    cache_control: dict[str, object] = {}
+    prompt_cache_key: str = ""
+    prompt_cache_options: dict[str, object] = {}
+    web_search_options: dict[str, object] = {}
+    stop_server_tools_when: list[dict[str, object]] = []
+    deferred_tools: dict[str, object] = {}
+    debug: dict[str, object] = {}
 
 
 class _ModelsReply(msgspec.Struct, frozen=True):
@@ -165,22 +219,33 @@ def encode_message(message: Message | Mapping[str, object]) -> bytes:
         raise _bad_request(f"messages: cannot be written as JSON: {exc}") from exc
 
 
+def add_system(system: bytes, messages: bytes) -> bytes:
+    """Encoded messages with an encoded system message in front, unless they have one, or there is none to add."""
+    if not system or _has_system(messages):
+        return messages
+    return b"%b,%b" % (system, messages)
+
+
+def _has_system(messages: bytes) -> bool:
+    if b'"system"' not in messages and b'"developer"' not in messages:
+        return False
+    return not {"system", "developer"}.isdisjoint(decode_roles(b"[%b]" % messages))
+
+
 def encode_options(keywords: ChatKeywords) -> bytes:
     """The options of a request as one encoded JSON object.
 
     Raises `BadRequestError` for a value that is not JSON, and `TypeError` for an unknown name, as
     a call with an unknown keyword does.
     """
-    fields = dict(keywords)
-    extra = dict(cast("Mapping[str, object] | None", fields.pop("extra_body", None)) or {})
+    fields = dict(cast("Mapping[str, object]", keywords))
+    extra = _extra_body(fields.pop("extra_body", None))
     if "routing_id" in fields:
         fields["session_id"] = fields.pop("routing_id")
     options = ChatOptions(**fields)  # type: ignore[arg-type]  # the TypedDict has checked them
     _refuse_numbers_without_json(fields)
     _refuse_numbers_without_json(extra)
-    for name in ("messages", "stream"):
-        if name in extra:
-            raise _bad_request(f"extra_body: {name} is set by the call itself")
+    check_form({**fields, **extra})
     try:
         encoded = encode_json(options)
         return join_options(encoded, encode_json(extra)) if extra else encoded
@@ -188,17 +253,53 @@ def encode_options(keywords: ChatKeywords) -> bytes:
         raise _bad_request(f"the options cannot be written as JSON: {exc}") from exc
 
 
+def _extra_body(given: object) -> dict[str, object]:
+    if given is None:
+        return {}
+    if not _is_mapping(given):
+        raise _bad_request(f"extra_body: must be a mapping, not a {type(given).__name__}")
+    extra = dict(cast("Mapping[str, object]", given))
+    for name in ("messages", "stream"):
+        if name in extra:
+            raise _bad_request(f"extra_body: {name} is set by the call itself")
+    return extra
+
+
+def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTINGS) -> tuple[bytes, CallSettings]:
+    """The keyword arguments of a call: its options, encoded, and what is not part of the body.
+
+    What is not given is as in `beneath`; headers are added to those there. Raises as `encode_options`,
+    and `BadRequestError` for headers, a lane or a tenant that cannot be.
+    """
+    if _SETTINGS.isdisjoint(keywords):
+        return encode_options(keywords), beneath
+    fields = dict(cast("Mapping[str, object]", keywords))
+    lane = fields.pop("lane", beneath.lane)
+    tenant = fields.pop("tenant", beneath.tenant)
+    headers = tuple((dict(beneath.headers) | dict(check_headers(fields.pop("extra_headers", None)))).items())
+    if lane not in _LANES:
+        raise _bad_request(f"lane: must be one of {', '.join(_LANES)}, not {lane!r}")
+    if not isinstance(tenant, str):
+        raise _bad_request(f"tenant: must be a text, not a {type(tenant).__name__}")
+    settings = CallSettings(headers=headers, lane=lane, tenant=tenant)  # type: ignore[arg-type]  # one of the lanes
+    return encode_options(cast("ChatKeywords", fields)), settings
+
+
 def check_options(fields: Mapping[str, object]) -> None:
     """Raise `BadRequestError` that names a field of `fields`, in wire names, with a value of the wrong kind."""
     try:
-        msgspec.convert(fields, ChatOptions)
+        msgspec.convert(fields, _OptionKinds)
     except msgspec.ValidationError as exc:
         what, _, where = str(exc).rpartition(" - at `$.")
         raise _bad_request(f"{where.rstrip('`')}: {what}" if where else str(exc)) from exc
 
 
-def encode_request(request: ChatRequest | Mapping[str, object], *, defaults: bytes = b"{}") -> bytes:
+def encode_request(
+    request: ChatRequest | Mapping[str, object], *, defaults: bytes = b"{}", system: bytes = b""
+) -> bytes:
     """The body of a whole request, as a batch has it; `defaults` are encoded options beneath its own.
+
+    `system` is an encoded system message for requests that have none.
 
     A mapping is a request body in wire names. `custom_id` and `stream` are not sent. Raises
     `BadRequestError` when it has no messages or cannot be written as JSON.
@@ -217,11 +318,12 @@ def encode_request(request: ChatRequest | Mapping[str, object], *, defaults: byt
         fields.pop(name, None)
     encoded = encode_prompt(cast("Prompt", list(cast("Sequence[Message]", messages))))
     _refuse_numbers_without_json(fields)
+    check_form(fields)
     try:
         options = join_options(defaults, encode_json(fields))
     except _NOT_JSON as exc:
         raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
-    return render_body(options, encoded, streaming=False)
+    return render_body(options, add_system(system, encoded), streaming=False)
 
 
 def join_options(first: bytes, second: bytes) -> bytes:
@@ -612,6 +714,7 @@ def _checked_mapping(message: object) -> dict[str, object]:
     role = fields.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise _bad_request(f"messages: unknown role {role!r}; use one of {', '.join(sorted(_ROLES))}")
+    check_message(fields)
     return fields
 
 

@@ -2,21 +2,37 @@
 
 `ChatOptions` is the value, `ChatKeywords` the same fields as keyword arguments of `client.chat` and
 its kin. A field left at `UNSET` is not sent and the provider's own default applies; null and zero
-are sent as they are. Fields newer than this package go through `extra_body`.
+are sent as they are. What is an object of its own has a type in `wire.preferences`, and a mapping
+in wire names is as good. Fields newer than this package go through `extra_body`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Literal, TypeAlias, TypedDict
 
 from msgspec import UNSET, Struct, UnsetType
 
-from .messages import Message
+from .messages import CacheControl, Message
+from .preferences import (
+    AudioOutput,
+    DebugOptions,
+    Plugin,
+    Prediction,
+    PromptCacheOptions,
+    ProviderPreferences,
+    ReasoningOptions,
+    ResponseFormat,
+    Tool,
+    ToolChoice,
+    TraceOptions,
+    WebSearchOptions,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+__all__ = ["AskKeywords", "ChatKeywords", "ChatOptions", "ChatRequest", "JsonObject"]
 
-__all__ = ["ChatKeywords", "ChatOptions", "ChatRequest"]
+JsonObject: TypeAlias = Mapping[str, object]
+"""An object in wire names, sent as it is."""
 
 
 class ChatOptions(Struct, frozen=True, kw_only=True):
@@ -27,7 +43,7 @@ class ChatOptions(Struct, frozen=True, kw_only=True):
     """
 
     model: str | UnsetType = UNSET
-    models: list[str] | UnsetType = UNSET
+    models: Sequence[str] | UnsetType = UNSET
     max_completion_tokens: int | UnsetType = UNSET
     max_tokens: int | UnsetType = UNSET
     temperature: float | None | UnsetType = UNSET
@@ -39,25 +55,39 @@ class ChatOptions(Struct, frozen=True, kw_only=True):
     presence_penalty: float | None | UnsetType = UNSET
     repetition_penalty: float | None | UnsetType = UNSET
     seed: int | None | UnsetType = UNSET
-    stop: str | list[str] | None | UnsetType = UNSET
-    logit_bias: dict[str, float] | None | UnsetType = UNSET
+    stop: str | Sequence[str] | None | UnsetType = UNSET
+    logit_bias: Mapping[str, float] | None | UnsetType = UNSET
     logprobs: bool | None | UnsetType = UNSET
     top_logprobs: int | None | UnsetType = UNSET
-    response_format: dict[str, object] | UnsetType = UNSET
-    tools: list[dict[str, object]] | UnsetType = UNSET
-    tool_choice: str | dict[str, object] | UnsetType = UNSET
+    response_format: ResponseFormat | JsonObject | UnsetType = UNSET
+    structured_outputs: bool | UnsetType = UNSET
+    tools: Sequence[Tool | JsonObject] | UnsetType = UNSET
+    tool_choice: ToolChoice | JsonObject | UnsetType = UNSET
     parallel_tool_calls: bool | None | UnsetType = UNSET
-    reasoning: dict[str, object] | UnsetType = UNSET
+    reasoning: ReasoningOptions | JsonObject | UnsetType = UNSET
     reasoning_effort: str | UnsetType = UNSET
+    include_reasoning: bool | UnsetType = UNSET
     verbosity: str | UnsetType = UNSET
-    modalities: list[str] | UnsetType = UNSET
-    provider: dict[str, object] | UnsetType = UNSET
-    plugins: list[dict[str, object]] | UnsetType = UNSET
+    prediction: Prediction | JsonObject | UnsetType = UNSET
+    modalities: Sequence[str] | UnsetType = UNSET
+    image_config: JsonObject | UnsetType = UNSET
+    audio: AudioOutput | JsonObject | UnsetType = UNSET
+    provider: ProviderPreferences | JsonObject | UnsetType = UNSET
+    plugins: Sequence[Plugin | JsonObject] | UnsetType = UNSET
+    transforms: Sequence[str] | UnsetType = UNSET
+    route: str | UnsetType = UNSET
     service_tier: str | UnsetType = UNSET
     session_id: str | UnsetType = UNSET
     user: str | UnsetType = UNSET
-    metadata: dict[str, str] | UnsetType = UNSET
-    cache_control: dict[str, object] | UnsetType = UNSET
+    metadata: Mapping[str, str] | UnsetType = UNSET
+    trace: TraceOptions | JsonObject | UnsetType = UNSET
+    cache_control: CacheControl | JsonObject | UnsetType = UNSET
+    prompt_cache_key: str | UnsetType = UNSET
+    prompt_cache_options: PromptCacheOptions | JsonObject | UnsetType = UNSET
+    web_search_options: WebSearchOptions | JsonObject | UnsetType = UNSET
+    stop_server_tools_when: Sequence[JsonObject] | UnsetType = UNSET
+    deferred_tools: JsonObject | UnsetType = UNSET
+    debug: DebugOptions | JsonObject | UnsetType = UNSET
 
 
 class ChatRequest(ChatOptions, frozen=True, kw_only=True):
@@ -66,12 +96,16 @@ class ChatRequest(ChatOptions, frozen=True, kw_only=True):
     `custom_id` names it in the output; it is not sent.
     """
 
-    messages: list[Message]
+    messages: Sequence[Message | JsonObject]
     custom_id: str | UnsetType = UNSET
 
 
-class ChatKeywords(TypedDict, total=False):
-    """The keyword arguments of a chat; see `ChatOptions`. `extra_body` adds fields as they are."""
+class AskKeywords(TypedDict, total=False):
+    """The keyword arguments of `client.ask`; see `ChatOptions`. They are those of a chat without the API's `user`.
+
+    `extra_body` adds fields as they are, and wins over the named ones. `extra_headers` adds request
+    headers. `lane` is the queue of the pool that the request waits in, `tenant` whose request it is.
+    """
 
     model: str
     models: Sequence[str]
@@ -90,19 +124,41 @@ class ChatKeywords(TypedDict, total=False):
     logit_bias: Mapping[str, float] | None
     logprobs: bool | None
     top_logprobs: int | None
-    response_format: Mapping[str, object]
-    tools: Sequence[Mapping[str, object]]
-    tool_choice: str | Mapping[str, object]
+    response_format: ResponseFormat | JsonObject
+    structured_outputs: bool
+    tools: Sequence[Tool | JsonObject]
+    tool_choice: ToolChoice | JsonObject
     parallel_tool_calls: bool | None
-    reasoning: Mapping[str, object]
+    reasoning: ReasoningOptions | JsonObject
     reasoning_effort: str
+    include_reasoning: bool
     verbosity: str
+    prediction: Prediction | JsonObject
     modalities: Sequence[str]
-    provider: Mapping[str, object]
-    plugins: Sequence[Mapping[str, object]]
+    image_config: JsonObject
+    audio: AudioOutput | JsonObject
+    provider: ProviderPreferences | JsonObject
+    plugins: Sequence[Plugin | JsonObject]
+    transforms: Sequence[str]
+    route: str
     service_tier: str
     routing_id: str
-    user: str
     metadata: Mapping[str, str]
-    cache_control: Mapping[str, object]
-    extra_body: Mapping[str, object]
+    trace: TraceOptions | JsonObject
+    cache_control: CacheControl | JsonObject
+    prompt_cache_key: str
+    prompt_cache_options: PromptCacheOptions | JsonObject
+    web_search_options: WebSearchOptions | JsonObject
+    stop_server_tools_when: Sequence[JsonObject]
+    deferred_tools: JsonObject
+    debug: DebugOptions | JsonObject
+    extra_body: JsonObject
+    extra_headers: Mapping[str, str]
+    lane: Literal["interactive", "batch"]
+    tenant: str
+
+
+class ChatKeywords(AskKeywords, total=False):
+    """The keyword arguments of a chat; see `AskKeywords`. `user` is the API's name for an end user."""
+
+    user: str

@@ -107,8 +107,8 @@ async def open_place(
         nursery.cancel_scope.cancel()
 
 
-def make_head(method: str, path: str) -> RequestHead:
-    return RequestHead(ORIGIN, method=method, target=path, headers=[("Authorization", "Bearer k")])
+def make_head(method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
+    return RequestHead(ORIGIN, method=method, target=path, headers=[("Authorization", "Bearer k"), *extra])
 
 
 async def together(*calls: Callable[[], Awaitable[object]]) -> None:

@@ -175,10 +175,10 @@ class LeakyClient(Client):
     """Forgets to give the connection back when a stream is left otherwise than at its end."""
 
     @asynccontextmanager
-    async def stream(
+    async def stream(  # type: ignore[override]  # what the scenario uses
         self, prompt: object, *, raw_chunks: bool = False, **options: Unpack[ChatKeywords]
     ) -> AsyncIterator[ChatStream]:
-        body = render_body(self._options(options), encode_prompt(prompt), streaming=True)  # type: ignore[arg-type]  # a str
+        body = render_body(self._call(options)[0], encode_prompt(prompt), streaming=True)  # type: ignore[arg-type]  # a str
         reader = await self._runtime.pipeline.open_stream(body)
         yield ChatStream(reader, raw_chunks=raw_chunks)
         reader.close()
@@ -315,7 +315,7 @@ def test_an_orphan_in_a_request_is_caught() -> None:
 class DoubleClient(Client):
     """Sends everything twice, and gives out the second answer."""
 
-    async def chat(self, prompt: object, **options: Unpack[ChatKeywords]) -> gr.ChatResult:
+    async def chat(self, prompt: object, **options: Unpack[ChatKeywords]) -> gr.ChatResult:  # type: ignore[override]
         await super().chat(prompt, **options)  # type: ignore[arg-type]  # a str
         return await super().chat(prompt, **options)  # type: ignore[arg-type]  # a str
 

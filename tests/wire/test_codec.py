@@ -54,9 +54,9 @@ def sent(prompt: object, **options: Any) -> dict[str, Any]:
 
 def test_absent_null_and_zero_are_three_things() -> None:
     """A field that was not given is not sent, null is null, zero and false and the empty text are themselves."""
-    assert sent("hi", temperature=0, seed=None, top_p=0.0, parallel_tool_calls=False, user="", stop=[]) == {
+    assert sent("hi", temperature=0, seed=None, min_p=0.0, parallel_tool_calls=False, user="", stop=[]) == {
         "messages": [{"role": "user", "content": "hi"}],
-        "temperature": 0, "seed": None, "top_p": 0.0, "parallel_tool_calls": False, "user": "", "stop": [],
+        "temperature": 0, "seed": None, "min_p": 0.0, "parallel_tool_calls": False, "user": "", "stop": [],
     }  # fmt: skip
     assert sent("hi") == {"messages": [{"role": "user", "content": "hi"}]}
 
