@@ -9,12 +9,18 @@ from __future__ import annotations
 from .config import RequestRecord as RequestRecord
 from .config import SimulatorConfig as SimulatorConfig
 from .config import SimulatorStatistics as SimulatorStatistics
+from .limits import FreeTier as FreeTier
+from .limits import Limit as Limit
+from .limits import LimitWindow as LimitWindow
 from .server import Simulator as Simulator
 from .server import serve_simulator as serve_simulator
 from .transport import SimulatedNetwork as SimulatedNetwork
 from .transport import open_simulated_network as open_simulated_network
 
 __all__ = [
+    "FreeTier",
+    "Limit",
+    "LimitWindow",
     "RequestRecord",
     "SimulatedNetwork",
     "Simulator",

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Final, Literal, final
 import trio
 from msgspec import Struct
 
+from ._admission import Admission, Ticket
 from ._books import Books
 from ._delivery import Delivery
 from ._draws import Draws
 from .catalog import SimulatedModel
 from .config import RequestRecord, SimulatorConfig
 from .directives import NONE, Directives, read_directives
-from .faults import FAULTS, ErrorReply, FaultContext, FaultKind, bad_request, context_length, credits_spent
+from .faults import FAULTS, ErrorReply, FaultContext, FaultKind, bad_request, context_length
 from .forms import Face, Generation
 from .ledger import Charge
+from .limits import Demand
 from .model import Writer
 from .outlet import Outlet, Pace
 from .requests import ChatRequest, Reading, parse_chat
@@ -44,6 +46,7 @@ class World(Struct, frozen=True):
     books: Books
     wall: Callable[[], float]
     on_request: Callable[[RequestRecord], None] | None
+    admission: Admission
 
     def find_model(self, chat: ChatRequest) -> SimulatedModel | None:
         """The first model that the request names and the catalog has; the default when it names none."""
@@ -87,6 +90,7 @@ class Exchange:
         self._is_stream = False
         self._pace = Pace()
         self._charge: Charge | None = None
+        self._ticket: Ticket | None = None
         self._is_booked = False
 
     async def run(self) -> None:
@@ -160,20 +164,15 @@ class Exchange:
         await self._outlet.error(refusal)
 
     def _admit(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> ErrorReply | None:
-        """Refuse what does not fit the model or the account. Limits and holds have their place here."""
+        """Refuse what does not fit the model, the account or its limits."""
         if reading.tokens + min(chat.limit or 1, model.max_completion_tokens) > model.context_length:
             return context_length(self._context(chat, model, reading))
-        if self._affordable_tokens(model, reading.tokens) < _max_tokens(chat, model):
-            return credits_spent(self._context(chat, model, reading))
+        demand = Demand(self._key, model.id, reading.tokens, _max_tokens(chat, model))
+        answer = self._world.admission.admit(demand, model=model, context=lambda: self._context(chat, model, reading))
+        if isinstance(answer, ErrorReply):
+            return answer
+        self._ticket = answer
         return None
-
-    def _affordable_tokens(self, model: SimulatedModel, prompt_tokens: int) -> int:
-        """How many completion tokens the rest of the credits pays for."""
-        if not model.completion_nanousd:
-            return model.max_completion_tokens
-        left = self._world.config.credits_nanousd - self._world.books.ledger.total_nanousd
-        left -= prompt_tokens * model.prompt_nanousd + model.request_nanousd
-        return max(0, left) // model.completion_nanousd
 
     def _context(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> FaultContext:
         return FaultContext(
@@ -182,7 +181,7 @@ class Exchange:
             prompt=reading.prompt,
             prompt_tokens=reading.tokens,
             max_tokens=_max_tokens(chat, model),
-            affordable_tokens=self._affordable_tokens(model, reading.tokens),
+            affordable_tokens=self._world.admission.purse.affordable_tokens(model, reading.tokens),
             context_length=model.context_length,
             now_s=self._world.wall(),
             retry_after_s=self._world.config.retry_after_s,
@@ -297,6 +296,8 @@ class Exchange:
         """Count the request as ended, once."""
         self._is_booked = True
         charge = self._charge
+        if self._ticket is not None:
+            self._world.admission.leave(self._ticket, charge.completion_tokens if charge is not None else 0)
         record = RequestRecord(
             generation_id=self._outlet.generation_id,
             model=self._model.id if self._model is not None else None,
