@@ -10,8 +10,9 @@ from msgspec import Struct
 
 from ..errors import ConfigError
 from .catalog import MODELS, SimulatedModel
-from .faults import FAULTS, FaultKind
+from .faults import FaultKind
 from .limits import FreeTier, Limit
+from .scenario import Scenario, check_rates
 
 __all__ = [
     "CancelBilling",
@@ -67,6 +68,8 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Rate limits of the chat; beyond them requests are answered 429. See `simulator.limits`."""
     free_tier: FreeTier | None = None
     """The limits of the `:free` models; None does not limit them."""
+    scenario: Scenario | None = None
+    """What happens over time, and how replies look; what it says goes before the times, faults and sizes given here."""
     clock_offset_s: float = 0.0
     """By how much the server's wall clock is ahead of the one that it is given."""
     reply_tokens: int = 110
@@ -96,21 +99,16 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ConfigError(f"jitter must be 0 to 1, not {self.jitter!r}")
         if self.reply_tokens < 1:
             raise ConfigError(f"reply_tokens must be at least 1, not {self.reply_tokens!r}")
-        self._check_faults()
+        check_rates(self.fault_rates)
         self._check_models()
-
-    def _check_faults(self) -> None:
-        unknown = sorted(set(self.fault_rates) - set(FAULTS))
-        if unknown:
-            raise ConfigError(f"fault_rates: unknown fault {unknown[0]!r}; known are {', '.join(FAULTS)}")
-        rates = self.fault_rates.values()
-        if not all(0 <= rate <= 1 for rate in rates) or sum(rates) > 1 + 1e-9:
-            raise ConfigError("fault_rates must be 0 to 1 each, and at most 1 together")
 
     def _check_models(self) -> None:
         ids = [model.id for model in self.models]
         if len(set(ids)) != len(ids):
             raise ConfigError("models: an id stands twice")
+        unknown = set(self.scenario.models) - set(ids) if self.scenario is not None else ()
+        if unknown:
+            raise ConfigError(f"scenario.models: {min(unknown)!r} is not among the models")
         if self.default_model not in ids:
             raise ConfigError(f"default_model {self.default_model!r} is not among the models")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import msgspec
@@ -33,6 +34,7 @@ __all__ = [
     "in_flight_full",
     "limited",
     "plain",
+    "with_retry_after",
 ]
 
 FaultKind = Literal[
@@ -255,6 +257,20 @@ def limited(refused: Refused, context: FaultContext) -> ErrorReply:
     headers["Retry-After"] = str(wait_s)
     metadata = {"error_type": "rate_limit_exceeded", "headers": headers}
     return ErrorReply(429, error_body("Rate limit exceeded", 429, metadata=metadata), tuple(headers.items()))
+
+
+def with_retry_after(error: ErrorReply, form: Literal["date", "ms"], *, now_s: float) -> ErrorReply:
+    """The same error with its Retry-After as an HTTP date, or as a `retry-after-ms`."""
+    headers = tuple([_reworded(name, value, form=form, now_s=now_s) for name, value in error.headers])
+    return msgspec.structs.replace(error, headers=headers)
+
+
+def _reworded(name: str, value: str, *, form: Literal["date", "ms"], now_s: float) -> tuple[str, str]:
+    if name != "Retry-After":
+        return name, value
+    if form == "ms":
+        return "retry-after-ms", str(int(value) * 1_000)
+    return name, formatdate(math.ceil(now_s) + int(value), usegmt=True)
 
 
 def _free_tier(headers: Mapping[str, str], *, is_daily: bool) -> ErrorReply:

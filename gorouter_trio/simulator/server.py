@@ -23,6 +23,7 @@ from ._admission import Admission
 from ._books import Books
 from ._exchange import Exchange, World
 from ._json import encode
+from ._slots import Course
 from .config import RequestRecord, SimulatorConfig, SimulatorStatistics
 from .faults import ErrorReply, plain
 from .ledger import Ledger, generation_body
@@ -68,7 +69,8 @@ class Simulator:
         faces = {model.id: forms.Face(model) for model in self.config.models}
         server_wall = _with_offset(wall, self.config.clock_offset_s)
         admission = Admission(self.config, self._books.ledger, wall=server_wall)
-        self._world = World(self.config, models, faces, self._books, server_wall, on_request, admission)
+        course = Course(self.config.scenario) if self.config.scenario is not None else None
+        self._world = World(self.config, models, faces, self._books, server_wall, on_request, admission, course)
         self._keys = None if self.config.api_keys is None else frozenset(self.config.api_keys)
         self._routes: Mapping[tuple[str, str], _Route] = {
             ("POST", "/chat/completions"): self._chat,
