@@ -150,7 +150,7 @@ class Exchange:
             await self._refuse(refusal)
             return
         books.process(is_stream=self._is_stream)
-        writer = Writer(chat, model, config=config, directives=directives, reading=reading)
+        writer = Writer(chat, model, config=config, directives=directives, reading=reading, times=times)
         generation = Generation(
             id=self._outlet.generation_id,
             created=int(self._world.wall()),
