@@ -437,5 +437,8 @@ def key(label: str, used_nanousd: int, *, free_requests: tuple[int, int] = (0, 1
             "interval": "10s",
             "note": "This field is deprecated and safe to ignore.",
         },
+        # Newer than the captured replies; the official SDK needs both.
+        "budgets": [],
+        "effective_budget": None,
     }
     return encode({"data": data})
