@@ -66,7 +66,7 @@ async def test_tools_are_called_round_by_round(autojump_clock) -> None:
     assert seen[1][1][0].startswith("call_")
     assert [call_id for call_id, _ in seen[2]] == ["third"]
     assert seen[3] == []
-    assert message["content"] == "According to tide: ok"
+    assert messages[-1]["content"] == "According to tide: ok"
 
 
 @pytest.mark.parametrize("form", [FORMAT, {"type": "json_object"}], ids=["schema", "object"])
