@@ -5,26 +5,25 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from importlib import metadata
+from pathlib import Path  # noqa: TC003 - read from the annotations by cyclopts
 from typing import TYPE_CHECKING, Annotated, cast
 
 import trio
 from cyclopts import App, CycloptsError, Parameter
 
 from ..errors import GorouterError
-from ..simulator import SimulatorConfig
+from ..simulator.files import show_config
 from .batch import BatchJob, run_batch
 from .chat import ChatJob, run_chat
 from .demo import DemoJob, run_demo
 from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tracebacks, report, report_failure, why
 from .options import FLAG, CommonOptions
 from .service import run_credits, run_key, run_models
-from .simulate import parse_faults, run_simulate
-from .terminal import drop_stdout
+from .simulate import choose_config, parse_faults, run_simulate
+from .terminal import drop_stdout, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
-
-    from ..simulator.faults import FaultKind
 
 __all__ = ["batch", "chat", "credits", "demo", "key", "models", "run", "simulate"]
 
@@ -108,13 +107,15 @@ async def demo(*, rows: int = 400, max_in_flight: int = 64, seed: int = 0, json:
 async def simulate(
     *,
     listen: str = "127.0.0.1:0",
-    latency: float = 0.0,
-    first_token: float = 0.0,
-    tokens_per_s: float = 0.0,
-    jitter: float = 0.0,
+    scenario: Path | None = None,
+    print_scenario: Annotated[bool, FLAG] = False,
+    latency: float | None = None,
+    first_token: float | None = None,
+    tokens_per_s: float | None = None,
+    jitter: float | None = None,
     fault: Annotated[list[str] | None, Parameter(negative="")] = None,
     retry_after: int | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
     """Serve a simulated OpenRouter until Ctrl-C; its base URL is printed first, its counters last.
@@ -123,6 +124,10 @@ async def simulate(
     ----------
     listen
         HOST:PORT; port 0 takes a free one.
+    scenario
+        A TOML file with settings and what happens when; the other options go before it.
+    print_scenario
+        Print such a file with every setting and its default, and nothing else.
     latency
         Seconds from a request to the head of its reply.
     first_token
@@ -140,15 +145,19 @@ async def simulate(
     json
         Print the base URL and the counters as JSON.
     """
-    config = SimulatorConfig(
-        seed=seed,
-        latency_s=latency,
-        first_token_s=first_token,
-        tokens_per_s=tokens_per_s,
-        jitter=jitter,
-        fault_rates=cast("dict[FaultKind, float]", parse_faults(fault or [])),
-        retry_after_s=retry_after,
-    )
+    if print_scenario:
+        print_text(show_config())
+        return OK
+    given: dict[str, object] = {
+        "seed": seed,
+        "latency_s": latency,
+        "first_token_s": first_token,
+        "tokens_per_s": tokens_per_s,
+        "jitter": jitter,
+        "fault_rates": parse_faults(fault) if fault else None,
+        "retry_after_s": retry_after,
+    }
+    config = choose_config(scenario, {name: value for name, value in given.items() if value is not None})
     return await run_simulate(config, listen=listen, as_json=json)
 
 

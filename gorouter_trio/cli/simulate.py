@@ -8,17 +8,21 @@ from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 
+from ..errors import ConfigError
 from ..simulator import Simulator, SimulatorConfig, SimulatorStatistics, serve_simulator
+from ..simulator.files import load_config
 from .failures import OK, CliError, find_failure, why
 from .options import raise_file_limit
 from .terminal import facts_table, format_cost, print_error, print_json, print_text, show
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+    from pathlib import Path
 
-__all__ = ["parse_address", "parse_faults", "run_simulate"]
+__all__ = ["choose_config", "parse_address", "parse_faults", "run_simulate"]
 
 _NANOUSD = Decimal(1_000_000_000)
 _FILES = 65_536
@@ -42,6 +46,17 @@ def parse_faults(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise CliError(f"--fault must look like 429_upstream=0.05, not {text!r}") from None
     return rates
+
+
+def choose_config(path: Path | None, options: Mapping[str, object]) -> SimulatorConfig:
+    """The settings of a file, or the default ones, with these in their place; raises `CliError`."""
+    try:
+        config = SimulatorConfig() if path is None else load_config(path)
+        return msgspec.structs.replace(config, **options)
+    except OSError as exc:
+        raise CliError(f"{path}: {why(exc)}") from exc
+    except ConfigError as exc:
+        raise CliError(str(exc)) from exc
 
 
 async def run_simulate(config: SimulatorConfig, *, listen: str, as_json: bool) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
+import msgspec
 import trio
 from msgspec import Struct
 
 from . import forms
+from ._reshape import reshape_ending, reshape_events, reshape_whole
 from .forms import Event, StreamForm
 from .outlet import JSON_HEADERS, STREAM_HEADERS
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from .faults import ErrorReply, FaultKind
     from .forms import Generation
     from .outlet import Outlet, Pace
+    from .scenario import Wire
 
 _KEEP_ALIVE_S: Final = 0.5
 _ERROR_EVENT: Final = b"data: " + forms.TIMED_OUT + b"\n\n" + forms.DONE
@@ -95,6 +98,7 @@ class Delivery:
         """Send the reply, or what the fault makes of it, when all tokens are generated."""
         generation, outlet = self._generation, self._outlet
         await outlet.pad_until(self._pace.due_s(generation.answer.completion_tokens), latency_s=self._pace.latency_s)
+        wire = outlet.wire
         padding = b"" if self._reply.is_started else forms.PADDING * 3
         match self._fault:
             case "error_in_200":
@@ -110,6 +114,8 @@ class Delivery:
                 return
             case _:
                 body = forms.completion(generation)
+                if wire is not None:
+                    body = forms.PADDING * wire.padding + reshape_whole(body, wire)
         self._outlet.status = 200
         self._before_end()
         await outlet.whole(body)
@@ -117,14 +123,16 @@ class Delivery:
     async def send_stream(self) -> bool:
         """Send the stream as far as the fault lets it; says whether the client stayed to the end."""
         form = StreamForm(self._generation)
-        if self._pace.is_instant and self._fault is None and not self._config.max_write_bytes:
+        wire = self._outlet.wire
+        if self._pace.is_instant and self._fault is None and wire is None and not self._outlet.cuts:
             body = self._comment() + form.content() + form.ending()
             self._outlet.status = 200
             self._before_end()
             await self._outlet.whole(body, headers=STREAM_HEADERS, chunked=True)
             return True
         async with self._reply.open_disconnect_scope() as scope:
-            await self._send_script(self._script(form))
+            script = self._script(form)
+            await self._send_script(script if wire is None else _reshaped(script, wire))
         return not scope.cancelled_caught
 
     def _script(self, form: StreamForm) -> _Script:
@@ -149,7 +157,8 @@ class Delivery:
     async def _send_script(self, script: _Script) -> None:
         outlet, pace = self._outlet, self._pace
         await outlet.sleep_until(pace.latency_s)
-        await outlet.write(self._comment(), headers=STREAM_HEADERS)
+        before = forms.COMMENT * outlet.wire.comments_before if outlet.wire is not None else b""
+        await outlet.write(before + self._comment(), headers=STREAM_HEADERS)
         await self._send_events(script.events)
         await outlet.comment_until(pace.due_s(script.tokens))
         if script.is_cut:
@@ -176,3 +185,8 @@ class Delivery:
 
     def _comment(self) -> bytes:
         return forms.COMMENT if self._config.comment_interval_s else b""
+
+
+def _reshaped(script: _Script, wire: Wire) -> _Script:
+    last = reshape_ending(script.last, wire) if forms.DONE in script.last else script.last
+    return msgspec.structs.replace(script, events=reshape_events(script.events, wire), last=last)

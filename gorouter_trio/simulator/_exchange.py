@@ -15,23 +15,28 @@ from typing import TYPE_CHECKING, Final, Literal, final
 import trio
 from msgspec import Struct
 
+from ._admission import Admission, Ticket
 from ._books import Books
 from ._delivery import Delivery
 from ._draws import Draws
+from ._slots import Course, Slots
 from .catalog import SimulatedModel
 from .config import RequestRecord, SimulatorConfig
 from .directives import NONE, Directives, read_directives
-from .faults import FAULTS, ErrorReply, FaultContext, FaultKind, bad_request, context_length, credits_spent
+from .faults import FAULTS, ErrorReply, FaultContext, FaultKind, bad_request, context_length, with_retry_after
 from .forms import Face, Generation
 from .ledger import Charge
+from .limits import Demand
 from .model import Writer
 from .outlet import Outlet, Pace
 from .requests import ChatRequest, Reading, parse_chat
 
 if TYPE_CHECKING:
     from ..transport.http_server import ServerReply, ServerRequest
+    from .scenario import Behaviour
 
 _DEFAULT_MAX_TOKENS: Final = 4_096
+_CLIENT_CLOSED: Final = 499
 _VARIANTS: Final = frozenset({"nitro", "floor", "exacto", "extended", "thinking", "online"})
 
 
@@ -44,6 +49,8 @@ class World(Struct, frozen=True):
     books: Books
     wall: Callable[[], float]
     on_request: Callable[[RequestRecord], None] | None
+    admission: Admission
+    course: Course | None
 
     def find_model(self, chat: ChatRequest) -> SimulatedModel | None:
         """The first model that the request names and the catalog has; the default when it names none."""
@@ -87,6 +94,9 @@ class Exchange:
         self._is_stream = False
         self._pace = Pace()
         self._charge: Charge | None = None
+        self._ticket: Ticket | None = None
+        self._slots: Slots | None = None
+        self._behaviour: Behaviour | None = None
         self._is_booked = False
 
     async def run(self) -> None:
@@ -119,8 +129,14 @@ class Exchange:
         times = books.count_equal(reading.digest)
         luck = self._outlet.draws = Draws(b"luck %d:%b" % (times, reading.digest))
         self._outlet.generation_id = self._world.new_id(luck)
-        self._pace = Pace.draw(config, luck)
+        if self._world.course is not None:
+            self._behave(self._world.course.behaviour(model.id))
+        self._pace = Pace.draw(config, luck, latency=self._behaviour.latency if self._behaviour is not None else None)
         refusal = self._admit(chat, model, reading)
+        if refusal is None and self._world.course is not None:
+            refusal = await self._take_place(self._world.course.slots(model.id), self._context(chat, model, reading))
+            if self._reply.is_finished:
+                return
         if refusal is None:
             self._fault = self._draw_fault(directives, times)
         error: ErrorReply | None = None
@@ -134,7 +150,7 @@ class Exchange:
             await self._refuse(refusal)
             return
         books.process(is_stream=self._is_stream)
-        writer = Writer(chat, model, config=config, directives=directives, reading=reading)
+        writer = Writer(chat, model, config=config, directives=directives, reading=reading, times=times)
         generation = Generation(
             id=self._outlet.generation_id,
             created=int(self._world.wall()),
@@ -157,23 +173,53 @@ class Exchange:
         self._outcome = "refused"
         self._outlet.status = refusal.status
         self._book()
-        await self._outlet.error(refusal)
+        await self._outlet.error(self._dressed(refusal))
 
-    def _admit(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> ErrorReply | None:
-        """Refuse what does not fit the model or the account. Limits and holds have their place here."""
-        if reading.tokens + min(chat.limit or 1, model.max_completion_tokens) > model.context_length:
-            return context_length(self._context(chat, model, reading))
-        if self._affordable_tokens(model, reading.tokens) < _max_tokens(chat, model):
-            return credits_spent(self._context(chat, model, reading))
+    def _behave(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self._outlet.wire = behaviour.wire
+
+    def _dressed(self, error: ErrorReply) -> ErrorReply:
+        wire = self._outlet.wire
+        if wire is None or wire.retry_after == "seconds" or not error.headers:
+            return error
+        return with_retry_after(error, wire.retry_after, now_s=self._world.wall())
+
+    async def _take_place(self, slots: Slots, context: FaultContext) -> ErrorReply | None:
+        """Take a place at the provider, now or later, or be refused. A stream that is left in the queue is ended."""
+        capacity = self._behaviour.capacity if self._behaviour is not None else None
+        if not slots.take_nowait():
+            if capacity is not None and not slots.can_wait():
+                refuse = FAULTS[capacity.refusal].reply
+                return refuse(context) if refuse is not None else None
+            if self._is_stream:
+                async with self._reply.open_disconnect_scope() as scope:
+                    await slots.wait()
+                if scope.cancelled_caught:
+                    self._leave_queue()
+                    return None
+            else:
+                await slots.wait()
+            self._outlet.begin_again()
+        self._slots = slots
         return None
 
-    def _affordable_tokens(self, model: SimulatedModel, prompt_tokens: int) -> int:
-        """How many completion tokens the rest of the credits pays for."""
-        if not model.completion_nanousd:
-            return model.max_completion_tokens
-        left = self._world.config.credits_nanousd - self._world.books.ledger.total_nanousd
-        left -= prompt_tokens * model.prompt_nanousd + model.request_nanousd
-        return max(0, left) // model.completion_nanousd
+    def _leave_queue(self) -> None:
+        self._outcome = "refused"
+        self._outlet.status = _CLIENT_CLOSED
+        self._book()
+        self._reply.abort()
+
+    def _admit(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> ErrorReply | None:
+        """Refuse what does not fit the model, the account or its limits."""
+        if reading.tokens + min(chat.limit or 1, model.max_completion_tokens) > model.context_length:
+            return context_length(self._context(chat, model, reading))
+        demand = Demand(self._key, model.id, reading.tokens, _max_tokens(chat, model))
+        answer = self._world.admission.admit(demand, model=model, context=lambda: self._context(chat, model, reading))
+        if isinstance(answer, ErrorReply):
+            return answer
+        self._ticket = answer
+        return None
 
     def _context(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> FaultContext:
         return FaultContext(
@@ -182,7 +228,7 @@ class Exchange:
             prompt=reading.prompt,
             prompt_tokens=reading.tokens,
             max_tokens=_max_tokens(chat, model),
-            affordable_tokens=self._affordable_tokens(model, reading.tokens),
+            affordable_tokens=self._world.admission.purse.affordable_tokens(model, reading.tokens),
             context_length=model.context_length,
             now_s=self._world.wall(),
             retry_after_s=self._world.config.retry_after_s,
@@ -192,6 +238,8 @@ class Exchange:
         if directives.fault is not None:
             return directives.fault if directives.fault_times is None or times < directives.fault_times else None
         rates = self._world.config.fault_rates
+        if self._behaviour is not None and self._behaviour.fault_rates is not None:
+            rates = self._behaviour.fault_rates
         if not rates:
             return None
         drawn = self._outlet.draws.unit()
@@ -233,7 +281,7 @@ class Exchange:
     async def _deliver(self, delivery: Delivery, error: ErrorReply | None) -> bool:
         """Send what there is to send; says whether the client stayed for it."""
         if error is not None:
-            await delivery.send_error(error)
+            await delivery.send_error(self._dressed(error))
         elif self._fault == "hang":
             await delivery.hang()
             return False
@@ -297,6 +345,10 @@ class Exchange:
         """Count the request as ended, once."""
         self._is_booked = True
         charge = self._charge
+        if self._slots is not None:
+            self._slots.release()
+        if self._ticket is not None:
+            self._world.admission.leave(self._ticket, charge.completion_tokens if charge is not None else 0)
         record = RequestRecord(
             generation_id=self._outlet.generation_id,
             model=self._model.id if self._model is not None else None,

@@ -30,6 +30,10 @@ decode_any: Final = _decoder.decode
 """JSON as dicts, lists and scalars; raises `msgspec.DecodeError`."""
 
 
+decode_exact: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode("ascii"))).decode
+"""The same, with numbers that have a point or an exponent kept as they are written."""
+
+
 def quote(text: str) -> str:
     """The string *text* as a JSON literal."""
     return _encoder.encode(text).decode("utf-8")

@@ -10,7 +10,9 @@ from msgspec import Struct
 
 from ..errors import ConfigError
 from .catalog import MODELS, SimulatedModel
-from .faults import FAULTS, FaultKind
+from .faults import FaultKind
+from .limits import FreeTier, Limit
+from .scenario import Scenario, check_rates
 
 __all__ = [
     "CancelBilling",
@@ -23,7 +25,7 @@ CancelBilling = Literal["provider", "generated", "everything"]
 """What a cancelled stream costs: as its provider does it, the tokens generated so far, or the whole completion."""
 
 
-class SimulatorConfig(Struct, frozen=True, kw_only=True):
+class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The settings of a simulated OpenRouter. Everything random follows from `seed` and the request alone.
 
     Times are on the trio clock, so a mock clock rules them. Raises `ConfigError` for a value out of range.
@@ -57,6 +59,19 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True):
     """What a request without a model gets."""
     credits_nanousd: int = 10_000_000_000_000
     """Credits bought; when they are spent, requests to paid models are answered 402."""
+    in_flight_share: float = 1.0
+    """The part of the unspent credits, 0 to 1, that requests in flight may hold. Each holds its worst case, with all
+    of its `max_tokens`, and is answered 402 when that is too much: with a Retry-After if it only has to wait."""
+    settlement_s: float = 0.0
+    """How long after its end a request goes on holding its worst case."""
+    limits: tuple[Limit, ...] = ()
+    """Rate limits of the chat; beyond them requests are answered 429. See `simulator.limits`."""
+    free_tier: FreeTier | None = None
+    """The limits of the `:free` models; None does not limit them."""
+    scenario: Scenario | None = None
+    """What happens over time, and how replies look; what it says goes before the times, faults and sizes given here."""
+    clock_offset_s: float = 0.0
+    """By how much the server's wall clock is ahead of the one that it is given."""
     reply_tokens: int = 110
     """Median length of a prose reply."""
     reply_spread: float = 0.5
@@ -76,25 +91,24 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} must be 0 or more, not {value!r}")
+        if not math.isfinite(self.clock_offset_s):
+            raise ConfigError(f"clock_offset_s must be finite, not {self.clock_offset_s!r}")
+        if self.in_flight_share > 1:
+            raise ConfigError(f"in_flight_share must be 0 to 1, not {self.in_flight_share!r}")
         if self.jitter > 1:
             raise ConfigError(f"jitter must be 0 to 1, not {self.jitter!r}")
         if self.reply_tokens < 1:
             raise ConfigError(f"reply_tokens must be at least 1, not {self.reply_tokens!r}")
-        self._check_faults()
+        check_rates(self.fault_rates)
         self._check_models()
-
-    def _check_faults(self) -> None:
-        unknown = sorted(set(self.fault_rates) - set(FAULTS))
-        if unknown:
-            raise ConfigError(f"fault_rates: unknown fault {unknown[0]!r}; known are {', '.join(FAULTS)}")
-        rates = self.fault_rates.values()
-        if not all(0 <= rate <= 1 for rate in rates) or sum(rates) > 1 + 1e-9:
-            raise ConfigError("fault_rates must be 0 to 1 each, and at most 1 together")
 
     def _check_models(self) -> None:
         ids = [model.id for model in self.models]
         if len(set(ids)) != len(ids):
             raise ConfigError("models: an id stands twice")
+        unknown = set(self.scenario.models) - set(ids) if self.scenario is not None else ()
+        if unknown:
+            raise ConfigError(f"scenario.models: {min(unknown)!r} is not among the models")
         if self.default_model not in ids:
             raise ConfigError(f"default_model {self.default_model!r} is not among the models")
 
@@ -108,6 +122,8 @@ _NOT_NEGATIVE = (
     "padding_interval_s",
     "max_write_bytes",
     "credits_nanousd",
+    "in_flight_share",
+    "settlement_s",
     "reply_spread",
     "generation_lag_s",
     "ledger_size",

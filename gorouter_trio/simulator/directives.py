@@ -5,6 +5,11 @@
 * `[[call NAME]]`, `[[call NAME {"city": "Aber"}]]`: call the offered tool NAME, with these arguments or made-up ones
   that satisfy its schema. Several directives make several calls in one message (only the first when the request says
   `parallel_tool_calls: false`). After the results of the tools, the reply is text.
+* `[[call NAME#my_id {"city": "Aber"}]]`: the call has this id. `[[call NAME = TEXT]]`: its arguments are TEXT as it
+  stands, which need not be JSON. `[[call2 NAME]]`, `[[call3 NAME]]`: call it in the second, third round of tools, which
+  are told by the assistant's messages since the user spoke.
+* `[[broken]]`, `[[broken x2]]`: where the request asks for JSON, answer with JSON that is cut off, always or for the
+  first two answers since the message that says so, with the same request again counting too.
 * `[[fault 502]]`, `[[fault 429_upstream x2]]`: meet this fault (a name of `simulator.faults`), or meet it the first
   two times that an equal request comes and answer the third.
 
@@ -13,6 +18,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Final
 
@@ -24,12 +30,14 @@ __all__ = [
     "NONE",
     "CallDirective",
     "Directives",
+    "broken_answers",
     "read_directives",
     "without_directives",
 ]
 
-_DIRECTIVE: Final = re.compile(r"\[\[(say|tokens|call|fault)\s+(.*?)\]\](?!\])", re.DOTALL)
-_CALL: Final = re.compile(r"([A-Za-z0-9_-]{1,64})\s*(\{.*\})?\s*", re.DOTALL)
+_DIRECTIVE: Final = re.compile(r"\[\[(say|tokens|call\d?|fault)\s+(.*?)\]\](?!\])", re.DOTALL)
+_CALL: Final = re.compile(r"([A-Za-z0-9_-]{1,64})(?:#([\w-]{1,64}))?\s*(?:=\s*(.*)|(\{.*\})?\s*)", re.DOTALL)
+_BROKEN: Final = re.compile(r"\[\[broken(?:\s+x(\d{1,6}))?\]\]")
 _FAULT: Final = re.compile(r"(\w+)(?:\s+x(\d{1,6}))?")
 _MAX_TOKENS: Final = 1_000_000
 
@@ -39,6 +47,9 @@ class CallDirective(Struct, frozen=True):
 
     name: str
     arguments: str | None
+    id: str | None = None
+    round: int = 1
+    """In which round of tools it is called."""
 
 
 class Directives(Struct, frozen=True):
@@ -68,8 +79,8 @@ def read_directives(text: str) -> Directives:
             say = rest
         elif verb == "tokens":
             tokens = _read_tokens(rest)
-        elif verb == "call":
-            calls += [CallDirective(name, arguments or None) for name, arguments in _CALL.findall(rest)[:1]]
+        elif verb.startswith("call"):
+            calls += _read_call(rest, turn=int(verb[4:] or 1))
         else:
             fault = _read_fault(rest)
     kind, times = fault or (None, None)
@@ -78,7 +89,23 @@ def read_directives(text: str) -> Directives:
 
 def without_directives(text: str) -> str:
     """*text* as a reader who knows no directives would like it."""
-    return _DIRECTIVE.sub(" ", text) if "[[" in text else text
+    return _BROKEN.sub(" ", _DIRECTIVE.sub(" ", text)) if "[[" in text else text
+
+
+def broken_answers(text: str) -> float:
+    """How many answers to *text* are to be broken: none, some, or all (infinite)."""
+    found = _BROKEN.search(text) if "[[broken" in text else None
+    if found is None:
+        return 0
+    return int(found.group(1)) if found.group(1) else math.inf
+
+
+def _read_call(text: str, *, turn: int) -> list[CallDirective]:
+    found = _CALL.match(text)
+    if found is None:
+        return []
+    name, call_id, verbatim, arguments = found.groups()
+    return [CallDirective(name, arguments if verbatim is None else verbatim, call_id, turn)]
 
 
 def _read_tokens(text: str) -> int | None:

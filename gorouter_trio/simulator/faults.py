@@ -6,12 +6,18 @@ some are charged all the same, because the reply was made and lost on the way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Final, Literal, TypeAlias
+from email.utils import formatdate
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
+import msgspec
 from msgspec import Struct
 
 from . import _json
+
+if TYPE_CHECKING:
+    from .limits import Refused
 
 __all__ = [
     "FAULTS",
@@ -25,7 +31,10 @@ __all__ = [
     "context_length",
     "credits_spent",
     "error_body",
+    "in_flight_full",
+    "limited",
     "plain",
+    "with_retry_after",
 ]
 
 FaultKind = Literal[
@@ -72,6 +81,7 @@ FaultKind = Literal[
 USER_ID: Final = "user_2sim0000000000000000000000"
 _CREDITS_URL: Final = "https://openrouter.ai/settings/credits"
 _DAY_MS: Final = 86_400_000
+_HIGH_BALANCE_REQUESTS: Final = 1_000
 
 
 class FaultContext(Struct, frozen=True, kw_only=True):
@@ -148,7 +158,8 @@ def credits_spent(context: FaultContext) -> ErrorReply:
     return ErrorReply(402, error_body(message, 402, metadata=metadata))
 
 
-def _in_flight(context: FaultContext) -> ErrorReply:
+def in_flight_full(context: FaultContext) -> ErrorReply:
+    """A 402 for a request that the credits would pay for, were it not for those in flight."""
     wait = str(120 if context.retry_after_s is None else context.retry_after_s)
     message = (
         "This request would exceed your available credits given your current in-flight requests. "
@@ -230,12 +241,53 @@ def _admission(context: FaultContext) -> ErrorReply:
     return ErrorReply(429, error_body(message, 429, metadata=metadata), (("Retry-After", wait),))
 
 
+def limited(refused: Refused, context: FaultContext) -> ErrorReply:
+    """A 429 for a request beyond a rate limit, in the form of whoever set it."""
+    limit = refused.limit
+    wait_s = max(1, math.ceil(refused.wait_s)) if context.retry_after_s is None else context.retry_after_s
+    if limit.source == "upstream":
+        return _upstream_429(msgspec.structs.replace(context, retry_after_s=wait_s))
+    headers = {
+        "X-RateLimit-Limit": str(limit.amount),
+        "X-RateLimit-Remaining": str(refused.remaining),
+        "X-RateLimit-Reset": str(refused.reset_ms),
+    }
+    if limit.source == "free_tier":
+        return _free_tier(headers, is_daily=limit.kind == "fixed")
+    headers["Retry-After"] = str(wait_s)
+    metadata = {"error_type": "rate_limit_exceeded", "headers": headers}
+    return ErrorReply(429, error_body("Rate limit exceeded", 429, metadata=metadata), tuple(headers.items()))
+
+
+def with_retry_after(error: ErrorReply, form: Literal["date", "ms"], *, now_s: float) -> ErrorReply:
+    """The same error with its Retry-After as an HTTP date, or as a `retry-after-ms`."""
+    headers = tuple([_reworded(name, value, form=form, now_s=now_s) for name, value in error.headers])
+    return msgspec.structs.replace(error, headers=headers)
+
+
+def _reworded(name: str, value: str, *, form: Literal["date", "ms"], now_s: float) -> tuple[str, str]:
+    if name != "Retry-After":
+        return name, value
+    if form == "ms":
+        return "retry-after-ms", str(int(value) * 1_000)
+    return name, formatdate(math.ceil(now_s) + int(value), usegmt=True)
+
+
+def _free_tier(headers: Mapping[str, str], *, is_daily: bool) -> ErrorReply:
+    name = "free-models-per-min"
+    if is_daily and int(headers["X-RateLimit-Limit"]) >= _HIGH_BALANCE_REQUESTS:
+        name = "free-models-per-day-high-balance"
+    elif is_daily:
+        name = "free-models-per-day. Add 10 credits to unlock 1000 free model requests per day"
+    metadata = {"headers": headers, "limit_source": "openrouter_free_tier_daily"}
+    body = error_body(f"Rate limit exceeded: {name}", 429, metadata=metadata)
+    return ErrorReply(429, body, tuple(headers.items()))
+
+
 def _free_daily(context: FaultContext) -> ErrorReply:
     midnight_ms = (int(context.now_s * 1_000) // _DAY_MS + 1) * _DAY_MS
     headers = {"X-RateLimit-Limit": "50", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(midnight_ms)}
-    message = "Rate limit exceeded: free-models-per-day. Add 10 credits to unlock 1000 free model requests per day"
-    metadata = {"headers": headers, "limit_source": "openrouter_free_tier_daily"}
-    return ErrorReply(429, error_body(message, 429, metadata=metadata), tuple(headers.items()))
+    return _free_tier(headers, is_daily=True)
 
 
 def _upstream_429(context: FaultContext) -> ErrorReply:
@@ -299,7 +351,7 @@ FAULTS: Final[dict[FaultKind, Fault]] = {
     "400_provider": Fault(_provider_400, is_refusal=True),
     "401": Fault(_unknown_key, is_refusal=True),
     "402_credits": Fault(credits_spent, is_refusal=True),
-    "402_in_flight": Fault(_in_flight, is_refusal=True),
+    "402_in_flight": Fault(in_flight_full, is_refusal=True),
     "403_key_limit": Fault(_key_limit, is_refusal=True),
     "403_moderation": Fault(_moderation, is_refusal=True),
     "404_no_endpoints": Fault(_no_endpoints, is_refusal=True),

@@ -405,8 +405,9 @@ def credit_balance(bought_nanousd: int, used_nanousd: int) -> bytes:
     return encode({"data": {"total_credits": raw_dollars(bought_nanousd), "total_usage": raw_dollars(used_nanousd)}})
 
 
-def key(label: str, used_nanousd: int) -> bytes:
-    """What the key that asks may do; it has no limit."""
+def key(label: str, used_nanousd: int, *, free_requests: tuple[int, int] = (0, 1_000)) -> bytes:
+    """What the key that asks may do; it has no limit. *free_requests* are used and allowed today."""
+    free_used, free_limit = free_requests
     used = raw_dollars(used_nanousd)
     data: dict[str, object] = {
         "label": label,
@@ -430,11 +431,14 @@ def key(label: str, used_nanousd: int) -> bytes:
         "organization_id": None,
         "workspace_id": "00000000-0000-4000-8000-000000000001",
         "allowed_data_regions": ["global"],
-        "free_model_daily_requests": {"used": 0, "limit": 1000, "remaining": 1000},
+        "free_model_daily_requests": {"used": free_used, "limit": free_limit, "remaining": free_limit - free_used},
         "rate_limit": {
             "requests": -1,
             "interval": "10s",
             "note": "This field is deprecated and safe to ignore.",
         },
+        # Newer than the captured replies; the official SDK needs both.
+        "budgets": [],
+        "effective_budget": None,
     }
     return encode({"data": data})

@@ -17,7 +17,7 @@ from . import _prose as prose
 from ._draws import Draws
 from ._recall import acknowledge, answer_from_memory
 from ._schemas import make_value
-from .directives import CallDirective, Directives, without_directives
+from .directives import CallDirective, Directives, broken_answers, without_directives
 from .requests import CALL_TOKENS, ChatRequest, JsonSchema, Message, OfferedFunction, Reading, ToolChoice
 
 if TYPE_CHECKING:
@@ -82,10 +82,12 @@ class Writer:
         config: SimulatorConfig,
         directives: Directives,
         reading: Reading,
+        times: int = 0,
     ) -> None:
         self._request = request
         self._model = model
         self._directives = directives
+        self._times = times
         self._digest = reading.digest
         self._draws = Draws(reading.digest)
         self._config = config
@@ -159,25 +161,29 @@ class Writer:
         wanted = self._wanted_calls(functions)
         if request.parallel_tool_calls is False:
             wanted = wanted[:1]
-        return [self._call(functions[wish.name], wish.arguments) for wish in wanted]
+        return [self._call(functions[wish.name], wish) for wish in wanted]
 
     def _wanted_calls(self, functions: dict[str, OfferedFunction]) -> list[CallDirective]:
         choice = self._request.tool_choice
         forced = choice.function.name if isinstance(choice, ToolChoice) and choice.function is not None else None
-        is_new = self._request.conversation[-1].role == "user"
-        wishes = [wish for wish in self._directives.calls if wish.name in functions] if is_new else []
+        wishes = [wish for wish in self._directives.calls if wish.name in functions]
+        if wishes:
+            turn = _rounds(self._request.conversation) + 1
+            wishes = [wish for wish in wishes if wish.round == turn]
         if forced is not None:
             return [wish for wish in wishes if wish.name == forced] or [CallDirective(forced, None)]
         if choice == "required" and not wishes:
             return [CallDirective(self._draws.choice(list(functions)), None)]
         return wishes
 
-    def _call(self, function: OfferedFunction, arguments: str | None) -> CalledTool:
+    def _call(self, function: OfferedFunction, wish: CallDirective) -> CalledTool:
+        arguments = wish.arguments
         if arguments is None:
             schema = _json.decode_any(bytes(function.parameters))
             made = make_value(schema, self._draws, words=self._topics)
             arguments = _json.encode(made if isinstance(made, dict) else {}).decode("utf-8")
-        return CalledTool(self._call_id(function.name), function.name, _spaced(arguments, self._model.style))
+        call_id = wish.id or self._call_id(function.name)
+        return CalledTool(call_id, function.name, _spaced(arguments, self._model.style))
 
     def _call_id(self, name: str) -> str:
         match self._model.style:
@@ -196,7 +202,7 @@ class Writer:
             return directives.say
         form = request.response_format
         if form is not None and form.type in {"json_object", "json_schema"}:
-            return self._json_text(form.json_schema)
+            return self._perhaps_broken(self._json_text(form.json_schema))
         if request.conversation[-1].role == "tool":
             return _remark_on_results(request.conversation)
         if directives.tokens is not None:
@@ -230,12 +236,34 @@ class Writer:
         }
         return _json.encode(made).decode("utf-8")
 
+    def _perhaps_broken(self, text: str) -> str:
+        """*text*, or, if the user wants that of this answer, what is no JSON any more."""
+        if not self._config.directives:
+            return text
+        answered = self._times
+        for message in reversed(self._request.conversation):
+            if message.role == "assistant":
+                answered += 1
+            elif message.role == "user" and (wanted := broken_answers(message.text)):
+                return text[: max(1, len(text) * 2 // 3)].rstrip("}] ") + "," if answered < wanted else text
+        return text
+
     def _stopped(self, text: str) -> str:
         """*text* up to the first stop sequence."""
         for stop in self._request.stops:
             if stop:
                 text = text.partition(stop)[0]
         return text
+
+
+def _rounds(conversation: Sequence[Message]) -> int:
+    """How many rounds of tools the assistant has had since the user spoke."""
+    rounds = 0
+    for message in reversed(conversation):
+        if message.role == "user":
+            break
+        rounds += message.role == "assistant"
+    return rounds
 
 
 def _spaced(arguments: str, style: Style) -> str:

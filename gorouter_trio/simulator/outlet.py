@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -15,6 +17,7 @@ from .forms import COMMENT, PADDING
 if TYPE_CHECKING:
     from .config import SimulatorConfig
     from .faults import ErrorReply
+    from .scenario import Latency, Wire
 
 __all__ = [
     "JSON_HEADERS",
@@ -32,6 +35,8 @@ _COMMON: Final = (
 JSON_HEADERS: Final = encode_headers([("Content-Type", "application/json"), *_COMMON])
 STREAM_HEADERS: Final = encode_headers([("Content-Type", "text/event-stream"), ("Cache-Control", "no-cache"), *_COMMON])
 _MAX_PIECE: Final = 65_000
+_IN_CHARACTER: Final = re.compile(rb"[\x80-\xff](?=[\x80-\xbf])")
+_IN_END: Final = re.compile(rb"\n(?=\n)")
 
 
 class Pace(Struct, frozen=True):
@@ -42,8 +47,13 @@ class Pace(Struct, frozen=True):
     tokens_per_s: float = 0.0
 
     @classmethod
-    def draw(cls, config: SimulatorConfig, draws: Draws) -> Pace:
-        """The pace of one request: what the config says, with its jitter."""
+    def draw(cls, config: SimulatorConfig, draws: Draws, *, latency: Latency | None = None) -> Pace:
+        """The pace of one request: what the scenario says, or else the config, with its jitter."""
+        if latency is not None:
+            per_token_s = latency.per_token.draw(draws)
+            return cls(
+                latency.head.draw(draws), latency.first_token.draw(draws), 1 / per_token_s if per_token_s else 0.0
+            )
         if not config.jitter:
             return cls(config.latency_s, config.first_token_s, config.tokens_per_s)
         return cls(
@@ -71,8 +81,18 @@ class Outlet:
         self.status = 0
         self.generation_id: str | None = None
         self.draws = Draws(b"")
+        self.wire: Wire | None = None
         self._reply = reply
         self._config = config
+        self._started_at_s = trio.current_time()
+
+    @property
+    def cuts(self) -> bool:
+        """Whether bodies go out in pieces."""
+        return self._config.max_write_bytes > 0 or (self.wire is not None and self.wire.cut != "nowhere")
+
+    def begin_again(self) -> None:
+        """Count the times from now."""
         self._started_at_s = trio.current_time()
 
     @property
@@ -117,7 +137,7 @@ class Outlet:
 
     async def whole(self, body: bytes, *, headers: EncodedHeaders = JSON_HEADERS, chunked: bool | None = None) -> None:
         """Answer 200 with a whole body, or end the one that was started with it."""
-        if self._reply.is_started or self._config.max_write_bytes:
+        if self._reply.is_started or self.cuts:
             await self.write(b"", headers=headers)
             await self.finish(body)
         else:
@@ -127,7 +147,7 @@ class Outlet:
 
     async def write(self, data: bytes, *, headers: EncodedHeaders = JSON_HEADERS) -> None:
         """Send a piece of a 200, with its head when it is the first; cut up when the config says so."""
-        pieces = self._cut(data) if self._config.max_write_bytes else [data] if data else []
+        pieces = self._cut(data) if self.cuts else [data] if data else []
         if not self._reply.is_started:
             self.status = 200
             await self._reply.start(200, self._named(headers), first=pieces.pop(0) if pieces else b"")
@@ -136,7 +156,7 @@ class Outlet:
 
     async def finish(self, last: bytes) -> None:
         """End a body that was written in pieces, with its *last* one."""
-        pieces = self._cut(last) if self._config.max_write_bytes else [last]
+        pieces = self._cut(last) if self.cuts else [last]
         for piece in pieces[:-1]:
             await self._reply.write(piece)
         await self._reply.finish(last=pieces[-1] if pieces else b"")
@@ -147,10 +167,19 @@ class Outlet:
         return EncodedHeaders(b"%bX-Generation-Id: %b\r\n" % (block, self.generation_id.encode("ascii")))
 
     def _cut(self, data: bytes) -> list[bytes]:
+        wire = self.wire
+        if wire is None or wire.cut == "nowhere":
+            return self._cut_anywhere(data, self._config.max_write_bytes)
+        if wire.cut == "anywhere":
+            return self._cut_anywhere(data, wire.max_write_bytes)
+        places = [found.end() for found in (_IN_CHARACTER if wire.cut == "characters" else _IN_END).finditer(data)]
+        return [data[start:end] for start, end in pairwise([0, *places, len(data)]) if start < end]
+
+    def _cut_anywhere(self, data: bytes, most: int) -> list[bytes]:
         pieces = []
         at = 0
         while at < len(data):
-            size = self.draws.between(1, min(self._config.max_write_bytes, _MAX_PIECE))
+            size = self.draws.between(1, min(most, _MAX_PIECE))
             pieces.append(data[at : at + size])
             at += size
         return pieces

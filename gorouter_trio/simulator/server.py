@@ -19,12 +19,15 @@ from ..transport.http_server import (
     serve_http,
 )
 from . import forms
+from ._admission import Admission
 from ._books import Books
 from ._exchange import Exchange, World
 from ._json import encode
+from ._slots import Course
 from .config import RequestRecord, SimulatorConfig, SimulatorStatistics
 from .faults import ErrorReply, plain
 from .ledger import Ledger, generation_body
+from .limits import LimitWindow, masked
 from .outlet import JSON_HEADERS, Outlet
 
 __all__ = [
@@ -64,7 +67,10 @@ class Simulator:
         self._books = Books(self.config)
         models = {model.id: model for model in self.config.models}
         faces = {model.id: forms.Face(model) for model in self.config.models}
-        self._world = World(self.config, models, faces, self._books, wall, on_request)
+        server_wall = _with_offset(wall, self.config.clock_offset_s)
+        admission = Admission(self.config, self._books.ledger, wall=server_wall)
+        course = Course(self.config.scenario) if self.config.scenario is not None else None
+        self._world = World(self.config, models, faces, self._books, server_wall, on_request, admission, course)
         self._keys = None if self.config.api_keys is None else frozenset(self.config.api_keys)
         self._routes: Mapping[tuple[str, str], _Route] = {
             ("POST", "/chat/completions"): self._chat,
@@ -81,7 +87,7 @@ class Simulator:
 
     @property
     def wall(self) -> Callable[[], float]:
-        """The wall clock."""
+        """The server's wall clock: the one given, and `SimulatorConfig.clock_offset_s`."""
         return self._world.wall
 
     @property
@@ -92,6 +98,15 @@ class Simulator:
     def statistics(self) -> SimulatorStatistics:
         """A snapshot of the counters."""
         return self._books.statistics()
+
+    def limit_windows(self) -> list[LimitWindow]:
+        """What each rate limit has admitted and refused, window by window: see `simulator.limits`."""
+        return self._world.admission.limit_windows()
+
+    @property
+    def held_nanousd(self) -> int:
+        """The part of the credits that requests in flight hold."""
+        return self._world.admission.purse.held_nanousd
 
     def recent_requests(self) -> list[RequestRecord]:
         """The last chat requests that ended, oldest first, as many as `SimulatorConfig.log_size` says."""
@@ -145,8 +160,8 @@ class Simulator:
     async def _key(self, request: ServerRequest, reply: ServerReply) -> None:
         key = await self._authorized(request, reply)
         if key is not None:
-            label = f"{key[:12]}...{key[-3:]}"
-            await self._send(reply, forms.key(label, self.ledger.used_by(key)), extra=_PRIVATE_HEADERS)
+            body = forms.key(masked(key), self.ledger.used_by(key), free_requests=self._world.admission.free_requests())
+            await self._send(reply, body, extra=_PRIVATE_HEADERS)
 
     async def _credits(self, request: ServerRequest, reply: ServerReply) -> None:
         if await self._authorized(request, reply) is not None:
@@ -183,6 +198,10 @@ class Simulator:
 
     async def _error(self, reply: ServerReply, error: ErrorReply) -> None:
         await Outlet(reply, self.config).error(error)
+
+
+def _with_offset(wall: Callable[[], float], offset_s: float) -> Callable[[], float]:
+    return (lambda: wall() + offset_s) if offset_s else wall
 
 
 def _whole_number(query: Mapping[str, list[str]], name: str, default: int) -> int | None:

@@ -1,0 +1,112 @@
+"""What a prompt can script: rounds of tools, ids, broken arguments, and JSON that is broken at first."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from wire_client import WireClient
+
+from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
+
+HEADERS = (("Authorization", "Bearer sk-or-v1-0123456789abcdef"),)
+MINI = "openai/gpt-4o-mini"
+TIDE = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object", "properties": {}}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "port": {"$ref": "#/$defs/port"},
+        "depth": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 9}, {"type": "null"}]},
+        "kind": {"enum": ["ebb", "flood"]},
+        "unit": {"const": "m"},
+        "hours": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 3},
+    },
+    "required": ["port", "depth", "kind", "unit", "hours"],
+    "additionalProperties": False,
+    "$defs": {
+        "port": {
+            "type": "object",
+            "properties": {"name": {"type": "string"}},
+            "required": ["name"],
+            "additionalProperties": False,
+        }
+    },
+}
+FORMAT = {"type": "json_schema", "json_schema": {"name": "tide", "strict": True, "schema": SCHEMA}}
+
+
+async def answers(bodies: list[dict[str, Any]], *, directives: bool = True) -> list[dict[str, Any]]:
+    """The messages that answer these requests, one after the other, from one simulator."""
+    simulator = Simulator(SimulatorConfig(directives=directives), wall=lambda: 1_795_300_000.0)
+    async with open_simulated_network(simulator) as network:
+        client = WireClient(await network.connect("openrouter.simulated", 80))
+        replies = []
+        for body in bodies:
+            reply = await client.post("/api/v1/chat/completions", {"model": MINI, **body}, headers=HEADERS)
+            assert reply.status == 200
+            replies.append(reply.json()["choices"][0]["message"])
+        await client.stream.aclose()
+    return replies
+
+
+async def test_tools_are_called_round_by_round(autojump_clock) -> None:
+    """Each round of the conversation has the calls that are meant for it, with their ids and arguments, then text."""
+    said = 'Go. [[call tide#first {"a": 1}]] [[call2 tide#second = {"broken": ]] [[call2 tide]] [[call3 tide#third]]'
+    messages: list[dict[str, Any]] = [{"role": "user", "content": said}]
+    seen = []
+    for _ in range(4):
+        (message,) = await answers([{"messages": messages, "tools": [TIDE]}])
+        calls = message.get("tool_calls") or []
+        seen.append([(call["id"], call["function"]["arguments"]) for call in calls])
+        messages += [message, *[{"role": "tool", "tool_call_id": c["id"], "content": "ok"} for c in calls]]
+    assert seen[0] == [("first", '{"a": 1}')]
+    assert seen[1][0] == ("second", '{"broken": ')
+    assert len(seen[1]) == 2
+    assert seen[1][1][0].startswith("call_")
+    assert [call_id for call_id, _ in seen[2]] == ["third"]
+    assert seen[3] == []
+    assert messages[-1]["content"] == "According to tide: ok"
+
+
+@pytest.mark.parametrize("form", [FORMAT, {"type": "json_object"}], ids=["schema", "object"])
+async def test_json_is_broken_for_the_first_answers(autojump_clock, form: dict[str, Any]) -> None:
+    """Whether the client asks again in the same words or goes on with the conversation."""
+    first: list[dict[str, Any]] = [{"role": "user", "content": "A tide. [[broken x2]]"}]
+    again = [{"messages": first, "response_format": form}] * 3
+    await check_broken([message["content"] for message in await answers(again)])
+    messages, contents = [*first], []
+    for _ in range(3):
+        (message,) = await answers([{"messages": messages, "response_format": form}])
+        contents.append(message["content"])
+        messages += [message, {"role": "user", "content": "That is no JSON. Mend it."}]
+    await check_broken(contents)
+
+
+async def check_broken(contents: list[str]) -> None:
+    """Two that are no JSON, and one that is an object."""
+    for content in contents[:2]:
+        with pytest.raises(json.JSONDecodeError):
+            json.loads(content)
+    assert isinstance(json.loads(contents[2]), dict)
+
+
+async def test_structured_answers_obey_the_schema(autojump_clock) -> None:
+    """Judged by hand here, and by a validator where there is one."""
+    bodies = [{"messages": [{"role": "user", "content": f"Tide {n}"}], "response_format": FORMAT} for n in range(20)]
+    values = [json.loads(message["content"]) for message in await answers(bodies)]
+    for value in values:
+        assert list(value) == ["port", "depth", "kind", "unit", "hours"]
+        assert set(value["port"]) == {"name"}
+        assert value["depth"] is None or 1 <= value["depth"] <= 9
+        assert value["kind"] in {"ebb", "flood"}
+        assert value["unit"] == "m"
+        assert 2 <= len(value["hours"]) <= 3
+    assert {value["depth"] is None for value in values} == {True, False}
+
+
+async def test_what_is_broken_stays_whole_without_directives(autojump_clock) -> None:
+    """The config turns this directive off like the others."""
+    body = {"messages": [{"role": "user", "content": "A tide. [[broken]]"}], "response_format": FORMAT}
+    (message,) = await answers([body], directives=False)
+    assert json.loads(message["content"])
