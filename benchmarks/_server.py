@@ -67,7 +67,9 @@ class Server:
         sent = json.loads(body)
         streaming = sent.get("stream", False)
         messages = sent["messages"]
-        # A session sends its history first; its last message is the one that all send.
+        # A session sends its history first, and an id that keeps it with one provider; its last message is the one that
+        # all send.
+        sent.pop("session_id", None)
         if sent | {"messages": messages[-1:]} != _wire.request(streaming=streaming):
             self.wrong.append(body.decode()[:500])
         return streaming
