@@ -366,7 +366,7 @@ def batch_check(data: bytes) -> None:
             continue
         ids.append(row.custom_id)
         try:
-            body = encode_request(row.body)
+            body, _settings = encode_request(row.body)
         except BadRequestError as exc:
             check_error(exc)
             continue

@@ -40,7 +40,7 @@ class ChatPipeline:
         return await self._pool.request(HttpCall(body=body, deadline=deadline, settings=settings), self._decode)
 
     async def run_with_body(
-        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, ambiguous_retries: int | None = None
+        self, body: bytes, settings: CallSettings, *, ambiguous_retries: int | None = None
     ) -> tuple[ChatResult, bytes]:
         """`run`, and the JSON of the reply as it came, without padding around it.
 

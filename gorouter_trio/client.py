@@ -164,8 +164,10 @@ class Client:
         """
         defaults, settings = self._call({"lane": "batch", **options})
         pipeline = self._runtime.pipeline
-        run = partial(pipeline.run_with_body, settings=settings, ambiguous_retries=ambiguous_retries)
-        return open_batch(requests, run=run, max_in_flight=max_in_flight, defaults=defaults, system=self._system)
+        run = partial(pipeline.run_with_body, ambiguous_retries=ambiguous_retries)
+        return open_batch(
+            requests, run=run, max_in_flight=max_in_flight, defaults=defaults, settings=settings, system=self._system
+        )
 
     async def models(self) -> list[Model]:
         """The models on offer, with prices. Errors as in `chat`."""

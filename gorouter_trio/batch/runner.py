@@ -23,12 +23,15 @@ from msgspec import UNSET, Struct
 from .._contain import contain, contain_sync
 from ..errors import BadRequestError, ConfigError, GorouterError
 from ..wire.codec import encode_request
+from ..wire.mail import DEFAULT_SETTINGS
 from ..wire.requests import ChatRequest
 from ..wire.result import ChatResult
 from .rows import BatchRow, RowProblem
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from ..wire.mail import CallSettings
 
 __all__ = ["Batch", "BatchRequest", "BatchResult", "BatchStatistics", "open_batch"]
 
@@ -37,8 +40,8 @@ BatchRequest: TypeAlias = ChatRequest | Mapping[str, object] | BatchRow | RowPro
 likes), or a line of an input file. A line without a request gets a result that says so."""
 
 if TYPE_CHECKING:
-    _Run: TypeAlias = Callable[[bytes], Awaitable[tuple[ChatResult, bytes]]]
-    _EncodeRequest: TypeAlias = Callable[[ChatRequest | Mapping[str, object]], bytes]
+    _Run: TypeAlias = Callable[[bytes, CallSettings], Awaitable[tuple[ChatResult, bytes]]]
+    _EncodeRequest: TypeAlias = Callable[[ChatRequest | Mapping[str, object]], tuple[bytes, CallSettings]]
 
 
 class BatchResult(Struct, frozen=True, kw_only=True):
@@ -208,7 +211,7 @@ class _Work:
     async def _result_of(self, index: int, request: BatchRequest) -> BatchResult:
         custom_id, line_number = _names_of(request, index)
         try:
-            result, body = await self._run(self._encode(request))
+            result, body = await self._run(*self._encode(request))
         except GorouterError as exc:
             self.failed += 1
             return BatchResult(custom_id=custom_id, index=index, error=exc, line_number=line_number)
@@ -218,7 +221,7 @@ class _Work:
         self.succeeded += 1
         return BatchResult(custom_id=custom_id, index=index, result=result, body=body, line_number=line_number)
 
-    def _encode(self, request: BatchRequest) -> bytes:
+    def _encode(self, request: BatchRequest) -> tuple[bytes, CallSettings]:
         match request:
             case RowProblem():
                 raise _bad_request(request)
@@ -227,7 +230,7 @@ class _Work:
             case _:
                 return self._encode_request(request)
 
-    def _encode_row(self, row: BatchRow) -> bytes:
+    def _encode_row(self, row: BatchRow) -> tuple[bytes, CallSettings]:
         try:
             return self._encode_request(row.body)
         except BadRequestError as exc:
@@ -257,12 +260,13 @@ async def open_batch(
     run: _Run,
     max_in_flight: int,
     defaults: bytes = b"{}",
+    settings: CallSettings = DEFAULT_SETTINGS,
     system: bytes = b"",
 ) -> AsyncIterator[Batch]:
-    """Run `requests`, at most `max_in_flight` at a time, each through `run` as an encoded body.
+    """Run `requests`, at most `max_in_flight` at a time, each through `run` as an encoded body with its settings.
 
-    `defaults` are encoded options beneath those of each request, `system` is an encoded system message
-    for those that have none. Up to `max_in_flight` results wait
+    `defaults` and `settings` are encoded options and settings beneath those of each request, `system` is an
+    encoded system message for those that have none. Up to `max_in_flight` results wait
     for the consumer besides those in flight. Leaving cancels what still runs; its requests may be
     billed all the same. The input is iterated by one task at a time and closed by whoever made it.
     Raises `TypeError` when `requests` is not iterable or is one request, `ConfigError` for a wrong
@@ -270,7 +274,8 @@ async def open_batch(
     """
     _check(requests, max_in_flight)
     intake = _Intake(requests)
-    work = _Work(intake, run=run, encode=partial(encode_request, defaults=defaults, system=system))
+    encode = partial(encode_request, defaults=defaults, beneath=settings, system=system)
+    work = _Work(intake, run=run, encode=encode)
     send, receive = trio.open_memory_channel[BatchResult](max_in_flight)
     try:
         async with receive, trio.open_nursery() as nursery:

@@ -103,6 +103,8 @@ _TOO_MUCH = Decimal(10) ** 12
 _NO_DETAILS = CostDetails()
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
+# Options that are settings as well, besides those that `extra_body` may hold.
+_KNOWN_OPTIONS = frozenset({"model", "max_tokens", "max_completion_tokens", "extra_body"})
 _LANES = ("interactive", "batch")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
@@ -272,7 +274,8 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
     and `BadRequestError` for headers, a lane or a tenant that cannot be.
     """
     if _SETTINGS.isdisjoint(keywords):
-        return encode_options(keywords), beneath
+        encoded = encode_options(keywords)
+        return encoded, beneath if _KNOWN_OPTIONS.isdisjoint(keywords) else _settings_of(keywords, beneath)
     fields = dict(cast("Mapping[str, object]", keywords))
     lane = fields.pop("lane", beneath.lane)
     tenant = fields.pop("tenant", beneath.tenant)
@@ -281,8 +284,22 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
         raise _bad_request(f"lane: must be one of {', '.join(_LANES)}, not {lane!r}")
     if not isinstance(tenant, str):
         raise _bad_request(f"tenant: must be a text, not a {type(tenant).__name__}")
-    settings = CallSettings(headers=headers, lane=lane, tenant=tenant)  # type: ignore[arg-type]  # one of the lanes
-    return encode_options(cast("ChatKeywords", fields)), settings
+    settings = msgspec.structs.replace(beneath, headers=headers, lane=lane, tenant=tenant)
+    encoded = encode_options(cast("ChatKeywords", fields))
+    return encoded, _settings_of(fields, settings)
+
+
+def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSettings:
+    """`beneath` with the model and the bound on the completion that checked options name."""
+    fields = {**options, **cast("Mapping[str, object]", options.get("extra_body") or {})}
+    model = fields.get("model")
+    bounds = [fields.get("max_completion_tokens"), fields.get("max_tokens")]
+    bound = next((bound for bound in bounds if isinstance(bound, int)), None)
+    return msgspec.structs.replace(
+        beneath,
+        model=model if isinstance(model, str) else beneath.model,
+        max_tokens=beneath.max_tokens if bound is None else bound,
+    )
 
 
 def check_options(fields: Mapping[str, object]) -> None:
@@ -295,11 +312,16 @@ def check_options(fields: Mapping[str, object]) -> None:
 
 
 def encode_request(
-    request: ChatRequest | Mapping[str, object], *, defaults: bytes = b"{}", system: bytes = b""
-) -> bytes:
-    """The body of a whole request, as a batch has it; `defaults` are encoded options beneath its own.
+    request: ChatRequest | Mapping[str, object],
+    *,
+    defaults: bytes = b"{}",
+    system: bytes = b"",
+    beneath: CallSettings = DEFAULT_SETTINGS,
+) -> tuple[bytes, CallSettings]:
+    """The body of a whole request, as a batch has it, and its settings.
 
-    `system` is an encoded system message for requests that have none.
+    `defaults` are encoded options beneath its own, `beneath` are their settings, `system` is an encoded
+    system message for requests that have none.
 
     A mapping is a request body in wire names. `custom_id` and `stream` are not sent. Raises
     `BadRequestError` when it has no messages or cannot be written as JSON.
@@ -323,7 +345,8 @@ def encode_request(
         options = join_options(defaults, encode_json(fields))
     except _NOT_JSON as exc:
         raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
-    return render_body(options, add_system(system, encoded), streaming=False)
+    settings = beneath if _KNOWN_OPTIONS.isdisjoint(fields) else _settings_of(fields, beneath)
+    return render_body(options, add_system(system, encoded), streaming=False), settings
 
 
 def join_options(first: bytes, second: bytes) -> bytes:

@@ -26,11 +26,17 @@ __all__ = [
 
 
 class CallSettings(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """What a call carries besides its body: further request headers, the lane it queues in, and whose it is."""
+    """What is known of a call besides its body: what limits, prices and queues go by, so that nobody reads the body.
+
+    `headers` are further request headers, `lane` is the queue it waits in, `tenant` whose it is. `model` is the
+    model asked for first, empty where only the API knows; `max_tokens` bounds the completion, None where nothing does.
+    """
 
     headers: tuple[tuple[str, str], ...] = ()
     lane: Literal["interactive", "batch"] = "interactive"
     tenant: str = ""
+    model: str = ""
+    max_tokens: int | None = None
 
 
 DEFAULT_SETTINGS = CallSettings()

@@ -19,6 +19,7 @@ from gorouter_trio.client import Client, open_client
 from gorouter_trio.config import PoolLimits
 from gorouter_trio.errors import AuthenticationError, BadRequestError, ConfigError, ProviderError, StreamBrokenError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
+from gorouter_trio.wire.mail import CallSettings
 from gorouter_trio.wire.messages import AssistantMessage, UserMessage
 from gorouter_trio.wire.requests import ChatRequest
 from gorouter_trio.wire.result import CallRecord, ChatResult
@@ -203,10 +204,12 @@ async def test_errors_leave_as_themselves(autojump_clock: MockClock) -> None:
 # --- with a run of the test's own -------------------------------------------------------------------------------------
 
 
-def make_run(delay_s: Callable[[dict[str, Any]], float] = lambda _: 0.0) -> Callable[[bytes], Awaitable[Answer]]:
+def make_run(
+    delay_s: Callable[[dict[str, Any]], float] = lambda _: 0.0,
+) -> Callable[[bytes, CallSettings], Awaitable[Answer]]:
     """A run that answers after a while."""
 
-    async def run(body: bytes) -> Answer:
+    async def run(body: bytes, _settings: CallSettings) -> Answer:
         await trio.sleep(delay_s(json.loads(body)))
         return ChatResult(message=AssistantMessage("x"), call=CallRecord()), body
 
@@ -300,7 +303,7 @@ async def test_failing_input(is_async: bool, autojump_clock: MockClock) -> None:
 async def test_bug_in_run(autojump_clock: MockClock) -> None:
     """What is no error of a call ends the batch at once, as itself."""
 
-    async def run(_: bytes) -> Answer:
+    async def run(_: bytes, _settings: CallSettings) -> Answer:
         await trio.sleep(1)
         raise ZeroDivisionError
 
@@ -361,7 +364,7 @@ async def test_any_timing(max_in_flight: int, rng: random.Random, autojump_clock
     count = rng.randrange(1, 200)
     draws = random.Random(rng.getrandbits(32))
 
-    async def run(body: bytes) -> Answer:
+    async def run(body: bytes, _settings: CallSettings) -> Answer:
         await trio.sleep(draws.choice([0.0, 0.0, draws.random(), 10 * draws.random()]))
         if draws.random() < 0.2:
             raise ProviderError("no", status=502)

@@ -20,6 +20,7 @@ from gorouter_trio.cli.tally import Quantiles, Tally
 from gorouter_trio.cli.terminal import format_cost, format_seconds, printable
 from gorouter_trio.errors import ConfigError, ConnectError, ProviderError, RateLimitError
 from gorouter_trio.wire.codec import encode_json
+from gorouter_trio.wire.mail import CallSettings
 from gorouter_trio.wire.messages import AssistantMessage
 from gorouter_trio.wire.responses import Usage
 from gorouter_trio.wire.result import CallRecord, ChatResult
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 async def test_plain_progress(autojump_clock: MockClock, capfd: pytest.CaptureFixture[str]) -> None:
     """Where stderr is no terminal, a line every five seconds."""
 
-    async def run(body: bytes) -> tuple[ChatResult, bytes]:
+    async def run(body: bytes, _settings: CallSettings) -> tuple[ChatResult, bytes]:
         await trio.sleep(2.1)
         usage = Usage(prompt_tokens=10, completion_tokens=20, cost=Decimal("0.001"))
         return ChatResult(message=AssistantMessage("x"), call=CallRecord(usage=usage, duration_s=2.0)), body

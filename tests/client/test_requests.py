@@ -10,6 +10,8 @@ from worlds import completion, open_world, replies
 import gorouter_trio as gr
 from gorouter_trio.client import session_key
 from gorouter_trio.stores import MemoryStore
+from gorouter_trio.wire.codec import encode_call
+from gorouter_trio.wire.mail import CallSettings
 
 
 def yes():
@@ -202,3 +204,12 @@ async def test_routing_ids_of_ones_own_and_none(autojump_clock):
     async with open_world(answer=yes(), sessions=gr.SessionConfig(routing=False)) as world:
         await world.client.session("k").ask("q")
         assert "session_id" not in world.sent[0].body
+
+
+def test_what_is_known_of_a_call_besides_its_body() -> None:
+    """The model asked for and the bound on the completion, from wherever a call says them; what it leaves out stays."""
+    _, beneath = encode_call({"model": "a/b", "max_tokens": 5, "tenant": "t"})
+    assert beneath == CallSettings(model="a/b", max_tokens=5, tenant="t")
+    assert encode_call({"temperature": 1}, beneath=beneath)[1] is beneath
+    _, changed = encode_call({"extra_body": {"model": "c/d"}, "max_completion_tokens": 7}, beneath=beneath)
+    assert changed == CallSettings(model="c/d", max_tokens=7, tenant="t")

@@ -231,7 +231,9 @@ def test_a_whole_request() -> None:
     }
     expected = {"messages": [{"role": "user", "content": "a"}], "temperature": 0, "model": "m", "seed": 1}
     for request in (value, mapping):
-        assert json.loads(codec.encode_request(request, defaults=b'{"seed":1,"model":"x"}')) == expected
+        body, settings = codec.encode_request(request, defaults=b'{"seed":1,"model":"x"}')
+        assert json.loads(body) == expected
+        assert settings.model == "m"
     wrong: list[Any] = [{}, {"messages": "x"}, {"messages": None}, {"messages": []}, 5, {"messages": [1]}]
     wrong += [
         {"messages": mapping["messages"], "x": object()},
