@@ -50,6 +50,8 @@ PLACES: tuple[str, ...] = (
     "transport",
     "stores",
     "pool",
+    "security.__init__",
+    "security.rules",
     "security",
     "tools",
     "_pipeline",
