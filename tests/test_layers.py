@@ -50,6 +50,7 @@ PLACES: tuple[str, ...] = (
     "transport",
     "stores",
     "pool",
+    "_rounds",
     "security.__init__",
     "security.rules",
     "security",

@@ -49,7 +49,8 @@ from ..wire.mail import (
     StartTurn,
 )
 from ..wire.result import ChatResult, HistoryEntry
-from .transcript import Transcript, entries_of
+from .log import entries_of
+from .transcript import Transcript
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from worlds import there
 
 from gorouter_trio import BadRequestError, ToolMessage, UserMessage
-from gorouter_trio.session.transcript import Transcript, entries_of
+from gorouter_trio.session.log import entries_of
+from gorouter_trio.session.transcript import Transcript
 from gorouter_trio.wire.codec import encode_json, encode_prompt
 from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
 from gorouter_trio.wire.messages import AssistantMessage, FunctionCall, ToolCall
