@@ -157,6 +157,16 @@ class Transcript:
         """The id of a turn that was started and has no end."""
         return None if self._pending is None else self._pending.turn_id
 
+    def is_unfinished(self, turn_id: str) -> bool:
+        """Whether the turn that was started and has no end has this id, or had the one of this id joined to it."""
+        pending = self._pending
+        return pending is not None and (turn_id == pending.turn_id or turn_id in pending.joined)
+
+    @property
+    def first(self) -> int:
+        """How many turns the requests of the last turn leave out."""
+        return self._first
+
     @property
     def turns(self) -> int:
         """Turns that have ended, abandoned ones included."""
