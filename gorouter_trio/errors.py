@@ -29,6 +29,7 @@
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
     ├── ActorGoneError                the actor ended before it could answer
+    ├── ExtensionError                a middleware or a hook failed; its own exception is the cause
     ├── StreamNotFinishedError        the result of a stream was read before its end
     └── ConfigError                   a setting is missing or wrong
 
@@ -54,6 +55,7 @@ __all__ = [
     "DeadlineExceededError",
     "DeadlinePhase",
     "DecodeError",
+    "ExtensionError",
     "GorouterError",
     "HistoryNotSaved",
     "InsufficientCreditsError",
@@ -255,6 +257,10 @@ class StoreError(GorouterError):
 
 class ActorGoneError(GorouterError):
     """The actor ended before it could answer; the mail was not acted upon, or its outcome is unknown."""
+
+
+class ExtensionError(GorouterError):
+    """A middleware or a `before` hook raised something of its own, which is the cause, or broke its contract."""
 
 
 class StreamNotFinishedError(GorouterError):

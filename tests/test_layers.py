@@ -46,6 +46,9 @@ PLACES: tuple[str, ...] = (
     "abc",
     "_mailbox",
     "_contain",
+    "runtime_events",
+    "_bus",
+    "_chain",
     # 2 to 5, what a turn needs
     "transport",
     "stores",

@@ -67,6 +67,7 @@ __all__ = [
     "join_options",
     "keep_raw",
     "render_body",
+    "split_list",
     "split_object",
     "to_chunk",
     "to_message",
@@ -604,6 +605,14 @@ def decode_json(data: bytes | str) -> object:
         return cast("object", _decode_any(data))
     except _MALFORMED as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
+
+
+def split_list(data: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    """The items of a JSON list, each as raw JSON, which pins `data`; raises `DecodeError`."""
+    try:
+        return _split_list(data)
+    except _MALFORMED as exc:
+        raise DecodeError(f"not a JSON list: {exc}") from exc
 
 
 def split_object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
