@@ -16,6 +16,13 @@ from typing import TYPE_CHECKING
 
 from . import abc as abc
 from . import stores as stores
+from ._bus import EventFeed as EventFeed
+from ._bus import Handler as Handler
+from ._bus import HandlerId as HandlerId
+from ._chain import ChatState as ChatState
+from ._chain import Hook as Hook
+from ._chain import Middleware as Middleware
+from ._chain import Next as Next
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
 from .batch.rows import BatchRow as BatchRow
@@ -43,6 +50,7 @@ from .errors import ConnectError as ConnectError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import DeadlinePhase as DeadlinePhase
 from .errors import DecodeError as DecodeError
+from .errors import ExtensionError as ExtensionError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
@@ -72,6 +80,13 @@ from .events import StreamEvent as StreamEvent
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
 from .pool.workers import PoolStatistics as PoolStatistics
+from .runtime_events import ChatContext as ChatContext
+from .runtime_events import ChatFailed as ChatFailed
+from .runtime_events import ChatFinished as ChatFinished
+from .runtime_events import ChatStarted as ChatStarted
+from .runtime_events import HandlerFailed as HandlerFailed
+from .runtime_events import HookFailed as HookFailed
+from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
 from .transport.http import HttpTransport as HttpTransport
@@ -163,10 +178,15 @@ __all__ = [
     "BatchStatistics",
     "CacheControl",
     "CallRecord",
+    "ChatContext",
+    "ChatFailed",
+    "ChatFinished",
     "ChatKeywords",
     "ChatOptions",
     "ChatRequest",
     "ChatResult",
+    "ChatStarted",
+    "ChatState",
     "ChatStream",
     "Client",
     "ClientConfig",
@@ -183,6 +203,8 @@ __all__ = [
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "EventFeed",
+    "ExtensionError",
     "FileParserPlugin",
     "FilePart",
     "FileSource",
@@ -192,8 +214,13 @@ __all__ = [
     "FunctionTool",
     "GorouterError",
     "GrammarFormat",
+    "Handler",
+    "HandlerFailed",
+    "HandlerId",
     "HistoryEntry",
     "HistoryNotSaved",
+    "Hook",
+    "HookFailed",
     "HttpTransport",
     "ImagePart",
     "ImageSource",
@@ -205,10 +232,12 @@ __all__ = [
     "KeyInfo",
     "MaxPrice",
     "Message",
+    "Middleware",
     "Model",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
+    "Next",
     "NotFoundError",
     "OverloadedError",
     "PdfOptions",
@@ -236,6 +265,7 @@ __all__ = [
     "ResponseHealingPlugin",
     "RetryPolicy",
     "RowProblem",
+    "RuntimeEvent",
     "Seams",
     "Secret",
     "ServerTool",

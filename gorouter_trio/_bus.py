@@ -45,7 +45,7 @@ class HandlerId(Struct, frozen=True):
 class Listener:
     """The queue of one subscription. `dropped` counts the events that it was too slow for."""
 
-    __slots__ = ("_queue", "_wakeup", "dropped", "kinds", "limit")
+    __slots__ = ("_idle", "_queue", "_wakeup", "dropped", "kinds", "limit")
 
     def __init__(self, kinds: tuple[type[RuntimeEvent], ...], limit: int) -> None:
         self.kinds = kinds
@@ -53,6 +53,7 @@ class Listener:
         self.dropped = 0
         self._queue: deque[RuntimeEvent] = deque()
         self._wakeup = trio.Event()
+        self._idle = trio.Event()
 
     def put(self, event: RuntimeEvent) -> None:
         """Queue `event`; when there is no room, the oldest one goes."""
@@ -61,14 +62,21 @@ class Listener:
             self.dropped += 1
         self._queue.append(event)
         self._wakeup.set()
+        if self._idle.is_set():
+            self._idle = trio.Event()
 
     async def get(self) -> RuntimeEvent:
         """The next event; waits for one. Cancelling loses none."""
         while not self._queue:
+            self._idle.set()
             self._wakeup = trio.Event()
             await self._wakeup.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
         return self._queue.popleft()
+
+    async def wait_idle(self) -> None:
+        """Wait until the reader has taken everything and wants more."""
+        await self._idle.wait()
 
 
 class EventFeed(Generic[E]):
@@ -153,6 +161,13 @@ class EventBus:
             yield EventFeed(listener)
         finally:
             self._listeners.pop(number, None)
+
+    async def drain(self) -> None:
+        """Wait until every handler has had what is queued for it; those that hang are waited for."""
+        for number in list(self._scopes):
+            listener = self._listeners.get(number)
+            if listener is not None:
+                await listener.wait_idle()
 
     def _subscribe(self, kinds: tuple[type[RuntimeEvent], ...], queue: int) -> tuple[int, Listener]:
         if queue < 1:

@@ -2,41 +2,128 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
+from ._chain import ChatState
 from .pool.streams import ChatReader, begin_reading
-from .wire.codec import decode_completion, to_message
+from .runtime_events import ChatContext
+from .wire.codec import decode_completion, encode_call, join_body, to_message
 from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
+    from ._chain import Chain
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
-__all__ = ["ChatPipeline"]
+__all__ = ["ChatPipeline", "Commit", "TurnRequest"]
+
+Commit: TypeAlias = "Callable[[ChatResult], Awaitable[None]]"
+"""Makes an answer durable, before anybody is told of it."""
+
+
+class TurnRequest:
+    """One chat, stream or session turn before it is sent.
+
+    `options` is an encoded object; `pieces` are encoded messages, joined by commas, in as many places as they
+    stand in; `settings` is what is known of both. `deadline` is on the trio clock.
+    """
+
+    __slots__ = ("deadline", "options", "pieces", "session", "settings", "turn_id")
+
+    def __init__(
+        self,
+        options: bytes,
+        pieces: tuple[bytes | bytearray, ...],
+        *,
+        settings: CallSettings = DEFAULT_SETTINGS,
+        deadline: float = math.inf,
+        session: str | None = None,
+        turn_id: str | None = None,
+    ) -> None:
+        self.options = options
+        self.pieces = pieces
+        self.settings = settings
+        self.deadline = deadline
+        self.session = session
+        self.turn_id = turn_id
+
+    def call(self, *, streaming: bool = False) -> HttpCall:
+        """The HTTP request that asks for it."""
+        body = join_body(self.options, self.pieces, streaming=streaming)
+        return HttpCall(body=body, streaming=streaming, deadline=self.deadline, settings=self.settings)
+
+    def as_changed(self, state: ChatState) -> TurnRequest:
+        """The request that extensions have made of it; raises `BadRequestError` when that is none."""
+        options, messages = state.encoded()
+        settings = self.settings
+        if options is not self.options:
+            _, settings = encode_call({"extra_body": state.options}, beneath=settings)
+        return TurnRequest(
+            options,
+            (messages,),
+            settings=settings,
+            deadline=self.deadline,
+            session=self.session,
+            turn_id=self.turn_id,
+        )
 
 
 class ChatPipeline:
-    """Request bodies in, results or readers out."""
+    """Turns in, results or readers out."""
 
-    __slots__ = ("_pool", "_wall")
+    __slots__ = ("_chain", "_chat_ids", "_pool", "_wall")
 
-    def __init__(self, pool: Pool, *, wall: Callable[[], float]) -> None:
+    def __init__(self, pool: Pool, chain: Chain, *, wall: Callable[[], float]) -> None:
         self._pool = pool
+        self._chain = chain
+        self._chat_ids = itertools.count(1)
         self._wall = wall
 
-    async def run(
+    async def run(self, request: TurnRequest, commit: Commit | None = None) -> ChatResult:
+        """One whole turn, given up at its deadline; no wait before a retry goes beyond it.
+
+        `commit` is awaited with the answer before anybody else sees it. Raises the errors of
+        `Pool.request`, of the extensions and of `commit`; cancelling stops the request.
+        """
+        if self._chain.is_empty:
+            result = await self._pool.request(request.call(), self._decode)
+            if commit is not None:
+                await commit(result)
+            return result
+        state = ChatState(request.options, b",".join(piece for piece in request.pieces if piece))
+        innermost = partial(self._run_changed, request, state, commit=commit)
+        return await self._chain.run(self._context(request), state, innermost)
+
+    async def _run_changed(self, request: TurnRequest, state: ChatState, *, commit: Commit | None) -> None:
+        result = await self._pool.request(request.as_changed(state).call(), self._decode)
+        if commit is not None:
+            await commit(result)
+        state.result = result
+
+    def _context(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:
+        settings = request.settings
+        return ChatContext(
+            chat_id=str(next(self._chat_ids)),
+            model=settings.model,
+            is_streamed=is_streamed,
+            session=request.session,
+            turn_id=request.turn_id,
+            tenant=settings.tenant,
+            lane=settings.lane,
+        )
+
+    async def run_body(
         self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
     ) -> ChatResult:
-        """One whole chat, given up at `deadline` (trio clock); no wait before a retry goes beyond it.
-
-        Raises the errors of `Pool.request`; cancelling stops the request.
-        """
+        """One whole chat whose body is made already."""
         return await self._pool.request(HttpCall(body=body, deadline=deadline, settings=settings), self._decode)
 
     async def run_with_body(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import trio
 
+from ._pipeline import TurnRequest
 from ._runtime import Runtime, open_runtime
 from ._stream import ChatStream
 from .batch.runner import open_batch
@@ -31,11 +32,14 @@ from .wire.messages import SystemMessage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-    from contextlib import AbstractAsyncContextManager
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import TypeVar, Unpack
 
+    from ._bus import EventFeed, Handler, HandlerId
+    from ._chain import Hook, Middleware
     from .batch.runner import Batch, BatchRequest
     from .pool.workers import Exchange, PoolStatistics
+    from .runtime_events import RuntimeEvent
     from .session.directory import SessionRef
     from .wire.catalog import Credits, KeyInfo, Model
     from .wire.codec import Prompt
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from .wire.result import ChatResult
 
     T = TypeVar("T")
+    E = TypeVar("E", bound=RuntimeEvent)
 
 __all__ = ["Client", "open_client", "session_key"]
 
@@ -79,8 +84,8 @@ class Client:
         if session is not None:
             return await self.session(session, system=system).ask(prompt, **options)
         encoded, settings = self._call(options)
-        body = render_body(encoded, self._messages(prompt, system), streaming=False)
-        return await self._runtime.pipeline.run(body, settings=settings)
+        request = TurnRequest(encoded, (self._messages(prompt, system),), settings=settings)
+        return await self._runtime.pipeline.run(request)
 
     async def ask(
         self,
@@ -180,6 +185,49 @@ class Client:
     async def credits(self) -> Credits:
         """Credits bought and used. Errors as in `chat`."""
         return await self._get("/credits", decode_credits)
+
+    # What users put around chats, and what they hear of them
+
+    def use(self, middleware: Middleware) -> None:
+        """Put `middleware`, an async function of (context, state, proceed), around every chat that starts from now on.
+
+        Chats, streams, batch rows and session turns alike; the first one is the outermost. What it raises that is
+        no `GorouterError` reaches the caller in an `ExtensionError`.
+        """
+        self._runtime.chain.use(middleware)
+
+    def unuse(self, middleware: Middleware) -> bool:
+        """Take `middleware` out again; False when it was not there."""
+        return self._runtime.chain.remove(middleware)
+
+    def add_hook(self, hook: Hook) -> None:
+        """Call the functions of `hook` before and after every chat that starts from now on, and on its error."""
+        self._runtime.chain.add_hook(hook)
+
+    def remove_hook(self, hook: Hook) -> bool:
+        """Take `hook` out again; False when it was not there."""
+        return self._runtime.chain.remove_hook(hook)
+
+    def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
+        """Call `handler`, sync or async, with every event of `kind` from now on: one at a time, in order.
+
+        Nobody waits for it: up to `queue` events do, and beyond that the oldest are dropped. What it raises is
+        an event, `HandlerFailed`. A plain function runs on the loop and must not block it, unless it is called
+        `in_thread`. When the client closes, it gets a moment for what is queued.
+        """
+        return self._runtime.bus.on(kind, handler, queue=queue, in_thread=in_thread)
+
+    def off(self, handler_id: HandlerId) -> bool:
+        """End what `on` began, also in the middle of a call; False when it had ended."""
+        return self._runtime.bus.off(handler_id)
+
+    def events(self, *kinds: type[E], queue: int = 1024) -> AbstractContextManager[EventFeed[E]]:
+        """Events as an async iterator: `with client.events(gr.ChatFailed) as feed: async for event in feed: ...`.
+
+        Without a kind, all of them. Up to `queue` events wait to be taken; beyond that the oldest are dropped
+        and counted.
+        """
+        return self._runtime.bus.listen(*kinds, queue=queue)
 
     def statistics(self) -> PoolStatistics:
         """A snapshot of the pool; cheap."""

@@ -38,7 +38,7 @@ from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "Prompt",
@@ -64,6 +64,7 @@ __all__ = [
     "encode_prompt",
     "encode_request",
     "is_utf8",
+    "join_body",
     "join_options",
     "keep_raw",
     "render_body",
@@ -363,6 +364,21 @@ def render_body(options: bytes, messages: bytes, *, streaming: bool) -> bytes:
     if options == b"{}" and streaming:
         head = b'{"stream":true,'
     return b'%b"messages":[%b]}' % (head, messages)
+
+
+def join_body(options: bytes, messages: Iterable[bytes | bytearray], *, streaming: bool) -> bytes:
+    """The body of a request whose messages stand in several places, each encoded and joined by commas, or empty.
+
+    What may be long, the history, is copied once.
+    """
+    parts: list[bytes | bytearray] = [options[:-1], b',"stream":true,"messages":[' if streaming else b',"messages":[']
+    if options == b"{}":
+        parts[1] = b'"stream":true,"messages":[' if streaming else b'"messages":['
+    for piece in messages:
+        if piece:
+            parts += (piece, b",")
+    parts[-1] = b"]}" if len(parts) > 2 else parts[-1] + b"]}"
+    return b"".join(parts)
 
 
 # Replies
