@@ -66,6 +66,7 @@ __all__ = [
     "is_utf8",
     "join_options",
     "keep_raw",
+    "make_decoder",
     "render_body",
     "split_object",
     "to_chunk",
@@ -604,6 +605,11 @@ def decode_json(data: bytes | str) -> object:
         return cast("object", _decode_any(data))
     except _MALFORMED as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
+
+
+def make_decoder(kind: object, *, hook: Callable[[object, object], object]) -> Callable[[bytes | str], object]:
+    """A strict decoder of a user's type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
+    return msgspec.json.Decoder(kind, dec_hook=hook).decode
 
 
 def split_object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
