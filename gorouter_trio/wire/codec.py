@@ -67,6 +67,7 @@ __all__ = [
     "join_body",
     "join_options",
     "keep_raw",
+    "make_decoder",
     "render_body",
     "split_list",
     "split_object",
@@ -629,6 +630,11 @@ def split_list(data: bytes | msgspec.Raw) -> list[msgspec.Raw]:
         return _split_list(data)
     except _MALFORMED as exc:
         raise DecodeError(f"not a JSON list: {exc}") from exc
+
+
+def make_decoder(kind: object, *, hook: Callable[[object, object], object]) -> Callable[[bytes | str], object]:
+    """A strict decoder of a user's type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
+    return msgspec.json.Decoder(kind, dec_hook=hook).decode
 
 
 def split_object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
