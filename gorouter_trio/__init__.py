@@ -23,8 +23,11 @@ from ._chain import ChatState as ChatState
 from ._chain import Hook as Hook
 from ._chain import Middleware as Middleware
 from ._chain import Next as Next
+from ._output import OutputPolicy as OutputPolicy
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
+from ._turns import AskTurnKeywords as AskTurnKeywords
+from ._turns import TurnKeywords as TurnKeywords
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
@@ -54,6 +57,7 @@ from .errors import ExtensionError as ExtensionError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import InvalidOutputError as InvalidOutputError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -165,6 +169,7 @@ __all__ = [
     "ApiError",
     "Architecture",
     "AskKeywords",
+    "AskTurnKeywords",
     "AssistantMessage",
     "AudioOutput",
     "AudioPart",
@@ -226,6 +231,7 @@ __all__ = [
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -239,6 +245,7 @@ __all__ = [
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
     "Percentiles",
@@ -295,6 +302,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "TurnKeywords",
     "Usage",
     "UserMessage",
     "VideoPart",

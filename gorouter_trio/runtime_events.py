@@ -57,7 +57,7 @@ class ChatFinished(RuntimeEvent, frozen=True, kw_only=True):
     """It has ended with an answer, which is stored where it is a session's."""
 
     context: ChatContext
-    result: ChatResult
+    result: ChatResult[object]
 
 
 class ChatFailed(RuntimeEvent, frozen=True, kw_only=True):

@@ -40,6 +40,7 @@ PLACES: tuple[str, ...] = (
     "wire.salvage",
     "wire.codec",
     "wire.schema",
+    "wire.schema_check",
     "wire.merge",
     # 1, ports
     "config",
@@ -58,6 +59,8 @@ PLACES: tuple[str, ...] = (
     "security.rules",
     "security",
     "tools",
+    "_output",
+    "_turns",
     "_pipeline",
     "_stream",
     # 6 and 7, the actors and what runs them
@@ -105,6 +108,8 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "matplotlib": ("bench",),
     "openai": ("bench",),
     "aiohttp": ("bench",),
+    "jiter": ("_partial",),
+    "jsonschema_rs": ("wire.schema_check",),
     "pydantic": (),
 }
 
