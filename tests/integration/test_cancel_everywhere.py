@@ -28,7 +28,7 @@ class Place:
 
     world: World
     store: MemoryStore
-    answers: list[gr.ChatResult] = field(default_factory=list)
+    answers: list[gr.ChatResult[object]] = field(default_factory=list)
     errors: list[gr.GorouterError] = field(default_factory=list)
     is_closed: bool = False
 
@@ -97,7 +97,7 @@ async def structured(place: Place) -> None:
         place.errors.append(exc)
     else:
         assert isinstance(result.value, Sum)
-        place.answers.append(msgspec.structs.replace(result, value=None))
+        place.answers.append(result)
 
 
 async def extended(place: Place) -> None:
