@@ -90,6 +90,7 @@ from .runtime_events import ChatFinished as ChatFinished
 from .runtime_events import ChatStarted as ChatStarted
 from .runtime_events import HandlerFailed as HandlerFailed
 from .runtime_events import HookFailed as HookFailed
+from .runtime_events import PluginFailed as PluginFailed
 from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
@@ -251,6 +252,7 @@ __all__ = [
     "Percentiles",
     "PermissionDeniedError",
     "Plugin",
+    "PluginFailed",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",

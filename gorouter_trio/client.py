@@ -219,6 +219,21 @@ class Client:
 
     # What users put around chats, and what they hear of them
 
+    async def register(self, plugin: object) -> str:
+        """Begin a plugin, and return its name (its `name`, or that of its class or function).
+
+        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, or a function
+        of the client that gives an async context manager. It is ended with the client, after the sessions and
+        before the pool, in reverse order of registration; what it registered is taken back then. Raises
+        `ConfigError` for what is no plugin or has the name of another, and what the plugin raises while it begins:
+        the client is as it was then.
+        """
+        return await self._runtime.plugins.register(plugin, _PluginClient(self._runtime))
+
+    async def unregister(self, name: str) -> bool:
+        """End the plugin with this name; False when there is none. Raises what it raises while it ends."""
+        return await self._runtime.plugins.unregister(name)
+
     def use(self, middleware: Middleware) -> None:
         """Put `middleware`, an async function of (context, state, proceed), around every chat that starts from now on.
 
@@ -299,6 +314,35 @@ class Client:
         return encode_json(SystemMessage(system)) if system else b""
 
 
+class _PluginClient(Client):
+    """The client as a plugin gets it: the same, but what is registered through it goes when the plugin does."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self._undo: list[Callable[[], object]] = []
+
+    def use(self, middleware: Middleware) -> None:
+        """As `Client.use`."""
+        super().use(middleware)
+        self._undo.append(partial(self.unuse, middleware))
+
+    def add_hook(self, hook: Hook) -> None:
+        """As `Client.add_hook`."""
+        super().add_hook(hook)
+        self._undo.append(partial(self.remove_hook, hook))
+
+    def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
+        """As `Client.on`."""
+        handler_id = super().on(kind, handler, queue=queue, in_thread=in_thread)
+        self._undo.append(partial(self.off, handler_id))
+        return handler_id
+
+    def undo(self) -> None:
+        """Take back everything that was registered through this client."""
+        while self._undo:
+            self._undo.pop()()
+
+
 def session_key(user: str, *, group: str | None = None) -> str:
     """The key of the session that belongs to `user`, within `group` if there is one.
 
@@ -324,9 +368,9 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
     resolved = _merged(config, fields).resolved()
     body: BaseException | None = None
     try:
-        async with open_runtime(resolved) as runtime:
+        async with _open_runtime_and_plugins(resolved) as client:
             try:
-                yield Client(runtime)
+                yield client
             except BaseException as exc:
                 body = exc
                 raise
@@ -338,6 +382,15 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
         raise lone
     finally:
         del body, lone  # a traceback that leads to itself would stay until the next collection
+
+
+@asynccontextmanager
+async def _open_runtime_and_plugins(config: ClientConfig) -> AsyncIterator[Client]:
+    async with open_runtime(config) as runtime:
+        client = Client(runtime)
+        for plugin in config.plugins:
+            await client.register(plugin)
+        yield client
 
 
 def _merged(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:

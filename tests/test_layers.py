@@ -51,6 +51,7 @@ PLACES: tuple[str, ...] = (
     "runtime_events",
     "_bus",
     "_chain",
+    "_plugin_host",
     # 2 to 5, what a turn needs
     "transport",
     "stores",
