@@ -314,6 +314,7 @@ __all__ = [
     "WebSearchOptions",
     "abc",
     "open_client",
+    "plugins",
     "session_key",
     "simulator",
     "stores",
@@ -323,6 +324,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
 
@@ -343,7 +345,7 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `simulator` and `testing` when they are first asked for: most programs never do."""
-    if name in {"simulator", "testing"}:
+    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
+    if name in {"plugins", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

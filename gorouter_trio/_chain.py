@@ -77,6 +77,13 @@ class ChatState:
     def messages(self, messages: list[dict[str, object]]) -> None:
         self._decoded_messages = messages
 
+    @property
+    def message_count(self) -> int:
+        """How many messages there are, without decoding them."""
+        if self._decoded_messages is not None:
+            return len(self._decoded_messages)
+        return len(split_list(b"[%b]" % self._messages))
+
     def encoded(self) -> tuple[bytes, bytes]:
         """Options and messages as they are to be sent; what was not changed keeps its bytes.
 
