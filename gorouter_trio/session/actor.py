@@ -746,7 +746,7 @@ class SessionActor:
 
     async def _whole_turn(self, turn: RunningTurn, body: bytes) -> None:
         self._wait_for("model")
-        result = await self._services.pipeline.run(body, settings=turn.mail.settings, deadline=turn.deadline)
+        result = await self._services.pipeline.run_body(body, settings=turn.mail.settings, deadline=turn.deadline)
         turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()
@@ -780,7 +780,7 @@ class SessionActor:
             result = await cast("TurnLoan", turn.loan).wait_round()
         else:
             self._wait_for("model")
-            result = await self._services.pipeline.run(body, settings=turn.mail.settings, deadline=turn.deadline)
+            result = await self._services.pipeline.run_body(body, settings=turn.mail.settings, deadline=turn.deadline)
         self._wait_for("tools")
         return result
 
