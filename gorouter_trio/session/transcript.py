@@ -368,6 +368,8 @@ class Transcript:
         self._starts.append(len(self.rendered))
         if is_empty:
             self._tokens.append(self.tokens_before(place))
+            if self._open_calls:
+                self._left_open[place] = self._open_calls
             return
         if started is not None:
             fitted = self._fit(bytes(started.messages)[1:-1], self._open_calls)
