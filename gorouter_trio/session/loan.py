@@ -108,6 +108,8 @@ class TurnLoan:
                 raise
             if chunks or not self._has_rounds:
                 return chunks
+            # The connection is free while the tools run.
+            self._reader.close()
             self._is_between = True
             self._round_over.set()
 
