@@ -91,13 +91,16 @@ from .transcript import Transcript
 from .turn import EntryOutOfOrderError, TurnMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from typing import TypeVar
 
     from .._pipeline import ChatPipeline
     from .._rounds import TakeRounds
     from ..abc import HistoryStore
     from ..config import SessionConfig, Summarise
     from .running import Answer
+
+    T = TypeVar("T")
 
 __all__ = [
     "SaveWatch",
@@ -302,8 +305,11 @@ class SessionActor:
 
         False when no turn waits for it. A turn that nobody runs is taken up with `rounds`, if there are any.
         """
-        slot = None if self._journal is None else self._journal.reply(question_id, answer)
-        if slot is not None:
+        if self._turn is not None:
+            slot = None if self._journal is None else self._journal.reply(question_id, answer)
+            if slot is None:
+                await trio.lowlevel.checkpoint()
+                return False
             return await slot.wait()
         return cast("bool", await self.ask(AnswerQuestion(question_id, answer), rounds=rounds))
 
@@ -963,19 +969,15 @@ class SessionActor:
             await self._pass_by(transcript.machine)
         log = compact(await self._read_log())
         self._transcript = None
-        self._version = await self._store.rewrite(
-            self.key, [encode_json(entry) for entry in log], expected_version=self._version
-        )
+        encoded = [encode_json(entry) for entry in log]
+        self._version = await _typed(self._store.rewrite(self.key, encoded, expected_version=self._version))
         self._transcript = self._transcript_of(log)
 
     # The store
 
     async def _load(self) -> Transcript:
         self._wait_for("store")
-        try:
-            stored = await self._store.load(self.key)
-        except OSError as exc:
-            raise store_failed(exc) from exc
+        stored = await _typed(self._store.load(self.key))
         self._transcript = transcript = self._transcript_of(decode_log_entry(entry) for entry in stored.entries)
         self._version = stored.version
         return transcript
@@ -1000,7 +1002,7 @@ class SessionActor:
             raise
 
     async def _read_log(self) -> list[LogEntry]:
-        stored = await self._store.load(self.key)
+        stored = await _typed(self._store.load(self.key))
         return [decode_log_entry(entry) for entry in stored.entries]
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
@@ -1015,18 +1017,18 @@ class SessionActor:
         if self._transcript is None:
             await self._load()
         self._transcript = None
-        self._version = await self._store.rewrite(self.key, [], expected_version=self._version)
+        self._version = await _typed(self._store.rewrite(self.key, [], expected_version=self._version))
         self._transcript = Transcript(self.options.system)
 
     async def _fork(self, target: str) -> None:
         """Copy the log, without a turn that has no end: what it waits for is to happen once."""
-        stored = await self._store.load(self.key)
+        stored = await _typed(self._store.load(self.key))
         entries = list(stored.entries)
         unfinished = self._transcript_of(decode_log_entry(entry) for entry in entries).unfinished
         while unfinished is not None and entries:
             if isinstance(decode_log_entry(entries.pop()), TurnStarted):
                 break
-        await self._store.append(target, entries, expected_version=0)
+        await _typed(self._store.append(target, entries, expected_version=0))
 
     def _too_late(self) -> HistoryNotSaved:
         return HistoryNotSaved(f"the store did not answer in {self._config.shutdown_grace_s:g} s")
@@ -1034,6 +1036,14 @@ class SessionActor:
     def _grace(self) -> trio.CancelScope:
         """A shield for saving, bounded."""
         return trio.CancelScope(shield=True, deadline=trio.current_time() + self._config.shutdown_grace_s)
+
+
+async def _typed(work: Awaitable[T]) -> T:
+    """What a store gives; an error of the operating system out of it becomes one of ours."""
+    try:
+        return await work
+    except OSError as exc:
+        raise store_failed(exc) from exc
 
 
 def _drop(envelope: Envelope) -> None:

@@ -108,24 +108,27 @@ class SessionRounds:
         if known is not None and known.answer is not None:
             await trio.lowlevel.checkpoint()
             return known.answer
-        if known is None:
-            asked = TurnParked(
-                self._turn.turn_id,
-                question.question_id,
-                question.call_id,
-                msgspec.Raw(encode_json(question.question)),
-                self._actor.wall(),
-                question.until_s,
-            )
-            async with self._lock:
-                await self._actor.write(self._turn, asked)
-        until_s = question.until_s if known is None else known.until_s
+        # A reply may be quicker than the writing down of its question.
         waiting = self._waiting[question.question_id] = _Waiting()
         try:
+            until_s = await self._park(question) if known is None else known.until_s
             return await self._wait(waiting, question.question_id, until_s=until_s)
         finally:
             del self._waiting[question.question_id]
             waiting.bringer.resolve(False)
+
+    async def _park(self, question: Question) -> float | None:
+        asked = TurnParked(
+            self._turn.turn_id,
+            question.question_id,
+            question.call_id,
+            msgspec.Raw(encode_json(question.question)),
+            self._actor.wall(),
+            question.until_s,
+        )
+        async with self._lock:
+            await self._actor.write(self._turn, asked)
+        return question.until_s
 
     async def _wait(self, waiting: _Waiting, question_id: str, *, until_s: float | None) -> bytes | None:
         left_s = math.inf if until_s is None else until_s - self._actor.wall()
