@@ -881,8 +881,12 @@ class SessionActor:
             return
         machine = cast("TurnMachine", transcript.machine)
         entries: list[LogEntry] = []
-        if turn.unsaved is not None and machine.fault(cast("TurnEntry", turn.unsaved)) is None:
-            entries.append(turn.unsaved)
+        unsaved = turn.unsaved
+        if isinstance(unsaved, QuestionAnswered):
+            # Whoever takes the turn up begins the call; here it was not.
+            unsaved = msgspec.structs.replace(unsaved, taken=False)
+        if unsaved is not None and machine.fault(cast("TurnEntry", unsaved)) is None:
+            entries.append(unsaved)
         if machine.rounds or entries:
             turn.is_sent = True
             if isinstance(exc, GorouterError):
