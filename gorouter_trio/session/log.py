@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -23,7 +23,9 @@ from ..wire.journal import (
 from ..wire.result import HistoryEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ..wire.messages import AssistantMessage, Message, ToolMessage
 
 __all__ = ["LoggedTurn", "compact", "entries_of", "turns_of"]
 
@@ -129,14 +131,27 @@ def entries_of(log: Iterable[LogEntry]) -> list[HistoryEntry]:
     replay = _replayed(log)
     history = [HistoryEntry(decode_message(bytes(fold.message))) for place, fold in replay.folds[-1:] if place == 0]
     for turn in replay.turns:
-        history += [HistoryEntry(m, turn_id=turn.turn_id) for m in decode_messages(turn.messages)]
-        for entry in turn.entries:
-            if isinstance(entry, (TurnCalled, TurnAnswered)):
-                history.append(HistoryEntry(decode_message(bytes(entry.message)), entry.call, turn_id=turn.turn_id))
-            elif isinstance(entry, ToolsAnswered):
-                results = decode_messages(bytes(entry.messages)[1:-1])
-                history += [HistoryEntry(m, turn_id=turn.turn_id) for m in results]
+        history += _entries_of_turn(turn)
     return history
+
+
+def _entries_of_turn(turn: LoggedTurn) -> Iterator[HistoryEntry]:
+    for message in decode_messages(turn.messages):
+        yield HistoryEntry(message, turn_id=turn.turn_id)
+    results: dict[str, Message | None] = {}
+    for entry in turn.entries:
+        if isinstance(entry, ToolsAnswered):
+            messages = cast("list[ToolMessage]", decode_messages(bytes(entry.messages)[1:-1]))
+            results |= {message.tool_call_id: message for message in messages}
+        elif isinstance(entry, (TurnCalled, TurnAnswered)):
+            for result in filter(None, results.values()):
+                yield HistoryEntry(result, turn_id=turn.turn_id)
+            message = cast("AssistantMessage", decode_message(bytes(entry.message)))
+            yield HistoryEntry(message, entry.call, turn_id=turn.turn_id)
+            # Results come as they are ready, and are sent in the order of the calls.
+            results = dict.fromkeys(call.id for call in message.tool_calls or ())
+    for result in filter(None, results.values()):
+        yield HistoryEntry(result, turn_id=turn.turn_id)
 
 
 def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
