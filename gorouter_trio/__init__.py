@@ -38,6 +38,7 @@ from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
 from .config import ClientConfig as ClientConfig
+from .config import ContextPolicy as ContextPolicy
 from .config import Deadlines as Deadlines
 from .config import PoolLimits as PoolLimits
 from .config import RetryPolicy as RetryPolicy
@@ -77,6 +78,7 @@ from .errors import StreamNotFinishedError as StreamNotFinishedError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
+from .errors import TurnParkedError as TurnParkedError
 from .events import RawChunk as RawChunk
 from .events import ReasoningDelta as ReasoningDelta
 from .events import RefusalDelta as RefusalDelta
@@ -201,6 +203,7 @@ __all__ = [
     "ConnectError",
     "ContentPart",
     "ContextCompressionPlugin",
+    "ContextPolicy",
     "CostDetails",
     "Credits",
     "DeadlineExceededError",
@@ -305,6 +308,7 @@ __all__ = [
     "TurnInDoubtError",
     "TurnInterruptedError",
     "TurnKeywords",
+    "TurnParkedError",
     "Usage",
     "UserMessage",
     "VideoPart",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ._chain import Hook, Middleware
     from ._turns import TurnExtras, TurnKeywords
     from .batch.runner import Batch, BatchRequest
+    from .config import ContextPolicy
     from .pool.workers import Exchange, PoolStatistics
     from .runtime_events import RuntimeEvent
     from .session.directory import SessionRef
@@ -167,16 +168,25 @@ class Client:
         finally:
             reader.close()
 
-    def session(self, key: str, *, system: str | None = None, **options: Unpack[ChatKeywords]) -> SessionRef:
+    def session(
+        self,
+        key: str,
+        *,
+        system: str | None = None,
+        context: ContextPolicy | None = None,
+        **options: Unpack[ChatKeywords],
+    ) -> SessionRef:
         """The session with this key; no I/O. `system` and the options hold for each of its turns.
 
-        Without a `system` it is the client's default; an empty one is none.
+        Without a `system` it is the client's default; an empty one is none. `context` stands in for the one of
+        `SessionConfig`: how much of the history is sent.
         Any Unicode text of 1 byte to 4 KiB is a key, and different keys are different sessions.
         Raises `ConfigError` for another key, `SessionConflictError` when the session is open with
         different options.
         """
         encoded, settings = self._call(options)
-        return self._runtime.sessions.ref(key, SessionOptions(self._system_message(system), encoded, settings))
+        session = SessionOptions(self._system_message(system), encoded, settings, context)
+        return self._runtime.sessions.ref(key, session)
 
     def batch(
         self,

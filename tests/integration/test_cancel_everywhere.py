@@ -330,7 +330,7 @@ async def shutdown(place: Place) -> None:
 async def test_cancel_at_every_step(autojump_clock, record_property, scenario, fields):
     """Whatever is cancelled at whatever step: no task, slot or turn is left open, and the next turn is right."""
     # The longest ones once: each step is a run.
-    seeds = range(1 if scenario in {streamed_rounds, edits} else 2)
+    seeds = range(1 if scenario in {rounds, streamed_rounds, parked, edits, summarised} else 2)
     report = await sweep(place(**fields), scenario, check=check, seeds=seeds)
     record_property("figure", str(report))
     assert report.cut_off > report.steps * len(seeds) / 2

@@ -75,6 +75,12 @@ class Model:
     def contents(self) -> list[object]:
         return [content for _, said in self.turns for content in said]
 
+    @property
+    def sent(self) -> list[object]:
+        """What of it a request has: not an answer that was cut off before it said anything, nor its question."""
+        kept = [said[:-1] if said[-1] == "" else said for _, said in self.turns]
+        return [content for said in kept if len(said) > 1 for content in said]
+
     def cut(self, place: int) -> None:
         del self.turns[place:]
 
@@ -107,9 +113,9 @@ class Run:
     async def accept(self, turn_id: str, prompt: str, *, base: list[Turn] | None = None) -> None:
         """A turn was cut off: it is wholly there, in part, or not; take what is for what was."""
         base = self.model.turns if base is None else base
+        history = [entry.message.content for entry in await self.session.history()]
         for before in (self.model.turns, base):
             contents = [content for _, said in before for content in said]
-            history = [entry.message.content for entry in await self.session.history()]
             if history == contents:
                 self.model.turns = list(before)
                 return
@@ -117,7 +123,7 @@ class Run:
             if history[: len(contents)] == contents and rest[0] == prompt and len(rest) <= 5:
                 self.model.turns = [*before, (turn_id, rest)]
                 return
-        raise AssertionError((history, contents, prompt))
+        raise AssertionError((history, self.model.turns, prompt))
 
     # One method an operation: how long it may take, in tenths of a second, and a choice
 
@@ -139,10 +145,8 @@ class Run:
         if "tools" in how:
             said[1:1] = [None, "result of a1", "result of a2"]
         first = [message.get("content") for message in self.api.bodies[before]["messages"]]
-        assert [content for content in first if content is None or not str(content).startswith("The call")] == [
-            *self.model.contents,
-            prompt,
-        ]
+        said_before = [content for content in first if not str(content).startswith("The call")]
+        assert said_before == [*self.model.sent, prompt]
         self.model.turns.append((turn_id, said))
 
     async def leave(self, _how: str, time: int, _choice: int) -> None:
