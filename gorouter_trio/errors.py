@@ -28,6 +28,7 @@
     │   ├── TurnInterruptedError      the turn was interrupted; `partial` holds what had arrived
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
+    ├── ToolError                     raised by a tool: its message is for the model
     ├── ActorGoneError                the actor ended before it could answer
     ├── ExtensionError                a middleware or a hook failed; its own exception is the cause
     ├── StreamNotFinishedError        the result of a stream was read before its end
@@ -75,6 +76,7 @@ __all__ = [
     "StoreErrorKind",
     "StreamBrokenError",
     "StreamNotFinishedError",
+    "ToolError",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
@@ -250,6 +252,21 @@ class StoreError(GorouterError):
     def __init__(self, message: str, *, kind: StoreErrorKind) -> None:
         super().__init__(message)
         self.kind: StoreErrorKind = kind
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class ToolError(GorouterError):
+    """Raised inside a tool to tell the model what went wrong: the message becomes the result of the call.
+
+    Any other exception gives the model a short neutral message; the whole of it goes into the log and the
+    execution report. `details` goes into the report only.
+    """
+
+    def __init__(self, message: str, *, details: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.details: Mapping[str, object] = details or {}
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.__dict__))
