@@ -6,10 +6,10 @@ caller's task, for its jobs to be *settled*, which is to have an outcome: the jo
 the round settles it when it has not ended a grace time after its deadline, or when the round is cancelled. A job is
 settled once; what its tool does afterwards concerns nobody, but is counted until it has ended.
 
-Inside a job, the checks come first and do not wait; then whoever has to approve is asked; then the tool runs, in a
-task on a leash, in a thread, or in a process. A tool may raise anything, also what is meant to end programs: it is
-captured, never caught, and Ctrl-C itself does not arrive there. A tool's task has a nursery to itself, so that what
-it leaves open breaks that nursery and nothing else.
+The checks of a call come first, in the order of the calls, and do not wait; a call that passes them is a job:
+whoever has to approve is asked, and then the tool runs, in a task on a leash, in a thread, or in a process. A tool
+may raise anything, also what is meant to end programs: it is captured, never caught, and Ctrl-C itself does not
+arrive there. A tool's task has a nursery to itself, so that what it leaves open breaks that nursery and nothing else.
 """
 
 from __future__ import annotations
@@ -194,9 +194,16 @@ class ToolSupervisor:
     # For rounds
 
     def start(self, job: _Job) -> None:
-        """Begin a job; raises `ActorGoneError` when the supervisor is closed."""
+        """Check a call, and begin a job for it when it passes; raises `ActorGoneError` when this is closed."""
         if self._is_closed:
             raise ActorGoneError("the tools of this client are closed")
+        checked = outcome.capture(self._check, job)
+        if isinstance(checked, outcome.Error):
+            job.settle(ending_of_error(checked.error))
+            return
+        if checked.value is not None:
+            job.settle(checked.value)
+            return
         self._jobs.add(job)
         self._nursery.start_soon(self._run_job, job, name=f"tool {job.call.function.name[:40]}")
 
@@ -235,12 +242,11 @@ class ToolSupervisor:
     async def _attempt(self, job: _Job) -> Ending:
         with job.scope:
             job.host = trio.lowlevel.current_task()
-            ready = self._check(job)
-            if ready is None:
-                ready = await self._seek_approval(job)
-            return await self._run_ready(job) if ready is None else ready
+            refused = await self._seek_approval(job)
+            return await self._run_ready(job) if refused is None else refused
         return job.ending_of(None)
 
+    @trio.lowlevel.enable_ki_protection
     def _check(self, job: _Job) -> Ending | None:
         """All checks that do not wait: an ending where one fails."""
         name, turn = job.call.function.name, job.turn
@@ -462,7 +468,7 @@ class ToolRound:
             if room > 0 and not job.has_begun:
                 job.has_begun = True
                 self._supervisor.start(job)
-                room -= 1
+                room -= not job.is_settled
 
     async def _wait_for_change(self) -> None:
         due = min((job.due_at for job in self._jobs if not job.is_settled), default=math.inf)
@@ -484,15 +490,19 @@ class ToolRound:
             job.is_aborted = True
             job.scope.cancel()
         with trio.CancelScope(shield=True):
-            for attempt in range(2):
-                with trio.move_on_after(self._turn.limits.grace_s):
-                    for job in begun:
-                        await job.ended.wait()
-                for job in begun if attempt == 0 else ():
-                    job.break_in()
+            await self._wait_ended(begun)
+            for job in begun:
+                job.break_in()
+            await self._wait_ended(begun)
         for job in self._jobs:
             if not job.is_open:
                 job.settle(job.ending_of(None))
+
+    async def _wait_ended(self, jobs: list[_Job]) -> None:
+        """Wait for the jobs, but not longer than the grace time."""
+        with trio.move_on_after(self._turn.limits.grace_s):
+            for job in jobs:
+                await job.ended.wait()
 
 
 @final
@@ -735,7 +745,7 @@ def _contained(function: Callable[..., object], argument: object) -> None:
 
 
 def _log_text(error: ToolCallError) -> str:
-    """One entry of a log, in which no message can pass for an entry of its own: all lines but the first are indented."""
+    """One entry of a log, in which no message can pass for another entry: all lines but the first are indented."""
     return (
         f"{error.type}: {error.message!r}\n{textwrap.indent(str(error.details.get('traceback', '')), '    ')}".rstrip()
     )
