@@ -21,8 +21,9 @@ _MAX_DEPTH: Final = 64
 _MIN_INTEGER: Final = -(2**63)
 _MAX_INTEGER: Final = 2**64 - 1
 _MAX_DIGITS: Final = 20
-# Strings, whose brackets do not count, and the brackets that do.
-_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[{]|[\]}]', re.DOTALL)
+# Strings, whose brackets do not count, and the brackets that do. A string without an end takes the rest, or looking for
+# one at every quote would take a time that grows with the square.
+_BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 class ArgumentsError(ValueError):

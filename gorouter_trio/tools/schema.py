@@ -36,7 +36,7 @@ class SchemaCheck:
                 "a tool with a schema of its own needs jsonschema-rs: pip install 'gorouter-trio[schema]'"
             ) from None
         try:
-            validator = jsonschema_rs.validator_for(dict(schema), retriever=_refuse_to_fetch)
+            validator = jsonschema_rs.validator_for(dict(schema), retriever=_refuse_to_fetch, mask="the value")
         except (ValueError, TypeError) as exc:
             raise ConfigError(f"parameters: not a JSON schema: {str(exc).splitlines()[0]}") from exc
         self._errors_of = cast("Callable[[object], Iterable[jsonschema_rs.ValidationError]]", validator.iter_errors)

@@ -340,7 +340,10 @@ def _from_pydantic(kind: object, value: object) -> object:
         return value
     if not _is_pydantic(kind):
         raise TypeError(f"{kind!r} is not a type that can be read from JSON")
-    return cast("object", kind.model_validate(value))  # type: ignore[attr-defined]  # is there
+    try:
+        return cast("object", kind.model_validate(value))  # type: ignore[attr-defined]  # is there
+    except ValueError as exc:
+        raise ValueError(_reason(exc)) from exc
 
 
 def _dump(value: object) -> object:
