@@ -2,9 +2,10 @@
 
 Theory of operation. trio cancels by raising `Cancelled` at a task's next checkpoint, and trusts the code in
 between to let it through. A tool is not trusted so far. Its coroutine is therefore awaited through a `Leash`,
-which sees every exception that trio throws in: once its scope is cancelled, the coroutine is handed a bounded
-number of them, and then the next one is raised around it instead. The coroutine is closed where it stands and
-never resumed. A tool that has tasks of its own running is not cut loose, since they need it to end.
+which sees every outcome that trio hands in: once its scope is cancelled, the coroutine gets a bounded number of
+cancels, and then the next one is raised around it instead. The coroutine is closed where it stands and never
+resumed; one that swallows even that is leaked on purpose. A tool that has tasks of its own running is not cut
+loose, since they need it to end.
 
 `unshield` takes the shields off everything between a task and a scope, so that the cancel arrives at all. trio
 has no public way to the scopes of another task, so this looks inside, and does nothing where a version of trio
@@ -13,6 +14,7 @@ looks different there.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Coroutine, Generator
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
@@ -49,25 +51,42 @@ class Leash(Generator[object, object, R]):
         return self
 
     def send(self, value: object, /) -> object:
-        """Called by trio."""
+        """Called by trio, which hands over what a wait gave as an outcome."""
+        if isinstance(value, outcome.Error) and isinstance(value.error, trio.Cancelled) and self._is_enough():
+            return value.unwrap()
         return self._coroutine.send(value)
 
     def throw(self, kind: object, value: object = None, traceback: object = None, /) -> object:
-        """Called by trio."""
-        error = cast("BaseException", kind if value is None else value)
-        if isinstance(error, trio.Cancelled) and self._scope.cancel_called:
-            self._cancels += 1
-            if (self.is_cut or self._cancels > _MAX_CANCELS) and not trio.lowlevel.current_task().child_nurseries:
-                self.is_cut = True
-                raise error
-        return self._coroutine.throw(error)
+        """Called by trio, for what goes wrong with the wait itself."""
+        return self._coroutine.throw(cast("BaseException", kind if value is None else value))
+
+    def _is_enough(self) -> bool:
+        """Whether the coroutine has had its share of cancels, and may be left alone."""
+        if not self._scope.cancel_called:
+            return False
+        self._cancels += 1
+        if not (self.is_cut or self._cancels > _MAX_CANCELS) or trio.lowlevel.current_task().child_nurseries:
+            return False
+        self.is_cut = True
+        return True
 
     def close(self) -> None:
-        """Close the coroutine as far as it lets itself be closed."""
+        """Close the coroutine; one that does not let itself be closed is kept for ever.
+
+        It would run on when it is collected, in the midst of whatever runs then.
+        """
+        if not self._is_closed():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._coroutine))
+
+    def _is_closed(self) -> bool:
+        # Closing runs the tool's own clean-up, which may raise anything: what it raises means that it has ended, unless
+        # it goes on waiting, which Python turns into a RuntimeError.
         for _ in range(_MAX_CLOSES):
-            # Closing runs the tool's own clean-up, which may raise anything.
             if isinstance(outcome.capture(self._coroutine.close), outcome.Value):
-                return
+                return True
+            if getattr(self._coroutine, "cr_frame", None) is None:
+                return True
+        return False
 
     # What trio looks for when it shows where a task stands.
 

@@ -182,6 +182,8 @@ class ToolSupervisor:
         """Cancel what runs, and give it up where it does not end; shielded, and bounded."""
         self._is_closed = True
         self._nursery.cancel_scope.cancel()
+        for job in self._jobs:
+            job.abort()
         with trio.CancelScope(shield=True):
             with trio.move_on_after(self.limits.grace_s):
                 while self._jobs:
@@ -487,8 +489,7 @@ class ToolRound:
         """Stop what runs and settle everything; shielded, and bounded."""
         begun = [job for job in self._jobs if job.has_begun and not job.is_settled]
         for job in self._jobs:
-            job.is_aborted = True
-            job.scope.cancel()
+            job.abort()
         with trio.CancelScope(shield=True):
             await self._wait_ended(begun)
             for job in begun:
@@ -635,6 +636,11 @@ class _Job:
 
     def _encoded(self, value: object) -> EncodedResult:
         return encode_result(value, max_bytes=self.max_result_bytes, keep_value=self.turn.limits.include_results)
+
+    def abort(self) -> None:
+        """Cancel the call: nobody waits for it any more."""
+        self.is_aborted = True
+        self.scope.cancel()
 
     def break_in(self) -> None:
         """See to it that the tool's task ends, if it can be made to."""
