@@ -51,4 +51,4 @@ class ChildError(Struct, frozen=True, kw_only=True):
     message: str
     traceback: str = ""
     for_model: bool = False
-    details: object = None
+    details: dict[str, object] = {}

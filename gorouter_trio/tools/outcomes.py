@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 import outcome
@@ -17,7 +16,7 @@ from ..wire.toolcalls import ToolCallError, ToolCallReport, ToolStatus
 from .results import EncodedResult, ResultError, cut_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..security.rules import Deny
     from .frames import ChildError
@@ -91,9 +90,7 @@ def ending_of_error(error: BaseException) -> Ending:
 
 def ending_of_child_error(error: ChildError) -> Ending:
     """The same for what the process of a tool reports."""
-    details: dict[str, object] = {"traceback": error.traceback[-_MAX_TRACEBACK:]}
-    if isinstance(error.details, Mapping):
-        details |= error.details
+    details = {"traceback": error.traceback[-_MAX_TRACEBACK:], **error.details}
     row = ToolCallError(type=error.type[:_MAX_NAME], message=error.message[:_MAX_MESSAGE], details=_plain(details))
     return Ending("error_execution", error.message if error.for_model else _NEUTRAL, row)
 

@@ -79,8 +79,7 @@ class ProcessPool:
         Cancelling kills the process; after that the wait for its end is shielded, and short.
         """
         async with self._limiter:
-            zygote = await self._zygote_of(request.module)
-            child = await zygote.fork()
+            zygote, child = await self._fork(request.module)
             try:
                 await child.send(request)
                 return await child.receive(max_bytes=request.max_result_bytes, on_progress=on_progress)
@@ -94,10 +93,24 @@ class ProcessPool:
         for zygote in zygotes:
             await zygote.aclose()
 
+    async def _fork(self, module: str) -> tuple[_Zygote, _Child]:
+        zygote = await self._zygote_of(module)
+        try:
+            return zygote, await zygote.fork()
+        except ProcessError:
+            if not zygote.is_broken:
+                raise
+        # It died since the last call. Nothing has been run, so another may.
+        zygote = await self._zygote_of(module)
+        return zygote, await zygote.fork()
+
     async def _zygote_of(self, module: str) -> _Zygote:
         found = self._zygotes.get(module)
         if found is None or found.is_broken:
-            found = self._zygotes[module] = _Zygote(module, self._environment())
+            left, found = found, _Zygote(module, self._environment())
+            self._zygotes[module] = found
+            if left is not None:
+                await left.aclose()
         await found.start()
         return found
 

@@ -39,7 +39,7 @@ from .arguments import ArgumentsError
 from .context import ToolContext
 from .frames import HEAD, ChildError, ChildProgress, ChildRequest
 from .registry import AnyTool, Tool
-from .results import EncodedResult, encode_result
+from .results import EncodedResult, ResultError, encode_result
 
 __all__ = ["serve_forks"]
 
@@ -188,18 +188,18 @@ def _error_of(error: BaseException) -> ChildError:
         error = error.exceptions[0]
     said = outcome.capture(str, error)
     lines = outcome.capture(traceback.format_exception, error)
-    for_model = isinstance(error, (ToolError, ArgumentsError))
-    details = error.details if isinstance(error, ToolError) else None
+    for_model = isinstance(error, (ToolError, ArgumentsError, ResultError))
+    details = error.details if isinstance(error, ToolError) else {}
     return ChildError(
         type=type(error).__name__[:200],
         message=said.value[:_MAX_TEXT] if isinstance(said, outcome.Value) else "",
         traceback="".join(lines.value)[-_MAX_TEXT:] if isinstance(lines, outcome.Value) else "",
         for_model=for_model,
-        details=_plain(details),
+        details={str(key): _plain(value) for key, value in details.items()},
     )
 
 
-def _plain(details: object) -> object:
-    """What of details can be sent."""
-    encoded = outcome.capture(encode_json, details)
-    return decode_json(encoded.value) if isinstance(encoded, outcome.Value) else None
+def _plain(value: object) -> object:
+    """A value as it can be sent: what is no JSON is told by its kind."""
+    encoded = outcome.capture(encode_json, value)
+    return decode_json(encoded.value) if isinstance(encoded, outcome.Value) else type(value).__name__

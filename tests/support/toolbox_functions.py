@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import trio
@@ -172,7 +172,7 @@ def _ignore_signals(_mark: str) -> object:
         signal.pause()
 
 
-HOSTILE = {
+HOSTILE: dict[str, Callable[[str], object]] = {
     "hold the lock": _hold_the_lock,
     "spin": _spin,
     "sleep": _sleep,
