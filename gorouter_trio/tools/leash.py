@@ -71,22 +71,14 @@ class Leash(Generator[object, object, R]):
         return True
 
     def close(self) -> None:
-        """Close the coroutine; one that does not let itself be closed is kept for ever.
+        """Close the coroutine and those that it waits for; one that does not let itself be closed is kept for ever.
 
         It would run on when it is collected, in the midst of whatever runs then.
         """
-        if not self._is_closed():
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._coroutine))
-
-    def _is_closed(self) -> bool:
-        # Closing runs the tool's own clean-up, which may raise anything: what it raises means that it has ended, unless
-        # it goes on waiting, which Python turns into a RuntimeError.
-        for _ in range(_MAX_CLOSES):
-            if isinstance(outcome.capture(self._coroutine.close), outcome.Value):
-                return True
-            if getattr(self._coroutine, "cr_frame", None) is None:
-                return True
-        return False
+        # The innermost first: one that refuses would take the refusal of those inside for an error.
+        for each in reversed(_awaited(self._coroutine)):
+            if not _is_closed(each):
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(each))
 
     # What trio looks for when it shows where a task stands.
 
@@ -101,6 +93,28 @@ class Leash(Generator[object, object, R]):
     @property
     def cr_frame(self) -> FrameType | None:
         return getattr(self._coroutine, "cr_frame", None)
+
+
+def _awaited(coroutine: object) -> list[object]:
+    """The coroutine, what it awaits, what that awaits, and so on, as far as these can be closed."""
+    found: list[object] = []
+    while coroutine is not None and hasattr(coroutine, "close"):
+        found.append(coroutine)
+        coroutine = getattr(coroutine, "cr_await", getattr(coroutine, "gi_yieldfrom", None))
+    return found
+
+
+def _is_closed(coroutine: object) -> bool:
+    """Close a coroutine, and say whether it is."""
+    close = cast("Coroutine[object, object, object]", coroutine).close
+    for _ in range(_MAX_CLOSES):
+        # Closing runs the tool's own clean-up, which may raise anything: then it has ended, unless it goes on waiting,
+        # of which Python makes a RuntimeError.
+        closed = outcome.capture(close)
+        frame = getattr(coroutine, "cr_frame", getattr(coroutine, "gi_frame", None))
+        if isinstance(closed, outcome.Value) or frame is None:
+            return True
+    return False
 
 
 def unshield(task: trio.lowlevel.Task, *, within: trio.CancelScope) -> None:

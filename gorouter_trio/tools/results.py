@@ -19,12 +19,13 @@ from ..wire.codec import decode_json, encode_json
 from ..wire.schema import to_json_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["EncodedResult", "ResultError", "cut_text", "encode_result"]
 
 _MAX_DEPTH: Final = 100
 _NODE_BYTES: Final = 2
+_TOO_DEEP: Final = "the result contains itself, or is nested too deeply"
 _LISTS: Final = (list, tuple, set, frozenset)
 _ENDLESS: Final = (
     (inspect.isasyncgen, "an async generator"),
@@ -94,28 +95,36 @@ def _encode(value: object) -> bytes:
     try:
         return encode_json(_finite(to_json_value(value)))
     except RecursionError:
-        raise ResultError("the result contains itself, or is nested too deeply") from None
+        raise ResultError(_TOO_DEEP) from None
     except (TypeError, ValueError, OverflowError) as exc:
         raise ResultError(f"the result cannot be written as JSON: {exc}") from exc
 
 
 def _fits(value: object, *, budget: int) -> bool:
-    """Whether a value is small, as far as one can see without running any code of it."""
-    todo = [value]
+    """Whether a value is small, as far as one can see without running any code of it.
+
+    Raises `ResultError` for one that is nested without end, which a walk in depth finds at once.
+    """
+    todo = [(value, 0)]
     while todo and budget >= 0:
-        part = todo.pop()
+        part, depth = todo.pop()
+        if depth > _MAX_DEPTH:
+            raise ResultError(_TOO_DEEP)
         budget -= _NODE_BYTES
         if isinstance(part, (str, bytes, bytearray, memoryview)):
             budget -= len(part)
-        elif isinstance(part, dict):
-            budget -= len(part)
-            todo += _some(part, budget)
-            todo += _some(part.values(), budget)
-        elif isinstance(part, _LISTS):
-            todo += _some(part, budget)
         else:
-            todo += _fields(part).values()
+            todo += [(inner, depth + 1) for inner in _parts(part, budget)]
     return budget >= 0
+
+
+def _parts(value: object, budget: int) -> Iterable[object]:
+    """What is within a value, as much of it as the budget may allow."""
+    if isinstance(value, dict):
+        return [*_some(value, budget), *_some(value.values(), budget)]
+    if isinstance(value, _LISTS):
+        return _some(value, budget)
+    return _fields(value).values()
 
 
 def _some(parts: object, budget: int) -> list[object]:
@@ -142,7 +151,7 @@ def _finite(value: object, depth: int = 0) -> object:
     if isinstance(value, Decimal):
         return value if value.is_finite() else str(value)
     if depth > _MAX_DEPTH:
-        raise RecursionError
+        raise ResultError(_TOO_DEEP)
     if isinstance(value, dict):
         return {key: _finite(part, depth + 1) for key, part in value.items()}
     if isinstance(value, _LISTS):
@@ -163,7 +172,7 @@ def _written(value: object, room: int) -> str:
 
 def _pieces(value: object, room: int, depth: int) -> Iterator[str]:
     if depth > _MAX_DEPTH:
-        raise ResultError("the result contains itself, or is nested too deeply")
+        raise ResultError(_TOO_DEEP)
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = bytes(value[:room])
     fields = value if isinstance(value, dict) else _fields(value)
