@@ -97,6 +97,7 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "asyncio": ("aio",),
     "anyio": ("tools.mcp",),
     "mcp": ("tools.mcp",),
+    "httpx2": ("tools.mcp",),
     "jsonschema_rs": ("tools.schema",),
     "re2": ("security",),
     "joserfc": ("security",),

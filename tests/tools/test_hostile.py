@@ -141,7 +141,7 @@ class Storm:
 
     def __str__(self) -> str:
         return (
-            f"{self.done} hostile calls with a time limit of {TIMEOUT_S} s, one outcome each within {self.longest_s:.2f} s; "
+            f"{self.done} hostile calls of {TIMEOUT_S} s at most, one outcome each within {self.longest_s:.2f} s; "
             f"longest gap of another task {1_000 * self.gap_s:.0f} ms"
         )
 
