@@ -103,6 +103,8 @@ from .tools.registry import Tool as Tool
 from .tools.registry import ToolSet as ToolSet
 from .tools.registry import ToolSource as ToolSource
 from .tools.registry import tool as tool
+from .tools.sources import ToolQuery as ToolQuery
+from .tools.sources import ToolRegistry as ToolRegistry
 from .tools.supervisor import ToolStatistics as ToolStatistics
 from .tools.turn import ApprovalDecision as ApprovalDecision
 from .tools.turn import ApprovalRequest as ApprovalRequest
@@ -324,6 +326,8 @@ __all__ = [
     "ToolMessage",
     "ToolOutcome",
     "ToolProgress",
+    "ToolQuery",
+    "ToolRegistry",
     "ToolSet",
     "ToolSource",
     "ToolStarted",
