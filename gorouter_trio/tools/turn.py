@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
@@ -11,10 +12,9 @@ from ..security.rules import Principal
 from .arguments import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
-    from typing import TypeAlias
+    from collections.abc import Iterable
 
-__all__ = ["ApprovalDecision", "ApprovalRequest", "ToolTurn"]
+__all__ = ["ApprovalDecision", "ApprovalRequest", "Approve", "ToolTurn"]
 
 
 class ApprovalRequest(Struct, frozen=True, kw_only=True):
@@ -57,8 +57,8 @@ class ApprovalDecision(Struct, frozen=True, kw_only=True):
         return self.approved is True and self.request.is_same_call(request) and wall < self.request.expires_at_s
 
 
-if TYPE_CHECKING:
-    Approve: TypeAlias = Callable[[ApprovalRequest], Awaitable[ApprovalDecision | None]]
+Approve: TypeAlias = Callable[[ApprovalRequest], Awaitable[ApprovalDecision | None]]
+"""Asks whoever may approve a call; None leaves the call open, to be answered later."""
 
 
 class ToolTurn:
