@@ -116,7 +116,7 @@ class Tool(Generic[P, R_co]):
                 function, docstring=docstring, name=self.name, strict=strict, namespace=namespace
             )
         else:
-            self._takes_context = "ctx" in inspect.signature(function).parameters
+            self._takes_context = _names_context(function)
         schema = dict(parameters) if self._signature is None else self._signature.schema  # type: ignore[arg-type]  # one of the two
         self.definition = _definition(self.name, self.description, schema=schema, strict=strict)
 
@@ -334,6 +334,14 @@ def _checked_isolation(isolation: object, function: Callable[..., object], *, to
 
 def _is_async(function: Callable[..., object]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not whether it can be called, but how
+
+
+def _names_context(function: Callable[..., object]) -> bool:
+    """Whether a function wants a context; one that cannot say gets none, as functions written in C."""
+    try:
+        return "ctx" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _module_of(function: Callable[..., object]) -> str:

@@ -102,6 +102,8 @@ def _fork(mark: str) -> object:
         _write(mark)
         while True:
             signal.pause()
+    while mark and not os.path.exists(mark):
+        pass
     return "parent"
 
 
