@@ -23,8 +23,11 @@ from ._chain import ChatState as ChatState
 from ._chain import Hook as Hook
 from ._chain import Middleware as Middleware
 from ._chain import Next as Next
+from ._output import OutputPolicy as OutputPolicy
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
+from ._turns import AskTurnKeywords as AskTurnKeywords
+from ._turns import TurnKeywords as TurnKeywords
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
@@ -55,6 +58,7 @@ from .errors import ExtensionError as ExtensionError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import InvalidOutputError as InvalidOutputError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -92,6 +96,7 @@ from .runtime_events import ChatFinished as ChatFinished
 from .runtime_events import ChatStarted as ChatStarted
 from .runtime_events import HandlerFailed as HandlerFailed
 from .runtime_events import HookFailed as HookFailed
+from .runtime_events import PluginFailed as PluginFailed
 from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
@@ -190,6 +195,7 @@ __all__ = [
     "ApprovalRequest",
     "Architecture",
     "AskKeywords",
+    "AskTurnKeywords",
     "AssistantMessage",
     "AudioOutput",
     "AudioPart",
@@ -251,6 +257,7 @@ __all__ = [
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "Isolation",
     "JsonObjectFormat",
     "JsonSchema",
@@ -265,11 +272,13 @@ __all__ = [
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
     "Percentiles",
     "PermissionDeniedError",
     "Plugin",
+    "PluginFailed",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",
@@ -338,6 +347,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "TurnKeywords",
     "Usage",
     "UserMessage",
     "VideoPart",
@@ -347,6 +357,7 @@ __all__ = [
     "WebSearchOptions",
     "abc",
     "open_client",
+    "plugins",
     "session_key",
     "simulator",
     "stores",
@@ -357,6 +368,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
 
@@ -377,7 +389,7 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `simulator` and `testing` when they are first asked for: most programs never do."""
-    if name in {"simulator", "testing"}:
+    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
+    if name in {"plugins", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

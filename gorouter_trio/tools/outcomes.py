@@ -96,7 +96,14 @@ def ending_of_child_error(error: ChildError) -> Ending:
 
 
 def make_outcome(
-    call: ToolCall, ending: Ending, *, arguments: object, max_bytes: int, keep_value: bool, duration_s: float
+    call: ToolCall,
+    ending: Ending,
+    *,
+    arguments: object,
+    max_bytes: int,
+    keep_value: bool,
+    has_run: bool,
+    duration_s: float,
 ) -> ToolOutcome:
     """The message and the row; the text of the message has at most `max_bytes` in UTF-8."""
     if ending.result is not None:
@@ -115,6 +122,7 @@ def make_outcome(
         error=ending.error,
         text=text,
         is_cut=is_cut,
+        has_run=has_run,
         duration_s=duration_s,
     )
     return ToolOutcome(ToolMessage(tool_call_id=call.id, content=text), report)

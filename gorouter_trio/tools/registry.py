@@ -16,9 +16,9 @@ from ..errors import ConfigError
 from ..security.rules import ToolRules
 from ..wire.codec import encode_json
 from ..wire.preferences import FunctionSpec, FunctionTool, ServerTool
+from ..wire.schema_check import SchemaCheck
 from .arguments import ArgumentsError
 from .docstrings import parse_docstring
-from .schema import SchemaCheck
 from .signature import Signature
 
 if TYPE_CHECKING:
@@ -139,9 +139,9 @@ class Tool(Generic[P, R_co]):
         if self._signature is not None:
             positional, named = self._signature.bind(own, context)
             return functools.partial(cast("Callable[..., object]", self.function), *positional, **named)
-        reasons = self._check.reasons(own) if self._check is not None else []
-        if reasons:
-            raise ArgumentsError("the arguments do not fit: " + "; ".join(reasons))
+        problem = None if self._check is None else self._check.problem(own)
+        if problem is not None:
+            raise ArgumentsError(f"the arguments do not fit: {problem}")
         call = functools.partial(cast("Callable[..., object]", self.function), own)
         return functools.partial(call, ctx=context) if self._takes_context else call
 
@@ -365,7 +365,8 @@ def _schema_check(parameters: Mapping[str, object], name: str) -> SchemaCheck:
     try:
         return SchemaCheck(parameters)
     except ConfigError as exc:
-        raise ConfigError(f"tool {name}: {exc.message}") from exc
+        # The check is made for answers first.
+        raise ConfigError(f"tool {name}: parameters: {exc.message.removeprefix('response_schema: ')}") from exc
 
 
 def _definition(name: str, description: str, *, schema: Mapping[str, object], strict: bool) -> FunctionTool:

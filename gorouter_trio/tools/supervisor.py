@@ -51,12 +51,15 @@ from .threads import ThreadPool, TooManyThreadsError
 from .turn import ApprovalRequest, ToolTurn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+    from typing import TypeAlias
 
     from ..security.rules import Decision, ToolGuard
     from ..wire.messages import ToolCall
     from .process import ProcessPool
     from .registry import AnyTool, ToolSet
+
+    Write: TypeAlias = Callable[[list[ToolOutcome]], Awaitable[None]]
 
 __all__ = ["ToolRound", "ToolStatistics", "ToolSupervisor", "open_supervisor"]
 
@@ -244,8 +247,9 @@ class ToolSupervisor:
     async def _attempt(self, job: _Job) -> Ending:
         with job.scope:
             job.host = trio.lowlevel.current_task()
-            refused = await self._seek_approval(job)
-            return await self._run_ready(job) if refused is None else refused
+            with job.turn.within():
+                refused = await self._seek_approval(job)
+                return await self._run_ready(job) if refused is None else refused
         return job.ending_of(None)
 
     @trio.lowlevel.enable_ki_protection
@@ -333,8 +337,8 @@ class ToolSupervisor:
         tool = cast("AnyTool", job.tool)
         job.begin(trio.current_time() + (job.turn.limits.timeout_s if tool.timeout_s is None else tool.timeout_s))
         async with self._slot_of(tool), self._slots:
-            job.tell_started()
             job.phase = "running"
+            job.tell_started()
             match tool.isolation:
                 case "process":
                     return await self._run_in_process(job, tool)
@@ -409,6 +413,7 @@ class ToolRound:
         self._on_event = on_event
         self._changed = trio.Event()
         self._has_run = False
+        self._unwritten: list[ToolOutcome] = []
         self._jobs = [_Job(self, call, turn=turn, tool=tools.find(call.function.name)) for call in unique_calls(calls)]
 
     @property
@@ -421,8 +426,12 @@ class ToolRound:
         """What was asked and not answered."""
         return [job.request for job in self._jobs if job.request is not None]
 
-    async def run(self) -> list[ToolOutcome]:
+    async def run(self, *, write: Write | None = None) -> list[ToolOutcome]:
         """Run the calls and return their outcomes, in the order of the calls; those left open are not among them.
+
+        `write` is awaited, in the caller's task, with the outcomes that are new, in the order in which they came: to
+        store them while other calls still run. What it raises ends the round like a cancel. After a cancel it is not
+        called any more: what it has not seen is in `outcomes`.
 
         Cancelling stops the tools, waits for them for at most twice the grace time, and leaves an outcome for every
         call in `outcomes` before it goes on. Raises `ActorGoneError` when the supervisor is closed.
@@ -438,10 +447,16 @@ class ToolRound:
                 self._start_more()
                 await self._wait_for_change()
                 self._give_up(trio.current_time())
+                await self._write_new(write)
         finally:
             if not self._is_over():
                 await self._abort()
         return [job.outcome for job in self._jobs if job.outcome is not None]
+
+    async def _write_new(self, write: Write | None) -> None:
+        while self._unwritten and write is not None:
+            new, self._unwritten = self._unwritten, []
+            await write(new)
 
     def note_change(self) -> None:
         """A job was settled, or left open."""
@@ -450,6 +465,7 @@ class ToolRound:
     def note_settled(self, settled: ToolOutcome) -> None:
         """A job was settled: tell everybody."""
         self._supervisor.note_settled(settled.report, self._turn)
+        self._unwritten.append(settled)
         report = settled.report
         self.tell(ToolFinished(report.call_id, report.name, report.status, report.text, report.duration_s))
         self.note_change()
@@ -662,6 +678,7 @@ class _Job:
             arguments=self.arguments,
             max_bytes=self.max_result_bytes,
             keep_value=self.turn.limits.include_results,
+            has_run=self.phase == "running",
             duration_s=0.0 if began_at is None else trio.current_time() - began_at,
         )
         if ending.error is not None and ending.status == "error_execution":

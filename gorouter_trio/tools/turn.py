@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
@@ -68,6 +69,8 @@ class ToolTurn:
     `ToolContext.token`). `approve` is asked for each sensitive call; None from it leaves the call open, to be
     answered later: see `ToolRound.open_requests`. Without it sensitive calls are refused. `decisions` are
     answers that came earlier, which are looked at first. `calls_made` are calls of rounds before this object.
+    `within` gives a context manager that is entered around each call, in the task that the tool's own is a child
+    of: so whoever owns the turn knows who works for it.
     """
 
     __slots__ = (
@@ -80,6 +83,7 @@ class ToolTurn:
         "session",
         "token",
         "turn_id",
+        "within",
     )
 
     def __init__(
@@ -93,6 +97,7 @@ class ToolTurn:
         approve: Approve | None = None,
         decisions: Iterable[ApprovalDecision] = (),
         calls_made: int = 0,
+        within: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.limits = ToolLimits() if limits is None else limits
         self.principal = principal
@@ -102,6 +107,7 @@ class ToolTurn:
         self.approve = approve
         self.decisions = tuple(decisions)
         self.calls_made = calls_made
+        self.within = within
         self._digests: dict[bytes, int] = {}
 
     def count_call(self) -> str | None:

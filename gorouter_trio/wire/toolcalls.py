@@ -43,6 +43,7 @@ class ToolCallReport(Struct, frozen=True, kw_only=True):
     """One row of the execution report.
 
     `raw_arguments` is the text that the model wrote, `arguments` what it says, where it says anything.
+    `has_run` says that the tool was begun, so that the call may have had an effect, whatever the status is.
     `text` is what the model got, cut when `is_cut`. `result` is the tool's value as JSON, kept only when
     `ToolLimits.include_results` asks for it and it was not cut. `duration_s` runs from when the call's turn
     came to its end, waiting for an approval or for a free place included.
@@ -57,6 +58,7 @@ class ToolCallReport(Struct, frozen=True, kw_only=True):
     error: ToolCallError | None = None
     text: str = ""
     is_cut: bool = False
+    has_run: bool = False
     duration_s: float = 0.0
 
     @property

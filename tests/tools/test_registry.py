@@ -294,8 +294,12 @@ async def _async(x: int) -> None: ...
         (_async, {"isolation": "thread"}, "an async function runs in a task"),
         (lambda: 1, {"name": "x", "isolation": "process"}, "a function at the top of a module"),
         (functools.partial(_plain, x=1), {"name": "x", "isolation": "process"}, "a function at the top of a module"),
-        (_plain, {"parameters": {"type": "strnig"}}, "tool _plain: parameters: not a JSON schema"),
-        (_plain, {"parameters": {"$ref": "http://127.0.0.1:9/x"}}, "refers to http://127.0.0.1:9/x|not a JSON schema"),
+        (_plain, {"parameters": {"type": "strnig"}}, "tool _plain: parameters: is no JSON schema"),
+        (
+            _plain,
+            {"parameters": {"$ref": "http://127.0.0.1:9/x"}},
+            "parameters: is no JSON schema: .*http://127.0.0.1:9/x",
+        ),
     ],
     ids=range(28),
 )
@@ -336,9 +340,9 @@ def test_own_schema() -> None:
     assert bound(gr.Tool(dict, name="raw", parameters=RAW), city="x")() == {"city": "x"}
     with pytest.raises(ArgumentsError, match="is a required property"):
         bound(tool)
-    with pytest.raises(ArgumentsError, match=r"the value is greater than the maximum of 3 - at `\$.days`"):
+    with pytest.raises(ArgumentsError, match=r"\$.days: 5 is greater than the maximum of 3"):
         bound(tool, city="x", days=5)
-    with pytest.raises(ArgumentsError, match=r"does not match .*; the value is not of type .*; Additional properties"):
+    with pytest.raises(ArgumentsError, match=r"\$.city: .*; \$.days: .* is not of type .*; \$: Additional"):
         bound(tool, city="1" * 10_000, days="x", more=1)
     with pytest.raises(ArgumentsError) as caught:
         bound(tool, city="1" * 10_000)

@@ -7,8 +7,8 @@ import math
 import re
 import signal
 import threading
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any
 
@@ -881,6 +881,7 @@ async def test_cancelled_round_tells_what_ended(autojump_clock: trio.testing.Moc
         assert scope.cancelled_caught
         rows = [outcome.report for outcome in round_.outcomes if outcome is not None]
         assert [row.status for row in rows] == ["success", "cancelled", "cancelled", "cancelled"]
+        assert [row.has_run for row in rows] == [True, True, True, False]
         assert "whether it had an effect is not known" in told(rows[1])
         assert "the call was not run" in told(rows[3])
         assert trio.current_time() == 1
@@ -945,6 +946,59 @@ def test_ctrl_c_is_not_a_tools_error() -> None:
         trio.run(program)
     assert caught.group_contains(KeyboardInterrupt) if isinstance(caught.value, BaseExceptionGroup) else True
     assert [row.report.status for row in rows] in (["success"], ["cancelled"])
+
+
+async def test_writing_meanwhile(autojump_clock: trio.testing.MockClock) -> None:
+    """Outcomes can be stored as they come, while others still run; what storing raises ends the round."""
+    stored: list[list[str]] = []
+
+    async def write(outcomes: list[gr.ToolOutcome]) -> None:
+        await trio.sleep(0.5)
+        stored.append([outcome.report.call_id for outcome in outcomes])
+
+    async def fail(outcomes: list[gr.ToolOutcome]) -> None:
+        await write(outcomes)
+        raise OSError("disk full")
+
+    calls = [call("echo", str(n), text=str(n), delay_s=float(n)) for n in range(4)]
+    async with open_bench(echo) as bench:
+        round_ = bench.round([calls[0], *calls[2:], call("nope", "x")])
+        assert len(await round_.run(write=write)) == 4
+        assert stored == [["x"], ["0"], ["2"], ["3"]]
+        round_ = bench.round([*calls, call("forever", "f")])
+        with pytest.raises(OSError, match="disk full"):
+            await round_.run(write=fail)
+        assert all(outcome is not None for outcome in round_.outcomes)
+        assert bench.supervisor.statistics().running == 0
+
+
+async def test_within(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever owns a turn is told in which task its calls are, from which the tool's own can be found."""
+    owned: dict[trio.lowlevel.Task, str] = {}
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        owned[trio.lowlevel.current_task()] = "turn"
+        yield
+        del owned[trio.lowlevel.current_task()]
+
+    async def look() -> str:
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        while task is not None and task not in owned:
+            task = task.parent_nursery.parent_task if task.parent_nursery is not None else None
+        return "found" if task is not None else "lost"
+
+    @contextmanager
+    def broken() -> Iterator[None]:
+        raise RuntimeError("broken")
+        yield
+
+    async with open_bench(look) as bench:
+        row = await bench.one(call("look"), turn(within=within))
+        assert (row.text, row.has_run) == ("found", True)
+        row = await bench.one(call("look"), turn(within=broken))
+        assert (row.status, row.has_run) == ("error_execution", False)
+    assert not owned
 
 
 # Threads

@@ -113,8 +113,10 @@ async def test_same_report(autojump_clock: trio.testing.MockClock, calls: list[T
         outcomes = await bench.supervisor.run_round(calls, bench.tools, turn=turn)
     rows = [msgspec.structs.replace(outcome.report, raw_arguments="") for outcome in outcomes]
     assert rows == [
-        gr.ToolCallReport(call_id="c1", name="add", status="success", arguments={"a": 1, "b": 2}, text="3"),
-        gr.ToolCallReport(call_id="c2", name="now", status="success", arguments={}, text="noon"),
+        gr.ToolCallReport(
+            call_id="c1", name="add", status="success", arguments={"a": 1, "b": 2}, text="3", has_run=True
+        ),
+        gr.ToolCallReport(call_id="c2", name="now", status="success", arguments={}, text="noon", has_run=True),
     ]
     assert [outcome.message.tool_call_id for outcome in outcomes] == ["c1", "c2"]
 
