@@ -45,6 +45,7 @@ from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
 from .config import Secret as Secret
 from .config import SessionConfig as SessionConfig
+from .config import ToolLimits as ToolLimits
 from .errors import ActorGoneError as ActorGoneError
 from .errors import ApiError as ApiError
 from .errors import AuthenticationError as AuthenticationError
@@ -75,6 +76,7 @@ from .errors import StoreError as StoreError
 from .errors import StoreErrorKind as StoreErrorKind
 from .errors import StreamBrokenError as StreamBrokenError
 from .errors import StreamNotFinishedError as StreamNotFinishedError
+from .errors import ToolError as ToolError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
@@ -85,6 +87,10 @@ from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
+from .events import ToolEvent as ToolEvent
+from .events import ToolFinished as ToolFinished
+from .events import ToolProgress as ToolProgress
+from .events import ToolStarted as ToolStarted
 from .pool.workers import PoolStatistics as PoolStatistics
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -96,6 +102,19 @@ from .runtime_events import PluginFailed as PluginFailed
 from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
+from .tools.context import ToolContext as ToolContext
+from .tools.outcomes import ToolOutcome as ToolOutcome
+from .tools.registry import AnyTool as AnyTool
+from .tools.registry import Isolation as Isolation
+from .tools.registry import Tool as Tool
+from .tools.registry import ToolSet as ToolSet
+from .tools.registry import ToolSource as ToolSource
+from .tools.registry import tool as tool
+from .tools.sources import ToolQuery as ToolQuery
+from .tools.sources import ToolRegistry as ToolRegistry
+from .tools.supervisor import ToolStatistics as ToolStatistics
+from .tools.turn import ApprovalDecision as ApprovalDecision
+from .tools.turn import ApprovalRequest as ApprovalRequest
 from .transport.http import HttpTransport as HttpTransport
 from .wire.catalog import Architecture as Architecture
 from .wire.catalog import Credits as Credits
@@ -149,7 +168,7 @@ from .wire.preferences import ResponseFormat as ResponseFormat
 from .wire.preferences import ResponseHealingPlugin as ResponseHealingPlugin
 from .wire.preferences import ServerTool as ServerTool
 from .wire.preferences import TextFormat as TextFormat
-from .wire.preferences import Tool as Tool
+from .wire.preferences import Tool as ToolDefinition
 from .wire.preferences import ToolChoice as ToolChoice
 from .wire.preferences import TraceOptions as TraceOptions
 from .wire.preferences import WebFetchPlugin as WebFetchPlugin
@@ -166,10 +185,16 @@ from .wire.responses import Usage as Usage
 from .wire.result import CallRecord as CallRecord
 from .wire.result import ChatResult as ChatResult
 from .wire.result import HistoryEntry as HistoryEntry
+from .wire.toolcalls import ToolCallError as ToolCallError
+from .wire.toolcalls import ToolCallReport as ToolCallReport
+from .wire.toolcalls import ToolStatus as ToolStatus
 
 __all__ = [
     "ActorGoneError",
+    "AnyTool",
     "ApiError",
+    "ApprovalDecision",
+    "ApprovalRequest",
     "Architecture",
     "AskKeywords",
     "AskTurnKeywords",
@@ -236,6 +261,7 @@ __all__ = [
     "InputAudio",
     "InsufficientCreditsError",
     "InvalidOutputError",
+    "Isolation",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -300,8 +326,25 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolCallDelta",
+    "ToolCallError",
+    "ToolCallReport",
     "ToolChoice",
+    "ToolContext",
+    "ToolDefinition",
+    "ToolError",
+    "ToolEvent",
+    "ToolFinished",
+    "ToolLimits",
     "ToolMessage",
+    "ToolOutcome",
+    "ToolProgress",
+    "ToolQuery",
+    "ToolRegistry",
+    "ToolSet",
+    "ToolSource",
+    "ToolStarted",
+    "ToolStatistics",
+    "ToolStatus",
     "TopProvider",
     "TraceOptions",
     "TransportError",
@@ -323,6 +366,7 @@ __all__ = [
     "simulator",
     "stores",
     "testing",
+    "tool",
 ]
 
 __version__ = "0.1.0"

@@ -40,6 +40,7 @@ __all__ = [
     "Secret",
     "SessionConfig",
     "Summarise",
+    "ToolLimits",
 ]
 
 DEFAULT_BASE_URL = "https://openrouter.ai/api/v1"
@@ -318,6 +319,69 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
         _check_seconds("sessions.restart_window_s", self.restart_window_s)
 
 
+_TOOL_COUNTS = (
+    "max_parallel",
+    "max_repeats",
+    "max_running",
+    "max_threads",
+    "max_abandoned_threads",
+    "max_processes",
+)
+
+
+class ToolLimits(Struct, frozen=True, kw_only=True):
+    """Bounds of the tools that a model may call.
+
+    A turn: at most `max_rounds` answers with calls and `max_calls` calls, `max_parallel` of a round at the
+    same time, or one after the other when `parallel` is false; the same call, tool and arguments, at most
+    `max_repeats` times. A call: `timeout_s` from when its turn comes, and `approval_s` more for whoever has
+    to approve it; arguments of at most `max_argument_bytes` and a result of at most `max_result_bytes`, which
+    is cut there and marked. A call that has not ended `grace_s` after its deadline is given up. A tool's own
+    settings stand instead of these. `include_results` keeps the values that tools return in the report.
+
+    The whole client, so of effect in `open_client` only: `max_running` calls at the same time; `max_threads`
+    threads for sync tools, and no new ones while `max_abandoned_threads` hang past their deadline, since
+    threads cannot be killed; `max_processes` processes for tools that have one of their own, each with
+    `max_process_bytes` of memory where that is not None, and with the variables named in `process_env`
+    besides those that a Python needs.
+    """
+
+    max_rounds: int = 5
+    max_calls: int = 32
+    parallel: bool = True
+    max_parallel: int = 8
+    max_repeats: int = 3
+    timeout_s: float = 30.0
+    approval_s: float = 300.0
+    grace_s: float = 0.5
+    max_argument_bytes: int = 256 * 1024
+    max_result_bytes: int = 64 * 1024
+    include_results: bool = False
+    max_running: int = 64
+    max_threads: int = 64
+    max_abandoned_threads: int = 32
+    max_processes: int = 8
+    max_process_bytes: int | None = None
+    process_env: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_rounds", "max_calls"):
+            _check_at_least(f"tools.{name}", getattr(self, name), 0)
+        for name in _TOOL_COUNTS:
+            _check_at_least(f"tools.{name}", getattr(self, name), 1)
+        for name in ("max_argument_bytes", "max_result_bytes"):
+            _check_at_least(f"tools.{name}", getattr(self, name), 1024)
+        if self.max_process_bytes is not None:
+            _check_at_least("tools.max_process_bytes", self.max_process_bytes, 64 * 1024 * 1024)
+        _check_seconds("tools.timeout_s", self.timeout_s, endless=False)
+        _check_seconds("tools.approval_s", self.approval_s, endless=False)
+        _check_seconds("tools.grace_s", self.grace_s, endless=False)
+        for name in ("parallel", "include_results"):
+            _check_type(f"tools.{name}", getattr(self, name), bool)
+        if isinstance(self.process_env, str) or not all(isinstance(name, str) for name in self.process_env):
+            raise ConfigError(f"tools.process_env: must be names of variables, not {self.process_env!r}")
+
+
 class ClientConfig(Struct, frozen=True, kw_only=True):
     """Everything a client is opened with; each field can be given to `open_client` by name.
 
@@ -350,6 +414,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     pool: PoolLimits = PoolLimits()
     deadlines: Deadlines = Deadlines()
     sessions: SessionConfig = SessionConfig()
+    tools: ToolLimits = ToolLimits()
     tls: object | None = None
     store: object | None = None
     transport: object | None = None
@@ -415,6 +480,7 @@ _PARTS: dict[str, type] = {
     "pool": PoolLimits,
     "deadlines": Deadlines,
     "sessions": SessionConfig,
+    "tools": ToolLimits,
     "insecure_http": bool,
     "seams": Seams,
 }

@@ -29,6 +29,7 @@
     │   ├── TurnParkedError           the turn waits for a reply from outside, and nobody waits for the turn
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
+    ├── ToolError                     raised by a tool: its message is for the model
     ├── ActorGoneError                the actor ended before it could answer
     ├── InvalidOutputError            the answer has not the form that was asked for; it is in `partial`
     ├── ExtensionError                a middleware or a hook failed; its own exception is the cause
@@ -78,6 +79,7 @@ __all__ = [
     "StoreErrorKind",
     "StreamBrokenError",
     "StreamNotFinishedError",
+    "ToolError",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
@@ -265,6 +267,21 @@ class StoreError(GorouterError):
     def __init__(self, message: str, *, kind: StoreErrorKind) -> None:
         super().__init__(message)
         self.kind: StoreErrorKind = kind
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class ToolError(GorouterError):
+    """Raised inside a tool to tell the model what went wrong: the message becomes the result of the call.
+
+    Any other exception gives the model a short neutral message; the whole of it goes into the log and the
+    execution report. `details` goes into the report only.
+    """
+
+    def __init__(self, message: str, *, details: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.details: Mapping[str, object] = details or {}
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.__dict__))

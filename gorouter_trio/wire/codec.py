@@ -632,8 +632,10 @@ def split_list(data: bytes | msgspec.Raw) -> list[msgspec.Raw]:
         raise DecodeError(f"not a JSON list: {exc}") from exc
 
 
-def make_decoder(kind: object, *, hook: Callable[[object, object], object]) -> Callable[[bytes | str], object]:
-    """A strict decoder of a user's type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
+def make_decoder(
+    kind: object, *, hook: Callable[[object, object], object] | None = None
+) -> Callable[[bytes | str], object]:
+    """A strict decoder of any type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
     return msgspec.json.Decoder(kind, dec_hook=hook).decode
 
 
