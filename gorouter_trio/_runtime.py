@@ -50,7 +50,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     Leaving cancels the sessions first, which save what they have, and the pool after them.
     """
     origin = _origin(cast("str", config.base_url))
-    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore()
+    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=config.seams.wall)
     async with open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool:
         pipeline = ChatPipeline(pool, wall=config.seams.wall)
         async with trio.open_nursery() as nursery:

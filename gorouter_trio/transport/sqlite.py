@@ -20,13 +20,15 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import outcome
 import trio
@@ -36,18 +38,19 @@ from .._contain import contain_sync
 from .._mailbox import ReplySlot
 from ..errors import GorouterError, StoreError, StoreErrorKind
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-__all__ = ["Connection", "SqliteFile", "SqliteStatistics"]
+__all__ = ["SQLITE_VERSION", "Connection", "SchemaStep", "SqliteFile", "SqliteStatistics", "is_missing_function"]
 
 T = TypeVar("T")
 
 Connection: TypeAlias = sqlite3.Connection
 """What jobs run on; they end no transaction and leave no statement open."""
 
-if TYPE_CHECKING:
-    _Work: TypeAlias = Callable[[Connection], T]
+_Work: TypeAlias = Callable[[Connection], T]
+
+SchemaStep: TypeAlias = Sequence[str | Callable[[Connection], object]]
+"""What brings a file from one format to the next, in one transaction: statements, and functions of the connection."""
+
+SQLITE_VERSION = sqlite3.sqlite_version_info
 
 _KINDS: dict[str, StoreErrorKind] = {
     "SQLITE_CORRUPT": "corrupt",
@@ -60,7 +63,15 @@ _KINDS: dict[str, StoreErrorKind] = {
     "SQLITE_AUTH": "denied",
     "SQLITE_CANTOPEN": "denied",
     "SQLITE_IOERR": "io",
+    "SQLITE_PROTOCOL": "locked",
 }
+_ERRNO_KINDS: dict[int | None, StoreErrorKind] = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EIO: "io",
+}
+# What the log may keep of a time of many writes, once it was written back.
+_LOG_BYTES = 16 * 1024 * 1024
 _SAYINGS: dict[StoreErrorKind, str] = {
     "corrupt": "the file is damaged; nothing was written to it: keep a copy, then recover it with the sqlite3 program",
     "foreign": "the file is no SQLite database; choose another path",
@@ -96,8 +107,8 @@ class _Job(ReplySlot[object]):
 class SqliteFile:
     """The file at `path`, made when it is not there, open from the first job until `aclose`.
 
-    `schema` is a list of steps, each a list of statements; the file keeps the number of steps that it
-    has taken, and takes the others when it is opened. `application_id` marks files of this kind.
+    `schema` is a list of steps; the file keeps the number of steps that it has taken, and takes the others
+    when it is opened. `application_id` marks files of this kind.
     `busy_s` bounds the wait for another process. `max_group` bounds the jobs of one transaction; with
     1 there are no groups.
 
@@ -107,7 +118,7 @@ class SqliteFile:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        schema: Sequence[Sequence[str]],
+        schema: Sequence[SchemaStep],
         *,
         application_id: int,
         busy_s: float = 5.0,
@@ -172,7 +183,7 @@ class SqliteFile:
 class _File:
     """Opens connections to the file; what it says, it says to threads."""
 
-    def __init__(self, path: Path, schema: Sequence[Sequence[str]], *, application_id: int, busy_s: float) -> None:
+    def __init__(self, path: Path, schema: Sequence[SchemaStep], *, application_id: int, busy_s: float) -> None:
         self.path = path
         self.is_made = False
         self._schema = schema
@@ -202,7 +213,7 @@ class _File:
         name = getattr(exc, "sqlite_errorname", "") if isinstance(exc, sqlite3.Error) else ""
         kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), None)
         if isinstance(exc, OSError):
-            kind = "full" if exc.errno == errno.ENOSPC else "denied"
+            kind = _ERRNO_KINDS.get(exc.errno, "denied")
         if kind is None:
             return exc
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
@@ -213,13 +224,21 @@ class _File:
     def _connect(self) -> Connection:
         # By URI, because a plain path would make a file that somebody has removed meanwhile.
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=self._busy_s)
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=self._busy_s)
+        with _closed_on_error(connection):
+            # SQLite follows a link in the place of the file (of its log it does not).
+            if not stat.S_ISREG(os.lstat(self.path).st_mode):
+                raise self._is_a_link()
+        return connection
+
+    def _is_a_link(self) -> StoreError:
+        return StoreError(f"{self.path}: is a symbolic link or no file; name the file itself", kind="denied")
 
     def _make(self) -> None:
         """Make the file if it is not there, for its owner only, and refuse a link in its place."""
         if self.path.is_symlink():
-            raise StoreError(f"{self.path}: is a symbolic link; name the file itself", kind="denied")
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            raise self._is_a_link()
+        _make_directories(self.path.absolute().parent)
         # Never opened here when it exists: closing it again would drop the locks of this process.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -234,6 +253,7 @@ class _File:
         run("PRAGMA secure_delete=ON").fetchone()
         run("PRAGMA foreign_keys=ON")
         run("PRAGMA trusted_schema=OFF")
+        run(f"PRAGMA journal_size_limit={_LOG_BYTES}").fetchone()
         self._migrate(connection)
         _sync_directory(self.path.parent)
 
@@ -259,8 +279,8 @@ class _File:
             connection.execute("BEGIN IMMEDIATE")
             # Another process may have been faster.
             if connection.execute("PRAGMA user_version").fetchone()[0] == step:
-                for statement in self._schema[step]:
-                    connection.execute(statement)
+                for action in self._schema[step]:
+                    connection.execute(action) if isinstance(action, str) else action(connection)
                 connection.execute(f"PRAGMA application_id={self._application_id}")
                 connection.execute(f"PRAGMA user_version={step + 1}")
             connection.execute("COMMIT")
@@ -521,6 +541,22 @@ def _empty_log(connection: Connection) -> None:
             "the deletion is done, but its traces stay in the log while another process reads it; try again",
             kind="locked",
         )
+
+
+def is_missing_function(exc: Exception) -> bool:
+    """Whether a statement failed because this SQLite was built without a function."""
+    return isinstance(exc, sqlite3.OperationalError) and "no such function" in str(exc)
+
+
+def _make_directories(path: Path) -> None:
+    """Make what is missing of the path, for its owner only, and the names durable."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        _sync_directory(directory.parent)
 
 
 def _size(path: Path) -> int:

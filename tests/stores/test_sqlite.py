@@ -114,9 +114,10 @@ async def test_a_broken_write_does_not_take_its_group_along(path: Path) -> None:
         failures = []
 
         async def write(number: int) -> None:
-            entries: list[bytes] = [object()] if number == 7 else [b"1"]  # type: ignore[list-item]
             try:
-                await store.append(f"k{number}", entries, expected_version=0)
+                if number == 7:
+                    await store._file.write(lambda c: c.execute("INSERT INTO nowhere VALUES (1)"), subject="k7")
+                await store.append(f"k{number}", [b"1"], expected_version=0)
             except sqlite3.Error as exc:
                 failures.append((number, exc))
 
