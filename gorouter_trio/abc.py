@@ -53,6 +53,9 @@ class HistoryStore(Protocol):
     async def load(self, key: str) -> StoredHistory:
         """The whole session; one that was never written has version 0 and no entries."""
 
+    async def version(self, key: str) -> int:
+        """The version of the session, 0 for one that was never written; cheap."""
+
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries and return the new version; durable on return.
 

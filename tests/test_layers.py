@@ -32,6 +32,7 @@ PLACES: tuple[str, ...] = (
     "wire.catalog",
     "wire.result",
     "wire.journal",
+    "wire.outline",
     "errors",
     "wire.mail",
     "wire.sse",

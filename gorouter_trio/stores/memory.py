@@ -49,6 +49,13 @@ class MemoryStore:
         session = self._sessions.get(key)
         return StoredHistory(0, ()) if session is None else StoredHistory(session.version, tuple(session.entries))
 
+    async def version(self, key: str) -> int:
+        """The version of the session, 0 for one that was never written."""
+        await trio.lowlevel.checkpoint()
+        check_key(key)
+        session = self._sessions.get(key)
+        return 0 if session is None else session.version
+
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries; raises `SessionConflictError` when the version is another one."""
         await trio.lowlevel.checkpoint()

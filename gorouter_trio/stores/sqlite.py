@@ -11,6 +11,7 @@ from ..abc import StoredHistory, StoredSession
 from ..config import Seams
 from ..errors import SessionConflictError, StoreError
 from ..transport.sqlite import SqliteFile
+from . import sqlite_query
 from .keys import SessionKey, check_key
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from ..transport.sqlite import Connection, SchemaStep, SqliteStatistics
+    from .query import CostPoint, HistoryFilter, HistoryStatistics
 
 __all__ = ["SqliteStore"]
 
@@ -140,6 +142,10 @@ class SqliteStore:
         """
         return await self._file.read(partial(_load, key=check_key(key)), subject=key)
 
+    async def version(self, key: str) -> int:
+        """The version of the session, 0 for one that was never written."""
+        return await self._file.read(partial(_version, key=check_key(key)), subject=key)
+
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries; raises `SessionConflictError` when the version is another one."""
         change = self._change(key, entries, expected_version)
@@ -174,6 +180,22 @@ class SqliteStore:
         work = partial(_describe, find=_find(prefix, after, limit))
         return await self._file.read(work, subject="")
 
+    def can_summarize(self) -> bool:
+        """Whether the SQLite that this Python has can cut JSON."""
+        return sqlite_query.CAN_QUERY
+
+    async def summarize(self, *, key: str | None, prefix: str, only: HistoryFilter) -> HistoryStatistics:
+        """What `HistoryAnalyzer.statistics` gives; it keeps nobody else waiting."""
+        asked = sqlite_query.question(*_range(key, prefix), only=only)
+        return await self._file.survey(partial(sqlite_query.summarize, asked=asked))
+
+    async def summarize_over_time(
+        self, width_s: int, *, key: str | None, prefix: str, only: HistoryFilter
+    ) -> list[CostPoint]:
+        """What `HistoryAnalyzer.cost_over_time` gives; it keeps nobody else waiting."""
+        asked = sqlite_query.question(*_range(key, prefix), only=only)
+        return await self._file.survey(partial(sqlite_query.summarize_over_time, asked=asked, width_s=width_s))
+
     def statistics(self) -> SqliteStatistics:
         """How many writes and commits there were."""
         return self._file.statistics()
@@ -199,6 +221,11 @@ def _load(connection: Connection, *, key: bytes) -> StoredHistory:
             kind="newer",
         )
     return StoredHistory(version, tuple(data for _version, _format, data in rows if data is not None))
+
+
+def _version(connection: Connection, *, key: bytes) -> int:
+    rows = connection.execute("SELECT version FROM sessions WHERE key = ?", (key,)).fetchall()
+    return int(rows[0][0]) if rows else 0
 
 
 def _append(connection: Connection, *, change: _Change) -> int:
@@ -228,8 +255,7 @@ def _rewrite(connection: Connection, *, change: _Change) -> int:
 def _add(connection: Connection, rows: Sequence[tuple[int, int]], *, change: _Change) -> None:
     """Write the entries of the session that the one row is of; no row means that the version is another one."""
     if not rows:
-        found = connection.execute("SELECT version FROM sessions WHERE key = ?", (change.key,)).fetchall()
-        version = found[0][0] if found else 0
+        version = _version(connection, key=change.key)
         raise SessionConflictError(f"the session is at version {version}, not at {change.expected}")
     ((session, count),) = rows
     first = count - len(change.entries)
@@ -243,11 +269,25 @@ def _delete(connection: Connection, *, key: bytes) -> bool:
     return bool(rows)
 
 
-def _find(prefix: str, after: str, limit: int) -> tuple[bytes, bytes, bytes, bytes, int]:
-    """What the keys of a listing are found by."""
+def _range(key: str | None, prefix: str) -> tuple[bytes, bytes]:
+    """The least key asked about, and one that is above all of them."""
+    if key is not None:
+        return check_key(key), check_key(key) + b"\0"
+    start, end = _prefix_range(prefix)
+    # No UTF-8 has such a byte.
+    return start, end or b"\xff"
+
+
+def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
+    """The least key with the prefix and the least text above all of them, which is empty where there is none."""
     start = check_key(prefix) if prefix else b""
     # No UTF-8 ends in 0xFF, so the last byte can be raised.
-    end = start[:-1] + bytes([start[-1] + 1]) if start else b""
+    return start, start[:-1] + bytes([start[-1] + 1]) if start else b""
+
+
+def _find(prefix: str, after: str, limit: int) -> tuple[bytes, bytes, bytes, bytes, int]:
+    """What the keys of a listing are found by."""
+    start, end = _prefix_range(prefix)
     return (check_key(after) if after else b"", start, end, end, max(limit, 0))
 
 

@@ -74,6 +74,10 @@ class FaultyStore:
         """As the store inside does it."""
         return await self._run("load", key, lambda: self.inside.load(key))
 
+    async def version(self, key: str) -> int:
+        """As the store inside does it."""
+        return await self._run("version", key, lambda: self.inside.version(key))
+
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """As the store inside does it; what the entries say of turns is written down once they are stored."""
 

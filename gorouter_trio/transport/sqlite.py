@@ -64,6 +64,7 @@ _KINDS: dict[str, StoreErrorKind] = {
     "SQLITE_CANTOPEN": "denied",
     "SQLITE_IOERR": "io",
     "SQLITE_PROTOCOL": "locked",
+    "SQLITE_INTERRUPT": "closed",
 }
 _ERRNO_KINDS: dict[int | None, StoreErrorKind] = {
     errno.ENOSPC: "full",
@@ -79,6 +80,7 @@ _SAYINGS: dict[StoreErrorKind, str] = {
     "locked": "another process holds the file",
     "denied": "the file or its directory cannot be opened or written",
     "io": "the disk failed",
+    "closed": "the store was closed meanwhile",
 }
 
 
@@ -129,6 +131,7 @@ class SqliteFile:
         self._in_doubt: dict[str, int] = {}
         self._writer = _Writer(self._file, self._lock, self._in_doubt, max_group=max_group)
         self._reader = _Reader(self._file, self._lock)
+        self._surveyor = _Surveyor(self._file, self._lock)
 
     def __repr__(self) -> str:
         return f"<SqliteFile {str(self._file.path)!r}>"
@@ -144,6 +147,17 @@ class SqliteFile:
             # The file is made by the writer, and what is in doubt is behind it as well.
             behind = not self._file.is_made or (subject in self._in_doubt if subject else bool(self._in_doubt))
         (self._writer if behind else self._reader).post(job)
+        return cast("T", await job.wait())
+
+    async def survey(self, work: _Work[T]) -> T:
+        """Run `work`, which may take long, on a connection that sees everything committed; others do not wait for it.
+
+        Raises `StoreError`, and what `work` raises. Cancelling stops the statement that it runs.
+        """
+        if not self._file.is_made:
+            await self.read(_do_nothing, subject="")
+        job = _Survey(cast("_Work[object]", work), self._surveyor)
+        self._surveyor.post(job)
         return cast("T", await job.wait())
 
     async def write(self, work: _Work[T], *, subject: str) -> T:
@@ -176,6 +190,8 @@ class SqliteFile:
 
         A cancel stops the waiting, not the closing.
         """
+        self._surveyor.stop()
+        await self._surveyor.aclose()
         await self._reader.aclose()
         await self._writer.aclose()
 
@@ -206,6 +222,8 @@ class _File:
         connection = self._connect()
         with _closed_on_error(connection):
             connection.execute("PRAGMA query_only=ON")
+            # What is sorted stands in no file beside this one.
+            connection.execute("PRAGMA temp_store=MEMORY")
         return connection
 
     def explain(self, exc: Exception) -> Exception:
@@ -395,6 +413,42 @@ class _Reader(_Thread):
         return job.work(self.connection)
 
 
+class _Survey(_Job):
+    """A job that is stopped when nobody waits for it any more."""
+
+    __slots__ = ("_surveyor",)
+
+    def __init__(self, work: _Work[object], surveyor: _Surveyor) -> None:
+        super().__init__(work, subject="", writes=False)
+        self._surveyor = surveyor
+
+    def on_abandon(self) -> None:
+        """Stop the statement."""
+        self._surveyor.stop(self)
+
+
+class _Surveyor(_Reader):
+    """Answers what takes long, one question after the other."""
+
+    def __init__(self, file: _File, lock: threading.Lock) -> None:
+        super().__init__(file, lock)
+        self._current: _Job | None = None
+
+    def execute(self, jobs: list[_Job]) -> None:
+        """Run the one job, which `stop` ends."""
+        with self._wake:
+            (self._current,) = jobs
+        super().execute(jobs)
+        with self._wake:
+            self._current = None
+
+    def stop(self, job: _Job | None = None) -> None:
+        """Let the statement that runs fail, if it is that of `job` or none is named."""
+        with self._wake:
+            if self._current is not None and job in {None, self._current} and self.connection is not None:
+                self.connection.interrupt()
+
+
 class _Writer(_Thread):
     """Runs writes in groups, and what has to be behind them."""
 
@@ -505,6 +559,10 @@ class _closed_on_error:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         if kind is not None:
             self._connection.close()
+
+
+def _do_nothing(_connection: Connection) -> None:
+    pass
 
 
 def _capture(work: Callable[[], object], file: _File) -> outcome.Outcome[object]:

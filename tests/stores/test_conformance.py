@@ -92,6 +92,7 @@ async def store(opened):
 async def test_a_session_that_was_never_written(store):
     """It has version 0 and no entries, and reading it creates nothing."""
     assert await store.load("k") == StoredHistory(0, ())
+    assert await store.version("k") == 0
     assert list(await store.list_keys()) == []
     assert not await store.delete("k")
 
@@ -234,7 +235,7 @@ async def test_owners(store):
 @pytest.mark.parametrize("key", ["", "\ud800"])
 async def test_keys_that_cannot_be(store, key):
     """An empty key, and one that is no Unicode, is refused by every method and named."""
-    for call in (store.load, store.delete, store.erase):
+    for call in (store.load, store.version, store.delete, store.erase):
         with pytest.raises(gr.ConfigError, match="session: the key"):
             await call(key)
     for write in (store.append, store.rewrite):
@@ -299,6 +300,7 @@ async def test_sessions_do_not_wait_for_each_other(store):
 
 CALLS = {
     "load": lambda store: store.load("k"),
+    "version": lambda store: store.version("k"),
     "append": lambda store: store.append("k", [b"2"], expected_version=1),
     "rewrite": lambda store: store.rewrite("k", [b"2"], expected_version=1),
     "delete": lambda store: store.delete("k"),
@@ -402,6 +404,7 @@ class Model:
         for key in ("a", "b", "ab"):
             loaded = await store.load(key)
             assert (loaded.version, list(loaded.entries)) == self.sessions.get(key, (0, []))
+            assert await store.version(key) == loaded.version
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

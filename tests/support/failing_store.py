@@ -47,6 +47,9 @@ class FailingStore:
     async def load(self, key: str) -> StoredHistory:
         return await self._run("load", lambda: self.inner.load(key))
 
+    async def version(self, key: str) -> int:
+        return await self._run("version", lambda: self.inner.version(key))
+
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         return await self._run("append", lambda: self.inner.append(key, entries, expected_version=expected_version))
 
