@@ -71,6 +71,7 @@ from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
+from .history import HistoryManager as HistoryManager
 from .pool.workers import PoolStatistics as PoolStatistics
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
@@ -193,6 +194,7 @@ __all__ = [
     "GorouterError",
     "GrammarFormat",
     "HistoryEntry",
+    "HistoryManager",
     "HistoryNotSaved",
     "HttpTransport",
     "ImagePart",

@@ -59,6 +59,7 @@ PLACES: tuple[str, ...] = (
     "_stream",
     # 6 and 7, the actors and what runs them
     "session",
+    "history",
     "_runtime",
     # 8, the facade
     "batch",
