@@ -69,6 +69,7 @@ __all__ = [
     "join_options",
     "keep_raw",
     "render_body",
+    "split_list",
     "split_object",
     "to_chunk",
     "to_message",
@@ -620,6 +621,14 @@ def split_object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
         return _split_object(data)
     except _MALFORMED as exc:
         raise DecodeError(f"not a JSON object: {exc}") from exc
+
+
+def split_list(data: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    """The items of a JSON list, each as raw JSON, which pins `data`; raises `DecodeError`."""
+    try:
+        return _split_list(data)
+    except _MALFORMED as exc:
+        raise DecodeError(f"not a JSON list: {exc}") from exc
 
 
 def _stored(decode: Callable[[bytes], T], data: bytes) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -15,7 +16,7 @@ from gorouter_trio.stores import MemoryStore
 from gorouter_trio.wire.messages import AssistantMessage, ToolMessage, UserMessage
 from gorouter_trio.wire.result import CallRecord, HistoryEntry
 
-TALK = [UserMessage("hi"), HistoryEntry(AssistantMessage("hello"), CallRecord(model="m", finished_at_s=5.0))]
+TALK: list[Any] = [UserMessage("hi"), HistoryEntry(AssistantMessage("hello"), CallRecord(model="m", finished_at_s=5.0))]
 
 
 def texts(entries):
@@ -30,6 +31,7 @@ async def test_reading_and_adding():
     await manager.add("k", [UserMessage("more"), AssistantMessage("done")])
     entries = await manager.entries("k")
     assert texts(entries) == ["hi", "hello", "more", "done"]
+    assert entries[1].call is not None
     assert entries[1].call.model == "m"
     assert [type(message) for message in await manager.messages("k")] == [UserMessage, AssistantMessage] * 2
     assert (await manager.analyzer.statistics()).calls == 1
@@ -124,7 +126,7 @@ async def test_the_cache_is_bounded(autojump_clock):
 def test_settings_are_checked(field):
     """A number that cannot be is named."""
     with pytest.raises(gr.ConfigError, match=field):
-        gr.HistoryManager(MemoryStore(), **{field: -1})
+        gr.HistoryManager(MemoryStore(), **{field: -1})  # type: ignore[arg-type]  # one of the numbers
 
 
 async def test_changes_of_an_active_session(autojump_clock):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
@@ -99,7 +100,7 @@ def test_both_ways_give_the_same(logs, only, prefix, key):
     async def compare(store):
         for name, log in logs.items():
             await store.append(name, log, expected_version=0)
-        ours, theirs = HistoryAnalyzer(store), HistoryAnalyzer(OneByOne(store))
+        ours, theirs = HistoryAnalyzer(store), HistoryAnalyzer(cast(HistoryStore, OneByOne(store)))
         assert ours._summing() is store
         assert theirs._summing() is None
         assert await ours.statistics(key=key, prefix=prefix, only=only) == await theirs.statistics(
@@ -112,7 +113,7 @@ def test_both_ways_give_the_same(logs, only, prefix, key):
     run_with_store(compare)
 
 
-def run_with_store(work: Callable[[SqliteStore], object]) -> None:
+def run_with_store(work: Callable[[SqliteStore], Awaitable[None]]) -> None:
     """Run `work` on a new store."""
 
     async def run():
@@ -152,7 +153,7 @@ async def test_closing_ends_a_question(store):
     """A store that is closed meanwhile says so, or has answered."""
     entry = json.dumps({"type": "answered", "turn_id": "1", "message": {"role": "assistant"}, "call": {}}).encode()
     await store.append("big", [entry] * 20_000, expected_version=0)
-    outcomes = []
+    outcomes: list[int | str] = []
 
     async def ask():
         try:
