@@ -50,7 +50,20 @@ if TYPE_CHECKING:
     from ..wire.messages import Message
     from ..wire.result import HistoryEntry
 
-__all__ = ["make_history_app"]
+__all__ = [
+    "FilterOptions",
+    "HistoryReport",
+    "RemovalReport",
+    "Selection",
+    "StoreOptions",
+    "delete",
+    "export",
+    "import_",
+    "list_sessions",
+    "make_history_app",
+    "show_session",
+    "show_statistics",
+]
 
 _PAGE = 500
 _DASH = Parameter(allow_leading_hyphen=True)
