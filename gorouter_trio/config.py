@@ -288,7 +288,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     built-in HTTP transport: an `httpx.AsyncBaseTransport`, an `httpx.AsyncClient`, or an object
     with `connect(host, port)` that gives a `trio.abc.Stream`. `store` keeps the histories, in
     memory when it is None. `insecure_http` allows plain http to hosts other than this machine,
-    which sends the key in the clear.
+    which sends the key in the clear. `plugins` are registered in order before the client is given out; see
+    `Client.register`.
 
     The defaults of requests: `model`, `models` (fallbacks that the API tries in order), `provider`
     (routing preferences), `response_format`, and any other option of a request in `options`, by its
@@ -313,6 +314,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     tls: object | None = None
     store: object | None = None
     transport: object | None = None
+    plugins: Sequence[object] = ()
     insecure_http: bool = False
     seams: Seams = msgspec.field(default_factory=Seams)
 
@@ -327,6 +329,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         for name in ("app_name", "referer"):
             _check_header(name, getattr(self, name))
         _check_type("system", self.system, (str, type(None)))
+        _check_type("plugins", self.plugins, (list, tuple))
         self.call_defaults()
         for name, kind in _PARTS.items():
             _check_type(name, getattr(self, name), kind)

@@ -29,6 +29,8 @@
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
     ├── ActorGoneError                the actor ended before it could answer
+    ├── InvalidOutputError            the answer has not the form that was asked for; it is in `partial`
+    ├── ExtensionError                a middleware or a hook failed; its own exception is the cause
     ├── StreamNotFinishedError        the result of a stream was read before its end
     └── ConfigError                   a setting is missing or wrong
 
@@ -54,9 +56,11 @@ __all__ = [
     "DeadlineExceededError",
     "DeadlinePhase",
     "DecodeError",
+    "ExtensionError",
     "GorouterError",
     "HistoryNotSaved",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "ModerationError",
     "NotFoundError",
     "OverloadedError",
@@ -98,7 +102,7 @@ class GorouterError(Exception):
         super().__init__(message)
         self.message = message
         self.generation_id: str | None = None
-        self.partial: ChatResult | None = None
+        self.partial: ChatResult[object] | None = None
         self.maybe_billed = False
         self.attempts = 0
 
@@ -255,6 +259,14 @@ class StoreError(GorouterError):
 
 class ActorGoneError(GorouterError):
     """The actor ended before it could answer; the mail was not acted upon, or its outcome is unknown."""
+
+
+class InvalidOutputError(GorouterError):
+    """The answer has not the form that was asked for, also after asking again; `partial` is the last answer."""
+
+
+class ExtensionError(GorouterError):
+    """A middleware or a `before` hook raised something of its own, which is the cause, or broke its contract."""
 
 
 class StreamNotFinishedError(GorouterError):

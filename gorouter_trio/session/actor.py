@@ -576,7 +576,7 @@ class SessionActor:
 
     async def _whole_turn(self, turn: _Turn, body: bytes) -> None:
         mail = turn.mail
-        result = await self._pipeline.run(body, settings=mail.settings, deadline=mail.deadline)
+        result = await self._pipeline.run_body(body, settings=mail.settings, deadline=mail.deadline)
         turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()

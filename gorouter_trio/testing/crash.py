@@ -151,9 +151,10 @@ class CrashHarness:
     async def run(self, *args: str, kill: Kill | CallFault | None = None) -> Crash:
         """Call the target with `ack` and `args` in a process of its own, and end it as `kill` says.
 
-        With a `CallFault` the process meets that instead of its end. Without `kill`, or when the moment does not come, the process runs to its end. Raises `CrashError` when the
-        target raised, with its traceback on stderr, or cannot be run. A cancel kills the process and leaves the harness
-        unusable. Only one task may run at a time (`trio.BusyResourceError`).
+        With a `CallFault` the process meets that instead of its end. Without `kill`, or when the moment does not come,
+        the process runs to its end. Raises `CrashError` when the target raised, with its traceback on stderr, or cannot
+        be run. A cancel kills the process and leaves the harness unusable. Only one task may run at a time
+        (`trio.BusyResourceError`).
         """
         if self._is_busy:
             raise trio.BusyResourceError("another run is going on, or one was cancelled")
