@@ -38,7 +38,7 @@ from .._contain import contain_sync
 from .._mailbox import ReplySlot
 from ..errors import GorouterError, StoreError, StoreErrorKind
 
-__all__ = ["SQLITE_VERSION", "Connection", "SchemaStep", "SqliteFile", "SqliteStatistics", "is_missing_function"]
+__all__ = ["SQLITE_VERSION", "Connection", "SchemaStep", "SqliteFile", "SqliteStatistics"]
 
 T = TypeVar("T")
 
@@ -172,11 +172,11 @@ class SqliteFile:
         return cast("T", await job.wait())
 
     async def scrub(self) -> None:
-        """Empty the write-ahead log, which keeps what was deleted since.
+        """Empty the write-ahead log, which keeps what was deleted since; durable on return.
 
         Raises `StoreError` of the kind "locked" where another process reads it.
         """
-        job = _Job(_empty_log, subject="", writes=False)
+        job = _Job(partial(_empty_log, path=self._file.log_path), subject="", writes=False)
         self._writer.post(job)
         await job.wait()
 
@@ -201,6 +201,7 @@ class _File:
 
     def __init__(self, path: Path, schema: Sequence[SchemaStep], *, application_id: int, busy_s: float) -> None:
         self.path = path
+        self.log_path = path.with_name(f"{path.name}-wal")
         self.is_made = False
         self._schema = schema
         self._application_id = application_id
@@ -210,7 +211,7 @@ class _File:
         """A connection to the file, made and brought up to date; `check` looks for damage first."""
         self._make()
         # A log that was left behind is one of a crash.
-        was_cut_off = _size(Path(f"{self.path}-wal")) > 0
+        was_cut_off = _size(self.log_path) > 0
         connection = self._connect()
         with _closed_on_error(connection):
             self._prepare(connection, check=check or was_cut_off)
@@ -592,18 +593,19 @@ def _copy(error: StoreError) -> StoreError:
     return copied
 
 
-def _empty_log(connection: Connection) -> None:
+def _empty_log(connection: Connection, *, path: Path) -> None:
     busy, _pages, _moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise StoreError(
             "the deletion is done, but its traces stay in the log while another process reads it; try again",
             kind="locked",
         )
-
-
-def is_missing_function(exc: Exception) -> bool:
-    """Whether a statement failed because this SQLite was built without a function."""
-    return isinstance(exc, sqlite3.OperationalError) and "no such function" in str(exc)
+    # SQLite cuts the log without a sync: after a loss of power it would be as long as before.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _make_directories(path: Path) -> None:
