@@ -361,7 +361,10 @@ class _Thread:
 
     def _run(self) -> None:
         while jobs := self._next_jobs():
-            self.execute(jobs)
+            failed = _capture(partial(self.execute, jobs), self._file)
+            for job in jobs:
+                # Whatever happens, nobody waits for ever.
+                job.result = job.result or failed
             self._deliver(jobs)
         if self.connection is not None:
             with suppress(sqlite3.Error):  # everything in it is committed
@@ -495,6 +498,8 @@ class _Writer(_Thread):
 
     def _write(self, jobs: list[_Job]) -> None:
         failure = self._commit(jobs)
+        if isinstance(failure, StoreError) and failure.kind == "full" and self._shrink():
+            failure = self._commit(jobs)
         if failure is None:
             return
         if len(jobs) > 1 and not isinstance(failure, StoreError):
@@ -503,6 +508,17 @@ class _Writer(_Thread):
             return
         for job in jobs:
             job.result = outcome.Error(failure)
+
+    def _shrink(self) -> bool:
+        """Make room on a full disk: write the log back, which holds each page as often as it was changed."""
+        connection = self.connection
+        if connection is None:
+            return False
+        failures: list[Exception] = []
+        log = contain_sync(
+            lambda: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone(), report=failures.append
+        )
+        return not failures and log is not None and not log[0]
 
     def _open(self) -> None:
         if self.connection is None:
@@ -533,9 +549,7 @@ class _Writer(_Thread):
     def _give_up(self, error: Exception) -> Exception:
         """Roll back; where the disk failed, throw the connection away. Returns `error`, which says so then."""
         connection = cast("Connection", self.connection)
-        if connection.in_transaction:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
+        _roll_back(connection)
         is_certain = not isinstance(error, StoreError) or error.kind in {"locked", "full"}
         if is_certain and not connection.in_transaction:
             return error
@@ -559,7 +573,15 @@ class _closed_on_error:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         if kind is not None:
+            # Closing alone would wait for cursors that the traceback holds, and keep the lock meanwhile.
+            _roll_back(self._connection)
             self._connection.close()
+
+
+def _roll_back(connection: Connection) -> None:
+    if connection.in_transaction:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
 
 
 def _do_nothing(_connection: Connection) -> None:

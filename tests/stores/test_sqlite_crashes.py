@@ -40,6 +40,11 @@ pytestmark = [
 ]
 
 
+def digest(entry: TurnAnswered) -> str:
+    """The text of an answer, as it was acknowledged."""
+    return crash_targets.digest(json.loads(bytes(entry.message))["content"])
+
+
 class Books:
     """What was acknowledged over all runs, and what the store is found to hold."""
 
@@ -68,7 +73,7 @@ class Books:
         self.in_doubt = 0
         for key, turns in self.acked.items():
             log = found.get(key, [])
-            answers = [(e.turn_id, json.loads(bytes(e.message))["content"]) for e in log if isinstance(e, TurnAnswered)]
+            answers = [(e.turn_id, digest(e)) for e in log if isinstance(e, TurnAnswered)]
             started = [e.turn_id for e in log if isinstance(e, TurnStarted)]
             ended = [e.turn_id for e in log if isinstance(e, (TurnAnswered, TurnAbandoned))]
             # An answer that was stored just before the kill has no acknowledgement; the next run began after it.
