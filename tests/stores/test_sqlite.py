@@ -331,6 +331,19 @@ async def test_a_failed_commit_is_looked_into(path: Path, monkeypatch: pytest.Mo
         assert opened == [True]
 
 
+async def test_a_thread_that_meets_the_unexpected_answers_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for ever: the error goes to the asker, and the next one is served."""
+    async with SqliteStore(path) as store:
+        await store.append("k", [b"1"], expected_version=0)
+        monkeypatch.setattr(store._file._writer, "_write", lambda _jobs: [][0])
+        with trio.fail_after(5), pytest.raises(IndexError):
+            await store.append("k", [b"2"], expected_version=1)
+        monkeypatch.undo()
+        assert await store.append("k", [b"2"], expected_version=1) == 2
+
+
 async def test_migrations_are_taken_once_and_in_order(path: Path) -> None:
     """A file of an older format takes the missing steps and keeps what it has."""
     steps = [["CREATE TABLE t (a)"], ["ALTER TABLE t ADD COLUMN b", "UPDATE t SET b = a * 2"]]

@@ -6,8 +6,9 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import crash_targets
 import msgspec
@@ -23,7 +24,6 @@ from gorouter_trio.testing.crash import (
     Crash,
     CrashHarness,
     Kill,
-    can_trace,
     check_crashes,
     draw_kill,
     kill_at_every_call,
@@ -63,7 +63,7 @@ class Books:
     async def read(self) -> dict[str, list[object]]:
         """The log of each session."""
         async with SqliteStore(self.path) as store:
-            keys = await store.list_keys()
+            keys = await store.list_keys("s")
             return {key: [decode_log_entry(e) for e in (await store.load(key)).entries] for key in keys}
 
     def compare(self, crash: Crash, found: dict[str, list[object]]) -> list[str]:
@@ -90,11 +90,31 @@ class Books:
         return problems
 
 
-async def kill_sessions(tmp_path: Path, kills: Sequence[Kill], *, record: Callable[[str, object], None]) -> None:
-    books = Books(tmp_path / "histories.db")
+Look = Callable[[], Awaitable[None]]
+
+
+async def nothing() -> None:
+    """No recovery before the test looks."""
+
+
+class Tally(NamedTuple):
+    """What a series of kills came to."""
+
+    kills: int = 0
+    acks: int = 0
+    in_doubt: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kills:,} kills, {self.acks:,} acknowledged turns, 0 lost; {self.in_doubt} in doubt at the ends"
+
+
+async def kill_sessions(path: Path, kills: Sequence[Kill], *, recover: Look = nothing) -> Tally:
+    """Kill sessions on one file again and again; raises when a turn is lost, torn or doubled."""
+    books = Books(path)
 
     async def reopen(number: int) -> dict[str, list[object]]:
         books.runs = number + 1
+        await recover()
         return await books.read()
 
     async with open_crash_harness("crash_targets:take_turns", path=[HERE]) as harness:
@@ -103,7 +123,38 @@ async def kill_sessions(tmp_path: Path, kills: Sequence[Kill], *, record: Callab
         )
     assert summary.killed == summary.runs
     await ask_about_the_last(books)
-    record("figure", f"{summary.killed} kills, {summary.acks:,} acknowledged turns, 0 lost; {books.in_doubt} in doubt")
+    return Tally(summary.killed, summary.acks, books.in_doubt)
+
+
+async def kill_often(directory: Path, rng: random.Random, *, times: int, files: int) -> Tally:
+    """So many kills, on a few files one after the other, so that their logs do not become the longest part of it."""
+    total = Tally()
+    for number in range(files):
+        kills = [draw_kill(rng, max_acks=30, max_delay_s=0.02) for _ in range(times // files)]
+        found = await kill_sessions(directory / f"{number}.db", kills)
+        total = Tally(*(sum(pair) for pair in zip(total, found, strict=True)))
+    return total
+
+
+async def kill_twice(directory: Path, rng: random.Random, *, times: int, files: int) -> str:
+    """Kill sessions, and then what recovers from that, once or twice, before anybody looks."""
+    killed = 0
+    total = Tally()
+    async with open_crash_harness("crash_targets:recover", path=[HERE]) as recovery:
+        for number in range(files):
+            path = directory / f"{number}.db"
+
+            async def recover(path: Path = path) -> None:
+                nonlocal killed
+                for _ in range(rng.randint(1, 2)):
+                    kill = draw_kill(rng, max_acks=2, max_delay_s=0.004)
+                    killed += (await recovery.run(str(path), kill=kill)).killed
+
+            kills = [draw_kill(rng, max_acks=20, max_delay_s=0.01) for _ in range(times // files)]
+            found = await kill_sessions(path, kills, recover=recover)
+            total = Tally(*(sum(pair) for pair in zip(total, found, strict=True)))
+    assert killed > times // 2
+    return f"{total}; {killed:,} kills of recoveries"
 
 
 async def ask_about_the_last(books: Books) -> None:
@@ -131,20 +182,33 @@ async def ask_about_the_last(books: Books) -> None:
 
 
 async def test_kills_of_sessions(
-    tmp_path: Path, rng: random.Random, record_property: Callable[[str, object], None]
+    memory: Path, rng: random.Random, record_property: Callable[[str, object], None]
 ) -> None:
     """100 SIGKILLs of a process with eight sessions on one file: no acknowledged turn is lost, torn or doubled."""
-    kills = [draw_kill(rng, max_acks=30, max_delay_s=0.02) for _ in range(100)]
-    await kill_sessions(tmp_path, kills, record=record_property)
+    record_property("figure", str(await kill_often(memory, rng, times=100, files=4)))
 
 
 @pytest.mark.long
 async def test_many_kills_of_sessions(
     tmp_path: Path, rng: random.Random, record_property: Callable[[str, object], None]
 ) -> None:
-    """The same with 1,000."""
-    kills = [draw_kill(rng, max_acks=30, max_delay_s=0.02) for _ in range(1_000)]
-    await kill_sessions(tmp_path, kills, record=record_property)
+    """The same with 1,000, on a disk."""
+    record_property("figure", str(await kill_often(tmp_path, rng, times=1_000, files=10)))
+
+
+async def test_kills_of_recoveries(
+    memory: Path, rng: random.Random, record_property: Callable[[str, object], None]
+) -> None:
+    """Killed again while it recovers, the store still has every acknowledged turn."""
+    record_property("figure", await kill_twice(memory, rng, times=15, files=1))
+
+
+@pytest.mark.long
+async def test_many_kills_of_recoveries(
+    tmp_path: Path, rng: random.Random, record_property: Callable[[str, object], None]
+) -> None:
+    """The same 1,000 times, on a disk."""
+    record_property("figure", await kill_twice(tmp_path, rng, times=1_000, files=20))
 
 
 WRITES = ["pwrite64", "fsync", "fdatasync", "openat", "ftruncate", "unlink", "close"]
@@ -162,12 +226,6 @@ LOOKS = [
     "readlink",
     "access",
 ]
-
-
-@pytest.fixture
-async def tracing() -> None:
-    if not await can_trace():
-        pytest.skip("strace is not installed, or may not trace here")
 
 
 Found = dict[str, tuple[int, tuple[bytes, ...]]]

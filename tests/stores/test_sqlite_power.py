@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import os
 import random
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import crash_targets
@@ -15,7 +14,6 @@ from power import Call, Replay, trace, without_syncs, write_state
 
 import gorouter_trio as gr
 from gorouter_trio.stores import SqliteStore
-from gorouter_trio.testing.crash import can_trace
 
 pytestmark = [
     pytest.mark.net,  # processes, and real time
@@ -23,20 +21,6 @@ pytestmark = [
 ]
 
 Found = dict[str, tuple[int, tuple[bytes, ...]]]
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A directory that needs no disk, where there is one."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as directory:
-        yield Path(directory)
-
-
-@pytest.fixture
-async def tracing() -> None:
-    if not await can_trace():
-        pytest.skip("strace is not installed, or may not trace here")
 
 
 def states(start: Found, steps: list[Callable[[Found], Found]]) -> list[Found]:

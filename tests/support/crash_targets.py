@@ -199,13 +199,16 @@ async def change_under_faults(ack: Ack, path: str) -> None:
                     break
 
 
-async def open_and_close(ack: Ack, path: str) -> None:
-    """What is done after a crash: open, look, write one more turn."""
+async def recover(ack: Ack, path: str) -> None:
+    """What is done after a crash: open, look at everything, write and remove something, close."""
     async with SqliteStore(path) as store:
-        await store.list_keys()
-        version = await store.version("recovered")
-        await store.append("recovered", [b"%d" % version], expected_version=version)
-        ack(str(version + 1))
+        for key in await store.list_keys():
+            await store.load(key)
+        ack("looked")
+        await store.append("recovered", [], expected_version=await store.version("recovered"))
+        ack("written")
+        await store.erase("recovered")
+        ack("erased")
 
 
 async def append_everywhere(ack: Ack, path: str, count: str = "40") -> None:
