@@ -338,12 +338,15 @@ class _Thread:
         ended = trio.Event()
         with self._wake:
             self._is_closing = True
-            if self._thread is None:
+            thread = self._thread
+            if thread is None:
                 ended.set()
             else:
                 self._waiting.append((trio.lowlevel.current_trio_token(), ended))
                 self._wake.notify()
         await ended.wait()
+        if thread is not None:
+            thread.join()  # it has nothing left to do
 
     def take_note(self, job: _Job) -> None:
         """`job` is being queued; called with the lock."""

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import crash_targets
 import pytest
@@ -148,17 +149,18 @@ class Disk:
         error.sqlite_errorname = self.error
         raise error
 
-    def connect(self, *args: object, **kwargs: object) -> sqlite3.Connection:
+    def connect(self, *args: Any, **kwargs: Any) -> sqlite3.Connection:
         disk = self
 
         class Connection(sqlite3.Connection):
-            def execute(self, *args: object) -> sqlite3.Cursor:
+            def execute(self, *args: Any) -> sqlite3.Cursor:
                 return disk.run(partial(super().execute, *args))
 
-            def executemany(self, *args: object) -> sqlite3.Cursor:
+            def executemany(self, *args: Any) -> sqlite3.Cursor:
                 return disk.run(partial(super().executemany, *args))
 
-        return CONNECT(*args, factory=Connection, **kwargs)
+        connection: sqlite3.Connection = CONNECT(*args, factory=Connection, **kwargs)
+        return connection
 
 
 CONNECT = sqlite3.connect
@@ -205,7 +207,7 @@ async def test_each_statement_fails(error, after, sticky, tmp_path, monkeypatch,
     while True:
         nth += 1
         disk = Disk(nth=nth, error=error, sticky=sticky, after=after)
-        monkeypatch.setattr(transport.sqlite3, "connect", disk.connect)
+        monkeypatch.setattr(sqlite3, "connect", disk.connect)
         path = tmp_path / f"{nth}.db"
         path.write_bytes(start)
         said = await change_on(disk, path)
