@@ -127,12 +127,20 @@ class ChatPipeline:
             HttpCall(body=body, settings=settings), decode, ambiguous_retries=ambiguous_retries
         )
 
-    async def open_stream(self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS) -> ChatReader:
-        """A reader of the streamed reply, which has its first data; the caller must close it."""
-        return await self._pool.request_stream(HttpCall(body=body, streaming=True, settings=settings), self._begin)
+    async def open_stream(
+        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
+    ) -> ChatReader:
+        """A reader of the streamed reply, which has its first data; the caller must close it.
+
+        Opening is given up at `deadline` (trio clock); whoever reads has its own.
+        """
+        call = HttpCall(body=body, streaming=True, deadline=deadline, settings=settings)
+        return await self._pool.request_stream(call, self._begin)
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
-        return await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
+        reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
+        exchange.deadline = exchange.started_at + self._pool.deadlines.total_s
+        return reader
 
     def _decode(self, exchange: Exchange) -> ChatResult:
         ticket = exchange.ticket

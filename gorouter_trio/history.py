@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from .config import Seams
 from .errors import ConfigError, SessionConflictError
-from .session.transcript import entries_of
+from .session.log import entries_of
 from .stores.query import HistoryAnalyzer
 from .stores.turns import to_turns
 from .wire.codec import decode_log_entry

@@ -57,6 +57,7 @@ PLACES: tuple[str, ...] = (
     "transport",
     "stores",
     "pool",
+    "_rounds",
     "security.__init__",
     "security.rules",
     "security",

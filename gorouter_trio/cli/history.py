@@ -21,7 +21,7 @@ from rich.table import Table
 
 from ..errors import DecodeError
 from ..history import HistoryManager
-from ..session.transcript import entries_of
+from ..session.log import entries_of
 from ..stores.keys import SessionKey
 from ..stores.query import Bucket, CostPoint, HistoryAnalyzer, HistoryFilter, HistoryStatistics, ModelUsage
 from ..stores.sqlite import SqliteStore

@@ -45,9 +45,15 @@ class MemoryStore:
     async def load(self, key: str) -> StoredHistory:
         """The whole session; one that was never written has version 0 and no entries."""
         await trio.lowlevel.checkpoint()
-        check_key(key)
+        return self.load_nowait(key)
+
+    def load_nowait(self, key: str) -> StoredHistory:
+        """`load`, without a checkpoint."""
         session = self._sessions.get(key)
-        return StoredHistory(0, ()) if session is None else StoredHistory(session.version, tuple(session.entries))
+        if session is None:
+            check_key(key)
+            return StoredHistory(0, ())
+        return StoredHistory(session.version, tuple(session.entries))
 
     async def version(self, key: str) -> int:
         """The version of the session, 0 for one that was never written."""
@@ -59,6 +65,10 @@ class MemoryStore:
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries; raises `SessionConflictError` when the version is another one."""
         await trio.lowlevel.checkpoint()
+        return self.append_nowait(key, entries, expected_version=expected_version)
+
+    def append_nowait(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+        """`append`, without a checkpoint."""
         size = sum(map(len, entries))
         session = self._changed(key, expected_version)
         session.entries.extend(entries)

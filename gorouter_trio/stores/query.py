@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUCKETS",
+    "COMPACTED",
     "Bucket",
     "CostPoint",
     "HistoryAnalyzer",
@@ -42,6 +43,9 @@ Bucket = Literal["minute", "hour", "day"]
 
 BUCKETS: dict[Bucket, int] = {"minute": 60, "hour": 3_600, "day": 86_400}
 """The seconds in each."""
+
+COMPACTED = "compacted"
+"""The model and the finish reason of calls of which a compacted log has kept the sum."""
 
 _PAGE = 500
 _ENDS = ("answered", "abandoned")
@@ -122,8 +126,10 @@ class HistoryStatistics(ModelUsage, kw_only=True):
 
     `entries` counts the messages that the filter admitted, of `total_entries`; `unreadable` the stored entries that
     are no JSON of ours. Turns are counted apart: `abandoned` ended without an answer, `in_doubt` may have been billed
-    or have no end at all. `first_at_s` and `last_at_s` are the times of the first and the last entry that was admitted
-    and has a time. `by_model` has the dearest first, `finish_reasons` the most frequent.
+    or have no end at all. Of the calls that compacted logs have left out only number and cost are known: they count as
+    those of a model "compacted", where nothing is filtered. `first_at_s` and `last_at_s` are the times of the first and
+    the last entry that was admitted and has a time. `by_model` has the dearest first, `finish_reasons` the most
+    frequent.
     """
 
     sessions: int = 0
@@ -209,6 +215,7 @@ class _Log:
         self.unreadable = 0
         self.abandoned = 0
         self.in_doubt = 0
+        self.compacted = ModelUsage()
         self._started: LogOutline | None = None
 
     def read(self, encoded: Sequence[bytes]) -> Iterator[_Entry]:
@@ -234,6 +241,8 @@ class _Log:
         if outline.type == "abandoned":
             self.abandoned += not outline.maybe_billed
             self.in_doubt += outline.maybe_billed
+        elif outline.type == "compacted":
+            self.compacted.merge(ModelUsage(calls=outline.calls, cost_usd=outline.cost_usd, unpriced=outline.unpriced))
         if outline.type in _ENDS:
             self._started = None
         if outline.call is not None:
@@ -246,6 +255,9 @@ class _Log:
         if started is not None and started.turn_id == outline.turn_id:
             for message in started.messages:
                 yield _Entry(message.role, started.at_s)
+
+
+_EVERYTHING = HistoryFilter()
 
 
 class HistoryAnalyzer:
@@ -294,10 +306,13 @@ class HistoryAnalyzer:
             return await summing.summarize_over_time(width, key=key, prefix=prefix, only=only)
         points: dict[float, CostPoint] = {}
         async for entries in self._logs(key, prefix):
-            for entry in _Log().read(entries):
+            log = _Log()
+            for entry in log.read(entries):
                 if entry.call is not None and only.admits(entry):
                     at_s = entry.at_s // width * width
                     points.setdefault(at_s, CostPoint(at_s=at_s)).merge(_usage_of(entry.call))
+            if log.compacted.calls and only == _EVERYTHING:
+                points.setdefault(0.0, CostPoint(at_s=0.0)).merge(log.compacted)
         return [points[at_s] for at_s in sorted(points)]
 
     def _summing(self) -> SummingStore | None:
@@ -323,6 +338,8 @@ def _add_log(total: HistoryStatistics, entries: Sequence[bytes], only: HistoryFi
         total.total_entries += 1
         if only.admits(entry):
             _add_entry(total, entry)
+    if log.compacted.calls and only == _EVERYTHING:
+        total.count_calls(log.compacted, model=COMPACTED, reason=COMPACTED)
     total.sessions += 1
     total.unreadable += log.unreadable
     total.abandoned += log.abandoned

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..transport.sqlite import SQLITE_VERSION
 from ..wire.codec import encode_json
-from .query import CostPoint, HistoryFilter, HistoryStatistics, ModelUsage
+from .query import COMPACTED, CostPoint, HistoryFilter, HistoryStatistics, ModelUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -135,6 +135,15 @@ SELECT (SELECT count(*) FROM picked), coalesce(sum(tag IS NULL), 0),
 FROM ends
 """
 )
+_COMPACTED = (
+    _ENTRIES
+    + """
+compacted AS (SELECT d FROM log WHERE tag = 'compacted' LIMIT -1)
+SELECT coalesce(sum(d ->> '$.calls'), 0), 0, 0, 0, coalesce(usd_sum(d -> '$.cost_usd'), '0'),
+  coalesce(sum(d ->> '$.unpriced'), 0)
+FROM compacted
+"""
+)
 # Sessions whose last turn was started and has no end.
 _OPEN = """
 SELECT count(*) FROM sessions s WHERE key >= :from_key AND key < :to_key AND (
@@ -157,6 +166,7 @@ def question(from_key: bytes, to_key: bytes, *, only: HistoryFilter) -> Question
         "models": _listed(only.models),
         "finish_reasons": _listed(only.finish_reasons),
         "min_cost": None if only.min_cost_usd is None else str(only.min_cost_usd),
+        "is_filtered": only != HistoryFilter(),
         "of_calls": bool(only.models or only.finish_reasons or only.min_cost_usd is not None),
     }
 
@@ -176,6 +186,9 @@ def summarize(connection: Connection, *, asked: Question) -> HistoryStatistics:
     total.entries += fitting
     total.see_time(first_s)
     total.see_time(last_s)
+    compacted = _compacted(connection, asked)
+    if compacted.calls:
+        total.count_calls(compacted, model=COMPACTED, reason=COMPACTED)
     counts = connection.execute(_COUNTS, asked).fetchone()
     total.sessions, total.unreadable, total.abandoned, total.in_doubt, calls = counts
     total.in_doubt += connection.execute(_OPEN, asked).fetchone()[0]
@@ -192,7 +205,19 @@ def summarize_over_time(connection: Connection, *, asked: Question, width_s: int
         point = CostPoint(at_s=at_s)
         point.merge(_usage(sums))
         points.append(point)
+    compacted = _compacted(connection, asked)
+    if compacted.calls:
+        if not points or points[0].at_s != 0:
+            points.insert(0, CostPoint(at_s=0.0))
+        points[0].merge(compacted)
     return points
+
+
+def _compacted(connection: Connection, asked: Question) -> ModelUsage:
+    """What compacted logs have left out, where nothing is filtered."""
+    if asked["is_filtered"]:
+        return ModelUsage()
+    return _usage(connection.execute(_COMPACTED, asked).fetchone())
 
 
 def _usage(sums: Sequence[int | str]) -> ModelUsage:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 from msgspec import Struct
 
 from .result import CallRecord
@@ -16,7 +18,10 @@ class MessageOutline(Struct, frozen=True):
 
 
 class LogOutline(Struct, frozen=True):
-    """An entry of any tag by the fields that entries share; a tag that came later is counted by what it has of them."""
+    """An entry of any tag by the fields that entries share; a tag that came later is counted by what it has of them.
+
+    `calls`, `cost_usd` and `unpriced` are of calls that a compacted log has no entries of any more.
+    """
 
     type: str
     turn_id: str = ""
@@ -25,3 +30,6 @@ class LogOutline(Struct, frozen=True):
     messages: list[MessageOutline] = []
     message: MessageOutline | None = None
     call: CallRecord | None = None
+    calls: int = 0
+    cost_usd: Decimal = Decimal(0)
+    unpriced: int = 0

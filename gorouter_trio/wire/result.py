@@ -129,7 +129,8 @@ class ChatResult(Struct, Generic[T_co], frozen=True, kw_only=True):
 
 
 class HistoryEntry(Struct, frozen=True):
-    """One message of a session, and the call that made it where a call did."""
+    """One message of a session, the call that made it where a call did, and the id of its turn."""
 
     message: Message
     call: CallRecord | None = None
+    turn_id: str | None = None

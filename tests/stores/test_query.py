@@ -15,7 +15,15 @@ from worlds import open_world
 import gorouter_trio as gr
 from gorouter_trio.stores import HistoryAnalyzer, HistoryFilter, MemoryStore
 from gorouter_trio.wire.codec import encode_json
-from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.wire.journal import (
+    HistoryCompacted,
+    ToolsAnswered,
+    TurnAbandoned,
+    TurnAnswered,
+    TurnCalled,
+    TurnParked,
+    TurnStarted,
+)
 from gorouter_trio.wire.responses import Usage
 from gorouter_trio.wire.result import CallRecord
 
@@ -167,6 +175,41 @@ async def test_what_has_no_time():
     for only in (HistoryFilter(start_s=-5), HistoryFilter(end_s=1e9)):
         assert (await analyzer.statistics(only=only)).calls == 1
     assert [(point.at_s, point.calls) for point in await analyzer.cost_over_time("minute")] == [(0, 1), (480, 1)]
+
+
+async def test_rounds_of_tools():
+    """Each round of a turn was a call and is counted as one, and what the tools returned as messages."""
+    usage = Usage(prompt_tokens=7, cost=Decimal("0.25"))
+    call = CallRecord(model="m", finish_reason="tool_calls", usage=usage, finished_at_s=5)
+    started, answered = turn("1", 1)
+    results = msgspec.Raw(
+        b'[{"role":"tool","tool_call_id":"a","content":""},{"role":"tool","tool_call_id":"b","content":""}]'
+    )
+    log = [
+        started,
+        encode_json(TurnCalled("1", msgspec.Raw(b'{"role":"assistant","content":null}'), call)),
+        encode_json(TurnParked("1", "q", "a")),
+        encode_json(ToolsAnswered("1", results)),
+        answered,
+    ]
+    analyzer = await fill(MemoryStore(), {"k": log, "open": log[:4]})
+    found = await analyzer.statistics()
+    assert (found.calls, found.entries, found.in_doubt, found.abandoned) == (3, 8, 1, 0)
+    assert (found.cost_usd, found.finish_reasons) == (Decimal("0.501"), {"tool_calls": 2, "stop": 1})
+    assert (await analyzer.statistics(only=HistoryFilter(roles={"tool"}))).entries == 4
+
+
+async def test_compacted_logs():
+    """What they have left out still counts, where nothing is filtered: number and cost are all that is known of it."""
+    compacted = HistoryCompacted(turn_ids=("a", "b"), calls=5, cost_usd=Decimal("1.5"), unpriced=2)
+    analyzer = await fill(MemoryStore(), {"k": [encode_json(compacted), *turn("c", 100)]})
+    found = await analyzer.statistics()
+    assert (found.calls, found.cost_usd, found.unpriced) == (6, Decimal("1.501"), 2)
+    assert found.by_model["compacted"].calls == 5
+    assert [(point.at_s, point.calls) for point in await analyzer.cost_over_time("minute")] == [(0, 5), (60, 1)]
+    only = HistoryFilter(models={"m"})
+    assert (await analyzer.statistics(only=only)).calls == 1
+    assert len(await analyzer.cost_over_time(only=only)) == 1
 
 
 async def test_entries_of_later_tags():

@@ -48,6 +48,9 @@ fields = {
     "call": calls,
     "at_s": times,
     "maybe_billed": st.booleans(),
+    "calls": st.integers(0, 9),
+    "cost_usd": st.decimals(0, 10**6, places=12),
+    "unpriced": st.integers(0, 9),
     "later": st.just([1, {"type": "started"}]),
 }
 
@@ -64,6 +67,7 @@ entries = st.one_of(
     tagged("started", ["turn_id", "messages"], ["at_s", "later"]),
     tagged("answered", ["turn_id", "message", "call"], ["later"]),
     tagged("abandoned", ["turn_id"], ["maybe_billed", "call", "later"]),
+    tagged("compacted", [], ["calls", "cost_usd", "unpriced"]),
     tagged("of a later version", [], ["turn_id", "message", "messages", "call", "at_s", "maybe_billed", "later"]),
     tagged("answered", ["turn_id", "message", "call"]).map(lambda entry: entry[: len(entry) // 2]),
     st.sampled_from([b"", b"\\xff", b"null", b"7", b"[]", b"{}", b'{"type":7}', b'"started"', b"\\0" * 40]),

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gorouter_trio as gr
-from gorouter_trio.session.transcript import Transcript, entries_of
+from gorouter_trio.session.log import entries_of
+from gorouter_trio.session.transcript import Transcript
 from gorouter_trio.stores.gorouter_kit import key_of_file, read_kit_file
 from gorouter_trio.stores.turns import to_turns
 from gorouter_trio.testing import check_history
