@@ -12,7 +12,7 @@ Every conversation is an actor, every request goes through one shared pool::
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from . import abc as abc
 from . import stores as stores
@@ -252,6 +252,7 @@ __all__ = [
     "HandlerFailed",
     "HandlerId",
     "HistoryEntry",
+    "HistoryManager",
     "HistoryNotSaved",
     "Hook",
     "HookFailed",
@@ -375,6 +376,7 @@ if TYPE_CHECKING:
     from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
+    from .history import HistoryManager as HistoryManager
 
 
 def _show_public_names() -> None:
@@ -393,7 +395,11 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
+    """Load these modules, and the history manager, when they are first asked for: most programs never do."""
     if name in {"plugins", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
+    if name == "HistoryManager":
+        manager = importlib.import_module(".history", __name__).HistoryManager
+        manager.__module__ = __name__
+        return cast("object", manager)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -188,6 +188,14 @@ class Client:
         session = SessionOptions(self._system_message(system), encoded, settings, context)
         return self._runtime.sessions.ref(key, session)
 
+    async def passivate(self, key: str) -> None:
+        """Let the session with this key give its memory back, once it has answered what it was asked before.
+
+        Its next message activates it again. Whoever changes a stored history while a client runs passivates the session
+        first; `HistoryManager` does. Cancelling leaves it active.
+        """
+        await self._runtime.sessions.passivate(key)
+
     def batch(
         self,
         requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest],

@@ -33,6 +33,7 @@ PLACES: tuple[str, ...] = (
     "wire.toolcalls",
     "wire.result",
     "wire.journal",
+    "wire.outline",
     "errors",
     "wire.mail",
     "wire.sse",
@@ -68,6 +69,7 @@ PLACES: tuple[str, ...] = (
     "_stream",
     # 6 and 7, the actors and what runs them
     "session",
+    "history",
     "_runtime",
     # 8, the facade
     "batch",

@@ -17,6 +17,7 @@ from .batch import BatchJob, run_batch
 from .chat import ChatJob, run_chat
 from .demo import DemoJob, run_demo
 from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tracebacks, report, report_failure, why
+from .history import make_history_app
 from .options import FLAG, CommonOptions
 from .service import run_credits, run_key, run_models
 from .simulate import choose_config, parse_faults, run_simulate
@@ -221,6 +222,7 @@ def _make_app() -> App:
     )
     for command in (demo, chat, batch, simulate, models, key, credits):
         app.command(command)
+    app.command(make_history_app())
     return app
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import itertools
 from collections import OrderedDict
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -119,6 +119,14 @@ class SessionDirectory:
     def active_actor(self, key: str) -> SessionActor | None:
         """The session's actor if it is active."""
         return self._actors.get(key)
+
+    async def passivate(self, key: str) -> None:
+        """Wait until the session has nothing to do, and end its actor: what it knew is in the store."""
+        while (actor := self._actors.get(key)) is not None and not self._retire(actor):
+            with suppress(ActorGoneError):
+                # Behind everything that is queued.
+                await actor.ask(ReadHistory())
+        await trio.lowlevel.checkpoint()
 
     async def end_stream(self, loan: TurnLoan) -> GorouterError | None:
         """Give the loan back and wait until the turn is stored; returns what kept it from that."""

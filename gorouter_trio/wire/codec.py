@@ -31,6 +31,7 @@ from .messages import (
     ToolMessage,
     UserMessage,
 )
+from .outline import LogOutline
 from .requests import ChatKeywords, ChatOptions, ChatRequest
 from .responses import ChatCompletion, Choice, CostDetails, ErrorBody, ReplyFunction, ReplyMessage, ReplyToolCall, Usage
 from .result import CallRecord, ChatResult
@@ -53,6 +54,7 @@ __all__ = [
     "decode_json",
     "decode_key",
     "decode_log_entry",
+    "decode_log_outline",
     "decode_message",
     "decode_messages",
     "decode_models",
@@ -100,6 +102,7 @@ _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
+_decode_log_outline = msgspec.json.Decoder(LogOutline).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
@@ -609,6 +612,11 @@ def decode_messages(joined: bytes) -> list[Message]:
 def decode_log_entry(data: bytes) -> LogEntry:
     """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
     return cast("LogEntry", _stored(_decode_log_entry, data))
+
+
+def decode_log_outline(data: bytes) -> LogOutline:
+    """What can be counted in an entry of a session's log, whatever its tag; raises `DecodeError`."""
+    return _stored(_decode_log_outline, data)
 
 
 def decode_roles(data: bytes) -> list[str]:
