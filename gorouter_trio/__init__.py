@@ -75,11 +75,23 @@ from .pool.workers import PoolStatistics as PoolStatistics
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
 from .transport.http import HttpTransport as HttpTransport
+from .wire.catalog import AliasTarget as AliasTarget
 from .wire.catalog import Architecture as Architecture
+from .wire.catalog import Benchmarks as Benchmarks
 from .wire.catalog import Credits as Credits
+from .wire.catalog import EndpointPercentiles as EndpointPercentiles
+from .wire.catalog import FreeModelRequests as FreeModelRequests
+from .wire.catalog import GenerationInfo as GenerationInfo
+from .wire.catalog import KeyBudget as KeyBudget
 from .wire.catalog import KeyInfo as KeyInfo
 from .wire.catalog import Model as Model
+from .wire.catalog import ModelEndpoint as ModelEndpoint
+from .wire.catalog import ModelEndpoints as ModelEndpoints
+from .wire.catalog import ModelReasoning as ModelReasoning
 from .wire.catalog import Pricing as Pricing
+from .wire.catalog import PricingOverride as PricingOverride
+from .wire.catalog import ProviderAttempt as ProviderAttempt
+from .wire.catalog import ProviderInfo as ProviderInfo
 from .wire.catalog import TopProvider as TopProvider
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
@@ -147,6 +159,7 @@ from .wire.result import HistoryEntry as HistoryEntry
 
 __all__ = [
     "ActorGoneError",
+    "AliasTarget",
     "ApiError",
     "Architecture",
     "AskKeywords",
@@ -161,6 +174,7 @@ __all__ = [
     "BatchResult",
     "BatchRow",
     "BatchStatistics",
+    "Benchmarks",
     "CacheControl",
     "CallRecord",
     "ChatKeywords",
@@ -183,13 +197,16 @@ __all__ = [
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "EndpointPercentiles",
     "FileParserPlugin",
     "FilePart",
     "FileSource",
+    "FreeModelRequests",
     "FunctionCall",
     "FunctionChoice",
     "FunctionSpec",
     "FunctionTool",
+    "GenerationInfo",
     "GorouterError",
     "GrammarFormat",
     "HistoryEntry",
@@ -202,10 +219,14 @@ __all__ = [
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
+    "KeyBudget",
     "KeyInfo",
     "MaxPrice",
     "Message",
     "Model",
+    "ModelEndpoint",
+    "ModelEndpoints",
+    "ModelReasoning",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
@@ -222,9 +243,12 @@ __all__ = [
     "PoolStatistics",
     "Prediction",
     "Pricing",
+    "PricingOverride",
     "PromptCacheOptions",
     "PromptTokensDetails",
+    "ProviderAttempt",
     "ProviderError",
+    "ProviderInfo",
     "ProviderPreferences",
     "ProviderSort",
     "RateLimitError",

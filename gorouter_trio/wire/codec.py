@@ -16,7 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
-from .catalog import Credits, KeyInfo, Model
+from .catalog import Credits, KeyInfo, Model, Pricing
 from .faults import api_error, body_summary, error_from_reply
 from .formcheck import check_form, check_headers, check_message
 from .journal import LogEntry
@@ -698,7 +698,14 @@ def _error_of(body: bytes) -> ErrorBody | None:
 
 
 def _without_odd_prices(model: Model) -> Model:
-    return model if model.pricing is None else msgspec.structs.replace(model, pricing=_finite(model.pricing))
+    return model if model.pricing is None else msgspec.structs.replace(model, pricing=_checked_pricing(model.pricing))
+
+
+def _checked_pricing(pricing: Pricing) -> Pricing:
+    pricing = _finite(pricing)
+    if not pricing.overrides:
+        return pricing
+    return msgspec.structs.replace(pricing, overrides=[_finite(override) for override in pricing.overrides])
 
 
 def _finite(amounts: S) -> S:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, Union, cast, get_args, get
 import msgspec
 from msgspec import Struct
 
-from .catalog import Model
+from .catalog import Model, PricingOverride
 from .responses import ChatCompletion, Choice, ErrorBody, ReplyFunction, ReplyMessage, ReplyToolCall
 from .stream import ChatChunk, ChunkChoice, Delta
 
@@ -46,10 +46,15 @@ _ESSENTIAL: frozenset[tuple[type[Struct], str]] = frozenset(
         (ChunkChoice, "delta"),
         (Delta, "content"),
         (Delta, "tool_calls"),
+        # Without one of its conditions, an override would hold when it should not.
+        (PricingOverride, "min_prompt_tokens"),
+        (PricingOverride, "utc_start"),
+        (PricingOverride, "utc_end"),
+        (PricingOverride, "utc_days"),
     }
 )
 # Rows of lists that stand for themselves, so that one bad row costs only itself.
-_ROWS = frozenset({Model})
+_ROWS = frozenset({Model, PricingOverride})
 _NO_ERROR = frozenset({b"false", b"0", b'""', b"[]"})
 _REFUSED = (msgspec.ValidationError, RecursionError)
 _TEXT_BYTES = 4096
