@@ -30,6 +30,8 @@ PLACES: tuple[str, ...] = (
     "wire.responses",
     "wire.stream",
     "wire.catalog",
+    "wire.salvage",
+    "wire.attachments",
     "wire.result",
     "wire.journal",
     "errors",
@@ -37,7 +39,6 @@ PLACES: tuple[str, ...] = (
     "wire.sse",
     "wire.formcheck",
     "wire.faults",
-    "wire.salvage",
     "wire.codec",
     "wire.merge",
     # 1, ports

@@ -32,7 +32,18 @@ from .messages import (
     UserMessage,
 )
 from .requests import ChatKeywords, ChatOptions, ChatRequest
-from .responses import ChatCompletion, Choice, CostDetails, ErrorBody, ReplyFunction, ReplyMessage, ReplyToolCall, Usage
+from .responses import (
+    ChatCompletion,
+    Choice,
+    CompletionTokensDetails,
+    CostDetails,
+    ErrorBody,
+    PromptTokensDetails,
+    ReplyFunction,
+    ReplyMessage,
+    ReplyToolCall,
+    Usage,
+)
 from .result import CallRecord, ChatResult
 from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
@@ -66,6 +77,7 @@ __all__ = [
     "is_utf8",
     "join_options",
     "keep_raw",
+    "kept",
     "render_body",
     "split_object",
     "to_chunk",
@@ -101,6 +113,8 @@ _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
 _NO_DETAILS = CostDetails()
+_NO_PROMPT_DETAILS = PromptTokensDetails()
+_NO_COMPLETION_DETAILS = CompletionTokensDetails()
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
@@ -166,7 +180,19 @@ class _ModelsReply(msgspec.Struct, frozen=True):
 
 
 class _ErrorReply(msgspec.Struct, frozen=True):
+    """The body of an error: that of this API, or of those that it speaks beside its own."""
+
     error: ErrorBody | str | None = None
+    error_type: str | None = None
+    request_id: str | None = None
+    openrouter_metadata: dict[str, object] | None = None
+
+
+class _ZodIssue(msgspec.Struct, frozen=True):
+    """One complaint about a query, in the list that a refused query's message holds as JSON."""
+
+    message: str = ""
+    path: list[str | int] = []
 
 
 class _CreditsReply(msgspec.Struct, frozen=True):
@@ -179,6 +205,7 @@ class _KeyReply(msgspec.Struct, frozen=True):
 
 _decode_models_reply = msgspec.json.Decoder(_ModelsReply).decode
 _decode_error_reply = msgspec.json.Decoder(_ErrorReply).decode
+_decode_zod_issues = msgspec.json.Decoder(list[_ZodIssue]).decode
 _decode_credits_reply = msgspec.json.Decoder(_CreditsReply).decode
 _decode_key_reply = msgspec.json.Decoder(_KeyReply).decode
 _salvage = Salvage(
@@ -402,6 +429,9 @@ def checked_usage(usage: Usage) -> Usage:
     details = usage.cost_details
     return msgspec.structs.replace(
         usage,
+        prompt_tokens_details=_without_negatives(usage.prompt_tokens_details),
+        completion_tokens_details=_without_negatives(usage.completion_tokens_details),
+        server_tool_use_details=_without_negatives(usage.server_tool_use_details),
         cost=usage.cost if _is_plausible(Usage(cost=usage.cost)) else None,
         cost_details=details if _is_plausible(Usage(cost_details=details)) else None,
         prompt_tokens=_count_or_none(usage.prompt_tokens),
@@ -413,12 +443,21 @@ def checked_usage(usage: Usage) -> Usage:
 def _is_plausible(usage: Usage) -> bool:
     """Whether one request can have used that; every reply passes here, so it is one expression."""
     details = usage.cost_details or _NO_DETAILS
+    prompt = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
+    completion = usage.completion_tokens_details or _NO_COMPLETION_DETAILS
     try:
         return (
             _FREE <= (usage.cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_prompt_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_completions_cost or _FREE) < _TOO_MUCH
+            and _FREE <= (details.server_tool_cost or _FREE) < _TOO_MUCH
+            and (prompt.cached_tokens or 0) >= 0
+            and (prompt.cache_write_tokens or 0) >= 0
+            and (prompt.audio_tokens or 0) >= 0
+            and (completion.reasoning_tokens or 0) >= 0
+            and (completion.image_tokens or 0) >= 0
+            and (completion.audio_tokens or 0) >= 0
             and (usage.prompt_tokens or 0) >= 0
             and (usage.completion_tokens or 0) >= 0
             and (usage.total_tokens or 0) >= 0
@@ -435,10 +474,10 @@ def to_message(reply: ReplyMessage) -> AssistantMessage:
         content=content if content is None or isinstance(content, str) else keep_raw(content),
         refusal=UNSET if reply.refusal is None else reply.refusal,
         reasoning=UNSET if reply.reasoning is None else reply.reasoning,
-        reasoning_details=UNSET if reply.reasoning_details is UNSET else _kept(reply.reasoning_details),
-        annotations=UNSET if reply.annotations is UNSET else _kept(reply.annotations),
-        images=UNSET if reply.images is UNSET else _kept(reply.images),
-        audio=UNSET if reply.audio is UNSET else _kept(reply.audio),
+        reasoning_details=UNSET if reply.reasoning_details is UNSET else kept(reply.reasoning_details),
+        annotations=UNSET if reply.annotations is UNSET else kept(reply.annotations),
+        images=UNSET if reply.images is UNSET else kept(reply.images),
+        audio=UNSET if reply.audio is UNSET else kept(reply.audio),
         tool_calls=to_tool_calls(reply.tool_calls),
     )
 
@@ -450,6 +489,13 @@ def keep_raw(pieces: list[msgspec.Raw]) -> list[msgspec.Raw]:
     echoed, they would spoil every later request.
     """
     return [piece.copy() for piece in pieces if is_utf8(piece)]
+
+
+def kept(raw: msgspec.Raw | UnsetType) -> msgspec.Raw | UnsetType:
+    """A copy of a field of raw JSON, if it is there and text; null is the same as absent."""
+    if raw is UNSET or bytes(raw) == b"null" or not is_utf8(raw):
+        return UNSET
+    return raw.copy()
 
 
 def is_utf8(raw: msgspec.Raw) -> bool:
@@ -686,15 +732,40 @@ def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_
 
 
 def _error_of(body: bytes) -> ErrorBody | None:
-    """The error object of a body, if it has one."""
+    """The error object of a body, if it has one, with what stands beside it."""
     try:
-        error = _decode_error_reply(body).error
+        reply = _decode_error_reply(body)
     except _MALFORMED as exc:
         try:
-            error = _salvaged(_ErrorReply, body, exc).error
+            reply = _salvaged(_ErrorReply, body, exc)
         except _MALFORMED:
             return None
-    return ErrorBody(message=error) if isinstance(error, str) else error
+    error = reply.error
+    if error is None:
+        return None
+    if isinstance(error, str):
+        error = ErrorBody(message=error)
+    if error.name == "ZodError":
+        error = msgspec.structs.replace(error, message=_zod_message(error.message or ""))
+    beside = {"request_id": reply.request_id, "openrouter_metadata": reply.openrouter_metadata}
+    beside = {name: value for name, value in beside.items() if value is not None}
+    return msgspec.structs.replace(
+        error,
+        error_type=error.error_type or reply.error_type,
+        metadata={**beside, **(error.metadata or {})} if beside else error.metadata,
+    )
+
+
+def _zod_message(text: str) -> str:
+    """What was wrong with a query, a clause for each complaint, instead of a list in JSON."""
+    try:
+        issues = _decode_zod_issues(text)
+    except _MALFORMED:
+        return text
+    clauses = [
+        f"{'.'.join(map(str, issue.path))}: {issue.message}" if issue.path else issue.message for issue in issues
+    ]
+    return "; ".join(clauses) or text
 
 
 def _without_odd_prices(model: Model) -> Model:
@@ -722,6 +793,14 @@ def _count_or_none(count: int | None) -> int | None:
     return count if count is not None and count >= 0 else None
 
 
+def _without_negatives(counts: S | None) -> S | None:
+    """The same with None for counts below zero."""
+    if counts is None:
+        return None
+    odd = {name: None for name, value in msgspec.structs.asdict(counts).items() if value is not None and value < 0}
+    return msgspec.structs.replace(counts, **odd) if odd else counts
+
+
 def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:
     """The entries of a list kept as raw JSON; None for anything else."""
     if raw is UNSET:
@@ -730,11 +809,6 @@ def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:
         return _split_list(raw)
     except _MALFORMED:
         return None
-
-
-def _kept(raw: msgspec.Raw) -> msgspec.Raw | UnsetType:
-    """A copy to keep; null is the same as absent."""
-    return raw.copy() if bytes(raw) != b"null" and is_utf8(raw) else UNSET
 
 
 def _checked_mapping(message: object) -> dict[str, object]:

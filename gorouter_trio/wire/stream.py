@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from .responses import ErrorBody, ReplyToolCall, Usage
+from .responses import ErrorBody, Logprobs, ReplyToolCall, RouterMetadata, Usage
 
 __all__ = ["ChatChunk", "ChunkChoice", "Delta"]
 
@@ -30,10 +30,14 @@ class ChunkChoice(Struct, frozen=True, gc=False):
     finish_reason: str | None = None
     native_finish_reason: str | None = None
     error: ErrorBody | None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatChunk(Struct, frozen=True, gc=False):
-    """One `data:` event. `choices` may be empty or null, `error` may stand anywhere."""
+    """One `data:` event. `choices` may be empty or null, `error` may stand anywhere.
+
+    What is seldom sent and for debugging stays raw JSON.
+    """
 
     choices: list[ChunkChoice] | None = None
     id: str | None = None
@@ -43,3 +47,8 @@ class ChatChunk(Struct, frozen=True, gc=False):
     error: ErrorBody | None = None
     created: int | None = None
     service_tier: str | None = None
+    system_fingerprint: str | None = None
+    openrouter_metadata: RouterMetadata | None = None
+    alignment: msgspec.Raw | UnsetType = UNSET
+    safeguard_results: msgspec.Raw | UnsetType = UNSET
+    debug: msgspec.Raw | UnsetType = UNSET
