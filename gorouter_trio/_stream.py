@@ -192,20 +192,22 @@ class ChatStream:
     def _make_events(self, chunks: Sequence[ChatChunk]) -> list[StreamEvent]:
         """The events of chunks. The common chunk, a piece of text and nothing else, takes the short way."""
         events: list[StreamEvent] = []
+        add = events.append
         raw_chunks = self._raw_chunks
         for chunk in chunks:
             if raw_chunks:
-                events.append(RawChunk(chunk))
-            if not chunk.choices:
+                add(RawChunk(chunk))
+            choices = chunk.choices
+            if not choices:
                 continue
-            choice = chunk.choices[0]
+            choice = choices[0]
             delta = choice.delta
             if delta is None:
                 continue
             content = delta.content
             if content:
                 if content.__class__ is str:
-                    events.append(TextDelta(content))
+                    add(TextDelta(content))
                 else:
                     events += [TextDelta(text) for text in read_texts(cast("list[msgspec.Raw]", content))]
             if (
@@ -219,7 +221,7 @@ class ChatStream:
             ):
                 events += self._rarer_events(delta)
             if choice.logprobs is not None:
-                events.append(LogprobsDelta(choice.logprobs))
+                add(LogprobsDelta(choice.logprobs))
         return events
 
     def _rarer_events(self, delta: Delta) -> list[StreamEvent]:

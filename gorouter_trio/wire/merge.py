@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
@@ -246,10 +246,12 @@ class ChunkMerge:
     def add(self, chunks: list[ChatChunk]) -> None:
         """Merge chunks, in order. The common one, a piece of text and nothing else, takes the short way."""
         text = self._text
+        is_headless = self.generation_id is None
         for chunk in chunks:
             choices = chunk.choices
-            if not choices or chunk.usage is not None or chunk.error is not None or self.generation_id is None:
+            if not choices or chunk.usage is not None or chunk.error is not None or is_headless:
                 self._add_head(chunk)
+                is_headless = self.generation_id is None
                 if not choices:
                     continue
             choice = choices[0]
@@ -263,10 +265,10 @@ class ChunkMerge:
                 continue
             content = delta.content
             if content:
-                if isinstance(content, str):
+                if content.__class__ is str:
                     text.append(content)
                 else:
-                    self._parts += keep_raw(content)
+                    self._parts += keep_raw(cast("list[msgspec.Raw]", content))
             if delta.reasoning or delta.tool_calls or delta.reasoning_details:
                 self._add_thought(delta)
             if delta.refusal or delta.annotations or delta.images or delta.audio:
