@@ -105,6 +105,10 @@ from .wire.catalog import PricingOverride as PricingOverride
 from .wire.catalog import ProviderAttempt as ProviderAttempt
 from .wire.catalog import ProviderInfo as ProviderInfo
 from .wire.catalog import TopProvider as TopProvider
+from .wire.embeddings import Embedding as Embedding
+from .wire.embeddings import EmbeddingInput as EmbeddingInput
+from .wire.embeddings import EmbeddingKeywords as EmbeddingKeywords
+from .wire.embeddings import EmbeddingResult as EmbeddingResult
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
 from .wire.messages import CacheControl as CacheControl
@@ -157,6 +161,7 @@ from .wire.preferences import TraceOptions as TraceOptions
 from .wire.preferences import WebFetchPlugin as WebFetchPlugin
 from .wire.preferences import WebPlugin as WebPlugin
 from .wire.preferences import WebSearchOptions as WebSearchOptions
+from .wire.queries import ModelFilters as ModelFilters
 from .wire.requests import AskKeywords as AskKeywords
 from .wire.requests import ChatKeywords as ChatKeywords
 from .wire.requests import ChatOptions as ChatOptions
@@ -219,6 +224,10 @@ __all__ = [
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "Embedding",
+    "EmbeddingInput",
+    "EmbeddingKeywords",
+    "EmbeddingResult",
     "EndpointPercentiles",
     "FileAnnotation",
     "FileParserPlugin",
@@ -252,6 +261,7 @@ __all__ = [
     "Model",
     "ModelEndpoint",
     "ModelEndpoints",
+    "ModelFilters",
     "ModelReasoning",
     "ModerationError",
     "ModerationPlugin",

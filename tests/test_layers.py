@@ -30,6 +30,7 @@ PLACES: tuple[str, ...] = (
     "wire.responses",
     "wire.stream",
     "wire.catalog",
+    "wire.embeddings",
     "wire.salvage",
     "wire.attachments",
     "wire.result",
@@ -38,6 +39,7 @@ PLACES: tuple[str, ...] = (
     "wire.mail",
     "wire.sse",
     "wire.formcheck",
+    "wire.queries",
     "wire.faults",
     "wire.codec",
     "wire.merge",
@@ -57,6 +59,7 @@ PLACES: tuple[str, ...] = (
     "tools",
     "_pipeline",
     "_stream",
+    "_services",
     # 6 and 7, the actors and what runs them
     "session",
     "_runtime",

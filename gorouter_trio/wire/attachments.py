@@ -125,7 +125,7 @@ class _Block(Struct, frozen=True):
     summary: str | None = None
 
 
-_salvage = Salvage(lambda kind: msgspec.json.Decoder(kind).decode, Annotation, OutputImage, OutputAudio, _Block)
+_salvage = Salvage(lambda kind: msgspec.json.Decoder(kind).decode)
 _split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
