@@ -452,7 +452,7 @@ def encode_embeddings(
     return body, msgspec.structs.replace(beneath, headers=headers, model=cast("str", fields["model"]), max_tokens=None)
 
 
-def encode_text_prompt(prompt: str, options: bytes) -> bytes:
+def encode_text_prompt(prompt: object, options: bytes) -> bytes:
     """The body of POST /completions from its prompt and encoded options; raises `BadRequestError`."""
     if not isinstance(prompt, str) or not prompt:
         raise _bad_request(f"prompt: must be a text, and not empty, not {prompt!r:.200}")
