@@ -494,7 +494,8 @@ def decode_completion(body: bytes, *, generation_id: str | None = None) -> ChatC
         reply = _salvaged_reply(body, exc, generation_id=generation_id)
     choice = reply.choices[0] if reply.choices else None
     if reply.error is not None or (choice is not None and _is_failed(choice)):
-        raise _error_in_reply(reply, choice, generation_id=reply.id or generation_id)
+        error = None if reply.error is None else _error_of(body) or reply.error
+        raise _error_in_reply(reply, choice, error=error, generation_id=reply.id or generation_id)
     if choice is None or choice.message is None:
         raise _decode_error("the reply has no choices", generation_id=reply.id or generation_id)
     usage = reply.usage
@@ -608,13 +609,17 @@ def to_chunk(reply: ChatCompletion) -> ChatChunk:
         audio=message.audio,
     )
     return ChatChunk(
-        choices=[ChunkChoice(delta, choice.finish_reason or "stop", choice.native_finish_reason)],
+        choices=[ChunkChoice(delta, choice.finish_reason or "stop", choice.native_finish_reason, choice.logprobs)],
         id=reply.id,
         model=reply.model,
         provider=reply.provider,
         usage=reply.usage,
         created=reply.created,
         service_tier=reply.service_tier,
+        system_fingerprint=reply.system_fingerprint,
+        openrouter_metadata=reply.openrouter_metadata,
+        alignment=reply.alignment,
+        safeguard_results=reply.safeguard_results,
     )
 
 
@@ -858,12 +863,15 @@ def _is_failed(choice: Choice) -> bool:
     return choice.error is not None or choice.finish_reason == "error"
 
 
-def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_id: str | None) -> ApiError:
-    body = reply.error
+def _error_in_reply(
+    reply: ChatCompletion, choice: Choice | None, *, error: ErrorBody | None, generation_id: str | None
+) -> ApiError:
+    body = error
     if body is None and choice is not None:
         body = choice.error or _unsaid(choice.native_finish_reason)
-    error = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
-    if choice is not None and choice.message is not None and (choice.message.content or choice.message.reasoning):
+    made = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
+    message = None if choice is None else choice.message
+    if choice is not None and message is not None and (message.content or message.reasoning or message.tool_calls):
         call = CallRecord(
             generation_id=generation_id,
             model=reply.model,
@@ -873,8 +881,8 @@ def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_
             usage=None if reply.usage is None else checked_usage(reply.usage),
             interrupted=True,
         )
-        error.partial = ChatResult(message=to_message(choice.message), call=call)
-    return error
+        made.partial = ChatResult(message=to_message(message), call=call)
+    return made
 
 
 def _unsaid(native_finish_reason: str | None) -> ErrorBody:
