@@ -33,10 +33,12 @@ from .journal import LogEntry
 from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
     AssistantMessage,
+    ContentPart,
     DeveloperMessage,
     FunctionCall,
     Message,
     SystemMessage,
+    TextPart,
     ToolCall,
     ToolMessage,
     UserMessage,
@@ -129,6 +131,9 @@ _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
+_decode_part = cast("Callable[[msgspec.Raw], ContentPart]", msgspec.json.Decoder(ContentPart).decode)
+_decode_text_part = msgspec.json.Decoder(TextPart).decode
+_decode_role = msgspec.json.Decoder(_Role).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -137,6 +142,7 @@ _TOO_MUCH = Decimal(10) ** 12
 _NO_DETAILS = CostDetails()
 _NO_PROMPT_DETAILS = PromptTokensDetails()
 _NO_COMPLETION_DETAILS = CompletionTokensDetails()
+_EMPTY = msgspec.Raw(b'""')
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
@@ -777,13 +783,63 @@ def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], *, body: b
 
 
 def decode_message(data: bytes) -> Message:
-    """A message that was encoded by `encode_message`; raises `DecodeError`."""
-    return cast("Message", _stored(_decode_message, data))
+    """A message that was encoded by `encode_message`; raises `DecodeError`.
+
+    What a mapping had that is newer than this package does not make it unreadable: parts of another kind
+    stay raw JSON, calls without an id or a name get one as in a reply, other fields are left out.
+    """
+    try:
+        return cast("Message", _decode_message(data))
+    except _MALFORMED:
+        return _stored(_newer_message, data)
 
 
 def decode_messages(joined: bytes) -> list[Message]:
-    """Messages that were joined by `encode_prompt`; raises `DecodeError`."""
-    return _stored(_decode_messages, b"[%b]" % joined)
+    """Messages that were joined by `encode_prompt`, each as by `decode_message`; raises `DecodeError`."""
+    listed = b"[%b]" % joined
+    try:
+        return _decode_messages(listed)
+    except _MALFORMED:
+        return [decode_message(bytes(raw)) for raw in _stored(_split_list, listed)]
+
+
+def _newer_message(data: bytes) -> Message:
+    fields = _split_object(data)
+    role = _decode_role(data).role
+    if role == "assistant":
+        message = to_message(_salvage.decode(ReplyMessage, data))
+        return msgspec.structs.replace(message, name=_named(fields))
+    if role not in _ROLES or "content" not in fields:
+        raise msgspec.ValidationError(f"a message of role {role!r}, or one without content")
+    content, name = fields["content"], _named(fields)
+    match role:
+        case "system":
+            return SystemMessage(_read_content(content, _decode_text_part), name)
+        case "developer":
+            return DeveloperMessage(_read_content(content, _decode_text_part), name)
+        case "user":
+            return UserMessage(_read_content(content, _decode_part), name)
+        case _:
+            call_id = fields.get("tool_call_id", _EMPTY)
+            return ToolMessage(str(_decode_any(call_id)), _read_content(content, _decode_part), name)
+
+
+def _named(fields: Mapping[str, msgspec.Raw]) -> str | UnsetType:
+    name = _decode_any(fields["name"]) if "name" in fields else None
+    return name if isinstance(name, str) else UNSET
+
+
+def _read_content(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], T]) -> str | list[T | msgspec.Raw]:
+    """A content with its parts, those of a kind that is not known as they are."""
+    if bytes(raw)[:1] == b'"':
+        return str(_decode_any(raw))
+    parts: list[T | msgspec.Raw] = []
+    for part in _split_list(raw):
+        try:
+            parts.append(decode(part))
+        except _MALFORMED:
+            parts.append(part.copy())
+    return parts
 
 
 def decode_log_entry(data: bytes) -> LogEntry:

@@ -137,7 +137,7 @@ async def test_wrong_filters_are_refused_before_sending(autojump_clock, wrong, n
         with pytest.raises(gr.BadRequestError, match=named):
             await world.client.models(**wrong)
         with pytest.raises(TypeError, match="no filter 'colour'"):
-            await world.client.models(colour="red")  # type: ignore[arg-type]  # what is tested
+            await world.client.models(colour="red")  # type: ignore[call-arg]  # what is tested
         assert not world.sent
 
 
@@ -339,7 +339,7 @@ async def test_wrong_embeddings_are_refused_before_sending(autojump_clock, input
         with pytest.raises(gr.BadRequestError, match=named):
             await world.client.embeddings(inputs, **{"model": EMBEDDER, **options})
         with pytest.raises(TypeError, match="colour"):
-            await world.client.embeddings("x", model=EMBEDDER, colour="red")  # type: ignore[arg-type]  # as above
+            await world.client.embeddings("x", model=EMBEDDER, colour="red")  # type: ignore[call-arg]  # as above
         assert not world.sent
 
 
