@@ -131,6 +131,7 @@ class ChatStream:
         `on_error` is called with what the stream raises, which is then raised.
         """
         self._raw_chunks = self._raw_chunks or on_chunk is not None
+        failure: GorouterError | None = None
         try:
             async for event in self:
                 await _call(on_event, event)
@@ -148,8 +149,13 @@ class ChatStream:
                     case _:
                         pass
         except GorouterError as exc:
-            await _call(on_error, exc)
-            raise
+            failure = exc
+        if failure is not None:
+            await _call(on_error, failure)
+            try:
+                raise failure
+            finally:
+                del failure  # a traceback that leads to itself would stay until the next collection
         await _call(on_complete, self.result)
         return self.result
 
