@@ -81,10 +81,15 @@ from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
 from .errors import TurnParkedError as TurnParkedError
+from .events import AnnotationDelta as AnnotationDelta
+from .events import AudioDelta as AudioDelta
+from .events import ImageDelta as ImageDelta
+from .events import LogprobsDelta as LogprobsDelta
 from .events import RawChunk as RawChunk
 from .events import ReasoningDelta as ReasoningDelta
 from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
+from .events import StreamFinished as StreamFinished
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
 from .events import ToolEvent as ToolEvent
@@ -116,12 +121,33 @@ from .tools.supervisor import ToolStatistics as ToolStatistics
 from .tools.turn import ApprovalDecision as ApprovalDecision
 from .tools.turn import ApprovalRequest as ApprovalRequest
 from .transport.http import HttpTransport as HttpTransport
+from .wire.attachments import Annotation as Annotation
+from .wire.attachments import FileAnnotation as FileAnnotation
+from .wire.attachments import OutputAudio as OutputAudio
+from .wire.attachments import OutputImage as OutputImage
+from .wire.attachments import UrlCitation as UrlCitation
+from .wire.catalog import AliasTarget as AliasTarget
 from .wire.catalog import Architecture as Architecture
+from .wire.catalog import Benchmarks as Benchmarks
 from .wire.catalog import Credits as Credits
+from .wire.catalog import EndpointPercentiles as EndpointPercentiles
+from .wire.catalog import FreeModelRequests as FreeModelRequests
+from .wire.catalog import GenerationInfo as GenerationInfo
+from .wire.catalog import KeyBudget as KeyBudget
 from .wire.catalog import KeyInfo as KeyInfo
 from .wire.catalog import Model as Model
+from .wire.catalog import ModelEndpoint as ModelEndpoint
+from .wire.catalog import ModelEndpoints as ModelEndpoints
+from .wire.catalog import ModelReasoning as ModelReasoning
 from .wire.catalog import Pricing as Pricing
+from .wire.catalog import PricingOverride as PricingOverride
+from .wire.catalog import ProviderAttempt as ProviderAttempt
+from .wire.catalog import ProviderInfo as ProviderInfo
 from .wire.catalog import TopProvider as TopProvider
+from .wire.embeddings import Embedding as Embedding
+from .wire.embeddings import EmbeddingInput as EmbeddingInput
+from .wire.embeddings import EmbeddingKeywords as EmbeddingKeywords
+from .wire.embeddings import EmbeddingResult as EmbeddingResult
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
 from .wire.messages import CacheControl as CacheControl
@@ -174,16 +200,23 @@ from .wire.preferences import TraceOptions as TraceOptions
 from .wire.preferences import WebFetchPlugin as WebFetchPlugin
 from .wire.preferences import WebPlugin as WebPlugin
 from .wire.preferences import WebSearchOptions as WebSearchOptions
+from .wire.queries import ModelFilters as ModelFilters
 from .wire.requests import AskKeywords as AskKeywords
 from .wire.requests import ChatKeywords as ChatKeywords
 from .wire.requests import ChatOptions as ChatOptions
 from .wire.requests import ChatRequest as ChatRequest
 from .wire.responses import CompletionTokensDetails as CompletionTokensDetails
 from .wire.responses import CostDetails as CostDetails
+from .wire.responses import Logprobs as Logprobs
 from .wire.responses import PromptTokensDetails as PromptTokensDetails
+from .wire.responses import RouterMetadata as RouterMetadata
+from .wire.responses import ServerToolUse as ServerToolUse
+from .wire.responses import TokenAlternative as TokenAlternative
+from .wire.responses import TokenLogprob as TokenLogprob
 from .wire.responses import Usage as Usage
 from .wire.result import CallRecord as CallRecord
 from .wire.result import ChatResult as ChatResult
+from .wire.result import CompletionResult as CompletionResult
 from .wire.result import HistoryEntry as HistoryEntry
 from .wire.toolcalls import ToolCallError as ToolCallError
 from .wire.toolcalls import ToolCallReport as ToolCallReport
@@ -191,6 +224,9 @@ from .wire.toolcalls import ToolStatus as ToolStatus
 
 __all__ = [
     "ActorGoneError",
+    "AliasTarget",
+    "Annotation",
+    "AnnotationDelta",
     "AnyTool",
     "ApiError",
     "ApprovalDecision",
@@ -199,6 +235,7 @@ __all__ = [
     "AskKeywords",
     "AskTurnKeywords",
     "AssistantMessage",
+    "AudioDelta",
     "AudioOutput",
     "AudioPart",
     "AuthenticationError",
@@ -209,6 +246,7 @@ __all__ = [
     "BatchResult",
     "BatchRow",
     "BatchStatistics",
+    "Benchmarks",
     "CacheControl",
     "CallRecord",
     "ChatContext",
@@ -223,6 +261,7 @@ __all__ = [
     "ChatStream",
     "Client",
     "ClientConfig",
+    "CompletionResult",
     "CompletionTokensDetails",
     "ConfigError",
     "ConnectError",
@@ -237,26 +276,34 @@ __all__ = [
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "Embedding",
+    "EmbeddingInput",
+    "EmbeddingKeywords",
+    "EmbeddingResult",
+    "EndpointPercentiles",
     "EventFeed",
     "ExtensionError",
+    "FileAnnotation",
     "FileParserPlugin",
     "FilePart",
     "FileSource",
+    "FreeModelRequests",
     "FunctionCall",
     "FunctionChoice",
     "FunctionSpec",
     "FunctionTool",
+    "GenerationInfo",
     "GorouterError",
     "GrammarFormat",
     "Handler",
     "HandlerFailed",
     "HandlerId",
     "HistoryEntry",
-    "HistoryManager",
     "HistoryNotSaved",
     "Hook",
     "HookFailed",
     "HttpTransport",
+    "ImageDelta",
     "ImagePart",
     "ImageSource",
     "InputAudio",
@@ -266,16 +313,25 @@ __all__ = [
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
+    "KeyBudget",
     "KeyInfo",
+    "Logprobs",
+    "LogprobsDelta",
     "MaxPrice",
     "Message",
     "Middleware",
     "Model",
+    "ModelEndpoint",
+    "ModelEndpoints",
+    "ModelFilters",
+    "ModelReasoning",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "OutputAudio",
+    "OutputImage",
     "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
@@ -290,9 +346,12 @@ __all__ = [
     "PoolStatistics",
     "Prediction",
     "Pricing",
+    "PricingOverride",
     "PromptCacheOptions",
     "PromptTokensDetails",
+    "ProviderAttempt",
     "ProviderError",
+    "ProviderInfo",
     "ProviderPreferences",
     "ProviderSort",
     "RateLimitError",
@@ -303,11 +362,13 @@ __all__ = [
     "ResponseFormat",
     "ResponseHealingPlugin",
     "RetryPolicy",
+    "RouterMetadata",
     "RowProblem",
     "RuntimeEvent",
     "Seams",
     "Secret",
     "ServerTool",
+    "ServerToolUse",
     "SessionBusyError",
     "SessionConfig",
     "SessionConflictError",
@@ -318,12 +379,15 @@ __all__ = [
     "StoreErrorKind",
     "StreamBrokenError",
     "StreamEvent",
+    "StreamFinished",
     "StreamNotFinishedError",
     "SystemMessage",
     "TextDelta",
     "TextFormat",
     "TextPart",
     "TextStream",
+    "TokenAlternative",
+    "TokenLogprob",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
@@ -331,7 +395,6 @@ __all__ = [
     "ToolCallReport",
     "ToolChoice",
     "ToolContext",
-    "ToolDefinition",
     "ToolError",
     "ToolEvent",
     "ToolFinished",
@@ -353,6 +416,7 @@ __all__ = [
     "TurnInterruptedError",
     "TurnKeywords",
     "TurnParkedError",
+    "UrlCitation",
     "Usage",
     "UserMessage",
     "VideoPart",
