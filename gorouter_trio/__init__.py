@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from . import abc as abc
+from . import security as security
 from . import stores as stores
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
@@ -34,18 +35,22 @@ from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
 from .config import Secret as Secret
 from .config import SessionConfig as SessionConfig
+from .errors import AccessDeniedError as AccessDeniedError
 from .errors import ActorGoneError as ActorGoneError
 from .errors import ApiError as ApiError
 from .errors import AuthenticationError as AuthenticationError
+from .errors import AuthenticationRequiredError as AuthenticationRequiredError
 from .errors import BadRequestError as BadRequestError
 from .errors import ConfigError as ConfigError
 from .errors import ConnectError as ConnectError
+from .errors import DangerousArgumentError as DangerousArgumentError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import DeadlinePhase as DeadlinePhase
 from .errors import DecodeError as DecodeError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import InvalidTokenError as InvalidTokenError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -55,6 +60,8 @@ from .errors import PoolError as PoolError
 from .errors import PoolFullError as PoolFullError
 from .errors import ProviderError as ProviderError
 from .errors import RateLimitError as RateLimitError
+from .errors import SecurityConfigError as SecurityConfigError
+from .errors import SecurityError as SecurityError
 from .errors import SessionBusyError as SessionBusyError
 from .errors import SessionConflictError as SessionConflictError
 from .errors import SessionError as SessionError
@@ -62,6 +69,8 @@ from .errors import StoreError as StoreError
 from .errors import StoreErrorKind as StoreErrorKind
 from .errors import StreamBrokenError as StreamBrokenError
 from .errors import StreamNotFinishedError as StreamNotFinishedError
+from .errors import TokenProblem as TokenProblem
+from .errors import ToolRateLimitError as ToolRateLimitError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
@@ -146,6 +155,7 @@ from .wire.result import ChatResult as ChatResult
 from .wire.result import HistoryEntry as HistoryEntry
 
 __all__ = [
+    "AccessDeniedError",
     "ActorGoneError",
     "ApiError",
     "Architecture",
@@ -154,6 +164,7 @@ __all__ = [
     "AudioOutput",
     "AudioPart",
     "AuthenticationError",
+    "AuthenticationRequiredError",
     "AutoRouterPlugin",
     "BadRequestError",
     "Batch",
@@ -177,6 +188,7 @@ __all__ = [
     "ContextCompressionPlugin",
     "CostDetails",
     "Credits",
+    "DangerousArgumentError",
     "DeadlineExceededError",
     "DeadlinePhase",
     "Deadlines",
@@ -199,6 +211,7 @@ __all__ = [
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "InvalidTokenError",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -238,6 +251,8 @@ __all__ = [
     "RowProblem",
     "Seams",
     "Secret",
+    "SecurityConfigError",
+    "SecurityError",
     "ServerTool",
     "SessionBusyError",
     "SessionConfig",
@@ -255,11 +270,13 @@ __all__ = [
     "TextFormat",
     "TextPart",
     "TextStream",
+    "TokenProblem",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
     "ToolChoice",
     "ToolMessage",
+    "ToolRateLimitError",
     "TopProvider",
     "TraceOptions",
     "TransportError",
@@ -274,6 +291,7 @@ __all__ = [
     "WebSearchOptions",
     "abc",
     "open_client",
+    "security",
     "session_key",
     "simulator",
     "stores",

@@ -50,7 +50,7 @@ PLACES: tuple[str, ...] = (
     "transport",
     "stores",
     "pool",
-    "security.__init__",
+    "security._checks",
     "security.rules",
     "security",
     "tools",
