@@ -3,8 +3,9 @@
 Theory of operation. A bucket belongs to one caller and one *lane* (a level of rules and a tool). It keeps when its
 calls were, as a few groups of a time and a count. A call is allowed while the groups younger than the period hold
 fewer than `limit` calls. While groups are to be had every call has its own, and the window slides exactly; when they
-run out, the two neighbours nearest in time become one *at the later time*. So a call may count for longer than it
-should, never shorter: **in every window of the period's length there are at most `limit` calls**, whatever is merged.
+run out, two neighbours become one *at the later time*, those for which it matters least. So a call may count for
+longer than it should, never shorter: **in every window of the period's length there are at most `limit` calls**,
+whatever is merged.
 
 A bucket takes at most 200 bytes once there are more than a few thousand; before, it may hold enough groups to be
 exact for limits up to 64. Idle buckets are dropped, a part of the table at a time. A full table refuses new callers:
@@ -225,8 +226,11 @@ def _add(groups: list[int], at_ms: int) -> None:
 def _merge(groups: list[int], room: int) -> None:
     """Make two neighbours one, at the later time, until there are no more than `room`."""
     while len(groups) > room:
-        gaps = [(later >> _COUNT_BITS) - (groups[i] >> _COUNT_BITS) for i, later in enumerate(groups[1:])]
-        nearest = gaps.index(min(gaps))
+        costs = [
+            ((later >> _COUNT_BITS) - (groups[i] >> _COUNT_BITS)) * (groups[i] & _COUNT_MASK)
+            for i, later in enumerate(groups[1:])
+        ]
+        nearest = costs.index(min(costs))
         groups[nearest + 1] = _joined(groups[nearest + 1], groups[nearest] & _COUNT_MASK)
         del groups[nearest]
 
