@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import importlib
 import re
-import unicodedata
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 from msgspec import Struct
 
 from ..errors import SecurityConfigError
-from .text import folded, is_flood
+from .text import folded, is_flood, visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +31,6 @@ FindingKind = Literal["blocked_value", "pattern", "unreadable"]
 """A blocked value or a pattern was found, or the arguments could not be checked."""
 
 _MAX_DEPTH = 500
-_MAX_PATTERN_CHARS = 4_096
 # Between two texts: line ends, so that `^` and `$` hold there, and a character that white space does not cross.
 _BETWEEN = "\n\x1f\n"
 # Patterns that can tell a text's end from a line's are searched for text by text.
@@ -127,8 +125,6 @@ def _pattern_problem(pattern: str) -> str | None:
         re2 = _re2()
     except ImportError:
         return "patterns need google-re2; install the extra with `pip install gorouter-trio[security]`"
-    if len(pattern) > _MAX_PATTERN_CHARS:
-        return f"has {len(pattern)} characters, more than {_MAX_PATTERN_CHARS}"
     try:
         re2.compile(pattern, _options(re2))  # by itself: in a group, as below, it could close that
         compiled = _compile(pattern)
@@ -186,7 +182,8 @@ class _Texts:
         while todo:
             item, depth = todo.pop()
             if isinstance(item, dict):
-                self._take_all(item.keys())
+                for key in item:
+                    self._take(key)
                 self._descend(item.values(), depth, todo)
             elif isinstance(item, (list, tuple)):
                 self._descend(item, depth, todo)
@@ -204,12 +201,12 @@ class _Texts:
             else:
                 self._take(item)
 
-    def _take_all(self, items: Iterable[object]) -> None:
-        for item in items:
-            self._take(item)
-
     def _take(self, item: object) -> None:
-        for text in (item,) if isinstance(item, str) else _spellings(item):
+        if isinstance(item, str):
+            self._spend(len(item) + 1)
+            self._found[item] = None
+            return
+        for text in _spellings(item):
             self._spend(len(text) + 1)
             self._found[text] = None
 
@@ -223,7 +220,7 @@ def _spellings(item: object) -> tuple[str, ...]:
     """What is no text, as JSON writes it; a whole float also without its point."""
     if item is None:
         return ("null",)
-    if isinstance(item, bool):
+    if item is True or item is False:
         return ("true",) if item else ("false",)
     try:
         if isinstance(item, int):
@@ -236,8 +233,8 @@ def _spellings(item: object) -> tuple[str, ...]:
 
 
 def _forms(text: str) -> tuple[str, ...]:
-    """The text as it is and, where it is not ASCII, its NFKC form and its folded one."""
-    return (text,) if text.isascii() else (text, unicodedata.normalize("NFKC", text), folded(text))
+    """The text as it is and, where it is not ASCII, its visible NFKC form and its folded one."""
+    return (text,) if text.isascii() else (text, visible(text), folded(text))
 
 
 def _forms_at_once(texts: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["escape_controls", "folded", "is_flood"]
+__all__ = ["escape_controls", "folded", "is_flood", "visible"]
 
 # Unicode's Stream-Safe Text Format allows 30 marks in a row; sorting longer runs takes quadratic time.
 _MAX_MARKS = 30
@@ -29,8 +29,12 @@ def folded(text: str) -> str:
     """
     if text.isascii():
         return text.lower()
-    seen = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text).casefold())
-    return unicodedata.normalize("NFKC", seen)
+    return unicodedata.normalize("NFKC", visible(text).casefold())
+
+
+def visible(text: str) -> str:
+    """The NFKC form without characters that show nothing; upper and lower case stay."""
+    return _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
 
 
 def is_flood(text: str) -> bool:
