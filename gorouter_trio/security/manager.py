@@ -58,6 +58,7 @@ E = TypeVar("E", bound=SecurityEvent)
 _LOG = logging.getLogger("gorouter_trio.security")
 _ALLOW = Allow()
 _MASK = Secret("masked")
+_NOBODYS = "\x00"
 _MAX_REVOKED = 100_000
 _MAX_SOURCES = 100_000
 _ATTEMPTS = Lane("failed attempts", "")
@@ -457,9 +458,14 @@ def _checker(rules: DangerousArguments) -> ArgumentChecker:
 
 
 def _hidden(token: str | Secret | None) -> Secret | None:
-    """The token out of sight of tracebacks; None for a blank one, which is no token."""
-    hidden = Secret(token) if isinstance(token, str) else token
-    return None if hidden is None or hidden.is_blank else hidden.stripped()
+    """The token out of sight of tracebacks; None for a blank one, which is no token.
+
+    What is neither a str nor a Secret becomes a token that nobody has: an error here would show it.
+    """
+    if token is None:
+        return None
+    hidden = token if isinstance(token, Secret) else Secret(token if isinstance(token, str) else _NOBODYS)
+    return None if hidden.is_blank else hidden.stripped()
 
 
 def _unheld(principal: Principal, why: str) -> Deny:
