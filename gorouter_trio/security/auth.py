@@ -104,7 +104,7 @@ def _key_table(auth: Auth | None, digests: Digests) -> Mapping[bytes, tuple[byte
     if not isinstance(auth, ApiKeyAuth):
         return {}
     found: dict[bytes, tuple[bytes, Principal]] = {}
-    for name, principal in auth.api_keys.items():
+    for name, principal in auth.by_digest().items():
         digest = digests.of_sha256(bytes.fromhex(name.removeprefix("sha256:")))
         found[digest] = (digest, principal)
     return found

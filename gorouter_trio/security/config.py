@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
@@ -74,8 +74,8 @@ class ToolPolicy(Struct, frozen=True, kw_only=True):
     """
 
     allow: bool | None = None
-    roles: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
+    roles: Collection[str] = ()
+    scopes: Collection[str] = ()
     rate_limit: RateLimit | None = None
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ class RolePolicy(Struct, frozen=True, kw_only=True):
     none. None says nothing about tools. `rate_limits` holds limits by tool, and under `*` for each tool.
     """
 
-    allowed_tools: tuple[str, ...] | None = None
+    allowed_tools: Collection[str] | None = None
     rate_limits: Mapping[str, RateLimit] = {}
 
     def __post_init__(self) -> None:
@@ -118,9 +118,9 @@ class DangerousArguments(Struct, frozen=True, kw_only=True):
     Arguments of more than `max_chars` of text cannot be checked in time and count as a hit.
     """
 
-    patterns: tuple[str, ...] = ()
-    tool_patterns: Mapping[str, tuple[str, ...]] = {}
-    blocked_values: tuple[str, ...] = ()
+    patterns: Sequence[str] = ()
+    tool_patterns: Mapping[str, Sequence[str]] = {}
+    blocked_values: Sequence[str] = ()
     audit_only: bool = False
     max_chars: int = 1024 * 1024
 
@@ -155,7 +155,7 @@ class ApiKeyAuth(Struct, frozen=True, kw_only=True):
     can be guessed.
     """
 
-    api_keys: Mapping[str, Principal]
+    api_keys: Mapping[str | Secret, Principal]
     min_key_chars: int = 16
 
     def __post_init__(self) -> None:
@@ -165,6 +165,10 @@ class ApiKeyAuth(Struct, frozen=True, kw_only=True):
         check_count("auth.min_key_chars", self.min_key_chars, least=1, most=1024)
         if problem is not None:
             raise SecurityConfigError(f"auth.api_keys: {problem}")
+
+    def by_digest(self) -> dict[str, Principal]:
+        """The principals, each under the digest that is kept of their key."""
+        return {name: principal for name, principal in self.api_keys.items() if isinstance(name, str)}
 
     def __repr__(self) -> str:
         return f"ApiKeyAuth({len(self.api_keys)} keys)"
@@ -184,7 +188,7 @@ class JwtAuth(Struct, frozen=True, kw_only=True):
 
     key: str | Secret
     algorithm: JwtAlgorithm = "HS256"
-    former_keys: tuple[str | Secret, ...] = ()
+    former_keys: Sequence[str | Secret] = ()
     audience: str | None = None
     issuer: str | None = None
     leeway_s: float = 30.0
@@ -250,8 +254,8 @@ class SecurityConfig(Struct, frozen=True, kw_only=True):
     token_cache_entries: int = 10_000
     failed_attempts: RateLimit | None = RateLimit(limit=10, period_s=60.0)
     max_buckets: int = 1_000_000
-    known_roles: frozenset[str] | None = None
-    known_tools: frozenset[str] | None = None
+    known_roles: Collection[str] | None = None
+    known_tools: Collection[str] | None = None
     audit_arguments: bool = False
     debug: bool = False
 

@@ -457,7 +457,7 @@ def _checker(rules: DangerousArguments) -> ArgumentChecker:
     return ArgumentChecker(rules.patterns, rules.tool_patterns, blocked_values=blocked, max_chars=rules.max_chars)
 
 
-def _hidden(token: str | Secret | None) -> Secret | None:
+def _hidden(token: object) -> Secret | None:
     """The token out of sight of tracebacks; None for a blank one, which is no token.
 
     What is neither a str nor a Secret becomes a token that nobody has: an error here would show it.
@@ -485,7 +485,7 @@ def _said(finding: Finding) -> str:
 def _refuse_masked(config: SecurityConfig) -> None:
     """A masked copy must not become the rules: its secret is one that everybody knows."""
     auth = config.auth
-    if isinstance(auth, ApiKeyAuth) and not all(name.startswith("sha256:") for name in auth.api_keys):
+    if isinstance(auth, ApiKeyAuth) and not all(name.startswith("sha256:") for name in auth.by_digest()):
         raise SecurityConfigError("auth: is the masked copy that get_config gives; use the configuration itself")
     if isinstance(auth, JwtAuth) and _MASK in auth.all_keys():
         raise SecurityConfigError("auth: is the masked copy that get_config gives; use the configuration itself")

@@ -30,6 +30,7 @@ from .rules import Deny, Principal, ToolCheck, ToolRules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from collections.abc import Set as AbstractSet
 
 __all__ = ["decide_access", "decide_own_rules", "deny_expired", "error_of", "levels_of"]
 
@@ -131,7 +132,7 @@ def _tools_of_roles(config: SecurityConfig, principal: Principal | None) -> froz
     return frozenset(tool for tools in named for tool in tools) if named else None
 
 
-def _held(principal: Principal | None) -> tuple[frozenset[str], frozenset[str]]:
+def _held(principal: Principal | None) -> tuple[AbstractSet[str], AbstractSet[str]]:
     return (frozenset(), frozenset()) if principal is None else (principal.roles, principal.scopes)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
 import msgspec
@@ -59,8 +60,8 @@ class ToolRules(Struct, frozen=True, kw_only=True):
     """
 
     role: str | None = None
-    any_role: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
+    any_role: Collection[str] = ()
+    scopes: Collection[str] = ()
     rate_limit: RateLimit | None = None
     sensitive: bool = False
 
@@ -85,8 +86,8 @@ class Principal(Struct, frozen=True, kw_only=True):
 
     id: str
     tenant: str = ""
-    roles: frozenset[str] = frozenset()
-    scopes: frozenset[str] = frozenset()
+    roles: AbstractSet[str] = frozenset()
+    scopes: AbstractSet[str] = frozenset()
     username: str | None = None
     expires_at_s: float | None = None
     metadata: Mapping[str, object] = {}

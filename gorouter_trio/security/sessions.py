@@ -7,6 +7,7 @@ not reach a session learns nothing about it: the answer is the one for a session
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -53,8 +54,8 @@ class SessionPolicy(Struct, frozen=True, kw_only=True):
     """
 
     sharing: Sharing = "own"
-    tenant_roles: frozenset[str] = frozenset()
-    global_roles: frozenset[str] = frozenset()
+    tenant_roles: Collection[str] = ()
+    global_roles: Collection[str] = ()
 
     def __post_init__(self) -> None:
         check_choice("session_policy.sharing", self.sharing, ("own", "tenant", "all"))

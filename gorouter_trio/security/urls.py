@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
+from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urljoin, urlsplit
@@ -74,10 +75,10 @@ class UrlPolicy(Struct, frozen=True, kw_only=True):
     it has to be a public one all the same.
     """
 
-    schemes: tuple[str, ...] = ("https",)
-    ports: tuple[int, ...] | None = (443,)
-    hosts: tuple[str, ...] | None = None
-    closed_hosts: tuple[str, ...] = ()
+    schemes: Collection[str] = ("https",)
+    ports: Collection[int] | None = (443,)
+    hosts: Collection[str] | None = None
+    closed_hosts: Collection[str] = ()
     addresses: bool = True
 
     def __post_init__(self) -> None:

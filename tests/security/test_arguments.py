@@ -6,6 +6,7 @@ import random
 import re
 import sys
 import time
+from typing import Any
 
 import pytest
 from attack_corpus import BLOCKED, MORE, NUMBERS, PATTERNS, attacks, harmless
@@ -20,7 +21,7 @@ from gorouter_trio.security.text import escape_controls, folded, is_flood
 CORPUS = list(attacks())
 
 
-def checker(*patterns: str, blocked: tuple[str, ...] = (), tools: dict | None = None, most: int = 1 << 20):
+def checker(*patterns: str, blocked: tuple[str, ...] = (), tools: dict[str, Any] | None = None, most: int = 1 << 20):
     return ArgumentChecker(patterns, tools or {}, blocked_values=blocked, max_chars=most)
 
 
@@ -206,7 +207,7 @@ def test_patterns_that_cannot_be_right(pattern: str, said: str) -> None:
         ({"max_chars": 0}, "max_chars: must be a whole number"),
     ],
 )
-def test_settings_that_cannot_be_right(fields: dict, said: str) -> None:
+def test_settings_that_cannot_be_right(fields: dict[str, Any], said: str) -> None:
     """So is any other mistake."""
     with pytest.raises(gr.SecurityConfigError, match=said):
         DangerousArguments(**fields)

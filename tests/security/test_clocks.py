@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import trio
 from jwt_forge import GOOD_HEADER, SECRET, WALL, signed
@@ -26,7 +28,7 @@ CALL = ToolCheck(tool="x", arguments=None)
 class World:
     """A manager, the trio clock, and a wall clock that jumps when told."""
 
-    def __init__(self, **fields: object) -> None:
+    def __init__(self, **fields: Any) -> None:
         tools = {"x": ToolPolicy(allow=True, rate_limit=RateLimit(limit=2, period_s=60.0))}
         self.manager = SecurityManager(SecurityConfig(auth=JwtAuth(key=SECRET), tools=tools, **fields))
         self.offset = WALL - trio.current_time()
@@ -73,7 +75,12 @@ async def test_tokens_follow_the_wall_clock(autojump_clock: trio.testing.MockClo
 async def test_the_cache_does_not_move(autojump_clock: trio.testing.MockClock, jump_s: float) -> None:
     """How long a token is remembered is counted on the monotonic clock."""
     asked: list[str] = []
-    auth = gr.security.CustomAuth(authenticate=lambda token: asked.append(token) or Principal(id="u"))
+
+    def look_up(token: str) -> Principal:
+        asked.append(token)
+        return Principal(id="u")
+
+    auth = gr.security.CustomAuth(authenticate=look_up)
     world = World()
     world.manager.update_config(auth=auth)
     for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import struct
 import tracemalloc
 from itertools import accumulate
 
@@ -185,7 +186,7 @@ def test_counts_stop_at_their_largest() -> None:
     key = limiter._key_of(b"u", LANE)
     groups = limiter_module._young(limiter._shards[key[0]][key], -1)
     groups[0] += 999_998
-    limiter._shards[key[0]][key] = limiter_module.struct.pack("<Iq", 1000, groups[0])
+    limiter._shards[key[0]][key] = struct.pack("<Iq", 1000, groups[0])
     assert limiter.take(b"u", [most], now=0.0) is None
     assert limiter.take(b"u", [most], now=0.0) is not None
     assert limiter_module._joined(groups[0], 10**9) & limiter_module._COUNT_MASK == limiter_module._COUNT_MASK

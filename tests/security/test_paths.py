@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ UPWARDS = [
     "a/..",
     "a/../b",
 ]
-RESPELLED = {
+RESPELLED: dict[str, Callable[[str], str]] = {
     "as it is": str,
     "backslashes": lambda p: p.replace("/", "\\"),
     "mixed": lambda p: p.replace("/", "\\", 1),
@@ -50,7 +51,7 @@ RESPELLED = {
 ABSOLUTE = [
     "/", "/etc/passwd", "//host/share", "///x", "C:\\x", "C:/x", "c:x", "\\\\host\\share", "\\x", "file:///x", "~",
     "~/x", "~root/x", "a/~b", "https://x/y", "／etc", "C：/x", "\\\\?\\C:\\x", "\\\\.\\pipe\\x",
-]fmt: skip
+]  # fmt: skip
 DEVICES = [
     "con",
     "CON",
@@ -70,7 +71,7 @@ ODD = [
     "", ".", "./", "./.", "a ", " a", "a/ b", "a.", "a./b", "a/b.", "x:stream", "a/b::$DATA", "x" * 256,
     "a/" + "x" * 300, "a" * 5_000, "\ud800", "a\x1b[31m", "a\tb", "a\x7f", "\u2028", "\ufeffa", "é" * 200, " ",
     "a/ /b",
-] # fmt: skip
+]  # fmt: skip
 
 GOOD = ["a", "a.txt", ".hidden", "a/b", "a/b/c.tar.gz", "./a", "a//b", "a/./b", "a/b/", "..a", "a..b", "a..", "...a"][
     :11

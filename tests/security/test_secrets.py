@@ -1,5 +1,8 @@
 """No key, token or secret is seen anywhere: not in a repr, a log, a traceback with locals, a pickle or an event."""
 
+# Wrong settings are made on purpose, and what a decision or a field is, the next line tells.
+# mypy: disable-error-code="arg-type,dict-item,index,misc,return-value,union-attr"
+
 from __future__ import annotations
 
 import base64

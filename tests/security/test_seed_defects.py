@@ -4,6 +4,9 @@ Each test fails on the behaviour that its first line names. What is about forged
 events in detail is in the tests of those parts.
 """
 
+# Wrong settings are made on purpose, and what a decision or a field is, the next line tells.
+# mypy: disable-error-code="arg-type,dict-item,index,misc,return-value,union-attr"
+
 from __future__ import annotations
 
 import pytest

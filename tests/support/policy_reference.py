@@ -7,6 +7,7 @@ configurations, `build_config` turns one into the package's own.
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from gorouter_trio.security import (
     DangerousArguments,
@@ -22,11 +23,11 @@ from gorouter_trio.security import (
 class Reference:
     """Decides calls by one configuration; remembers when calls were made."""
 
-    def __init__(self, config: dict) -> None:
+    def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.calls: dict[tuple, list[float]] = {}
+        self.calls: dict[object, list[float]] = {}
 
-    def decide(self, who: dict | None, call: dict, at: float) -> str:
+    def decide(self, who: dict[str, Any] | None, call: dict[str, Any], at: float) -> str:
         denied = self.access(who, call)
         full = self.count(who, call, at)
         if denied:
@@ -35,7 +36,7 @@ class Reference:
             return "rate_limit"
         return "dangerous_argument" if self.dangerous(call) and not self.config["audit_only"] else "allow"
 
-    def access(self, who: dict | None, call: dict) -> str | None:
+    def access(self, who: dict[str, Any] | None, call: dict[str, Any]) -> str | None:
         config, rules, tool = self.config, call["rules"], call["tool"]
         if who is None and config["require"] and not config["anonymous"]:
             return "authentication"
@@ -64,9 +65,10 @@ class Reference:
             return None if any(tool in names or "*" in names for names in lists) else "access"
         return None if every.get("allow") is True or config["default"] == "allow-all" else "access"
 
-    def count(self, who: dict | None, call: dict, at: float) -> bool:
+    def count(self, who: dict[str, Any] | None, call: dict[str, Any], at: float) -> bool:
         """Whether a limit has no room left; if all have, the call is counted at each."""
-        tool, levels = call["tool"], {}
+        tool = call["tool"]
+        levels: dict[object, Any] = {}
         levels["own"] = call["rules"].get("limit")
         for name in (tool, "*"):
             levels["tool", name] = self.config["tools"].get(name, {}).get("limit")
@@ -80,7 +82,7 @@ class Reference:
             log.append(at)
         return False
 
-    def dangerous(self, call: dict) -> bool:
+    def dangerous(self, call: dict[str, Any]) -> bool:
         words = self.config["words"] + self.config["tool_words"].get(call["tool"], [])
         return any(word in str(call["arguments"]) for word in words)
 
@@ -88,7 +90,7 @@ class Reference:
 ROLES, SCOPES, TOOLS = ("a", "b", "c"), ("s", "t"), ("x", "y")
 
 
-def draw_world(rng: random.Random) -> dict:
+def draw_world(rng: random.Random) -> dict[str, Any]:
     """A configuration in which most rules are about the few callers and tools that `draw_call` knows."""
     return {
         "default": rng.choice(["deny-all", "allow-all"]),
@@ -102,7 +104,7 @@ def draw_world(rng: random.Random) -> dict:
     }
 
 
-def draw_who(rng: random.Random) -> dict | None:
+def draw_who(rng: random.Random) -> dict[str, Any] | None:
     """Nobody, or one of a few principals with chance roles."""
     if rng.random() < 0.2:
         return None
@@ -112,9 +114,9 @@ def draw_who(rng: random.Random) -> dict | None:
             "expired": rng.random() < 0.05}  # fmt: skip
 
 
-def draw_call(rng: random.Random) -> dict:
+def draw_call(rng: random.Random) -> dict[str, Any]:
     """A call of one of two tools, which may have rules of its own."""
-    rules: dict = {}
+    rules: dict[str, Any] = {}
     if rng.random() < 0.4:
         rules = {"role": rng.choice([None, None, "a"]), "any_role": _some(rng, ROLES) if rng.random() < 0.3 else [],
                  "scopes": _some(rng, SCOPES) if rng.random() < 0.3 else [], "limit": _draw_limit(rng)}  # fmt: skip
@@ -130,7 +132,7 @@ def _draw_limit(rng: random.Random) -> tuple[int, float] | None:
     return (rng.randint(1, 3), rng.choice([1.0, 2.5, 5.0])) if rng.random() < 0.4 else None
 
 
-def _draw_policy(rng: random.Random) -> dict:
+def _draw_policy(rng: random.Random) -> dict[str, Any]:
     return {
         "allow": rng.choice([None, None, True, False]),
         "roles": _some(rng, ROLES) if rng.random() < 0.3 else [],
@@ -139,13 +141,13 @@ def _draw_policy(rng: random.Random) -> dict:
     }
 
 
-def _draw_role(rng: random.Random) -> dict:
+def _draw_role(rng: random.Random) -> dict[str, Any]:
     limits = {name: _draw_limit(rng) for name in (*TOOLS, "*")}
     tools = rng.choice([None, [], ["x"], ["y"], ["x", "y"], ["*"]])
     return {"tools": tools, "limits": {name: limit for name, limit in limits.items() if limit}}
 
 
-def build_config(world: dict) -> SecurityConfig:
+def build_config(world: dict[str, Any]) -> SecurityConfig:
     """The same configuration in the package's own words."""
     return SecurityConfig(
         default_policy=world["default"],
@@ -156,7 +158,10 @@ def build_config(world: dict) -> SecurityConfig:
             for name, p in world["tools"].items()
         },
         roles={
-            name: RolePolicy(allowed_tools=p["tools"], rate_limits={t: _limit(n) for t, n in p["limits"].items()})
+            name: RolePolicy(
+                allowed_tools=p["tools"],
+                rate_limits={t: RateLimit(limit=n[0], period_s=n[1]) for t, n in p["limits"].items()},
+            )
             for name, p in world["roles"].items()
         },
         dangerous_arguments=DangerousArguments(
@@ -165,7 +170,7 @@ def build_config(world: dict) -> SecurityConfig:
     )
 
 
-def build_principal(who: dict | None) -> Principal | None:
+def build_principal(who: dict[str, Any] | None) -> Principal | None:
     """The caller in the package's own words; the wall clock stands at 1000."""
     if who is None:
         return None
@@ -173,7 +178,7 @@ def build_principal(who: dict | None) -> Principal | None:
     return Principal(id=who["id"], tenant=who["tenant"], roles=who["roles"], scopes=who["scopes"], expires_at_s=expires)
 
 
-def build_rules(rules: dict) -> ToolRules | None:
+def build_rules(rules: dict[str, Any]) -> ToolRules | None:
     """A tool's own rules in the package's own words."""
     if not rules:
         return None
