@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING
 from . import abc as abc
 from . import security as security
 from . import stores as stores
+from ._bus import EventFeed as EventFeed
+from ._bus import Handler as Handler
+from ._bus import HandlerId as HandlerId
+from ._chain import ChatState as ChatState
+from ._chain import Hook as Hook
+from ._chain import Middleware as Middleware
+from ._chain import Next as Next
+from ._output import OutputPolicy as OutputPolicy
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
+from ._turns import AskTurnKeywords as AskTurnKeywords
+from ._turns import TurnKeywords as TurnKeywords
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
@@ -47,9 +57,11 @@ from .errors import DangerousArgumentError as DangerousArgumentError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import DeadlinePhase as DeadlinePhase
 from .errors import DecodeError as DecodeError
+from .errors import ExtensionError as ExtensionError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import InvalidOutputError as InvalidOutputError
 from .errors import InvalidTokenError as InvalidTokenError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
@@ -81,6 +93,14 @@ from .events import StreamEvent as StreamEvent
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
 from .pool.workers import PoolStatistics as PoolStatistics
+from .runtime_events import ChatContext as ChatContext
+from .runtime_events import ChatFailed as ChatFailed
+from .runtime_events import ChatFinished as ChatFinished
+from .runtime_events import ChatStarted as ChatStarted
+from .runtime_events import HandlerFailed as HandlerFailed
+from .runtime_events import HookFailed as HookFailed
+from .runtime_events import PluginFailed as PluginFailed
+from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
 from .transport.http import HttpTransport as HttpTransport
@@ -160,6 +180,7 @@ __all__ = [
     "ApiError",
     "Architecture",
     "AskKeywords",
+    "AskTurnKeywords",
     "AssistantMessage",
     "AudioOutput",
     "AudioPart",
@@ -174,10 +195,15 @@ __all__ = [
     "BatchStatistics",
     "CacheControl",
     "CallRecord",
+    "ChatContext",
+    "ChatFailed",
+    "ChatFinished",
     "ChatKeywords",
     "ChatOptions",
     "ChatRequest",
     "ChatResult",
+    "ChatStarted",
+    "ChatState",
     "ChatStream",
     "Client",
     "ClientConfig",
@@ -195,6 +221,8 @@ __all__ = [
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "EventFeed",
+    "ExtensionError",
     "FileParserPlugin",
     "FilePart",
     "FileSource",
@@ -204,13 +232,19 @@ __all__ = [
     "FunctionTool",
     "GorouterError",
     "GrammarFormat",
+    "Handler",
+    "HandlerFailed",
+    "HandlerId",
     "HistoryEntry",
     "HistoryNotSaved",
+    "Hook",
+    "HookFailed",
     "HttpTransport",
     "ImagePart",
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "InvalidTokenError",
     "JsonObjectFormat",
     "JsonSchema",
@@ -218,16 +252,20 @@ __all__ = [
     "KeyInfo",
     "MaxPrice",
     "Message",
+    "Middleware",
     "Model",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
+    "Next",
     "NotFoundError",
+    "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
     "Percentiles",
     "PermissionDeniedError",
     "Plugin",
+    "PluginFailed",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",
@@ -249,6 +287,7 @@ __all__ = [
     "ResponseHealingPlugin",
     "RetryPolicy",
     "RowProblem",
+    "RuntimeEvent",
     "Seams",
     "Secret",
     "SecurityConfigError",
@@ -282,6 +321,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "TurnKeywords",
     "Usage",
     "UserMessage",
     "VideoPart",
@@ -291,6 +331,7 @@ __all__ = [
     "WebSearchOptions",
     "abc",
     "open_client",
+    "plugins",
     "security",
     "session_key",
     "simulator",
@@ -301,6 +342,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
 
@@ -321,7 +363,7 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `simulator` and `testing` when they are first asked for: most programs never do."""
-    if name in {"simulator", "testing"}:
+    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
+    if name in {"plugins", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
