@@ -44,8 +44,12 @@ class Finding(Struct, frozen=True):
     rule: str
 
 
+class _Match(Protocol):
+    def span(self) -> tuple[int, int]: ...
+
+
 class _Pattern(Protocol):
-    def search(self, text: bytes) -> object: ...
+    def search(self, text: bytes) -> _Match | None: ...
 
 
 _Found: TypeAlias = tuple[Finding, ...]
@@ -99,17 +103,26 @@ class _Patterns:
         if not self._each:
             return []
         whole = _BETWEEN.join(_forms_at_once(texts)).encode()
-        suspects = dict(self._ended)
-        if any(probe.search(whole) for probe in self._probes):
-            suspects |= {pattern: compiled for pattern, compiled in self._each.items() if compiled.search(whole)}
-        if not suspects:
+        if not self._ended and not any(probe.search(whole) for probe in self._probes):
             return []
-        encoded = [form.encode() for text in texts for form in _forms(text)]
-        return [
-            Finding("pattern", pattern)
-            for pattern, compiled in suspects.items()
-            if any(compiled.search(text) for text in encoded)
-        ]
+        found = [pattern for pattern, compiled in self._each.items() if self._has_hit(pattern, compiled, whole, texts)]
+        return [Finding("pattern", pattern) for pattern in found]
+
+    def _has_hit(self, pattern: str, compiled: _Pattern, whole: bytes, texts: Sequence[str]) -> bool:
+        if pattern not in self._ended:
+            hit = compiled.search(whole)
+            if hit is None or _is_in_one_text(whole, *hit.span()):
+                return hit is not None
+        return any(compiled.search(form.encode()) for text in texts for form in _forms(text))
+
+
+def _is_in_one_text(whole: bytes, start: int, end: int) -> bool:
+    """Whether a hit has no part in what is between two texts; when in doubt, no."""
+    return not (
+        b"\x1f" in whole[start:end]
+        or whole[max(0, start - 1) : start + 1] == b"\x1f\n"
+        or whole[end - 1 : end + 1] == b"\n\x1f"
+    )
 
 
 def check_patterns(place: str, patterns: Sequence[str]) -> None:

@@ -168,6 +168,9 @@ class RateLimiter:
         state = shard.get(key)
         period_ms, at_ms = ceil(level.limit.period_s * 1000), ceil(now * 1000)
         self._buckets += state is None
+        if state is not None:
+            # Two tools of one name may declare different periods: what the longer one counts is kept.
+            period_ms = max(period_ms, _period_ms(state))
         groups = [] if state is None else _young(state, floor(now * 1000) - period_ms)
         _add(groups, at_ms)
         _merge(groups, _FEW_GROUPS if self._buckets > _ROOMY_BUCKETS else _MANY_GROUPS)
@@ -204,9 +207,12 @@ class RateLimiter:
 # and the count below.
 
 
+def _period_ms(state: bytes) -> int:
+    return int.from_bytes(state[:4], "little")
+
+
 def _expiry_ms(state: bytes) -> int:
-    period_ms, last = int.from_bytes(state[:4], "little"), int.from_bytes(state[-8:], "little")
-    return (last >> _COUNT_BITS) + period_ms
+    return (int.from_bytes(state[-8:], "little") >> _COUNT_BITS) + _period_ms(state)
 
 
 def _young(state: bytes, after_ms: int) -> list[int]:

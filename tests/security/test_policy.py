@@ -8,7 +8,16 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from policy_reference import Reference, build_config, build_principal, build_rules, draw_call, draw_who, draw_world
+from policy_reference import (
+    Reference,
+    build_config,
+    build_principal,
+    build_rules,
+    draw_call,
+    draw_tools,
+    draw_who,
+    draw_world,
+)
 
 from gorouter_trio.security import Allow, Decision, Deny, SecurityManager, ToolCheck
 
@@ -23,11 +32,11 @@ def play(rng: random.Random, tally: Counter[str]) -> None:
     """One configuration and a run of calls, a quarter of a second or more apart; every decision has to agree."""
     world = draw_world(rng)
     manager, reference = SecurityManager(build_config(world)), Reference(world)
-    callers = [draw_who(rng) for _ in range(4)]
+    callers, tools = [draw_who(rng) for _ in range(4)], draw_tools(rng)
     at = 0.0
     for _ in range(CALLS_A_WORLD):
         at += rng.choice([0.0, 0.25, 0.5, 2.0])
-        who, call = rng.choice(callers), draw_call(rng)
+        who, call = rng.choice(callers), draw_call(rng, tools)
         check = ToolCheck(tool=call["tool"], arguments=call["arguments"], rules=build_rules(call["rules"]))
         decided = said(manager.check(build_principal(who), check, now=at, wall=1000.0))
         expected = reference.decide(who, call, at)
@@ -74,7 +83,7 @@ def test_the_reference_can_tell(rng: random.Random) -> None:
         world = draw_world(rng)
         honest, forgetful = Reference(world), Forgetful(world)
         for _ in range(20):
-            who, call = draw_who(rng), draw_call(rng)
+            who, call = draw_who(rng), draw_call(rng, draw_tools(rng))
             found += honest.decide(who, call, 0.0) != forgetful.decide(who, call, 0.0)
     assert found > 0
 

@@ -114,14 +114,24 @@ def draw_who(rng: random.Random) -> dict[str, Any] | None:
             "expired": rng.random() < 0.05}  # fmt: skip
 
 
-def draw_call(rng: random.Random) -> dict[str, Any]:
-    """A call of one of two tools, which may have rules of its own."""
+def draw_call(rng: random.Random, tools: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A call of one of the tools, each of which has its own rules."""
+    arguments = rng.choice([{}, {"q": "fine"}, {"q": ["bad"]}, {"evil": 1}, {"q": {"r": "an evil thing"}}])
+    tool = rng.choice(TOOLS)
+    return {"tool": tool, "rules": tools[tool], "arguments": arguments}
+
+
+def draw_tools(rng: random.Random) -> dict[str, dict[str, Any]]:
+    """The rules that each tool declares, if any."""
+    return {tool: _draw_rules(rng) for tool in TOOLS}
+
+
+def _draw_rules(rng: random.Random) -> dict[str, Any]:
     rules: dict[str, Any] = {}
     if rng.random() < 0.4:
         rules = {"role": rng.choice([None, None, "a"]), "any_role": _some(rng, ROLES) if rng.random() < 0.3 else [],
                  "scopes": _some(rng, SCOPES) if rng.random() < 0.3 else [], "limit": _draw_limit(rng)}  # fmt: skip
-    arguments = rng.choice([{}, {"q": "fine"}, {"q": ["bad"]}, {"evil": 1}, {"q": {"r": "an evil thing"}}])
-    return {"tool": rng.choice(TOOLS), "rules": rules, "arguments": arguments}
+    return rules
 
 
 def _some(rng: random.Random, names: tuple[str, ...]) -> list[str]:
