@@ -155,13 +155,11 @@ class RateLimiter:
         period_ms = ceil(limit.period_s * 1000)
         groups = _young(state, floor(now * 1000) - period_ms)
         excess = sum(group & _COUNT_MASK for group in groups) - limit.limit
-        for group in groups:
-            if excess < 0:
-                return 0.0
-            excess -= group & _COUNT_MASK
-            if excess < 0:
-                return max(((group >> _COUNT_BITS) + period_ms + 1) / 1000 - now, 0.001)
-        return 0.0
+        if excess < 0:
+            return 0.0
+        # The oldest groups have to go until the count is below the limit; the last of them says when that is.
+        last = next(group for group in groups if (excess := excess - (group & _COUNT_MASK)) < 0)
+        return max(((last >> _COUNT_BITS) + period_ms + 1) / 1000 - now, 0.001)
 
     def _count(self, key: bytes, level: Level, now: float) -> None:
         shard = self._shards[key[0]]

@@ -38,6 +38,7 @@ __all__ = [
 Address: TypeAlias = IPv4Address | IPv6Address
 
 _MAX_URL_CHARS = 8_192
+_MAX_HOST_CHARS = 253
 _PORTS = {"https": 443, "http": 80, "wss": 443, "ws": 80}
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _DOTTED = re.compile(r"(0|[1-9]\d{0,2})(\.(0|[1-9]\d{0,2})){3}")
@@ -209,8 +210,8 @@ def _check_literal(url: str, text: str, policy: UrlPolicy) -> tuple[str, Address
 
 def _ascii_host(url: str, host: str) -> str:
     """The host as resolvers see it: IDNA also turns fullwidth and circled characters into the plain ones."""
-    if "%" in host:
-        raise _refused(url, "its host is percent-encoded")
+    if "%" in host or len(host) > _MAX_HOST_CHARS:
+        raise _refused(url, "its host is percent-encoded or too long")
     try:
         encoded = host.lower() if host.isascii() else host.encode("idna").decode("ascii").lower()
     except UnicodeError:
@@ -220,7 +221,7 @@ def _ascii_host(url: str, host: str) -> str:
 
 def _check_name(url: str, host: str, policy: UrlPolicy) -> None:
     labels = host.split(".")
-    if len(host) > 253 or not all(_LABEL.fullmatch(label) for label in labels):
+    if len(host) > _MAX_HOST_CHARS or not all(_LABEL.fullmatch(label) for label in labels):
         raise _refused(url, "its host is no name")
     closed = any(_below(host, name) for name in _CLOSED_NAMES)
     if len(labels) < 2 or closed:

@@ -28,6 +28,7 @@ from gorouter_trio.security import (
     ToolCheck,
     ToolPolicy,
 )
+from gorouter_trio.security.events import Emitter
 
 ADA = Principal(id="ada", tenant="t")
 LIMIT = RateLimit(limit=2, period_s=60.0)
@@ -194,6 +195,14 @@ async def test_the_end_of_that_task(autojump_clock: trio.testing.MockClock) -> N
     assert seen == [1.0]
     manager.check(ADA, call("a"), now=0.0, wall=2.0)
     assert seen == [1.0, 2.0]
+
+
+def test_nobody_listens() -> None:
+    """An event that nobody asked for goes nowhere, and waits nowhere."""
+    emitter = Emitter(queue=1)
+    for _ in range(3):
+        emitter.emit(SecurityEvent())
+    assert emitter.dropped == 0
 
 
 def test_an_async_handler_without_that_task() -> None:

@@ -33,7 +33,7 @@ from gorouter_trio.security.jwt import JwtRefused, JwtVerifier, Verified
 
 
 def verifier(**changes) -> JwtVerifier:
-    auth = JwtAuth(key=SECRET, **{"leeway_s": 60.0, **changes})
+    auth = JwtAuth(key=gr.Secret(SECRET), **{"leeway_s": 60.0, **changes})
     return JwtVerifier(
         auth.algorithm, auth.all_keys(), audience=auth.audience, issuer=auth.issuer, leeway_s=auth.leeway_s
     )
@@ -158,6 +158,7 @@ def _pem(kind: str) -> tuple[str, str]:
         "ES384": lambda: joserfc.jwk.ECKey.generate_key("P-384"),
         "ES512": lambda: joserfc.jwk.ECKey.generate_key("P-521"),
         "Ed25519": lambda: joserfc.jwk.OKPKey.generate_key("Ed25519"),
+        "Ed448": lambda: joserfc.jwk.OKPKey.generate_key("Ed448"),
     }[kind]()
     return made.as_pem(private=True).decode(), made.as_pem(private=False).decode()
 
@@ -228,6 +229,7 @@ def test_settings_that_cannot_be_right(fields: dict[str, Any], said: str) -> Non
         ("ES256", "ES384", "P-256"),
         ("RS256", "ES256", "RS256"),
         ("ES256", "RS", "ES256"),
+        ("Ed25519", "Ed448", "on that curve"),
         ("Ed25519", "ES256", "Ed25519"),
     ],
 )

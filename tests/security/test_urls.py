@@ -79,7 +79,7 @@ TRICKS = [
     "https://ex ample.com/", "https://ex%61mple.org/", "https://127。0。0。1/",
     "https://good.example.com/" + "a" * 9_000, "", "x", "https", "https://1.1.1.1.1.1.1.1/", "https://*.example.org/",
     "https://exa$mple.org/", "https://a,b.com/", "https://\ud800.com/", "https://a!b.com/", "https://xn--.com:x/",
-    "https://\u00ad/", "https://example.org:4４3/",
+    "https://\u00ad/", "https://example.org:4４3/", "https://" + "é" * 70 + ".com/", "https://" + "é." * 3_000 + "com/",
 ]  # fmt: skip
 
 
