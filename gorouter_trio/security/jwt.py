@@ -38,6 +38,7 @@ _FORM = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _HEADER = frozenset({"alg", "typ", "kid"})
 _TYPES = frozenset({"jwt", "at+jwt", "application/jwt", "application/at+jwt"})
 _MIN_RSA_BITS = 2048
+_PUBLIC_MARKS = ("-----BEGIN ", "---- BEGIN ", "ssh-rsa ", "ssh-dss ", "ssh-ed25519 ", "ecdsa-sha2-")
 
 JwtProblem = Literal["unknown", "malformed", "expired", "not_yet_valid"]
 """Why a token does not hold."""
@@ -191,8 +192,8 @@ def _key_problem(algorithm: str, key: Secret) -> str | None:
     least = int(algorithm[2:]) // 8 if is_secret else 0
     if len(key.reveal().encode("utf-8", "replace")) < least:
         return f"{algorithm} needs a secret of at least {least} bytes (RFC 7518, 3.2)"
-    if is_secret and "-----BEGIN " in key.reveal():
-        return f"{algorithm} takes a secret, not a PEM key: whoever has the public key could sign"
+    if is_secret and any(mark in key.reveal() for mark in _PUBLIC_MARKS):
+        return f"{algorithm} takes a secret, not a key of a pair: whoever has the public one could sign"
     try:
         loaded = _load(algorithm, key)
     except (ValueError, TypeError, importlib.import_module("joserfc.errors").JoseError):
