@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import DangerousArgumentError
-from ._checks import check_names
+from ._checks import check_choice, check_count, check_names
 from .text import escape_controls
 
 if TYPE_CHECKING:
@@ -85,6 +85,10 @@ class UrlPolicy(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "schemes", check_names("url_policy.schemes", self.schemes))
         msgspec.structs.force_setattr(self, "closed_hosts", check_names("url_policy.closed_hosts", self.closed_hosts))
+        for scheme in self.schemes:
+            check_choice("url_policy.schemes", scheme, tuple(_PORTS))
+        for port in self.ports or ():
+            check_count("url_policy.ports", port, least=1, most=65_535)
         if self.hosts is not None:
             msgspec.structs.force_setattr(self, "hosts", check_names("url_policy.hosts", self.hosts))
 

@@ -427,3 +427,17 @@ async def test_closing() -> None:
     assert await problem(manager, KEY) == "unavailable"
     for caller in (ada, None, Principal(id="x")):
         assert isinstance(manager.check(caller, CALL, now=0.0, wall=WALL), Deny)
+
+
+@pytest.mark.long
+async def test_a_million_tokens(record_property) -> None:
+    """10^6 callers, good and bad, from as many places: cache, sources and revocations stay within their caps."""
+    manager = managed(CustomAuth(authenticate=lambda token: Principal(id=token) if token[0] == "u" else None))
+    for n in range(500_000):
+        now = n / 10_000
+        await who(manager, f"u-{n}", now=now)
+        assert await problem(manager, f"x-{n}", now=now, source=f"from {n}") == "unknown"
+    cached, sources = manager.statistics().cached_tokens, manager._attempts.statistics().buckets
+    record_property("figure", f"after 1,000,000 callers {cached:,} tokens and {sources:,} sources are remembered")
+    assert cached == 10_000
+    assert sources <= 100_000

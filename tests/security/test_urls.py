@@ -208,8 +208,15 @@ def test_hosts() -> None:
 
 
 def test_policies_that_cannot_be_right() -> None:
-    """A str where several names belong is refused."""
-    for fields in ({"schemes": "https"}, {"hosts": "example.org"}, {"closed_hosts": "a"}):
+    """A str where several names belong is refused, and so are schemes and ports that are none."""
+    for fields in (
+        {"schemes": "https"},
+        {"schemes": ["file"]},
+        {"ports": [0]},
+        {"ports": ["443"]},
+        {"hosts": "example.org"},
+        {"closed_hosts": "a"},
+    ):
         with pytest.raises(gr.SecurityConfigError):
             UrlPolicy(**fields)
 
