@@ -96,7 +96,7 @@ if TYPE_CHECKING:
 
     from .._pipeline import ChatPipeline
     from .._rounds import TakeRounds
-    from ..abc import HistoryStore
+    from ..abc import HistoryStore, ImmediateStore
     from ..config import SessionConfig, Summarise
     from .running import Answer
 
@@ -183,7 +183,18 @@ class SaveWatch:
 class SessionServices:
     """What all sessions of a client have in common."""
 
-    __slots__ = ("config", "now", "on_gone", "pipeline", "store", "tool_tasks", "turn_ids", "wall", "watch")
+    __slots__ = (
+        "config",
+        "immediate",
+        "now",
+        "on_gone",
+        "pipeline",
+        "store",
+        "tool_tasks",
+        "turn_ids",
+        "wall",
+        "watch",
+    )
 
     def __init__(
         self,
@@ -197,6 +208,8 @@ class SessionServices:
     ) -> None:
         self.pipeline = pipeline
         self.store = store
+        has_all_at_hand = hasattr(store, "load_nowait") and hasattr(store, "append_nowait")
+        self.immediate = cast("ImmediateStore", store) if has_all_at_hand else None
         self.config = config
         self.wall = wall
         self.turn_ids = turn_ids
@@ -573,7 +586,7 @@ class SessionActor:
             if is_known and await self._is_settled(mail, envelope, turn_id=turn_id):
                 return
             turn = RunningTurn(mail, envelope, turn_id=turn_id, actor=self)
-            await self._carry_out(turn, is_new=True)
+            await self._carry_out(turn, self._transcript)
         finally:
             if mail.deadline != math.inf:
                 self._mail_scope.deadline = math.inf
@@ -604,7 +617,7 @@ class SessionActor:
         turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
         turn.is_sent = True
         turn.first = cast("Transcript", self._transcript).first
-        await self._carry_out(turn, is_new=False)
+        await self._carry_out(turn, None)
 
     async def _pass_by(self, machine: TurnMachine) -> None:
         """End a turn of an earlier life, which nobody takes up; raises when it waits for a reply that may yet come."""
@@ -630,11 +643,14 @@ class SessionActor:
             if transcript.outcome(turn_id) is None and not transcript.is_unfinished(turn_id):
                 return turn_id
 
-    async def _carry_out(self, turn: RunningTurn, *, is_new: bool) -> None:
-        """Take a turn from its start to its end, or from where it was left; however it ends, the log says so."""
+    async def _carry_out(self, turn: RunningTurn, transcript: Transcript | None) -> None:
+        """Take a turn from its start to its end, or from where it was left; however it ends, the log says so.
+
+        A turn that is new has the `transcript` that it goes on from.
+        """
         self._turn = turn
         try:
-            body = await self._begin(turn) if is_new else await self._resume(turn)
+            body = await (self._resume(turn) if transcript is None else self._begin(turn, transcript))
             if turn.envelope.rounds is None and body:
                 await (self._stream_turn(turn, body) if turn.mail.streaming else self._whole_turn(turn, body))
             else:
@@ -645,30 +661,24 @@ class SessionActor:
             raise
         finally:
             self._turn = self._journal = None
-            turn.finish()
+            if turn.others:
+                turn.finish()
 
-    async def _begin(self, turn: RunningTurn) -> bytes:
+    async def _begin(self, turn: RunningTurn, transcript: Transcript) -> bytes:
         """Write down a turn that is new, and return the body of its request."""
-        mail, transcript = turn.mail, cast("Transcript", self._transcript)
-        if self._config.double_texting == "merge" and not mail.streaming and mail.replaces is None:
-            self._join_others(turn, transcript)
+        mail = turn.mail
         if mail.replaces is not None:
             await self._find_replaced(turn, transcript)
+        elif self._config.double_texting == "merge" and not mail.streaming:
+            self._join_others(turn, transcript)
         policy = self.options.context or self._config.context
         if policy is not None:
             await self._limit(turn, transcript, policy)
         body = self._render(turn, transcript)
-        self._wait_for("store")
-        await self._append(
-            TurnStarted(
-                turn.turn_id,
-                msgspec.Raw(b"[%b]" % turn.messages),
-                self.wall(),
-                turn.replaces,
-                turn.joined if turn.others else (),
-                turn.first,
-            )
-        )
+        started = TurnStarted(turn.turn_id, msgspec.Raw(b"[%b]" % turn.messages), self.wall())
+        if turn.others or turn.replaces or turn.first:
+            started = msgspec.structs.replace(started, joined=turn.joined, replaces=turn.replaces, first=turn.first)
+        await self._append(started)
         turn.is_sent = True
         return body
 
@@ -831,9 +841,11 @@ class SessionActor:
         """Write the end of a turn; the watch bounds it, and neither an interrupt nor the turn's deadline stops it."""
         if turn.deadline != math.inf:
             self._mail_scope.deadline = math.inf
+        if self._services.immediate is not None:
+            await self._append(end_of(turn, None))
+            return
         watch = self._services.watch
         watch.begin(self)
-        self._wait_for("store")
         try:
             await self._append(end_of(turn, None))
         finally:
@@ -977,7 +989,10 @@ class SessionActor:
 
     async def _load(self) -> Transcript:
         self._wait_for("store")
-        stored = await _typed(self._store.load(self.key))
+        if self._services.immediate is not None:
+            stored = self._services.immediate.load_nowait(self.key)
+        else:
+            stored = await _typed(self._store.load(self.key))
         self._transcript = transcript = self._transcript_of(decode_log_entry(entry) for entry in stored.entries)
         self._version = stored.version
         return transcript
@@ -989,11 +1004,17 @@ class SessionActor:
         return transcript
 
     async def _append(self, *entries: LogEntry) -> None:
+        immediate = self._services.immediate
         try:
             encoded = [encode_json(entry) for entry in entries]
-            self._version = await self._store.append(self.key, encoded, expected_version=self._version)
-            for entry in entries:
-                cast("Transcript", self._transcript).apply(entry)
+            if immediate is not None:
+                self._version = immediate.append_nowait(self.key, encoded, expected_version=self._version)
+            else:
+                self._wait_for("store")
+                self._version = await self._store.append(self.key, encoded, expected_version=self._version)
+            if self._transcript is not None:
+                for entry in entries:
+                    self._transcript.apply(entry)
         except BaseException as exc:
             # Written or not: the store knows, and is asked before anything else is done.
             self._transcript = None

@@ -386,7 +386,7 @@ class SessionRef:
     ) -> StartTurn:
         if turn_id is not None and not turn_id:
             raise ConfigError("turn_id: must not be empty")
-        if resume is not None and (resume != "resend" or turn_id is None):
+        if resume is not None and (cast("str", resume) != "resend" or turn_id is None):
             raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         encoded, settings = b"{}", self._options.settings
         if options:

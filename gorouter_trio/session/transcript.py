@@ -246,13 +246,16 @@ class Transcript:
         The turns before `first` are left out, and those from `end` on; a summary and what it stands for take
         each other's place. Raises as `render` does. The pieces hold only until the next entry is applied.
         """
-        end = len(self._ids) if end is None else min(end, len(self._ids))
-        if end < len(self._ids):
+        length = len(self._ids)
+        if end is not None and end < length:
             added = self._fit(messages, self._left_open.get(end - 1, [])).messages
-        else:
-            added = self._fit(messages, self._open_calls).messages if messages else self._closing()
-        if first or self._folds or end < len(self._ids):
             return self._joined(added, first=first, end=end)
+        if self._open_calls or b'"tool' in messages:
+            added = self._fit(messages, self._open_calls).messages
+        else:
+            added = messages
+        if first or self._folds:
+            return self._joined(added, first=first, end=length)
         return [self.rendered, b",", added] if self.rendered and added else [self.rendered or added]
 
     def _joined(self, added: bytes, *, first: int, end: int) -> list[Piece]:
@@ -298,22 +301,23 @@ class Transcript:
 
     def _apply_answer(self, entry: TurnAnswered) -> None:
         pending, self._pending, self._machine = self._pending, None, None
-        is_own = pending is not None and pending.turn_id == entry.turn_id
-        self._note_outcome(entry.turn_id, pending if is_own else None, "answered")
+        own = pending if pending is not None and pending.turn_id == entry.turn_id else None
+        self._note_outcome(entry.turn_id, own, "answered")
         self._count(entry.call)
         message = bytes(entry.message)
         is_blank = _MAY_BE_BLANK.match(message) is not None and _is_blank(_decode_answer(message))
         if not self._is_begun:
             says_nothing = is_blank and entry.call.interrupted
-            self._begin_turn(pending if is_own else None, entry.turn_id, is_empty=says_nothing)
+            self._begin_turn(own, entry.turn_id, is_empty=says_nothing)
             if says_nothing:
                 return
         self._is_begun = False
-        self._close_calls()
+        if self._open_calls:
+            self._close_calls()
         if not is_blank:
             self._add(self._take_calls(message, _NOT_ANSWERED) if b'"tool_calls"' in message else message)
-        if self._open_calls:
-            self._left_open[len(self._ids) - 1] = self._open_calls
+            if self._open_calls:
+                self._left_open[len(self._ids) - 1] = self._open_calls
         self._count_tokens(entry.call)
 
     def _apply_end(self, entry: TurnAbandoned) -> None:
@@ -372,11 +376,15 @@ class Transcript:
                 self._left_open[place] = self._open_calls
             return
         if started is not None:
-            fitted = self._fit(bytes(started.messages)[1:-1], self._open_calls)
-            self._call_ids.update(fitted.call_ids)
-            self._add(fitted.messages)
-            self._open_calls = []
-        self._tokens.append(self.tokens_before(place) + (len(self.rendered) - self._starts[place]) // BYTES_PER_TOKEN)
+            messages = bytes(started.messages)[1:-1]
+            if self._open_calls or b'"tool' in messages:
+                fitted = self._fit(messages, self._open_calls)
+                self._call_ids.update(fitted.call_ids)
+                self._open_calls = []
+                messages = fitted.messages
+            self._add(messages)
+        # Counted when its answer is there.
+        self._tokens.append(0)
 
     def _cut(self, place: int | None) -> None:
         """Leave out the turns from `place` on."""
@@ -404,17 +412,21 @@ class Transcript:
 
     def _count_tokens(self, call: CallRecord) -> None:
         """Tokens to the end of the last turn: what the reply counted, and what its request had left out."""
-        place = len(self._ids) - 1
-        usage = call.usage
-        if usage is not None and usage.prompt_tokens:
-            details = usage.completion_tokens_details
-            reasoning = (details.reasoning_tokens if details is not None else None) or 0
-            answer = max((usage.completion_tokens or 0) - reasoning, 0)
-            left_out = self.tokens_before(min(max(self._first, self.folded), place))
-            tokens = left_out + usage.prompt_tokens + answer - self.fixed_tokens
+        starts, counted, usage = self._starts, self._tokens, call.usage
+        place = len(starts) - 1
+        before = counted[place - 1] if place else 0
+        prompt = None if usage is None else usage.prompt_tokens
+        if usage is None or not prompt:
+            tokens = before + (len(self.rendered) - starts[place]) // BYTES_PER_TOKEN
         else:
-            tokens = self.tokens_before(place) + (len(self.rendered) - self._starts[place]) // BYTES_PER_TOKEN
-        self._tokens[place] = max(tokens, self.tokens_before(place))
+            tokens = prompt + (usage.completion_tokens or 0) - self.fixed_tokens
+            details = usage.completion_tokens_details
+            if details is not None and details.reasoning_tokens:
+                tokens -= min(details.reasoning_tokens, usage.completion_tokens or 0)
+            left_out = min(max(self._first, self.folded), place)
+            if left_out:
+                tokens += counted[left_out - 1]
+        counted[place] = max(tokens, before)
 
     def _add(self, encoded: bytes) -> None:
         if self.rendered:

@@ -137,7 +137,7 @@ def test_what_cannot_be_a_policy(fields):
     with pytest.raises(gr.ConfigError, match="context"):
         ContextPolicy(**fields)
     with pytest.raises(gr.ConfigError, match=r"sessions\.context"):
-        gr.SessionConfig(context=5)
+        gr.SessionConfig(context=5)  # type: ignore[arg-type]  # the point of the test
 
 
 # In a session
@@ -251,11 +251,9 @@ async def test_undoing_what_is_folded(autojump_clock):
 @pytest.mark.parametrize("how", ["error", "bad message"])
 async def test_a_summary_that_fails(autojump_clock, how):
     """The turn is taken with the whole history, the failure is told, and the next turn tries again."""
-    summary = Summary()
-    if how == "error":
-        summary.error = ZeroDivisionError("no")
-    else:
-        summary = _bad
+    failing = Summary()
+    failing.error = ZeroDivisionError("no")
+    summary = failing if how == "error" else _bad
     config = sessions(max_turns=1, keep_turns=0, summarise=summary)
     async with open_world(answer=replies(*ABC), sessions=config) as world:
         session = world.client.session("k")

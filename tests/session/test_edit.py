@@ -58,6 +58,7 @@ async def test_edit(autojump_clock):
         with pytest.raises(gr.ConfigError):
             await session.edit("", "q")
         (first,) = [entry.turn_id for entry in await session.history() if entry.message.content == "a"]
+        assert first is not None
         await session.edit(first, "A?")
         assert world.sent[-1].contents == ["A?"]
 
