@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, cast
 
 from . import abc as abc
+from . import security as security
 from . import stores as stores
 from ._bus import EventFeed as EventFeed
 from ._bus import Handler as Handler
@@ -46,12 +47,15 @@ from .config import Seams as Seams
 from .config import Secret as Secret
 from .config import SessionConfig as SessionConfig
 from .config import ToolLimits as ToolLimits
+from .errors import AccessDeniedError as AccessDeniedError
 from .errors import ActorGoneError as ActorGoneError
 from .errors import ApiError as ApiError
 from .errors import AuthenticationError as AuthenticationError
+from .errors import AuthenticationRequiredError as AuthenticationRequiredError
 from .errors import BadRequestError as BadRequestError
 from .errors import ConfigError as ConfigError
 from .errors import ConnectError as ConnectError
+from .errors import DangerousArgumentError as DangerousArgumentError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import DeadlinePhase as DeadlinePhase
 from .errors import DecodeError as DecodeError
@@ -60,6 +64,7 @@ from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
 from .errors import InvalidOutputError as InvalidOutputError
+from .errors import InvalidTokenError as InvalidTokenError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -69,6 +74,8 @@ from .errors import PoolError as PoolError
 from .errors import PoolFullError as PoolFullError
 from .errors import ProviderError as ProviderError
 from .errors import RateLimitError as RateLimitError
+from .errors import SecurityConfigError as SecurityConfigError
+from .errors import SecurityError as SecurityError
 from .errors import SessionBusyError as SessionBusyError
 from .errors import SessionConflictError as SessionConflictError
 from .errors import SessionError as SessionError
@@ -76,7 +83,9 @@ from .errors import StoreError as StoreError
 from .errors import StoreErrorKind as StoreErrorKind
 from .errors import StreamBrokenError as StreamBrokenError
 from .errors import StreamNotFinishedError as StreamNotFinishedError
+from .errors import TokenProblem as TokenProblem
 from .errors import ToolError as ToolError
+from .errors import ToolRateLimitError as ToolRateLimitError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
@@ -223,6 +232,7 @@ from .wire.toolcalls import ToolCallReport as ToolCallReport
 from .wire.toolcalls import ToolStatus as ToolStatus
 
 __all__ = [
+    "AccessDeniedError",
     "ActorGoneError",
     "AliasTarget",
     "Annotation",
@@ -239,6 +249,7 @@ __all__ = [
     "AudioOutput",
     "AudioPart",
     "AuthenticationError",
+    "AuthenticationRequiredError",
     "AutoRouterPlugin",
     "BadRequestError",
     "Batch",
@@ -270,6 +281,7 @@ __all__ = [
     "ContextPolicy",
     "CostDetails",
     "Credits",
+    "DangerousArgumentError",
     "DeadlineExceededError",
     "DeadlinePhase",
     "Deadlines",
@@ -309,6 +321,7 @@ __all__ = [
     "InputAudio",
     "InsufficientCreditsError",
     "InvalidOutputError",
+    "InvalidTokenError",
     "Isolation",
     "JsonObjectFormat",
     "JsonSchema",
@@ -367,6 +380,8 @@ __all__ = [
     "RuntimeEvent",
     "Seams",
     "Secret",
+    "SecurityConfigError",
+    "SecurityError",
     "ServerTool",
     "ServerToolUse",
     "SessionBusyError",
@@ -388,6 +403,7 @@ __all__ = [
     "TextStream",
     "TokenAlternative",
     "TokenLogprob",
+    "TokenProblem",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
@@ -403,6 +419,7 @@ __all__ = [
     "ToolOutcome",
     "ToolProgress",
     "ToolQuery",
+    "ToolRateLimitError",
     "ToolRegistry",
     "ToolSet",
     "ToolSource",
@@ -427,6 +444,7 @@ __all__ = [
     "abc",
     "open_client",
     "plugins",
+    "security",
     "session_key",
     "simulator",
     "stores",

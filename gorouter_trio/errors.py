@@ -29,6 +29,13 @@
     │   ├── TurnParkedError           the turn waits for a reply from outside, and nobody waits for the turn
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
+    ├── SecurityError                 the guard refused
+    │   ├── AccessDeniedError         the caller has no right to it
+    │   ├── AuthenticationRequiredError   nobody is authenticated, and somebody has to be
+    │   ├── InvalidTokenError         the access token is unknown, expired, revoked or malformed
+    │   ├── ToolRateLimitError        too many calls; `retry_after_s` says when there is room again
+    │   ├── DangerousArgumentError    an argument that a rule forbids
+    │   └── SecurityConfigError       a rule that cannot be right (also a ConfigError)
     ├── ToolError                     raised by a tool: its message is for the model
     ├── ActorGoneError                the actor ended before it could answer
     ├── InvalidOutputError            the answer has not the form that was asked for; it is in `partial`
@@ -49,12 +56,15 @@ if TYPE_CHECKING:
     from .wire.result import ChatResult
 
 __all__ = [
+    "AccessDeniedError",
     "ActorGoneError",
     "ApiError",
     "AuthenticationError",
+    "AuthenticationRequiredError",
     "BadRequestError",
     "ConfigError",
     "ConnectError",
+    "DangerousArgumentError",
     "DeadlineExceededError",
     "DeadlinePhase",
     "DecodeError",
@@ -63,6 +73,7 @@ __all__ = [
     "HistoryNotSaved",
     "InsufficientCreditsError",
     "InvalidOutputError",
+    "InvalidTokenError",
     "ModerationError",
     "NotFoundError",
     "OverloadedError",
@@ -72,6 +83,8 @@ __all__ = [
     "PoolFullError",
     "ProviderError",
     "RateLimitError",
+    "SecurityConfigError",
+    "SecurityError",
     "SessionBusyError",
     "SessionConflictError",
     "SessionError",
@@ -79,7 +92,9 @@ __all__ = [
     "StoreErrorKind",
     "StreamBrokenError",
     "StreamNotFinishedError",
+    "TokenProblem",
     "ToolError",
+    "ToolRateLimitError",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
@@ -92,6 +107,12 @@ DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle"
 StoreErrorKind = Literal["corrupt", "full", "locked", "denied", "newer", "foreign", "closed", "io"]
 """Why a store failed: its file is damaged, its disk full, another process holds it, the file system does not allow it,
 it was written by a newer version or by something else, it is closed, or the disk failed."""
+
+TokenProblem = Literal[
+    "unknown", "malformed", "expired", "not_yet_valid", "revoked", "too_many_attempts", "unavailable"
+]
+"""Why an access token was refused. Nobody who does not hold a genuine token gets to see anything but `unknown`,
+`malformed` and `too_many_attempts`; `unavailable` is an authenticator of the program's own that failed."""
 
 
 class GorouterError(Exception):
@@ -287,6 +308,45 @@ class ToolError(GorouterError):
         return (_rebuild, (type(self), self.message, self.__dict__))
 
 
+class SecurityError(GorouterError):
+    """The guard refused; the message is for the caller's log and holds no secret."""
+
+
+class AccessDeniedError(SecurityError):
+    """The caller has no right to what was asked."""
+
+
+class AuthenticationRequiredError(SecurityError):
+    """No access token was given, and one is required."""
+
+
+class InvalidTokenError(SecurityError):
+    """The access token does not hold. `problem` says why; `retry_after_s` is set after too many failed attempts."""
+
+    def __init__(self, message: str, *, problem: TokenProblem, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.problem: TokenProblem = problem
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class ToolRateLimitError(SecurityError):
+    """Too many calls of a tool; in `retry_after_s` seconds there is room for one again."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class DangerousArgumentError(SecurityError):
+    """An argument that a rule forbids: of a tool call, or a URL or path that leads where it must not."""
+
+
 class ActorGoneError(GorouterError):
     """The actor ended before it could answer; the mail was not acted upon, or its outcome is unknown."""
 
@@ -305,6 +365,10 @@ class StreamNotFinishedError(GorouterError):
 
 class ConfigError(GorouterError):
     """A setting is missing or wrong; the message names it."""
+
+
+class SecurityConfigError(SecurityError, ConfigError):
+    """A setting of the guard is wrong; the message names the place. Raised when the setting is made."""
 
 
 def _rebuild(kind: type[GorouterError], message: str, state: dict[str, object]) -> GorouterError:

@@ -62,7 +62,7 @@ PLACES: tuple[str, ...] = (
     "stores",
     "pool",
     "_rounds",
-    "security.__init__",
+    "security._checks",
     "security.rules",
     "security",
     "tools",
