@@ -20,6 +20,7 @@ from .catalog import Credits, KeyInfo, Model, Pricing
 from .faults import api_error, body_summary, error_from_reply
 from .formcheck import check_form, check_headers, check_message
 from .journal import LogEntry
+from .ledger import LedgerRow
 from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
     AssistantMessage,
@@ -52,6 +53,7 @@ __all__ = [
     "decode_error",
     "decode_json",
     "decode_key",
+    "decode_ledger_row",
     "decode_log_entry",
     "decode_message",
     "decode_messages",
@@ -97,6 +99,7 @@ _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
+_decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
@@ -591,6 +594,11 @@ def decode_messages(joined: bytes) -> list[Message]:
 def decode_log_entry(data: bytes) -> LogEntry:
     """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
     return cast("LogEntry", _stored(_decode_log_entry, data))
+
+
+def decode_ledger_row(data: bytes) -> LedgerRow:
+    """A row of a ledger file; raises `DecodeError`."""
+    return _stored(_decode_ledger_row, data)
 
 
 def decode_roles(data: bytes) -> list[str]:
