@@ -27,21 +27,24 @@ __all__ = ["LedgerFile", "LedgerReader"]
 _MOST_LINES: Final = 100_000
 _LINE_BYTES: Final = 400
 _RETRY_S: Final = 1.0
-_CLOSE_S: Final = 5.0
+_FLUSH_S: Final = 5.0
 
 
 class LedgerFile:
     """A `LedgerSink` that appends to a file; several processes may append to one.
 
-    Rows that come while the disk does not take any are kept, about 100,000 of them; `dropped` counts those beyond. Failures
-    are told to `report`, which must not raise.
+    Rows that come while the disk does not take any are kept, about 100,000 of them; `dropped` counts those beyond.
+    Failures are told to `report`, which must not raise.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, report: Callable[[Exception], None]) -> None:
         self.path = Path(path)
         self._report = report
         self._lines: list[bytes] = []
+        self._collected = b""
+        # While a thread writes, it alone changes this.
         self._unwritten = b""
+        self._is_writing = False
         self._has_lines = trio.Event()
         self.dropped = 0
         self.written = 0
@@ -51,7 +54,7 @@ class LedgerFile:
 
     def write(self, row: LedgerRow) -> None:
         """See `LedgerSink`."""
-        if len(self._lines) + len(self._unwritten) // _LINE_BYTES >= _MOST_LINES:
+        if len(self._lines) + (len(self._unwritten) + len(self._collected)) // _LINE_BYTES >= _MOST_LINES:
             self.dropped += 1
             return
         self._lines.append(encode_json(row))
@@ -74,33 +77,38 @@ class LedgerFile:
                 if not await self._flush():
                     await trio.sleep(_RETRY_S)
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
-                await self._flush()  # noqa: ASYNC102 - shielded and bounded by the scope around it
+            await self._flush()  # noqa: ASYNC102 - shields itself, bounded
 
     async def _flush(self) -> bool:
-        """Append what there is; what the disk does not take stays for the next time."""
+        """Append what there is; what the disk does not take in five seconds stays for the next time."""
         lines, self._lines = self._lines, []
         self._has_lines = trio.Event()
-        self._unwritten += b"".join(line + b"\n" for line in lines)
-        if not self._unwritten:
-            return True
+        self._collected += b"".join(line + b"\n" for line in lines)
         self.written += len(lines)
-        if await contain(lambda: trio.to_thread.run_sync(self._append), report=self._report) is None:
+        if self._is_writing or not (self._collected or self._unwritten):
+            return not self._is_writing
+        self._unwritten += self._collected
+        self._collected = b""
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _FLUSH_S):
+            await contain(lambda: trio.to_thread.run_sync(self._append, abandon_on_cancel=True), report=self._report)
+        if self._unwritten:
             self._has_lines.set()
-            return False
-        return True
+        return not self._unwritten
 
-    def _append(self) -> bool:
+    def _append(self) -> None:
         """Write what is unwritten, in a thread; the rest is kept when the disk takes only a part of it."""
-        # Append mode, so that the lines of several processes do not overwrite each other.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._is_writing = True
         try:
-            while self._unwritten:
-                count = os.write(descriptor, self._unwritten)
-                self._unwritten = self._unwritten[count:]
+            # Append mode, so that the lines of several processes do not overwrite each other.
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            try:
+                while self._unwritten:
+                    count = os.write(descriptor, self._unwritten)
+                    self._unwritten = self._unwritten[count:]
+            finally:
+                os.close(descriptor)
         finally:
-            os.close(descriptor)
-        return True
+            self._is_writing = False
 
 
 class LedgerReader:
