@@ -378,9 +378,7 @@ def test_nothing_costs_more_than_its_quote(pricing: Pricing, data: st.DataObject
     assert cost <= quote.worst_usd(used.completion_tokens)
 
 
-@given(
-    fixed=st.decimals(0, 10, places=6), token=st.decimals(0, 1, places=8), usd=st.decimals(0, 20, places=6)
-)
+@given(fixed=st.decimals(0, 10, places=6), token=st.decimals(0, 1, places=8), usd=st.decimals(0, 20, places=6))
 def test_affordable_tokens_are_affordable(fixed: Decimal, token: Decimal, usd: Decimal) -> None:
     """As many tokens as it says are within the money, and one more is not."""
     quote = Quote(fixed, token)
