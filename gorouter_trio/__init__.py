@@ -65,16 +65,28 @@ from .errors import StreamNotFinishedError as StreamNotFinishedError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
+from .events import AnnotationDelta as AnnotationDelta
+from .events import AudioDelta as AudioDelta
+from .events import ImageDelta as ImageDelta
+from .events import LogprobsDelta as LogprobsDelta
 from .events import RawChunk as RawChunk
 from .events import ReasoningDelta as ReasoningDelta
 from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
+from .events import StreamFinished as StreamFinished
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
+from .events import ToolFinished as ToolFinished
+from .events import ToolStarted as ToolStarted
 from .pool.workers import PoolStatistics as PoolStatistics
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
 from .transport.http import HttpTransport as HttpTransport
+from .wire.attachments import Annotation as Annotation
+from .wire.attachments import FileAnnotation as FileAnnotation
+from .wire.attachments import OutputAudio as OutputAudio
+from .wire.attachments import OutputImage as OutputImage
+from .wire.attachments import UrlCitation as UrlCitation
 from .wire.catalog import AliasTarget as AliasTarget
 from .wire.catalog import Architecture as Architecture
 from .wire.catalog import Benchmarks as Benchmarks
@@ -93,6 +105,10 @@ from .wire.catalog import PricingOverride as PricingOverride
 from .wire.catalog import ProviderAttempt as ProviderAttempt
 from .wire.catalog import ProviderInfo as ProviderInfo
 from .wire.catalog import TopProvider as TopProvider
+from .wire.embeddings import Embedding as Embedding
+from .wire.embeddings import EmbeddingInput as EmbeddingInput
+from .wire.embeddings import EmbeddingKeywords as EmbeddingKeywords
+from .wire.embeddings import EmbeddingResult as EmbeddingResult
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
 from .wire.messages import CacheControl as CacheControl
@@ -145,25 +161,35 @@ from .wire.preferences import TraceOptions as TraceOptions
 from .wire.preferences import WebFetchPlugin as WebFetchPlugin
 from .wire.preferences import WebPlugin as WebPlugin
 from .wire.preferences import WebSearchOptions as WebSearchOptions
+from .wire.queries import ModelFilters as ModelFilters
 from .wire.requests import AskKeywords as AskKeywords
 from .wire.requests import ChatKeywords as ChatKeywords
 from .wire.requests import ChatOptions as ChatOptions
 from .wire.requests import ChatRequest as ChatRequest
 from .wire.responses import CompletionTokensDetails as CompletionTokensDetails
 from .wire.responses import CostDetails as CostDetails
+from .wire.responses import Logprobs as Logprobs
 from .wire.responses import PromptTokensDetails as PromptTokensDetails
+from .wire.responses import RouterMetadata as RouterMetadata
+from .wire.responses import ServerToolUse as ServerToolUse
+from .wire.responses import TokenAlternative as TokenAlternative
+from .wire.responses import TokenLogprob as TokenLogprob
 from .wire.responses import Usage as Usage
 from .wire.result import CallRecord as CallRecord
 from .wire.result import ChatResult as ChatResult
+from .wire.result import CompletionResult as CompletionResult
 from .wire.result import HistoryEntry as HistoryEntry
 
 __all__ = [
     "ActorGoneError",
     "AliasTarget",
+    "Annotation",
+    "AnnotationDelta",
     "ApiError",
     "Architecture",
     "AskKeywords",
     "AssistantMessage",
+    "AudioDelta",
     "AudioOutput",
     "AudioPart",
     "AuthenticationError",
@@ -184,6 +210,7 @@ __all__ = [
     "ChatStream",
     "Client",
     "ClientConfig",
+    "CompletionResult",
     "CompletionTokensDetails",
     "ConfigError",
     "ConnectError",
@@ -197,7 +224,12 @@ __all__ = [
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "Embedding",
+    "EmbeddingInput",
+    "EmbeddingKeywords",
+    "EmbeddingResult",
     "EndpointPercentiles",
+    "FileAnnotation",
     "FileParserPlugin",
     "FilePart",
     "FileSource",
@@ -212,6 +244,7 @@ __all__ = [
     "HistoryEntry",
     "HistoryNotSaved",
     "HttpTransport",
+    "ImageDelta",
     "ImagePart",
     "ImageSource",
     "InputAudio",
@@ -221,16 +254,21 @@ __all__ = [
     "JsonSchemaFormat",
     "KeyBudget",
     "KeyInfo",
+    "Logprobs",
+    "LogprobsDelta",
     "MaxPrice",
     "Message",
     "Model",
     "ModelEndpoint",
     "ModelEndpoints",
+    "ModelFilters",
     "ModelReasoning",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
     "NotFoundError",
+    "OutputAudio",
+    "OutputImage",
     "OverloadedError",
     "PdfOptions",
     "Percentiles",
@@ -259,10 +297,12 @@ __all__ = [
     "ResponseFormat",
     "ResponseHealingPlugin",
     "RetryPolicy",
+    "RouterMetadata",
     "RowProblem",
     "Seams",
     "Secret",
     "ServerTool",
+    "ServerToolUse",
     "SessionBusyError",
     "SessionConfig",
     "SessionConflictError",
@@ -273,22 +313,28 @@ __all__ = [
     "StoreErrorKind",
     "StreamBrokenError",
     "StreamEvent",
+    "StreamFinished",
     "StreamNotFinishedError",
     "SystemMessage",
     "TextDelta",
     "TextFormat",
     "TextPart",
     "TextStream",
+    "TokenAlternative",
+    "TokenLogprob",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
     "ToolChoice",
+    "ToolFinished",
     "ToolMessage",
+    "ToolStarted",
     "TopProvider",
     "TraceOptions",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "UrlCitation",
     "Usage",
     "UserMessage",
     "VideoPart",

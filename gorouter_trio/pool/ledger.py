@@ -42,8 +42,9 @@ _NO_ATTEMPT: Final = float("inf")
 class Attempt(Protocol):
     """One attempt at a request, after its end: what the pool tells of it.
 
-    `status` is 0 without a reply. `maybe_billed` says that the provider may have charged for it and the reply does not
-    tell what; a cancelled attempt has it from the moment its first byte was sent.
+    `status` is None without a reply, `error` the name of an error's class or None. `maybe_billed` says that the
+    provider may have charged for it and the reply does not tell what; a cancelled attempt has it from the moment its
+    first byte was sent.
     """
 
     @property
@@ -57,13 +58,13 @@ class Attempt(Protocol):
     @property
     def lane(self) -> str: ...
     @property
-    def key_name(self) -> str: ...
+    def key(self) -> str: ...
     @property
     def generation_id(self) -> str | None: ...
     @property
-    def status(self) -> int: ...
+    def status(self) -> int | None: ...
     @property
-    def error(self) -> str: ...
+    def error(self) -> str | None: ...
     @property
     def usage(self) -> Usage | None: ...
     @property
@@ -200,7 +201,7 @@ class Ledger:
         usage = attempt.usage
         if usage is not None and usage.cost is not None:
             return _Judgement("settled", usage.cost)
-        is_answered = 200 <= attempt.status < 300
+        is_answered = 200 <= (attempt.status or 0) < 300
         if attempt.maybe_billed or (is_answered and usage is None):
             can_ask = attempt.generation_id is not None and len(self._searches) < self.config.searches
             return _Judgement("reconciling" if can_ask and not self._is_closed else "unreconciled", None)
@@ -339,9 +340,9 @@ def _row_of(attempt: Attempt, owner: Owner, known: _Known) -> LedgerRow:
         session=owner.session,
         batch=owner.batch,
         lane=attempt.lane,
-        key_name=attempt.key_name,
-        status=attempt.status,
-        error=attempt.error,
+        key_name=attempt.key,
+        status=attempt.status or 0,
+        error=attempt.error or "",
         streamed=attempt.streamed,
         cancelled=attempt.cancelled,
         maybe_billed=attempt.maybe_billed,

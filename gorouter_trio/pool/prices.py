@@ -165,11 +165,15 @@ def consumption_of(
 ) -> Consumption | None:
     """What `usage` counts; None when it lacks the tokens of the prompt or of the completion.
 
-    The other arguments are what a reply does not count: images, searches, and whether cache writes were for an hour.
+    The other arguments are what a reply does not count: images, whether cache writes were for an hour, and the searches
+    where `usage` does not say.
     """
     if usage.prompt_tokens is None or usage.completion_tokens is None:
         return None
     prompt, completion = usage.prompt_tokens_details, usage.completion_tokens_details
+    tools = usage.server_tool_use_details
+    if tools is not None and tools.web_search_requests is not None:
+        web_searches = tools.web_search_requests
     written = _count(prompt and prompt.cache_write_tokens)
     return Consumption(
         prompt_tokens=usage.prompt_tokens,

@@ -111,6 +111,11 @@ class TurnLoan:
         self.saved: ReplySlot[ChatResult | None] = ReplySlot()
         self.turn_id = turn_id
 
+    @property
+    def generation_id(self) -> str | None:
+        """As `ChatReader.generation_id`."""
+        return self._reader.generation_id
+
     async def read(self) -> list[ChatChunk]:
         """As `ChatReader.read`; `TurnInterruptedError` when the session took the reader back."""
         try:

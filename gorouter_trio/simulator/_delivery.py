@@ -9,7 +9,7 @@ import trio
 from msgspec import Struct
 
 from . import forms
-from ._reshape import reshape_ending, reshape_events, reshape_whole
+from ._reshape import reshape_ending, reshape_events, reshape_text, reshape_whole
 from .forms import Event, StreamForm
 from .outlet import JSON_HEADERS, STREAM_HEADERS
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..transport.http_server import ServerReply
+    from ._jobs import Job
     from .config import SimulatorConfig
     from .faults import ErrorReply, FaultKind
     from .forms import Generation
@@ -52,6 +53,7 @@ class Delivery:
         pace: Pace,
         config: SimulatorConfig,
         fault: FaultKind | None,
+        job: Job,
         before_end: Callable[[], None],
     ) -> None:
         self.tokens_sent = 0
@@ -62,6 +64,7 @@ class Delivery:
         self._pace = pace
         self._config = config
         self._fault = fault
+        self._job = job
         self._before_end = before_end
 
     async def send_error(self, error: ErrorReply) -> None:
@@ -106,14 +109,15 @@ class Delivery:
             case "whitespace_200":
                 body = padding
             case "mid_stream_error":
-                body = forms.failed_completion(generation)
+                is_chat = self._job.kind == "chat"
+                body = forms.failed_completion(generation) if is_chat else forms.TIMED_OUT
             case "stream_cut":
-                body = forms.completion(generation)
+                body = self._job.write(generation)
                 await outlet.write(body[: len(body) // 2])
                 self._reply.abort()
                 return
             case _:
-                body = forms.completion(generation)
+                body = self._job.write(generation)
                 if wire is not None:
                     body = forms.PADDING * wire.padding + reshape_whole(body, wire)
         self._outlet.status = 200
@@ -124,7 +128,8 @@ class Delivery:
         """Send the stream as far as the fault lets it; says whether the client stayed to the end."""
         form = StreamForm(self._generation)
         wire = self._outlet.wire
-        if self._pace.is_instant and self._fault is None and wire is None and not self._outlet.cuts:
+        is_plain = self._pace.is_instant and wire is None and not self._outlet.cuts and self._job.kind == "chat"
+        if is_plain and self._fault is None:
             body = self._comment() + form.content() + form.ending()
             self._outlet.status = 200
             self._before_end()
@@ -132,7 +137,9 @@ class Delivery:
             return True
         async with self._reply.open_disconnect_scope() as scope:
             script = self._script(form)
-            await self._send_script(script if wire is None else _reshaped(script, wire))
+            if wire is not None:
+                script = _reshaped(script, wire)
+            await self._send_script(_as_text(script) if self._job.kind == "text" else script)
         return not scope.cancelled_caught
 
     def _script(self, form: StreamForm) -> _Script:
@@ -190,3 +197,10 @@ class Delivery:
 def _reshaped(script: _Script, wire: Wire) -> _Script:
     last = reshape_ending(script.last, wire) if forms.DONE in script.last else script.last
     return msgspec.structs.replace(script, events=reshape_events(script.events, wire), last=last)
+
+
+def _as_text(script: _Script) -> _Script:
+    """The same as a stream of /completions."""
+    events = reshape_text(script.events)
+    (last,) = reshape_text([Event(script.last, 0)])
+    return msgspec.structs.replace(script, events=events, last=last.data)

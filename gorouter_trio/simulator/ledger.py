@@ -76,6 +76,12 @@ class Ledger:
         if len(self._charges) > self._size:
             self._charges.popitem(last=False)
 
+    def count(self, prompt_tokens: int, completion_tokens: int, *, nanousd: int) -> None:
+        """Add what a recorded reply cost to the totals; it can not be looked up."""
+        self.total_nanousd += nanousd
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+
     def find(self, generation_id: str) -> Charge | None:
         """The charge of a generation, or None when it is unknown, unfinished or forgotten."""
         return self._charges.get(generation_id)

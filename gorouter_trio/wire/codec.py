@@ -16,9 +16,19 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
-from .catalog import Credits, KeyInfo, Model, Pricing
+from .catalog import (
+    Credits,
+    GenerationInfo,
+    KeyInfo,
+    Model,
+    ModelEndpoint,
+    ModelEndpoints,
+    ModelPage,
+    ProviderInfo,
+)
+from .embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingReply
 from .faults import api_error, body_summary, error_from_reply
-from .formcheck import check_form, check_headers, check_message
+from .formcheck import check_embedding_form, check_form, check_headers, check_message
 from .journal import LogEntry
 from .ledger import LedgerRow
 from .mail import DEFAULT_SETTINGS, CallSettings
@@ -33,7 +43,19 @@ from .messages import (
     UserMessage,
 )
 from .requests import ChatKeywords, ChatOptions, ChatRequest
-from .responses import ChatCompletion, Choice, CostDetails, ErrorBody, ReplyFunction, ReplyMessage, ReplyToolCall, Usage
+from .responses import (
+    ChatCompletion,
+    Choice,
+    CompletionTokensDetails,
+    CostDetails,
+    ErrorBody,
+    PromptTokensDetails,
+    ReplyFunction,
+    ReplyMessage,
+    ReplyToolCall,
+    TextCompletion,
+    Usage,
+)
 from .result import CallRecord, ChatResult
 from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
@@ -50,24 +72,36 @@ __all__ = [
     "decode_chunks",
     "decode_completion",
     "decode_credits",
+    "decode_embeddings",
+    "decode_endpoint_list",
+    "decode_endpoints",
     "decode_error",
+    "decode_generation",
     "decode_json",
     "decode_key",
     "decode_ledger_row",
     "decode_log_entry",
     "decode_message",
     "decode_messages",
+    "decode_model",
+    "decode_model_count",
+    "decode_model_page",
     "decode_models",
+    "decode_providers",
     "decode_roles",
+    "decode_text_completion",
     "encode_call",
+    "encode_embeddings",
     "encode_json",
     "encode_message",
     "encode_options",
     "encode_prompt",
     "encode_request",
+    "encode_text_prompt",
     "is_utf8",
     "join_options",
     "keep_raw",
+    "kept",
     "render_body",
     "split_object",
     "to_chunk",
@@ -104,6 +138,8 @@ _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
 _NO_DETAILS = CostDetails()
+_NO_PROMPT_DETAILS = PromptTokensDetails()
+_NO_COMPLETION_DETAILS = CompletionTokensDetails()
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
@@ -164,12 +200,20 @@ class _OptionKinds(msgspec.Struct, frozen=True):
     debug: dict[str, object] = {}
 
 
-class _ModelsReply(msgspec.Struct, frozen=True):
-    data: list[Model]
-
-
 class _ErrorReply(msgspec.Struct, frozen=True):
+    """The body of an error: that of this API, or of those that it speaks beside its own."""
+
     error: ErrorBody | str | None = None
+    error_type: str | None = None
+    request_id: str | None = None
+    openrouter_metadata: dict[str, object] | None = None
+
+
+class _ZodIssue(msgspec.Struct, frozen=True):
+    """One complaint about a query, in the list that a refused query's message holds as JSON."""
+
+    message: str = ""
+    path: list[str | int] = []
 
 
 class _CreditsReply(msgspec.Struct, frozen=True):
@@ -180,14 +224,48 @@ class _KeyReply(msgspec.Struct, frozen=True):
     data: KeyInfo
 
 
-_decode_models_reply = msgspec.json.Decoder(_ModelsReply).decode
+class _ModelReply(msgspec.Struct, frozen=True):
+    data: Model
+
+
+class _Count(msgspec.Struct, frozen=True):
+    count: int
+
+
+class _CountReply(msgspec.Struct, frozen=True):
+    data: _Count
+
+
+class _EndpointsReply(msgspec.Struct, frozen=True):
+    data: ModelEndpoints
+
+
+class _EndpointListReply(msgspec.Struct, frozen=True):
+    data: list[ModelEndpoint]
+
+
+class _ProvidersReply(msgspec.Struct, frozen=True):
+    data: list[ProviderInfo]
+
+
+class _GenerationReply(msgspec.Struct, frozen=True):
+    data: GenerationInfo
+
+
+_decode_model_page = msgspec.json.Decoder(ModelPage).decode
+_decode_model_reply = msgspec.json.Decoder(_ModelReply).decode
+_decode_count_reply = msgspec.json.Decoder(_CountReply).decode
+_decode_endpoints_reply = msgspec.json.Decoder(_EndpointsReply).decode
+_decode_endpoint_list_reply = msgspec.json.Decoder(_EndpointListReply).decode
+_decode_providers_reply = msgspec.json.Decoder(_ProvidersReply).decode
+_decode_generation_reply = msgspec.json.Decoder(_GenerationReply).decode
+_decode_embedding_reply = msgspec.json.Decoder(EmbeddingReply).decode
+_decode_text_completion = msgspec.json.Decoder(TextCompletion).decode
 _decode_error_reply = msgspec.json.Decoder(_ErrorReply).decode
+_decode_zod_issues = msgspec.json.Decoder(list[_ZodIssue]).decode
 _decode_credits_reply = msgspec.json.Decoder(_CreditsReply).decode
 _decode_key_reply = msgspec.json.Decoder(_KeyReply).decode
-_salvage = Salvage(
-    lambda kind: msgspec.json.Decoder(kind).decode,
-    *(ChatCompletion, ChatChunk, _ModelsReply, _ErrorReply, _CreditsReply, _KeyReply),
-)
+_salvage = Salvage(lambda kind: msgspec.json.Decoder(kind).decode)
 
 
 # Requests
@@ -352,6 +430,41 @@ def encode_request(
     return render_body(options, add_system(system, encoded), streaming=False), settings
 
 
+def encode_embeddings(
+    given: EmbeddingInput, model: str, *, keywords: EmbeddingKeywords, beneath: CallSettings = DEFAULT_SETTINGS
+) -> tuple[bytes, CallSettings]:
+    """The body of POST /embeddings, and its settings.
+
+    Raises `BadRequestError` when there is nothing to embed or a value is of the wrong kind, and `TypeError` for an
+    unknown name.
+    """
+    fields = dict(cast("Mapping[str, object]", keywords))
+    unknown = fields.keys() - EmbeddingKeywords.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"there is no keyword {min(unknown)!r}; use extra_body for one that is newer than this package")
+    extra = _extra_body(fields.pop("extra_body", None))
+    headers = tuple((dict(beneath.headers) | dict(check_headers(fields.pop("extra_headers", None)))).items())
+    if "routing_id" in fields:
+        fields["session_id"] = fields.pop("routing_id")
+    fields = {"model": model, "input": given, **fields, **extra}
+    check_embedding_form(fields)
+    try:
+        body = encode_json(fields)
+    except _NOT_JSON as exc:
+        raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
+    return body, msgspec.structs.replace(beneath, headers=headers, model=cast("str", fields["model"]), max_tokens=None)
+
+
+def encode_text_prompt(prompt: str, options: bytes) -> bytes:
+    """The body of POST /completions from its prompt and encoded options; raises `BadRequestError`."""
+    if not isinstance(prompt, str) or not prompt:
+        raise _bad_request(f"prompt: must be a text, and not empty, not {prompt!r:.200}")
+    try:
+        return join_options(options, encode_json({"prompt": prompt}))
+    except _NOT_JSON as exc:
+        raise _bad_request(f"prompt: cannot be written as JSON: {exc}") from exc
+
+
 def join_options(first: bytes, second: bytes) -> bytes:
     """Two encoded objects as one; where both have a name, `second` wins."""
     if first == b"{}" or second == b"{}":
@@ -405,6 +518,9 @@ def checked_usage(usage: Usage) -> Usage:
     details = usage.cost_details
     return msgspec.structs.replace(
         usage,
+        prompt_tokens_details=_without_negatives(usage.prompt_tokens_details),
+        completion_tokens_details=_without_negatives(usage.completion_tokens_details),
+        server_tool_use_details=_without_negatives(usage.server_tool_use_details),
         cost=usage.cost if _is_plausible(Usage(cost=usage.cost)) else None,
         cost_details=details if _is_plausible(Usage(cost_details=details)) else None,
         prompt_tokens=_count_or_none(usage.prompt_tokens),
@@ -416,12 +532,21 @@ def checked_usage(usage: Usage) -> Usage:
 def _is_plausible(usage: Usage) -> bool:
     """Whether one request can have used that; every reply passes here, so it is one expression."""
     details = usage.cost_details or _NO_DETAILS
+    prompt = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
+    completion = usage.completion_tokens_details or _NO_COMPLETION_DETAILS
     try:
         return (
             _FREE <= (usage.cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_prompt_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_completions_cost or _FREE) < _TOO_MUCH
+            and _FREE <= (details.server_tool_cost or _FREE) < _TOO_MUCH
+            and (prompt.cached_tokens or 0) >= 0
+            and (prompt.cache_write_tokens or 0) >= 0
+            and (prompt.audio_tokens or 0) >= 0
+            and (completion.reasoning_tokens or 0) >= 0
+            and (completion.image_tokens or 0) >= 0
+            and (completion.audio_tokens or 0) >= 0
             and (usage.prompt_tokens or 0) >= 0
             and (usage.completion_tokens or 0) >= 0
             and (usage.total_tokens or 0) >= 0
@@ -438,10 +563,10 @@ def to_message(reply: ReplyMessage) -> AssistantMessage:
         content=content if content is None or isinstance(content, str) else keep_raw(content),
         refusal=UNSET if reply.refusal is None else reply.refusal,
         reasoning=UNSET if reply.reasoning is None else reply.reasoning,
-        reasoning_details=UNSET if reply.reasoning_details is UNSET else _kept(reply.reasoning_details),
-        annotations=UNSET if reply.annotations is UNSET else _kept(reply.annotations),
-        images=UNSET if reply.images is UNSET else _kept(reply.images),
-        audio=UNSET if reply.audio is UNSET else _kept(reply.audio),
+        reasoning_details=UNSET if reply.reasoning_details is UNSET else kept(reply.reasoning_details),
+        annotations=UNSET if reply.annotations is UNSET else kept(reply.annotations),
+        images=UNSET if reply.images is UNSET else kept(reply.images),
+        audio=UNSET if reply.audio is UNSET else kept(reply.audio),
         tool_calls=to_tool_calls(reply.tool_calls),
     )
 
@@ -453,6 +578,13 @@ def keep_raw(pieces: list[msgspec.Raw]) -> list[msgspec.Raw]:
     echoed, they would spoil every later request.
     """
     return [piece.copy() for piece in pieces if is_utf8(piece)]
+
+
+def kept(raw: msgspec.Raw | UnsetType) -> msgspec.Raw | UnsetType:
+    """A copy of a field of raw JSON, if it is there and text; null is the same as absent."""
+    if raw is UNSET or bytes(raw) == b"null" or not is_utf8(raw):
+        return UNSET
+    return raw.copy()
 
 
 def is_utf8(raw: msgspec.Raw) -> bool:
@@ -550,14 +682,48 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
     return chunks, None
 
 
+def decode_model_page(body: bytes) -> ModelPage:
+    """A page of GET /models and its kin, without rows that have no id; raises as `decode_completion` does."""
+    return _finite(_service(ModelPage, _decode_model_page, body=body))
+
+
 def decode_models(body: bytes) -> list[Model]:
-    """The rows of GET /models, without rows that have no id; raises as `decode_completion` does."""
-    rows = _service(_ModelsReply, _decode_models_reply, body=body).data
-    return [_without_odd_prices(model) for model in rows]
+    """The rows of such a page."""
+    return decode_model_page(body).data
+
+
+def decode_model(body: bytes) -> Model:
+    """GET /model/{author}/{slug}, out of its `data` envelope as all that follow; raises as `decode_completion` does."""
+    return _finite(_service(_ModelReply, _decode_model_reply, body=body).data)
+
+
+def decode_model_count(body: bytes) -> int:
+    """GET /models/count."""
+    return _service(_CountReply, _decode_count_reply, body=body).data.count
+
+
+def decode_endpoints(body: bytes) -> ModelEndpoints:
+    """GET /models/{author}/{slug}/endpoints."""
+    return _finite(_service(_EndpointsReply, _decode_endpoints_reply, body=body).data)
+
+
+def decode_endpoint_list(body: bytes) -> list[ModelEndpoint]:
+    """GET /endpoints/zdr."""
+    return _finite(_service(_EndpointListReply, _decode_endpoint_list_reply, body=body)).data
+
+
+def decode_providers(body: bytes) -> list[ProviderInfo]:
+    """GET /providers."""
+    return _service(_ProvidersReply, _decode_providers_reply, body=body).data
+
+
+def decode_generation(body: bytes) -> GenerationInfo:
+    """GET /generation."""
+    return _finite(_service(_GenerationReply, _decode_generation_reply, body=body).data)
 
 
 def decode_credits(body: bytes) -> Credits:
-    """GET /credits, out of its `data` envelope; raises as `decode_completion` does."""
+    """GET /credits."""
     credit = _service(_CreditsReply, _decode_credits_reply, body=body).data
     if not (credit.total_credits.is_finite() and credit.total_usage.is_finite()):
         raise _decode_error("the credits are not numbers")
@@ -565,8 +731,35 @@ def decode_credits(body: bytes) -> Credits:
 
 
 def decode_key(body: bytes) -> KeyInfo:
-    """GET /key, out of its `data` envelope; raises as `decode_completion` does."""
+    """GET /key."""
     return _finite(_service(_KeyReply, _decode_key_reply, body=body).data)
+
+
+def decode_embeddings(body: bytes) -> EmbeddingReply:
+    """POST /embeddings, whose `data` is there and in the order of the inputs; raises as `decode_completion` does."""
+    reply = _service(EmbeddingReply, _decode_embedding_reply, body=body)
+    if reply.error is not None:
+        raise api_error(reply.error, status=200, generation_id=reply.id)
+    if reply.data is None:
+        raise _decode_error("the reply has no embeddings", generation_id=reply.id)
+    ordered = sorted(reply.data, key=lambda embedding: embedding.index or 0)
+    usage = None if reply.usage is None else checked_usage(reply.usage)
+    return msgspec.structs.replace(reply, data=ordered, usage=usage)
+
+
+def decode_text_completion(body: bytes) -> TextCompletion:
+    """POST /completions, which has at least one choice; raises as `decode_completion` does."""
+    reply = _service(TextCompletion, _decode_text_completion, body=body)
+    choice = reply.choices[0] if reply.choices else None
+    error = reply.error or (choice.error if choice is not None else None)
+    if error is not None:
+        raise api_error(error, status=200, generation_id=reply.id)
+    if choice is None:
+        raise _decode_error("the reply has no choices", generation_id=reply.id)
+    if choice.finish_reason == "error":
+        raise api_error(_unsaid(choice.native_finish_reason), status=200, generation_id=reply.id)
+    usage = None if reply.usage is None else checked_usage(reply.usage)
+    return msgspec.structs.replace(reply, usage=usage)
 
 
 def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], *, body: bytes, now_s: float) -> ApiError:
@@ -676,8 +869,7 @@ def _is_failed(choice: Choice) -> bool:
 def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_id: str | None) -> ApiError:
     body = reply.error
     if body is None and choice is not None:
-        native = choice.native_finish_reason or "no reason given"
-        body = choice.error or ErrorBody(message=f"the provider ended the reply with an error ({native})", code=502)
+        body = choice.error or _unsaid(choice.native_finish_reason)
     error = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
     if choice is not None and choice.message is not None and (choice.message.content or choice.message.reasoning):
         call = CallRecord(
@@ -693,41 +885,81 @@ def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_
     return error
 
 
+def _unsaid(native_finish_reason: str | None) -> ErrorBody:
+    """The error of a reply that ended with one and does not say which."""
+    native = native_finish_reason or "no reason given"
+    return ErrorBody(message=f"the provider ended the reply with an error ({native})", code=502)
+
+
 def _error_of(body: bytes) -> ErrorBody | None:
-    """The error object of a body, if it has one."""
+    """The error object of a body, if it has one, with what stands beside it."""
     try:
-        error = _decode_error_reply(body).error
+        reply = _decode_error_reply(body)
     except _MALFORMED as exc:
         try:
-            error = _salvaged(_ErrorReply, body, exc).error
+            reply = _salvaged(_ErrorReply, body, exc)
         except _MALFORMED:
             return None
-    return ErrorBody(message=error) if isinstance(error, str) else error
+    error = reply.error
+    if error is None:
+        return None
+    if isinstance(error, str):
+        error = ErrorBody(message=error)
+    if error.name == "ZodError":
+        error = msgspec.structs.replace(error, message=_zod_message(error.message or ""))
+    beside = {"request_id": reply.request_id, "openrouter_metadata": reply.openrouter_metadata}
+    beside = {name: value for name, value in beside.items() if value is not None}
+    return msgspec.structs.replace(
+        error,
+        error_type=error.error_type or reply.error_type,
+        metadata={**beside, **(error.metadata or {})} if beside else error.metadata,
+    )
 
 
-def _without_odd_prices(model: Model) -> Model:
-    return model if model.pricing is None else msgspec.structs.replace(model, pricing=_checked_pricing(model.pricing))
+def _zod_message(text: str) -> str:
+    """What was wrong with a query, a clause for each complaint, instead of a list in JSON."""
+    try:
+        issues = _decode_zod_issues(text)
+    except _MALFORMED:
+        return text
+    clauses = [
+        f"{'.'.join(map(str, issue.path))}: {issue.message}" if issue.path else issue.message for issue in issues
+    ]
+    return "; ".join(clauses) or text
 
 
-def _checked_pricing(pricing: Pricing) -> Pricing:
-    pricing = _finite(pricing)
-    if not pricing.overrides:
-        return pricing
-    return msgspec.structs.replace(pricing, overrides=[_finite(override) for override in pricing.overrides])
-
-
-def _finite(amounts: S) -> S:
+def _finite(value: S) -> S:
     """The same with None, unknown, for amounts that are NaN or infinite: msgspec takes those from texts."""
-    odd = {
-        name: None
-        for name, value in msgspec.structs.asdict(amounts).items()
-        if isinstance(value, Decimal) and not value.is_finite()
-    }
-    return msgspec.structs.replace(amounts, **odd) if odd else amounts
+    odd: dict[str, object] = {}
+    for name in value.__struct_fields__:
+        old = getattr(value, name)
+        new = _finite_field(old)
+        if new is not old:
+            odd[name] = new
+    return msgspec.structs.replace(value, **odd) if odd else value
+
+
+def _finite_field(value: object) -> object:
+    if isinstance(value, Decimal):
+        return value if value.is_finite() else None
+    if isinstance(value, msgspec.Struct):
+        return _finite(value)
+    if isinstance(value, list) and value and isinstance(value[0], msgspec.Struct):
+        checked = [_finite(item) for item in value]
+        return checked if any(new is not old for new, old in zip(checked, value, strict=True)) else value
+    return value
 
 
 def _count_or_none(count: int | None) -> int | None:
     return count if count is not None and count >= 0 else None
+
+
+def _without_negatives(counts: S | None) -> S | None:
+    """The same with None for counts below zero."""
+    if counts is None:
+        return None
+    odd = {name: None for name, value in msgspec.structs.asdict(counts).items() if value is not None and value < 0}
+    return msgspec.structs.replace(counts, **odd) if odd else counts
 
 
 def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:
@@ -738,11 +970,6 @@ def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:
         return _split_list(raw)
     except _MALFORMED:
         return None
-
-
-def _kept(raw: msgspec.Raw) -> msgspec.Raw | UnsetType:
-    """A copy to keep; null is the same as absent."""
-    return raw.copy() if bytes(raw) != b"null" and is_utf8(raw) else UNSET
 
 
 def _checked_mapping(message: object) -> dict[str, object]:

@@ -78,7 +78,7 @@ class Bank:
         (answered(None), "0.3", "estimated", None, D("0.3")),
         (answered(None), None, "unknown", None, D(1)),
         (REFUSED, None, "settled", D(0), D(0)),
-        (Attempted(status=0, generation_id=None, error="ConnectError"), None, "settled", D(0), D(0)),
+        (Attempted(status=None, generation_id=None, error="ConnectError"), None, "settled", D(0), D(0)),
         (lost(None), None, "unreconciled", None, D(1)),
         (lost("gen-1"), None, "reconciling", None, D(0)),
         (lost("gen-1", cancelled=True, streamed=True), None, "reconciling", None, D(0)),
@@ -113,7 +113,7 @@ def test_what_a_row_says() -> None:
         cost_details=CostDetails(upstream_inference_cost=D("0.9")),
     )
     attempt = Attempted(
-        call=7, attempt=2, usage=usage, tenant="t", lane="batch", key_name="k1", streamed=True, generation_id="g"
+        call=7, attempt=2, usage=usage, tenant="t", lane="batch", key="k1", streamed=True, generation_id="g"
     )
     row = Bank().enter(attempt, now=5.0, session="s", batch="b", purpose="tool_round")
     assert row == LedgerRow(

@@ -15,10 +15,10 @@ class Attempted(Struct, frozen=True, kw_only=True):
     model: str = "m"
     tenant: str = ""
     lane: str = "interactive"
-    key_name: str = ""
+    key: str = ""
     generation_id: str | None = "gen-1"
-    status: int = 200
-    error: str = ""
+    status: int | None = 200
+    error: str | None = None
     usage: Usage | None = None
     maybe_billed: bool = False
     cancelled: bool = False
@@ -33,7 +33,7 @@ def answered(usd: str | None, *, prompt: int = 10, completion: int = 5, **fields
 
 def lost(generation_id: str | None = "gen-1", **fields: object) -> Attempted:
     """An answer that did not arrive, and may have been charged."""
-    return Attempted(generation_id=generation_id, maybe_billed=True, status=0, error="StreamBrokenError", **fields)  # type: ignore[arg-type]  # fields of Attempted
+    return Attempted(generation_id=generation_id, maybe_billed=True, status=None, error="StreamBrokenError", **fields)  # type: ignore[arg-type]  # fields of Attempted
 
 
 REFUSED = Attempted(status=429, generation_id=None, error="RateLimitError")
