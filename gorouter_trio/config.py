@@ -368,10 +368,6 @@ class Budget(Struct, frozen=True, kw_only=True):
         for name in ("max_tokens", "min_tokens", "max_accounts"):
             _check_at_least(f"budget.{name}", getattr(self, name), 1)
         _check_at_least("budget.max_waiting", self.max_waiting, 0)
-        if self.min_tokens > self.max_tokens:
-            raise ConfigError(
-                f"budget.min_tokens: must be at most max_tokens, {self.max_tokens}, not {self.min_tokens}"
-            )
         _check_choice("budget.overflow", self.overflow, ("block", "reject"))
 
     @property
