@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 
+import msgspec
 import trio
 from attempts import Attempted
 
 from gorouter_trio.config import ClientConfig, RetryPolicy
-from gorouter_trio.errors import GorouterError
+from gorouter_trio.errors import GorouterError, StreamBrokenError
 from gorouter_trio.pool.accounting import (
     Accounting,
     AccountingReports,
@@ -170,15 +171,14 @@ class _Trial:
             generation_id=error.generation_id or self.seen.generation_id,
             status=getattr(error, "status", None),
             error=type(error).__name__,
-            maybe_billed=error.maybe_billed,
+            # The pool takes a used connection that closes at once for one that was closed before. Nobody can know.
+            maybe_billed=error.maybe_billed or isinstance(error, StreamBrokenError),
             cancelled=False,
             usage=usage,
         )
 
 
 def _changed(seen: Attempted, **fields: object) -> Attempted:
-    import msgspec
-
     return msgspec.structs.replace(seen, **fields)
 
 
