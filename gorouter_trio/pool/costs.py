@@ -15,7 +15,7 @@ from .money import ZERO, add_usd, subtract_usd
 if TYPE_CHECKING:
     from ..wire.ledger import LedgerRow
 
-__all__ = ["OTHERS", "CostRow", "CostSnapshot", "CostSums", "CostTracker"]
+__all__ = ["OTHERS", "CostRow", "CostSnapshot", "CostSum", "CostSums", "CostTracker"]
 
 OTHERS: Final = "(others)"
 """The name of the row in which those are added up that are too many to keep apart."""
@@ -81,7 +81,7 @@ class CostSums:
     __slots__ = ("_batches", "_models", "_sessions", "_tenants", "_total")
 
     def __init__(self, *, most_names: int = 10_000) -> None:
-        self._total = _Sum()
+        self._total = CostSum()
         self._models = _Names(_MODELS)
         self._sessions, self._tenants, self._batches = _Names(most_names), _Names(most_names), _Names(most_names)
 
@@ -114,8 +114,8 @@ class CostSums:
         )
 
 
-class _Sum:
-    """A `CostRow` that grows."""
+class CostSum:
+    """A `CostRow` that grows: rows are added, and taken back when they have changed."""
 
     __slots__ = (
         *("attempts", "completion_tokens", "cost_usd", "estimated", "estimated_usd", "folded", "prompt_tokens"),
@@ -129,6 +129,7 @@ class _Sum:
         self.folded = 1
 
     def add(self, row: LedgerRow) -> None:
+        """Count a row."""
         self.attempts += 1
         self.prompt_tokens += row.prompt_tokens
         self.completion_tokens += row.completion_tokens
@@ -138,6 +139,7 @@ class _Sum:
             self._count(row, 1)
 
     def take_back(self, row: LedgerRow) -> None:
+        """Count a row no more."""
         self.attempts -= 1
         self.prompt_tokens -= row.prompt_tokens
         self.completion_tokens -= row.completion_tokens
@@ -158,7 +160,8 @@ class _Sum:
             self.estimated += one
             self.estimated_usd = add_usd(self.estimated_usd, row.estimate_usd if one > 0 else -row.estimate_usd)
 
-    def absorb(self, other: _Sum) -> None:
+    def absorb(self, other: CostSum) -> None:
+        """Add all that another one has counted."""
         for name in self.__slots__:
             if name not in {"cost_usd", "estimated_usd"}:
                 setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -166,6 +169,7 @@ class _Sum:
         self.estimated_usd = add_usd(self.estimated_usd, other.estimated_usd)
 
     def row(self) -> CostRow:
+        """The sums as they are now."""
         return CostRow(**{name: getattr(self, name) for name in self.__slots__})
 
 
@@ -176,18 +180,18 @@ class _Names:
 
     def __init__(self, room: int) -> None:
         self._room = room
-        self._sums: OrderedDict[str, _Sum] = OrderedDict()
-        self._others = _Sum()
+        self._sums: OrderedDict[str, CostSum] = OrderedDict()
+        self._others = CostSum()
         self._others.folded = 0
 
-    def sum_of(self, name: str) -> _Sum:
+    def sum_of(self, name: str) -> CostSum:
         found = self._sums.get(name)
         if found is not None:
             self._sums.move_to_end(name)
             return found
         if len(self._sums) >= self._room:
             self._fold()
-        made = self._sums[name] = _Sum()
+        made = self._sums[name] = CostSum()
         return made
 
     def rows(self) -> dict[str, CostRow]:

@@ -1,8 +1,8 @@
 """A ledger on disk: a line of JSON for each row, appended by a thread, and read back.
 
 Rows are collected while the thread writes, so the disk is never waited for where requests are sent. What a killed
-process had not handed to the system is lost: the rows of some milliseconds. A row that was reconciling stands in the
-file twice, under the same run and number, and the later one counts.
+process had not handed to the system is lost: the rows of some milliseconds. A row that was looked up stands in the file
+several times, under the same run and number, and the last one counts.
 """
 
 from __future__ import annotations
@@ -120,13 +120,14 @@ class LedgerReader:
         """Lines that are no rows, such as one torn by a crash."""
 
     def rows(self) -> Iterator[LedgerRow]:
-        """The rows in the order in which they ended; those that never did come last."""
+        """The rows in the order in which they were settled; those that never were come last."""
         open_rows: dict[tuple[str, int], LedgerRow] = {}
         for line in self._file:
             row = self._read(line)
             if row is None:
                 continue
-            if row.is_final:
+            # One that was given up may have been looked up again later.
+            if row.state not in {"reconciling", "unreconciled"}:
                 open_rows.pop((row.run, row.row), None)
                 yield row
             else:
