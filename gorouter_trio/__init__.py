@@ -27,9 +27,12 @@ from .batch.runner import BatchStatistics as BatchStatistics
 from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
+from .config import Budget as Budget
 from .config import ClientConfig as ClientConfig
 from .config import Deadlines as Deadlines
+from .config import LedgerConfig as LedgerConfig
 from .config import PoolLimits as PoolLimits
+from .config import PricePolicy as PricePolicy
 from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
 from .config import Secret as Secret
@@ -38,6 +41,8 @@ from .errors import ActorGoneError as ActorGoneError
 from .errors import ApiError as ApiError
 from .errors import AuthenticationError as AuthenticationError
 from .errors import BadRequestError as BadRequestError
+from .errors import BudgetError as BudgetError
+from .errors import BudgetExceededError as BudgetExceededError
 from .errors import ConfigError as ConfigError
 from .errors import ConnectError as ConnectError
 from .errors import DeadlineExceededError as DeadlineExceededError
@@ -65,6 +70,7 @@ from .errors import StreamNotFinishedError as StreamNotFinishedError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
+from .errors import UnpriceableRequestError as UnpriceableRequestError
 from .events import AnnotationDelta as AnnotationDelta
 from .events import AudioDelta as AudioDelta
 from .events import ImageDelta as ImageDelta
@@ -78,6 +84,19 @@ from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
 from .events import ToolFinished as ToolFinished
 from .events import ToolStarted as ToolStarted
+from .pool.budget import AccountStatistics as AccountStatistics
+from .pool.budget import BudgetStatistics as BudgetStatistics
+from .pool.costs import CostRow as CostRow
+from .pool.costs import CostSnapshot as CostSnapshot
+from .pool.costs import CostSums as CostSums
+from .pool.costs import CostTracker as CostTracker
+from .pool.ledger import LedgerSink as LedgerSink
+from .pool.ledger import LedgerStatistics as LedgerStatistics
+from .pool.ledger_file import LedgerReader as LedgerReader
+from .pool.prices import PriceEvent as PriceEvent
+from .pool.prices import PriceRefreshFailed as PriceRefreshFailed
+from .pool.prices import PricesRefreshed as PricesRefreshed
+from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.workers import PoolStatistics as PoolStatistics
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
@@ -109,6 +128,9 @@ from .wire.embeddings import Embedding as Embedding
 from .wire.embeddings import EmbeddingInput as EmbeddingInput
 from .wire.embeddings import EmbeddingKeywords as EmbeddingKeywords
 from .wire.embeddings import EmbeddingResult as EmbeddingResult
+from .wire.ledger import LedgerRow as LedgerRow
+from .wire.ledger import LedgerState as LedgerState
+from .wire.ledger import Purpose as Purpose
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
 from .wire.messages import CacheControl as CacheControl
@@ -181,6 +203,7 @@ from .wire.result import CompletionResult as CompletionResult
 from .wire.result import HistoryEntry as HistoryEntry
 
 __all__ = [
+    "AccountStatistics",
     "ActorGoneError",
     "AliasTarget",
     "Annotation",
@@ -201,6 +224,10 @@ __all__ = [
     "BatchRow",
     "BatchStatistics",
     "Benchmarks",
+    "Budget",
+    "BudgetError",
+    "BudgetExceededError",
+    "BudgetStatistics",
     "CacheControl",
     "CallRecord",
     "ChatKeywords",
@@ -217,6 +244,10 @@ __all__ = [
     "ContentPart",
     "ContextCompressionPlugin",
     "CostDetails",
+    "CostRow",
+    "CostSnapshot",
+    "CostSums",
+    "CostTracker",
     "Credits",
     "DeadlineExceededError",
     "DeadlinePhase",
@@ -254,6 +285,12 @@ __all__ = [
     "JsonSchemaFormat",
     "KeyBudget",
     "KeyInfo",
+    "LedgerConfig",
+    "LedgerReader",
+    "LedgerRow",
+    "LedgerSink",
+    "LedgerState",
+    "LedgerStatistics",
     "Logprobs",
     "LogprobsDelta",
     "MaxPrice",
@@ -280,6 +317,11 @@ __all__ = [
     "PoolLimits",
     "PoolStatistics",
     "Prediction",
+    "PriceEvent",
+    "PricePolicy",
+    "PriceRefreshFailed",
+    "PriceStatistics",
+    "PricesRefreshed",
     "Pricing",
     "PricingOverride",
     "PromptCacheOptions",
@@ -289,6 +331,7 @@ __all__ = [
     "ProviderInfo",
     "ProviderPreferences",
     "ProviderSort",
+    "Purpose",
     "RateLimitError",
     "RawChunk",
     "ReasoningDelta",
@@ -334,6 +377,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "UnpriceableRequestError",
     "UrlCitation",
     "Usage",
     "UserMessage",

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..client import Client
     from ..wire.ledger import LedgerRow
 
-__all__ = ["CostGrouping", "CostJob", "run_cost"]
+__all__ = ["CostGrouping", "CostJob", "CostReport", "NamedCost", "run_cost"]
 
 CostGrouping = Literal["model", "session", "tenant", "batch", "purpose", "state", "day", "hour", "minute"]
 

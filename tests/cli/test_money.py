@@ -6,6 +6,7 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from attempts import answered, lost
@@ -143,7 +144,7 @@ def test_cost_of_a_store(inside, tmp_path: Path) -> None:
             for number in range(4):
                 usage = Usage(prompt_tokens=10, completion_tokens=5, total_tokens=15, cost=Decimal("0.25"))
                 call = CallRecord(model="a/dear", usage=usage if number else None, finished_at_s=DAY)
-                entries = [
+                entries: list[TurnStarted | TurnAnswered] = [
                     TurnStarted("t", encode_json([{"role": "user", "content": "x"}]), at_s=DAY),  # type: ignore[arg-type]  # raw JSON
                     TurnAnswered("t", encode_json(AssistantMessage("y")), call),  # type: ignore[arg-type]  # raw JSON
                 ]
@@ -165,8 +166,6 @@ def test_cost_of_a_store(inside, tmp_path: Path) -> None:
 
 
 def _encoded(entry: TurnStarted | TurnAnswered) -> bytes:
-    import msgspec
-
     fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
     raw = {name: msgspec.Raw(value) for name, value in fields.items() if isinstance(value, bytes)}
     return encode_json(type(entry)(**{**fields, **raw}))
@@ -214,7 +213,7 @@ def test_model_filters(inside) -> None:
 def test_model_orders(inside) -> None:
     """By name, price, context or age; a limit takes the first ones."""
 
-    def listed(*options: str) -> list[dict[str, object]]:
+    def listed(*options: str):
         return json.loads(inside("models", "--simulate", "--json", *options).out)
 
     prices = [(float(m["pricing"]["prompt"]), float(m["pricing"]["completion"])) for m in listed("--sort", "price")]

@@ -25,7 +25,8 @@ D = Decimal
 
 def simulated(seed: int = 0, **fields: object) -> Simulator:
     pace = {"latency_s": 0.5, "first_token_s": 0.2, "tokens_per_s": 100.0, "jitter": 0.5}
-    return Simulator(SimulatorConfig(seed=seed, **{**pace, **fields}), wall=lambda: 1_800_000_000 + trio.current_time())
+    config = SimulatorConfig(seed=seed, **{**pace, **fields})  # type: ignore[arg-type]  # fields of the settings
+    return Simulator(config, wall=lambda: 1_800_000_000 + trio.current_time())
 
 
 async def test_one_call(autojump_clock) -> None:
@@ -181,7 +182,9 @@ def _compare(place: Paid, count: int) -> dict[str, int]:
     rows = place.accounting.ledger.rows()
     costs = place.accounting.cost_snapshot()
     charges = {charge.generation_id: D(charge.nanousd).scaleb(-9) for charge in place.simulator.ledger.charges()}
-    states = {state: sum(row.state == state for row in rows) for state in sorted({row.state for row in rows})}
+    states: dict[str, int] = {
+        state: sum(row.state == state for row in rows) for state in sorted({row.state for row in rows})
+    }
     assert len(rows) == costs.attempts == count
     assert costs.reconciling == 0
     for row in rows:

@@ -13,7 +13,8 @@ from attempts import REFUSED, Attempted, answered, lost
 from hypothesis import given, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from gorouter_trio.config import Budget, ConfigError, LedgerConfig
+from gorouter_trio.config import Budget, LedgerConfig
+from gorouter_trio.errors import ConfigError
 from gorouter_trio.pool.budget import BudgetBook, Reservation, Spending
 from gorouter_trio.pool.costs import OTHERS, CostSnapshot, CostSums
 from gorouter_trio.pool.ledger import Ledger, Owner
@@ -169,6 +170,7 @@ def test_never_found() -> None:
     bank = Bank(lookups=4, first_lookup_s=1.0, last_lookup_s=3.0)
     bank.enter(lost())
     waits, now = [], 0.0
+    last: LedgerRow | None = None
     for _ in range(4):
         at = bank.ledger.next_lookup_at()
         waits.append(at - now)

@@ -28,6 +28,7 @@ from gorouter_trio.pool.prices import (
 )
 from gorouter_trio.wire.catalog import Model, Pricing, PricingOverride
 from gorouter_trio.wire.codec import decode_models
+from gorouter_trio.wire.pricing import PRICE_KINDS
 from gorouter_trio.wire.responses import CompletionTokensDetails, PromptTokensDetails, Usage
 
 D = Decimal
@@ -330,13 +331,15 @@ counts = st.integers(0, 500)
 
 @st.composite
 def pricings(draw: st.DrawFn) -> Pricing:
-    kinds = {name: draw(maybe) for name in PricingOverride.__struct_fields__[4:]}
+    kinds = {name: draw(maybe) for name in PRICE_KINDS}
     overrides = [
-        PricingOverride(
-            min_prompt_tokens=draw(st.none() | st.integers(0, 1_000)),
-            utc_start=draw(st.none() | st.integers(0, 23).map(lambda hour: hour * 100)),
-            utc_end=draw(st.none() | st.integers(0, 24).map(lambda hour: hour * 100)),
-            **{name: draw(maybe) for name in PricingOverride.__struct_fields__[4:]},
+        msgspec.structs.replace(
+            PricingOverride(
+                min_prompt_tokens=draw(st.none() | st.integers(0, 1_000)),
+                utc_start=draw(st.none() | st.integers(0, 23).map(lambda hour: hour * 100)),
+                utc_end=draw(st.none() | st.integers(0, 24).map(lambda hour: hour * 100)),
+            ),
+            **{name: draw(maybe) for name in PRICE_KINDS},
         )
         for _ in range(draw(st.integers(0, 3)))
     ]
