@@ -65,6 +65,7 @@ class Accounting:
         tracker: CostTracker | None = None,
         sink: LedgerSink | None = None,
         report: Callable[[Exception], None] | None = None,
+        now: Callable[[], float] | None = None,
     ) -> None:
         self.prices = PriceBook(config.prices)
         self.tokens = TokenEstimator()
@@ -77,15 +78,19 @@ class Accounting:
             sink=sink,
             report=report,
         )
-        self.is_bounded = config.budget.is_set
         self._wall = config.seams.wall
-        self._now = trio.lowlevel.current_clock().current_time
+        self._now = now or trio.lowlevel.current_clock().current_time
         self.price_refresh: PriceRefresh
         self.credit_refresh: CreditRefresh | None = None
         self.reconciliation: Reconciliation
 
     def __repr__(self) -> str:
         return f"<Accounting {self.prices!r}, {self.gate!r}, {self.ledger!r}>"
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is any budget; without one nothing has to be reserved."""
+        return self.gate.book.is_bounding
 
     def cost_snapshot(self) -> CostSnapshot:
         """What everything cost so far."""
@@ -148,8 +153,11 @@ class Accounting:
 
     def estimate(self, usage: Usage, *models: str, body: bytes = b"", at_s: float | None = None) -> Decimal | None:
         """What this usage costs by the prices of the first of the models that has any; None when it is unknown."""
+        # What the options admit is one search at least; how many a tool made, only the reply could tell.
         shape: RequestShape = self.tokens.bound_prompt(models[0] if models else "", body).shape if body else TEXT_ONLY
-        used = consumption_of(usage, images=shape.images, long_cache=shape.long_cache, web_searches=shape.web_searches)
+        used = consumption_of(
+            usage, images=shape.images, long_cache=shape.long_cache, web_searches=min(shape.web_searches, 1)
+        )
         if used is None:
             return None
         return self.prices.table.estimate(*models, used=used, at_s=self._wall() if at_s is None else at_s)

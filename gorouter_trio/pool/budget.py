@@ -196,6 +196,11 @@ class BudgetBook:
     def __repr__(self) -> str:
         return f"<BudgetBook {self.client!r}, {len(self._accounts)} other accounts, {self._open} reservations>"
 
+    @property
+    def is_bounding(self) -> bool:
+        """Whether any request can be denied: the settings bound something, or an account was opened."""
+        return self.budget.is_set or bool(self._accounts)
+
     def statistics(self) -> BudgetStatistics:
         """A snapshot; cheap."""
         return BudgetStatistics(

@@ -6,6 +6,7 @@ import random
 import time
 from decimal import Decimal
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -16,6 +17,8 @@ from gorouter_trio.config import Budget, ClientConfig, LedgerConfig, PoolLimits,
 from gorouter_trio.errors import BudgetExceededError, UnpriceableRequestError
 from gorouter_trio.pool.accounting import Accounting, with_max_tokens
 from gorouter_trio.pool.ledger import Owner
+from gorouter_trio.pool.ledger_file import LedgerReader
+from gorouter_trio.pool.prices import PricesRefreshed
 from gorouter_trio.simulator import Simulator, SimulatorConfig
 from gorouter_trio.wire.codec import decode_json
 from gorouter_trio.wire.responses import Usage
@@ -74,9 +77,37 @@ async def test_nothing_is_sent_without_a_price(autojump_clock) -> None:
         assert row.cost_usd == place.charged_usd > 0
 
 
+async def test_the_tasks_and_the_file(autojump_clock, tmp_path: Path) -> None:
+    """One place opens it all: prices, the credits' bound, the file; at the end what is lost is written as such."""
+    path = tmp_path / "ledger.jsonl"
+    budget = Budget(from_credits=True)
+    async with open_paid(simulated(), budget=budget, ledger=LedgerConfig(path=path), remaining="0.25") as place:
+        await trio.sleep(5)
+        client = place.accounting.gate.book.client
+        assert (client.limit_usd, place.accounting.is_bounded) == (D("0.25"), True)
+        await place.chat("Hello")
+        await place.chat("[[fault stream_cut]] Hello", streamed=True)
+        assert place.accounting.ledger.searching == 1
+        with pytest.raises(BudgetExceededError):
+            await place.chat("Hello", model="openai/gpt-4-turbo", max_tokens=100_000)
+    assert [event.models for event in place.prices if isinstance(event, PricesRefreshed)] == [place.models_on_offer]
+    with path.open("rb") as file:
+        rows = list(LedgerReader(file).rows())
+    assert [(row.row, row.state) for row in rows] == [(1, "settled"), (2, "unreconciled")]
+    assert place.lost == rows[1:]
+
+
+def test_bounded_by_an_account() -> None:
+    """A batch with a budget of its own bounds a client that has none."""
+    accounting = Accounting(ClientConfig(api_key="k"), now=lambda: 0.0)
+    assert not accounting.is_bounded
+    accounting.gate.book.open_account("batch", "night", usd=D(1))
+    assert accounting.is_bounded
+
+
 # --- 200 tasks at the edge --------------------------------------------------------------------------------------------
 
-EDGE_MODELS = ("openai/gpt-4-turbo", "openai/gpt-4o", "x-ai/grok-4", "openai/o3", "google/gemini-2.5-pro")
+EDGE_MODELS = ("anthropic/claude-opus-4.1", "openai/gpt-4-turbo", "x-ai/grok-4")
 
 
 async def spend_up(seed: int) -> tuple[Decimal, Decimal, Decimal]:
@@ -96,7 +127,7 @@ async def spend_up(seed: int) -> tuple[Decimal, Decimal, Decimal]:
     models = [m.id for m in SimulatorConfig().models if m.id in EDGE_MODELS]
     budget = Budget(usd=1, max_tokens=600)
     pool = PoolLimits(max_connections=200)
-    async with open_paid(simulated(seed), budget=budget, pool=pool) as place:
+    async with open_paid(simulated(seed, tokens_per_s=0.0), budget=budget, pool=pool) as place:
         await trio.sleep(5)
         async with trio.open_nursery() as nursery:
             for prompt in prompts:

@@ -57,6 +57,7 @@ class Paid:
     lost: list[LedgerRow] = field(default_factory=list)
     errors: list[Exception] = field(default_factory=list)
     most_committed_usd: Decimal = Decimal(0)
+    left_usd: Decimal | None = None
 
     async def chat(
         self,
@@ -105,9 +106,14 @@ class Paid:
         return await self.pool.request(call, lambda exchange: decode_generation(exchange.ticket.body))
 
     async def remaining_usd(self) -> Decimal | None:
-        """No bound."""
+        """What the API says is left, as the test chose it."""
         await trio.lowlevel.checkpoint()
-        return None
+        return self.left_usd
+
+    @property
+    def models_on_offer(self) -> int:
+        """How many models the server has."""
+        return len(self.simulator.config.models)
 
     @property
     def charged_usd(self) -> Decimal:
@@ -183,7 +189,7 @@ def _changed(seen: Attempted, **fields: object) -> Attempted:
 
 
 @asynccontextmanager
-async def open_paid(simulator: Simulator, **fields: object) -> AsyncIterator[Paid]:
+async def open_paid(simulator: Simulator, *, remaining: str | None = None, **fields: object) -> AsyncIterator[Paid]:
     """The pool, the accounting with its tasks, and the simulator; `fields` are settings of the client."""
     given = {"retry": RetryPolicy(max_retries=0), **fields}
     config = ClientConfig(api_key="sk-or-v1-x", base_url="http://localhost", **given).resolved({})  # type: ignore[arg-type]  # fields of the settings
@@ -192,6 +198,7 @@ async def open_paid(simulator: Simulator, **fields: object) -> AsyncIterator[Pai
         made = connector(ORIGIN, transport=network, tls=None, limits=limits)
         async with open_pool(config, made, make_head=_make_head) as pool:
             place = Paid(pool, Accounting(config), simulator)
+            place.left_usd = None if remaining is None else Decimal(remaining)
             service = AccountingService(place.models, place.generation, place.remaining_usd)
             reports = AccountingReports(place.prices.append, place.lost.append, place.errors.append)
             async with open_accounting(config, service, reports=reports) as place.accounting:
