@@ -8,12 +8,14 @@ several times, under the same run and number, and the last one counts.
 from __future__ import annotations
 
 import os
+import threading
+from collections import deque
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 import trio
 
-from .._contain import contain
+from .._contain import contain, contain_sync
 from ..errors import ConfigError, DecodeError
 from ..wire.codec import decode_ledger_row, encode_json
 
@@ -27,7 +29,7 @@ __all__ = ["LedgerFile", "LedgerReader"]
 _MOST_LINES: Final = 100_000
 _LINE_BYTES: Final = 400
 _RETRY_S: Final = 1.0
-_FLUSH_S: Final = 5.0
+_LAST_S: Final = 5.0
 
 
 class LedgerFile:
@@ -40,11 +42,10 @@ class LedgerFile:
     def __init__(self, path: str | os.PathLike[str], *, report: Callable[[Exception], None]) -> None:
         self.path = Path(path)
         self._report = report
-        self._lines: list[bytes] = []
-        self._collected = b""
-        # While a thread writes, it alone changes this.
-        self._unwritten = b""
-        self._is_writing = False
+        # Filled here and emptied by the thread that writes, which alone changes the bytes that are on their way.
+        self._lines: deque[bytes] = deque()
+        self._unwritten = bytearray()
+        self._writing = threading.Lock()
         self._has_lines = trio.Event()
         self.dropped = 0
         self.written = 0
@@ -54,7 +55,7 @@ class LedgerFile:
 
     def write(self, row: LedgerRow) -> None:
         """See `LedgerSink`."""
-        if len(self._lines) + (len(self._unwritten) + len(self._collected)) // _LINE_BYTES >= _MOST_LINES:
+        if len(self._lines) + len(self._unwritten) // _LINE_BYTES >= _MOST_LINES:
             self.dropped += 1
             return
         self._lines.append(encode_json(row))
@@ -62,7 +63,7 @@ class LedgerFile:
             self._has_lines.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write rows as they come; when cancelled, first what is left, within five seconds.
+        """Write rows as they come; when cancelled, first what is left, blocking for five seconds at most.
 
         Raises `ConfigError` at once when the file cannot be written.
         """
@@ -77,38 +78,42 @@ class LedgerFile:
                 if not await self._flush():
                     await trio.sleep(_RETRY_S)
         finally:
-            await self._flush()  # noqa: ASYNC102 - shields itself, bounded
+            self._write_last()
 
     async def _flush(self) -> bool:
-        """Append what there is; what the disk does not take in five seconds stays for the next time."""
-        lines, self._lines = self._lines, []
+        """Append what there is; what the disk does not take stays for the next time. Cancelling stops no thread."""
         self._has_lines = trio.Event()
-        self._collected += b"".join(line + b"\n" for line in lines)
-        self.written += len(lines)
-        if self._is_writing or not (self._collected or self._unwritten):
-            return not self._is_writing
-        self._unwritten += self._collected
-        self._collected = b""
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + _FLUSH_S):
-            await contain(lambda: trio.to_thread.run_sync(self._append, abandon_on_cancel=True), report=self._report)
+        await contain(lambda: trio.to_thread.run_sync(self._append, abandon_on_cancel=True), report=self._report)
         if self._unwritten:
             self._has_lines.set()
         return not self._unwritten
 
+    def _write_last(self) -> None:
+        """Append what is left, before the program ends.
+
+        Bounded by real time and not by trio's clock, which may be a mock that does not wait for a disk.
+        """
+        errors: list[Exception] = []
+        thread = threading.Thread(target=lambda: contain_sync(self._append, report=errors.append), daemon=True)
+        thread.start()
+        thread.join(_LAST_S)
+        for error in errors:
+            self._report(error)
+
     def _append(self) -> None:
-        """Write what is unwritten, in a thread; the rest is kept when the disk takes only a part of it."""
-        self._is_writing = True
-        try:
+        """Write what there is, in a thread; the rest is kept when the disk takes only a part of it."""
+        with self._writing:
+            while self._lines:
+                self._unwritten += self._lines.popleft() + b"\n"
+                self.written += 1
             # Append mode, so that the lines of several processes do not overwrite each other.
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
                 while self._unwritten:
                     count = os.write(descriptor, self._unwritten)
-                    self._unwritten = self._unwritten[count:]
+                    del self._unwritten[:count]
             finally:
                 os.close(descriptor)
-        finally:
-            self._is_writing = False
 
 
 class LedgerReader:
