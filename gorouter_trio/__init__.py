@@ -16,8 +16,18 @@ from typing import TYPE_CHECKING
 
 from . import abc as abc
 from . import stores as stores
+from ._bus import EventFeed as EventFeed
+from ._bus import Handler as Handler
+from ._bus import HandlerId as HandlerId
+from ._chain import ChatState as ChatState
+from ._chain import Hook as Hook
+from ._chain import Middleware as Middleware
+from ._chain import Next as Next
+from ._output import OutputPolicy as OutputPolicy
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
+from ._turns import AskTurnKeywords as AskTurnKeywords
+from ._turns import TurnKeywords as TurnKeywords
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
@@ -48,9 +58,11 @@ from .errors import ConnectError as ConnectError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import DeadlinePhase as DeadlinePhase
 from .errors import DecodeError as DecodeError
+from .errors import ExtensionError as ExtensionError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import InvalidOutputError as InvalidOutputError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -98,6 +110,14 @@ from .pool.prices import PriceRefreshFailed as PriceRefreshFailed
 from .pool.prices import PricesRefreshed as PricesRefreshed
 from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.workers import PoolStatistics as PoolStatistics
+from .runtime_events import ChatContext as ChatContext
+from .runtime_events import ChatFailed as ChatFailed
+from .runtime_events import ChatFinished as ChatFinished
+from .runtime_events import ChatStarted as ChatStarted
+from .runtime_events import HandlerFailed as HandlerFailed
+from .runtime_events import HookFailed as HookFailed
+from .runtime_events import PluginFailed as PluginFailed
+from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
 from .transport.http import HttpTransport as HttpTransport
@@ -211,6 +231,7 @@ __all__ = [
     "ApiError",
     "Architecture",
     "AskKeywords",
+    "AskTurnKeywords",
     "AssistantMessage",
     "AudioDelta",
     "AudioOutput",
@@ -230,10 +251,15 @@ __all__ = [
     "BudgetStatistics",
     "CacheControl",
     "CallRecord",
+    "ChatContext",
+    "ChatFailed",
+    "ChatFinished",
     "ChatKeywords",
     "ChatOptions",
     "ChatRequest",
     "ChatResult",
+    "ChatStarted",
+    "ChatState",
     "ChatStream",
     "Client",
     "ClientConfig",
@@ -260,6 +286,8 @@ __all__ = [
     "EmbeddingKeywords",
     "EmbeddingResult",
     "EndpointPercentiles",
+    "EventFeed",
+    "ExtensionError",
     "FileAnnotation",
     "FileParserPlugin",
     "FilePart",
@@ -272,14 +300,20 @@ __all__ = [
     "GenerationInfo",
     "GorouterError",
     "GrammarFormat",
+    "Handler",
+    "HandlerFailed",
+    "HandlerId",
     "HistoryEntry",
     "HistoryNotSaved",
+    "Hook",
+    "HookFailed",
     "HttpTransport",
     "ImageDelta",
     "ImagePart",
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -295,6 +329,7 @@ __all__ = [
     "LogprobsDelta",
     "MaxPrice",
     "Message",
+    "Middleware",
     "Model",
     "ModelEndpoint",
     "ModelEndpoints",
@@ -303,14 +338,17 @@ __all__ = [
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
+    "Next",
     "NotFoundError",
     "OutputAudio",
     "OutputImage",
+    "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
     "Percentiles",
     "PermissionDeniedError",
     "Plugin",
+    "PluginFailed",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",
@@ -342,6 +380,7 @@ __all__ = [
     "RetryPolicy",
     "RouterMetadata",
     "RowProblem",
+    "RuntimeEvent",
     "Seams",
     "Secret",
     "ServerTool",
@@ -377,6 +416,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "TurnKeywords",
     "UnpriceableRequestError",
     "UrlCitation",
     "Usage",
@@ -388,6 +428,7 @@ __all__ = [
     "WebSearchOptions",
     "abc",
     "open_client",
+    "plugins",
     "session_key",
     "simulator",
     "stores",
@@ -397,6 +438,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
 
@@ -417,7 +459,7 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `simulator` and `testing` when they are first asked for: most programs never do."""
-    if name in {"simulator", "testing"}:
+    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
+    if name in {"plugins", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,16 +26,15 @@ from .events import (
 )
 from .wire.attachments import read_annotations, read_audio, read_images, read_texts, read_thoughts
 from .wire.merge import CallMerge
-from .wire.stream import ChatChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
 
     import msgspec
 
     from .wire.responses import ReplyToolCall
     from .wire.result import ChatResult
-    from .wire.stream import Delta
+    from .wire.stream import ChatChunk, Delta
 
     T = TypeVar("T")
     Handler: TypeAlias = Callable[[T], Awaitable[object] | object]
@@ -50,8 +49,8 @@ class ChunkSource(Protocol):
     def generation_id(self) -> str | None:
         """The API's id of the answer, from the header of the reply."""
 
-    async def read(self) -> Sequence[ChatChunk] | Sequence[ToolStarted | ToolFinished]:
-        """The next chunks, all that arrived together, or what tools did between two answers; nothing at the end."""
+    async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
+        """The next chunks, all that arrived together, or, as a tuple, events; an empty list at the end."""
 
     def result(self) -> ChatResult:
         """The answer from everything that was read."""
@@ -178,18 +177,18 @@ class ChatStream:
                 self._is_over = True
             raise StopAsyncIteration
         while found := await self._source.read():
-            if found[0].__class__ is ChatChunk:
-                self._events = self._make_events(cast("Sequence[ChatChunk]", found))
-            else:
-                self._events = list(cast("Sequence[ToolStarted | ToolFinished]", found))
+            if isinstance(found, tuple):
+                self._events = list(found)
                 # What follows is another answer, whose calls count from 0 again.
                 self._calls = None
+            else:
+                self._events = self._make_events(found)
             if self._events:
                 return
         self._result = self._source.result()
         self._events = [_finish_of(self._result)]
 
-    def _make_events(self, chunks: Sequence[ChatChunk]) -> list[StreamEvent]:
+    def _make_events(self, chunks: list[ChatChunk]) -> list[StreamEvent]:
         """The events of chunks. The common chunk, a piece of text and nothing else, takes the short way."""
         events: list[StreamEvent] = []
         add = events.append

@@ -9,6 +9,7 @@ import trio
 from msgspec import Struct
 
 from . import forms
+from ._extras import add_to_ending, add_to_events, add_to_whole
 from ._reshape import reshape_ending, reshape_events, reshape_text, reshape_whole
 from .forms import Event, StreamForm
 from .outlet import JSON_HEADERS, STREAM_HEADERS
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..transport.http_server import ServerReply
+    from ._extras import Extras
     from ._jobs import Job
     from .config import SimulatorConfig
     from .faults import ErrorReply, FaultKind
@@ -118,6 +120,8 @@ class Delivery:
                 return
             case _:
                 body = self._job.write(generation)
+                if self._job.extras is not None and self._job.kind == "chat":
+                    body = add_to_whole(body, generation, extras=self._job.extras)
                 if wire is not None:
                     body = forms.PADDING * wire.padding + reshape_whole(body, wire)
         self._outlet.status = 200
@@ -128,8 +132,8 @@ class Delivery:
         """Send the stream as far as the fault lets it; says whether the client stayed to the end."""
         form = StreamForm(self._generation)
         wire = self._outlet.wire
-        is_plain = self._pace.is_instant and wire is None and not self._outlet.cuts and self._job.kind == "chat"
-        if is_plain and self._fault is None:
+        is_usual = self._job.kind == "chat" and self._job.extras is None and wire is None and self._fault is None
+        if is_usual and self._pace.is_instant and not self._outlet.cuts:
             body = self._comment() + form.content() + form.ending()
             self._outlet.status = 200
             self._before_end()
@@ -137,6 +141,8 @@ class Delivery:
             return True
         async with self._reply.open_disconnect_scope() as scope:
             script = self._script(form)
+            if self._job.extras is not None and self._job.kind == "chat":
+                script = self._with_extras(script, self._job.extras)
             if wire is not None:
                 script = _reshaped(script, wire)
             await self._send_script(_as_text(script) if self._job.kind == "text" else script)
@@ -156,6 +162,11 @@ class Delivery:
                 return _Script(events, b"", events[-1].tokens, is_cut=True)
             case _:
                 return _Script(form.events(), form.ending(), self._generation.answer.completion_tokens)
+
+    def _with_extras(self, script: _Script, extras: Extras) -> _Script:
+        events = add_to_events(script.events, self._generation, extras=extras)
+        last = add_to_ending(script.last, self._generation, extras=extras)
+        return msgspec.structs.replace(script, events=events, last=last)
 
     def _part(self, events: list[Event]) -> list[Event]:
         """At least one event, and not all when there are several."""

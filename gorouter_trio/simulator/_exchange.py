@@ -12,19 +12,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, final
 
+import msgspec
 import trio
 from msgspec import Struct
 
+from . import _json
 from ._admission import Admission, Ticket
 from ._books import Books
 from ._delivery import Delivery
 from ._draws import Draws
+from ._extras import find_extras
 from ._jobs import JOBS, Job, Kind
+from ._schemas import find_strict_fault
 from ._slots import Course, Slots
 from .catalog import SimulatedModel
 from .config import RequestRecord, SimulatorConfig
 from .directives import NONE, Directives, read_directives
-from .faults import FAULTS, ErrorReply, FaultContext, FaultKind, bad_request, context_length, with_retry_after
+from .faults import (
+    FAULTS,
+    ErrorReply,
+    FaultContext,
+    FaultKind,
+    bad_request,
+    context_length,
+    schema_refused,
+    with_retry_after,
+)
 from .forms import Face, Generation
 from .ledger import Charge
 from .limits import Demand
@@ -178,7 +191,12 @@ class Exchange:
             answer=_NO_ANSWER if job.kind == "embeddings" else writer.write(),
             prompt_tokens=reading.tokens,
         )
-        await self._generate(generation, error, job=job)
+        extras = find_extras(chat, refusal=directives.refuse, has_metadata=self._wants_metadata())
+        await self._generate(generation, error, job=msgspec.structs.replace(job, extras=extras))
+
+    def _wants_metadata(self) -> bool:
+        names = ("x-openrouter-metadata", "x-openrouter-experimental-metadata")
+        return any((self._request.get(name) or "").lower() == "enabled" for name in names)
 
     # Before the generation.
 
@@ -234,12 +252,23 @@ class Exchange:
         is_long = reading.tokens + min(chat.limit or 1, model.max_completion_tokens) > model.context_length
         if is_long and self._kind != "embeddings":
             return context_length(self._context(chat, model, reading))
+        refused = self._find_schema_fault(chat, model, reading)
+        if refused is not None:
+            return refused
         demand = Demand(self._key, model.id, reading.tokens, _max_tokens(chat, model))
         answer = self._world.admission.admit(demand, model=model, context=lambda: self._context(chat, model, reading))
         if isinstance(answer, ErrorReply):
             return answer
         self._ticket = answer
         return None
+
+    def _find_schema_fault(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> ErrorReply | None:
+        """What the provider with the strictest strict mode says about a schema."""
+        form = chat.response_format.json_schema if chat.response_format is not None else None
+        if form is None or not form.strict or model.style != "openai":
+            return None
+        fault = find_strict_fault(_json.decode_any(bytes(form.schema)))
+        return schema_refused(self._context(chat, model, reading), name=form.name, fault=fault) if fault else None
 
     def _context(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> FaultContext:
         return FaultContext(

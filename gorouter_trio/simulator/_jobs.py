@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from . import _json, forms
+from ._extras import Extras
 from .faults import ErrorReply, bad_request
 from .forms import Generation
 from .requests import ChatRequest, Message, parse_chat
@@ -33,6 +34,8 @@ class Job(Struct, frozen=True):
     kind: Kind
     chat: ChatRequest
     write: Callable[[Generation], bytes] = forms.completion
+    extras: Extras | None = None
+    """What the answer has besides its text; only in a chat."""
 
 
 class _TextRequest(ChatRequest):

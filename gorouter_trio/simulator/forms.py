@@ -50,11 +50,11 @@ PADDING: Final = b"\n         \n"
 TIMED_OUT: Final = b'{"error":{"message":"The operation was aborted","code":504}}'
 
 _NATIVE: Final[dict[Style, dict[str, str]]] = {
-    "openai": {"stop": "stop", "length": "length", "tool_calls": "tool_calls"},
-    "anthropic": {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"},
-    "google": {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"},
-    "xai": {"stop": "completed", "length": "length", "tool_calls": "completed"},
-    "open": {"stop": "stop", "length": "length", "tool_calls": "tool_calls"},
+    "openai": {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
+    "anthropic": {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"},
+    "google": {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"},
+    "xai": {"stop": "completed", "length": "length", "tool_calls": "completed", "content_filter": "completed"},
+    "open": {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
 }
 _REASONING: Final[dict[Style, tuple[str, str, str]]] = {
     "openai": ("reasoning.summary", "summary", "openai-responses-v1"),
@@ -306,6 +306,10 @@ class StreamForm:
             '"choices":[{"index":0,"delta":{"content":""},"finish_reason":"error"}]}\n\n'
         )
         return text.encode() + DONE
+
+    def delta(self, more: dict[str, object]) -> bytes:
+        """An event with no text, but with something else."""
+        return self._delta(f'"content":"","role":"assistant",{encode(more).decode("utf-8")[1:-1]}')
 
     def _delta(self, delta: str) -> bytes:
         choice = f'{{"index":0,"delta":{{{delta}}},"finish_reason":null,"native_finish_reason":null}}'

@@ -150,7 +150,7 @@ def _provider_side(charge: Charge, latency_ms: int, cost: Raw) -> dict[str, obje
         "request_id": f"req-{charge.generation_id[4:]}",
         "session_id": None,
         "preset_id": None,
-        "api_type": "completions",
+        "api_type": "embeddings" if charge.model.outputs == ("embeddings",) else "completions",
         "id": charge.generation_id,
         "upstream_id": response["id"],
         "provider_responses": [response],

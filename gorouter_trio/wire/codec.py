@@ -34,10 +34,12 @@ from .ledger import LedgerRow
 from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
     AssistantMessage,
+    ContentPart,
     DeveloperMessage,
     FunctionCall,
     Message,
     SystemMessage,
+    TextPart,
     ToolCall,
     ToolMessage,
     UserMessage,
@@ -61,7 +63,7 @@ from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "Prompt",
@@ -99,10 +101,13 @@ __all__ = [
     "encode_request",
     "encode_text_prompt",
     "is_utf8",
+    "join_body",
     "join_options",
     "keep_raw",
     "kept",
+    "make_decoder",
     "render_body",
+    "split_list",
     "split_object",
     "to_chunk",
     "to_message",
@@ -131,6 +136,9 @@ _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
+_decode_part = cast("Callable[[msgspec.Raw], ContentPart]", msgspec.json.Decoder(ContentPart).decode)
+_decode_text_part = msgspec.json.Decoder(TextPart).decode
+_decode_role = msgspec.json.Decoder(_Role).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
 _decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
@@ -140,6 +148,7 @@ _TOO_MUCH = Decimal(10) ** 12
 _NO_DETAILS = CostDetails()
 _NO_PROMPT_DETAILS = PromptTokensDetails()
 _NO_COMPLETION_DETAILS = CompletionTokensDetails()
+_EMPTY = msgspec.Raw(b'""')
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
@@ -455,7 +464,7 @@ def encode_embeddings(
     return body, msgspec.structs.replace(beneath, headers=headers, model=cast("str", fields["model"]), max_tokens=None)
 
 
-def encode_text_prompt(prompt: str, options: bytes) -> bytes:
+def encode_text_prompt(prompt: object, options: bytes) -> bytes:
     """The body of POST /completions from its prompt and encoded options; raises `BadRequestError`."""
     if not isinstance(prompt, str) or not prompt:
         raise _bad_request(f"prompt: must be a text, and not empty, not {prompt!r:.200}")
@@ -480,6 +489,21 @@ def render_body(options: bytes, messages: bytes, *, streaming: bool) -> bytes:
     return b'%b"messages":[%b]}' % (head, messages)
 
 
+def join_body(options: bytes, messages: Iterable[bytes | bytearray], *, streaming: bool) -> bytes:
+    """The body of a request whose messages stand in several places, each encoded and joined by commas, or empty.
+
+    What may be long, the history, is copied once.
+    """
+    parts: list[bytes | bytearray] = [options[:-1], b',"stream":true,"messages":[' if streaming else b',"messages":[']
+    if options == b"{}":
+        parts[1] = b'"stream":true,"messages":[' if streaming else b'"messages":['
+    for piece in messages:
+        if piece:
+            parts += (piece, b",")
+    parts[-1] = b"]}" if len(parts) > 2 else parts[-1] + b"]}"
+    return b"".join(parts)
+
+
 # Replies
 
 
@@ -497,7 +521,8 @@ def decode_completion(body: bytes, *, generation_id: str | None = None) -> ChatC
         reply = _salvaged_reply(body, exc, generation_id=generation_id)
     choice = reply.choices[0] if reply.choices else None
     if reply.error is not None or (choice is not None and _is_failed(choice)):
-        raise _error_in_reply(reply, choice, generation_id=reply.id or generation_id)
+        error = None if reply.error is None else _error_of(body) or reply.error
+        raise _error_in_reply(reply, choice, error=error, generation_id=reply.id or generation_id)
     if choice is None or choice.message is None:
         raise _decode_error("the reply has no choices", generation_id=reply.id or generation_id)
     usage = reply.usage
@@ -611,13 +636,17 @@ def to_chunk(reply: ChatCompletion) -> ChatChunk:
         audio=message.audio,
     )
     return ChatChunk(
-        choices=[ChunkChoice(delta, choice.finish_reason or "stop", choice.native_finish_reason)],
+        choices=[ChunkChoice(delta, choice.finish_reason or "stop", choice.native_finish_reason, choice.logprobs)],
         id=reply.id,
         model=reply.model,
         provider=reply.provider,
         usage=reply.usage,
         created=reply.created,
         service_tier=reply.service_tier,
+        system_fingerprint=reply.system_fingerprint,
+        openrouter_metadata=reply.openrouter_metadata,
+        alignment=reply.alignment,
+        safeguard_results=reply.safeguard_results,
     )
 
 
@@ -775,13 +804,63 @@ def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], *, body: b
 
 
 def decode_message(data: bytes) -> Message:
-    """A message that was encoded by `encode_message`; raises `DecodeError`."""
-    return cast("Message", _stored(_decode_message, data))
+    """A message that was encoded by `encode_message`; raises `DecodeError`.
+
+    What a mapping had that is newer than this package does not make it unreadable: parts of another kind
+    stay raw JSON, calls without an id or a name get one as in a reply, other fields are left out.
+    """
+    try:
+        return cast("Message", _decode_message(data))
+    except _MALFORMED:
+        return _stored(_newer_message, data)
 
 
 def decode_messages(joined: bytes) -> list[Message]:
-    """Messages that were joined by `encode_prompt`; raises `DecodeError`."""
-    return _stored(_decode_messages, b"[%b]" % joined)
+    """Messages that were joined by `encode_prompt`, each as by `decode_message`; raises `DecodeError`."""
+    listed = b"[%b]" % joined
+    try:
+        return _decode_messages(listed)
+    except _MALFORMED:
+        return [decode_message(bytes(raw)) for raw in _stored(_split_list, listed)]
+
+
+def _newer_message(data: bytes) -> Message:
+    fields = _split_object(data)
+    role = _decode_role(data).role
+    if role == "assistant":
+        message = to_message(_salvage.decode(ReplyMessage, data))
+        return msgspec.structs.replace(message, name=_named(fields))
+    if role not in _ROLES or "content" not in fields:
+        raise msgspec.ValidationError(f"a message of role {role!r}, or one without content")
+    content, name = fields["content"], _named(fields)
+    match role:
+        case "system":
+            return SystemMessage(_read_content(content, _decode_text_part), name)
+        case "developer":
+            return DeveloperMessage(_read_content(content, _decode_text_part), name)
+        case "user":
+            return UserMessage(_read_content(content, _decode_part), name)
+        case _:
+            call_id = fields.get("tool_call_id", _EMPTY)
+            return ToolMessage(str(_decode_any(call_id)), _read_content(content, _decode_part), name)
+
+
+def _named(fields: Mapping[str, msgspec.Raw]) -> str | UnsetType:
+    name = _decode_any(fields["name"]) if "name" in fields else None
+    return name if isinstance(name, str) else UNSET
+
+
+def _read_content(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], T]) -> str | list[T | msgspec.Raw]:
+    """A content with its parts, those of a kind that is not known as they are."""
+    if bytes(raw)[:1] == b'"':
+        return str(_decode_any(raw))
+    parts: list[T | msgspec.Raw] = []
+    for part in _split_list(raw):
+        try:
+            parts.append(decode(part))
+        except _MALFORMED:
+            parts.append(part.copy())
+    return parts
 
 
 def decode_log_entry(data: bytes) -> LogEntry:
@@ -805,6 +884,19 @@ def decode_json(data: bytes | str) -> object:
         return cast("object", _decode_any(data))
     except _MALFORMED as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
+
+
+def split_list(data: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    """The items of a JSON list, each as raw JSON, which pins `data`; raises `DecodeError`."""
+    try:
+        return _split_list(data)
+    except _MALFORMED as exc:
+        raise DecodeError(f"not a JSON list: {exc}") from exc
+
+
+def make_decoder(kind: object, *, hook: Callable[[object, object], object]) -> Callable[[bytes | str], object]:
+    """A strict decoder of a user's type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
+    return msgspec.json.Decoder(kind, dec_hook=hook).decode
 
 
 def split_object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:
@@ -866,12 +958,15 @@ def _is_failed(choice: Choice) -> bool:
     return choice.error is not None or choice.finish_reason == "error"
 
 
-def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_id: str | None) -> ApiError:
-    body = reply.error
+def _error_in_reply(
+    reply: ChatCompletion, choice: Choice | None, *, error: ErrorBody | None, generation_id: str | None
+) -> ApiError:
+    body = error
     if body is None and choice is not None:
         body = choice.error or _unsaid(choice.native_finish_reason)
-    error = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
-    if choice is not None and choice.message is not None and (choice.message.content or choice.message.reasoning):
+    made = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
+    message = None if choice is None else choice.message
+    if choice is not None and message is not None and (message.content or message.reasoning or message.tool_calls):
         call = CallRecord(
             generation_id=generation_id,
             model=reply.model,
@@ -881,8 +976,8 @@ def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_
             usage=None if reply.usage is None else checked_usage(reply.usage),
             interrupted=True,
         )
-        error.partial = ChatResult(message=to_message(choice.message), call=call)
-    return error
+        made.partial = ChatResult(message=to_message(message), call=call)
+    return made
 
 
 def _unsaid(native_finish_reason: str | None) -> ErrorBody:

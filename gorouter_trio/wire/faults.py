@@ -238,6 +238,9 @@ def _retry_after(
 def _metadata_retry_after(metadata: Mapping[str, object], *, now_s: float | None) -> float | None:
     names = ("retry_after_seconds", "retry_after_seconds_raw", "retry_after")
     asked = [metadata.get(name) for name in names]
+    availability = metadata.get("availability")
+    if isinstance(availability, dict):
+        asked.append(availability.get("retry_after"))
     return _first_wait([*asked, _metadata_header(metadata, "retry-after")], now_s=now_s)
 
 

@@ -92,15 +92,15 @@ def next_page_query(path: str, following: str) -> str:
     return f"{base}?{urlencode(merged, quote_via=quote)}" if merged else base
 
 
-def model_path(before: str, model: str, *, after: str = "") -> str:
+def model_path(before: str, model: object, *, after: str = "") -> str:
     """The path of something about a model; raises `BadRequestError` when its id is not of the form author/slug."""
     parts = model.split("/") if isinstance(model, str) else []
     if len(parts) != 2 or not all(_SEGMENT.fullmatch(part) and part not in {".", ".."} for part in parts):
         raise BadRequestError(f"model: must be an id of the form author/slug, not {model!r:.200}", status=400)
-    return before + quote(model, safe="/:~@") + after
+    return before + quote("/".join(parts), safe="/:~@") + after
 
 
-def generation_path(generation_id: str) -> str:
+def generation_path(generation_id: object) -> str:
     """The path of a generation; raises `BadRequestError` when the id is no text."""
     if not isinstance(generation_id, str) or not generation_id.strip():
         raise BadRequestError(f"generation_id: must be the id of a generation, not {generation_id!r:.200}", status=400)

@@ -254,7 +254,7 @@ class Rounds:
         self.finished = gr.ToolFinished(
             call_id="c", name="f", arguments="{}", status="success", result="1", duration_s=0.0
         )
-        self.steps = [[asked], [self.started], [self.finished], [asked], []]
+        self.steps = [[asked], (self.started,), (self.finished,), [asked], []]
         self.answer = result
 
     async def read(self):
