@@ -38,10 +38,13 @@ from .batch.runner import BatchStatistics as BatchStatistics
 from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
+from .config import Budget as Budget
 from .config import ClientConfig as ClientConfig
 from .config import ContextPolicy as ContextPolicy
 from .config import Deadlines as Deadlines
+from .config import LedgerConfig as LedgerConfig
 from .config import PoolLimits as PoolLimits
+from .config import PricePolicy as PricePolicy
 from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
 from .config import Secret as Secret
@@ -53,6 +56,8 @@ from .errors import ApiError as ApiError
 from .errors import AuthenticationError as AuthenticationError
 from .errors import AuthenticationRequiredError as AuthenticationRequiredError
 from .errors import BadRequestError as BadRequestError
+from .errors import BudgetError as BudgetError
+from .errors import BudgetExceededError as BudgetExceededError
 from .errors import ConfigError as ConfigError
 from .errors import ConnectError as ConnectError
 from .errors import DangerousArgumentError as DangerousArgumentError
@@ -90,6 +95,7 @@ from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
 from .errors import TurnParkedError as TurnParkedError
+from .errors import UnpriceableRequestError as UnpriceableRequestError
 from .events import AnnotationDelta as AnnotationDelta
 from .events import AudioDelta as AudioDelta
 from .events import ImageDelta as ImageDelta
@@ -105,6 +111,19 @@ from .events import ToolEvent as ToolEvent
 from .events import ToolFinished as ToolFinished
 from .events import ToolProgress as ToolProgress
 from .events import ToolStarted as ToolStarted
+from .pool.budget import AccountStatistics as AccountStatistics
+from .pool.budget import BudgetStatistics as BudgetStatistics
+from .pool.costs import CostRow as CostRow
+from .pool.costs import CostSnapshot as CostSnapshot
+from .pool.costs import CostSums as CostSums
+from .pool.costs import CostTracker as CostTracker
+from .pool.ledger import LedgerSink as LedgerSink
+from .pool.ledger import LedgerStatistics as LedgerStatistics
+from .pool.ledger_file import LedgerReader as LedgerReader
+from .pool.prices import PriceEvent as PriceEvent
+from .pool.prices import PriceRefreshFailed as PriceRefreshFailed
+from .pool.prices import PricesRefreshed as PricesRefreshed
+from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.workers import PoolStatistics as PoolStatistics
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -157,6 +176,9 @@ from .wire.embeddings import Embedding as Embedding
 from .wire.embeddings import EmbeddingInput as EmbeddingInput
 from .wire.embeddings import EmbeddingKeywords as EmbeddingKeywords
 from .wire.embeddings import EmbeddingResult as EmbeddingResult
+from .wire.ledger import LedgerRow as LedgerRow
+from .wire.ledger import LedgerState as LedgerState
+from .wire.ledger import Purpose as Purpose
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
 from .wire.messages import CacheControl as CacheControl
@@ -233,6 +255,7 @@ from .wire.toolcalls import ToolStatus as ToolStatus
 
 __all__ = [
     "AccessDeniedError",
+    "AccountStatistics",
     "ActorGoneError",
     "AliasTarget",
     "Annotation",
@@ -258,6 +281,10 @@ __all__ = [
     "BatchRow",
     "BatchStatistics",
     "Benchmarks",
+    "Budget",
+    "BudgetError",
+    "BudgetExceededError",
+    "BudgetStatistics",
     "CacheControl",
     "CallRecord",
     "ChatContext",
@@ -280,6 +307,10 @@ __all__ = [
     "ContextCompressionPlugin",
     "ContextPolicy",
     "CostDetails",
+    "CostRow",
+    "CostSnapshot",
+    "CostSums",
+    "CostTracker",
     "Credits",
     "DangerousArgumentError",
     "DeadlineExceededError",
@@ -328,6 +359,12 @@ __all__ = [
     "JsonSchemaFormat",
     "KeyBudget",
     "KeyInfo",
+    "LedgerConfig",
+    "LedgerReader",
+    "LedgerRow",
+    "LedgerSink",
+    "LedgerState",
+    "LedgerStatistics",
     "Logprobs",
     "LogprobsDelta",
     "MaxPrice",
@@ -358,6 +395,11 @@ __all__ = [
     "PoolLimits",
     "PoolStatistics",
     "Prediction",
+    "PriceEvent",
+    "PricePolicy",
+    "PriceRefreshFailed",
+    "PriceStatistics",
+    "PricesRefreshed",
     "Pricing",
     "PricingOverride",
     "PromptCacheOptions",
@@ -367,6 +409,7 @@ __all__ = [
     "ProviderInfo",
     "ProviderPreferences",
     "ProviderSort",
+    "Purpose",
     "RateLimitError",
     "RawChunk",
     "ReasoningDelta",
@@ -411,6 +454,7 @@ __all__ = [
     "ToolCallReport",
     "ToolChoice",
     "ToolContext",
+    "ToolDefinition",
     "ToolError",
     "ToolEvent",
     "ToolFinished",
@@ -433,6 +477,7 @@ __all__ = [
     "TurnInterruptedError",
     "TurnKeywords",
     "TurnParkedError",
+    "UnpriceableRequestError",
     "UrlCitation",
     "Usage",
     "UserMessage",

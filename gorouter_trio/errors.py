@@ -28,6 +28,9 @@
     │   ├── TurnInterruptedError      the turn was interrupted; `partial` holds what had arrived
     │   ├── TurnParkedError           the turn waits for a reply from outside, and nobody waits for the turn
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
+    ├── BudgetError
+    │   ├── BudgetExceededError       a budget does not cover the request; nothing was sent
+    │   └── UnpriceableRequestError   nobody can say what the request may cost; nothing was sent
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
     ├── SecurityError                 the guard refused
     │   ├── AccessDeniedError         the caller has no right to it
@@ -52,6 +55,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from decimal import Decimal
 
     from .wire.result import ChatResult
 
@@ -62,6 +66,8 @@ __all__ = [
     "AuthenticationError",
     "AuthenticationRequiredError",
     "BadRequestError",
+    "BudgetError",
+    "BudgetExceededError",
     "ConfigError",
     "ConnectError",
     "DangerousArgumentError",
@@ -99,6 +105,7 @@ __all__ = [
     "TurnInDoubtError",
     "TurnInterruptedError",
     "TurnParkedError",
+    "UnpriceableRequestError",
 ]
 
 DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle", "total"]
@@ -280,6 +287,47 @@ class TurnParkedError(SessionError):
 
 class HistoryNotSaved(SessionError):  # noqa: N818 - the name is the contract of DESIGN.md section 2
     """The answer arrived and is in `partial`, complete; it could not be stored."""
+
+
+class BudgetError(GorouterError):
+    """A request is not paid for; nothing was sent."""
+
+
+class BudgetExceededError(BudgetError):
+    """A budget does not cover what the request may cost at most; nothing was sent.
+
+    `budget` says which one. `left_usd` is what is neither spent nor held by requests in flight, `needed_usd` the worst
+    case of the request. Amounts are None where too many budgets or too many waiting requests are the reason.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: str,
+        limit_usd: Decimal | None = None,
+        left_usd: Decimal | None = None,
+        needed_usd: Decimal | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.budget = budget
+        self.limit_usd = limit_usd
+        self.left_usd = left_usd
+        self.needed_usd = needed_usd
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class UnpriceableRequestError(BudgetError):
+    """There is a budget, and the price of `model`, or of something in the request, is not known; nothing was sent."""
+
+    def __init__(self, message: str, *, model: str = "") -> None:
+        super().__init__(message)
+        self.model = model
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
 
 
 class StoreError(GorouterError):

@@ -30,6 +30,7 @@ from .embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingReply
 from .faults import api_error, body_summary, error_from_reply
 from .formcheck import check_embedding_form, check_form, check_headers, check_message
 from .journal import LogEntry
+from .ledger import LedgerRow
 from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
     AssistantMessage,
@@ -81,6 +82,7 @@ __all__ = [
     "decode_generation",
     "decode_json",
     "decode_key",
+    "decode_ledger_row",
     "decode_log_entry",
     "decode_log_outline",
     "decode_message",
@@ -142,6 +144,7 @@ _decode_role = msgspec.json.Decoder(_Role).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
 _decode_log_outline = msgspec.json.Decoder(LogOutline).decode
+_decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
@@ -871,6 +874,11 @@ def decode_log_entry(data: bytes) -> LogEntry:
 def decode_log_outline(data: bytes) -> LogOutline:
     """What can be counted in an entry of a session's log, whatever its tag; raises `DecodeError`."""
     return _stored(_decode_log_outline, data)
+
+
+def decode_ledger_row(data: bytes) -> LedgerRow:
+    """A row of a ledger file; raises `DecodeError`."""
+    return _stored(_decode_ledger_row, data)
 
 
 def decode_roles(data: bytes) -> list[str]:
