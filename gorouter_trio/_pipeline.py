@@ -58,7 +58,8 @@ class TurnRequest:
     def call(self, *, streaming: bool = False) -> HttpCall:
         """The HTTP request that asks for it."""
         body = join_body(self.options, self.pieces, streaming=streaming)
-        return HttpCall(body=body, streaming=streaming, deadline=self.deadline, settings=self.settings)
+        flow = self.session or ""
+        return HttpCall(body=body, streaming=streaming, deadline=self.deadline, settings=self.settings, flow=flow)
 
     def as_changed(self, state: ChatState) -> TurnRequest:
         """The request that extensions have made of it; raises `BadRequestError` when that is none."""
@@ -155,6 +156,8 @@ class ChatPipeline:
     def _result(self, reply: ChatCompletion, exchange: Exchange) -> ChatResult:
         choice = reply.choices[0]  # type: ignore[index]  # decode_completion has seen it
         ticket = exchange.ticket
+        exchange.usage = reply.usage
+        exchange.reply_id = reply.id
         return ChatResult(
             message=to_message(choice.message),  # type: ignore[arg-type]  # as above
             call=CallRecord(

@@ -11,7 +11,7 @@ import trio
 import trio.testing
 from scripted import Network, Serve
 
-from gorouter_trio.config import ClientConfig
+from gorouter_trio.config import ClientConfig, Secret
 from gorouter_trio.pool.streams import ChatReader, begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, PoolStatistics, open_pool
 from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead, connector
@@ -107,8 +107,11 @@ async def open_place(
         nursery.cancel_scope.cancel()
 
 
-def make_head(method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
-    return RequestHead(ORIGIN, method=method, target=path, headers=[("Authorization", "Bearer k"), *extra])
+def make_head(
+    method: str, path: str, extra: tuple[tuple[str, str], ...] = (), *, key: Secret | None = None
+) -> RequestHead:
+    shown = "k" if key is None else key.reveal()
+    return RequestHead(ORIGIN, method=method, target=path, headers=[("Authorization", f"Bearer {shown}"), *extra])
 
 
 async def together(*calls: Callable[[], Awaitable[object]]) -> None:
