@@ -34,9 +34,13 @@ from .batch.runner import BatchStatistics as BatchStatistics
 from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
+from .config import ApiKey as ApiKey
+from .config import BreakerPolicy as BreakerPolicy
 from .config import ClientConfig as ClientConfig
 from .config import Deadlines as Deadlines
+from .config import KeyProvider as KeyProvider
 from .config import PoolLimits as PoolLimits
+from .config import RateLimits as RateLimits
 from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
 from .config import Secret as Secret
@@ -45,6 +49,7 @@ from .errors import ActorGoneError as ActorGoneError
 from .errors import ApiError as ApiError
 from .errors import AuthenticationError as AuthenticationError
 from .errors import BadRequestError as BadRequestError
+from .errors import CircuitOpenError as CircuitOpenError
 from .errors import ConfigError as ConfigError
 from .errors import ConnectError as ConnectError
 from .errors import DeadlineExceededError as DeadlineExceededError
@@ -79,7 +84,11 @@ from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
-from .pool.workers import PoolStatistics as PoolStatistics
+from .pool.admission import ModelStatistics as ModelStatistics
+from .pool.attempts import AttemptRecord as AttemptRecord
+from .pool.keys import KeyStatistics as KeyStatistics
+from .pool.statistics import LaneStatistics as LaneStatistics
+from .pool.statistics import PoolStatistics as PoolStatistics
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
 from .runtime_events import ChatFinished as ChatFinished
@@ -163,9 +172,11 @@ from .wire.result import HistoryEntry as HistoryEntry
 __all__ = [
     "ActorGoneError",
     "ApiError",
+    "ApiKey",
     "Architecture",
     "AskKeywords",
     "AssistantMessage",
+    "AttemptRecord",
     "AudioOutput",
     "AudioPart",
     "AuthenticationError",
@@ -176,6 +187,7 @@ __all__ = [
     "BatchResult",
     "BatchRow",
     "BatchStatistics",
+    "BreakerPolicy",
     "CacheControl",
     "CallRecord",
     "ChatContext",
@@ -188,6 +200,7 @@ __all__ = [
     "ChatStarted",
     "ChatState",
     "ChatStream",
+    "CircuitOpenError",
     "Client",
     "ClientConfig",
     "CompletionTokensDetails",
@@ -230,10 +243,14 @@ __all__ = [
     "JsonSchema",
     "JsonSchemaFormat",
     "KeyInfo",
+    "KeyProvider",
+    "KeyStatistics",
+    "LaneStatistics",
     "MaxPrice",
     "Message",
     "Middleware",
     "Model",
+    "ModelStatistics",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
@@ -257,6 +274,7 @@ __all__ = [
     "ProviderPreferences",
     "ProviderSort",
     "RateLimitError",
+    "RateLimits",
     "RawChunk",
     "ReasoningDelta",
     "ReasoningOptions",

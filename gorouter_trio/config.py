@@ -185,6 +185,10 @@ class Secret:
         raise TypeError("a Secret cannot be pickled")
 
 
+KeyProvider: TypeAlias = Callable[[], str | Secret | Awaitable[str | Secret]]
+"""Gives the API key that is good now; asked for every request, so that keys can change while a client runs."""
+
+
 class Seams(Struct, frozen=True, kw_only=True):
     """Where chance and the world come in: replaced by tests and simulations.
 
@@ -386,10 +390,6 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     def secret(self) -> Secret:
         """The key."""
         return cast("Secret", self.key)
-
-
-KeyProvider: TypeAlias = "Callable[[], str | Secret | Awaitable[str | Secret]]"
-"""Gives the API key that is good now; called for every request, so that keys can change while a client runs."""
 
 
 class SessionConfig(Struct, frozen=True, kw_only=True):

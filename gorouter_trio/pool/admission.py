@@ -402,7 +402,7 @@ class Admission:
         if not was_closed:
             self._look_for_trouble()
 
-    def fail(self, applicant: Applicant, error: GorouterError, now: float, *, is_retry: bool) -> None:
+    def fail(self, applicant: Applicant, error: GorouterError, *, now: float, is_retry: bool) -> None:
         """A request that was sent has failed."""
         route = applicant.route
         if route is None:

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from msgspec import Struct
 
-from ..errors import GorouterError
 from ..wire.responses import Usage
-from .retry import classify
 
-if TYPE_CHECKING:
-    from .workers import Exchange
-
-__all__ = ["AttemptRecord", "record_attempt"]
+__all__ = ["AttemptRecord"]
 
 
 class AttemptRecord(Struct, frozen=True, kw_only=True):
@@ -54,49 +47,3 @@ class AttemptRecord(Struct, frozen=True, kw_only=True):
     sent_at: float
     first_data_at: float | None
     ended_at: float
-
-
-def record_attempt(
-    exchange: Exchange, error: BaseException | None, *, now: float, is_left: bool = False
-) -> AttemptRecord:
-    """The record of an exchange's last attempt, which ended with `error` or without, or was left before its end."""
-    ticket = exchange.ticket
-    call = ticket.call
-    settings = call.settings
-    key = None if ticket.route is None else ticket.route.key
-    cancelled = is_left or not (error is None or isinstance(error, Exception))
-    return AttemptRecord(
-        call=exchange.number,
-        attempt=exchange.tries,
-        method=call.method,
-        path=call.path,
-        model=settings.model,
-        tenant=settings.tenant,
-        lane=settings.lane,
-        flow=ticket.flow,
-        key="" if key is None else key.name,
-        key_index=-1 if key is None else key.index,
-        prompt_bytes=len(call.body),
-        generation_id=exchange.generation_id,
-        status=ticket.status or None,
-        error=None if error is None else type(error).__name__,
-        usage=exchange.usage,
-        maybe_billed=_is_maybe_billed(exchange, error, cancelled=cancelled),
-        cancelled=cancelled,
-        streamed=call.streaming,
-        queued_at=ticket.queued_at,
-        taken_at=ticket.started_at,
-        sent_at=ticket.sent_at,
-        first_data_at=exchange.first_data_at or (ticket.reply_at if ticket.status else None),
-        ended_at=now,
-    )
-
-
-def _is_maybe_billed(exchange: Exchange, error: BaseException | None, *, cancelled: bool) -> bool:
-    if exchange.usage is not None and exchange.usage.cost is not None:
-        return False
-    if cancelled:
-        return True
-    if not isinstance(error, GorouterError):
-        return error is not None
-    return error.maybe_billed or classify(error) == "ambiguous"

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["MOST_COST", "FairQueue", "Queued"]
+__all__ = ["MOST_COST", "FairQueue", "Flow", "Queued"]
 
 MOST_COST = 16.0
 _LEAST_WEIGHT = 1e-9

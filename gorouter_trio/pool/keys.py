@@ -20,13 +20,13 @@ from ..errors import ApiError, ConfigError
 from .limiter import Gcra
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterator
+    from collections.abc import Iterator
 
     from ..config import ClientConfig, KeyProvider, RateLimits
     from ..transport.http import RequestHead
     from .concurrency import AdaptiveLimit
 
-__all__ = ["HeadMaker", "KeyRing", "KeyState", "KeyStatistics", "Pause"]
+__all__ = ["HeadMaker", "KeyRing", "KeyState", "KeyStatistics", "Pause", "gcra", "pause_until"]
 
 _LEAST_WEIGHT = 1e-9
 _MOST_PROVIDED = 8
@@ -110,7 +110,7 @@ class KeyState:
     def __repr__(self) -> str:
         return f"<KeyState {self.name}: {self.in_flight} in flight>"
 
-    def head(self, method: str, path: str, extra: tuple[tuple[str, str], ...], *, make: HeadMaker) -> RequestHead:
+    def head(self, method: str, path: str, *, extra: tuple[tuple[str, str], ...], make: HeadMaker) -> RequestHead:
         """The head of a request with this key; made once unless it has headers of its own."""
         if extra:
             return make(method, path, extra, key=self.secret)
@@ -172,7 +172,7 @@ class KeyRing:
         provider = cast("KeyProvider", self.provider)
         given = provider()
         if inspect.isawaitable(given):
-            given = await cast("Awaitable[str | Secret]", given)
+            given = await given
         return self._state_of(given)
 
     def _state_of(self, given: object) -> KeyState:

@@ -43,7 +43,7 @@ from ..errors import (
 from ..wire.codec import decode_error
 from ..wire.faults import find_header
 from .admission import Admission
-from .attempts import record_attempt
+from .attempts import AttemptRecord
 from .deadlines import Alarm, DeadlineKeeper
 from .fairness import MOST_COST, FairQueue
 from .keys import HeadMaker, KeyRing
@@ -58,7 +58,6 @@ if TYPE_CHECKING:
     from ..wire.mail import HttpCall, PoolMail
     from ..wire.responses import Usage
     from .admission import Hold, ModelGate, Route
-    from .attempts import AttemptRecord
     from .fairness import Flow
     from .keys import KeyState
 
@@ -497,7 +496,7 @@ class Pool:
         error = decode_error(ticket.status, ticket.headers, body=ticket.body, now_s=self._seams.wall())
         ticket.error = error
         self._throttled += ticket.status == 429
-        self._admission.fail(ticket, error, self.now(), is_retry=ticket.is_retry)
+        self._admission.fail(ticket, error, now=self.now(), is_retry=ticket.is_retry)
 
     def end_stream(self, exchange: Exchange) -> None:
         """The connection of a stream that had begun is back; used by leases."""
@@ -512,7 +511,7 @@ class Pool:
         now = self.now()
         if isinstance(error, GorouterError) and ticket.is_sent and ticket.error is None:
             self._throttled += isinstance(error, RateLimitError)
-            self._admission.fail(ticket, error, now, is_retry=ticket.is_retry)
+            self._admission.fail(ticket, error, now=now, is_retry=ticket.is_retry)
         elif ticket.is_probe and error is not None and ticket.error is None:
             self._admission.end_probe(ticket)
         if exchange.usage is not None:
@@ -522,7 +521,7 @@ class Pool:
         if error is not None or ticket.tokens:
             self._look_again(ticket.gate)
         if self._on_attempt is not None and ticket.is_sent:
-            self._on_attempt(record_attempt(exchange, error, now=now, is_left=is_left))
+            self._on_attempt(_record_of(exchange, error, now=now, is_left=is_left))
 
     # The queue
 
@@ -623,7 +622,7 @@ class Pool:
         key = cast("Route", ticket.route).key
         settings = call.settings
         head = None if settings.headers else key.heads.get((call.method, call.path))
-        ticket.head = head or key.head(call.method, call.path, settings.headers, make=self._make_head)
+        ticket.head = head or key.head(call.method, call.path, extra=settings.headers, make=self._make_head)
         self._admitted[settings.lane] += 1
         if ticket.queue_scope is not None:
             ticket.queue_scope.deadline = math.inf
@@ -966,6 +965,50 @@ def _left_undone(error: BaseException | None) -> bool:
     if isinstance(error, ApiError) and error.status >= 300:
         return classify(error) != "ambiguous"
     return isinstance(error, GorouterError) and classify(error) in {"unsent", "refused", "throttled"}
+
+
+def _record_of(exchange: Exchange, error: BaseException | None, *, now: float, is_left: bool = False) -> AttemptRecord:
+    """The record of an exchange's last attempt, which ended with `error` or without, or was left before its end."""
+    ticket = exchange.ticket
+    call = ticket.call
+    settings = call.settings
+    key = None if ticket.route is None else ticket.route.key
+    cancelled = is_left or not (error is None or isinstance(error, Exception))
+    return AttemptRecord(
+        call=exchange.number,
+        attempt=exchange.tries,
+        method=call.method,
+        path=call.path,
+        model=settings.model,
+        tenant=settings.tenant,
+        lane=settings.lane,
+        flow=ticket.flow,
+        key="" if key is None else key.name,
+        key_index=-1 if key is None else key.index,
+        prompt_bytes=len(call.body),
+        generation_id=exchange.generation_id,
+        status=ticket.status or None,
+        error=None if error is None else type(error).__name__,
+        usage=exchange.usage,
+        maybe_billed=_is_maybe_billed(exchange, error, cancelled=cancelled),
+        cancelled=cancelled,
+        streamed=call.streaming,
+        queued_at=ticket.queued_at,
+        taken_at=ticket.started_at,
+        sent_at=ticket.sent_at,
+        first_data_at=exchange.first_data_at or (ticket.reply_at if ticket.status else None),
+        ended_at=now,
+    )
+
+
+def _is_maybe_billed(exchange: Exchange, error: BaseException | None, *, cancelled: bool) -> bool:
+    if exchange.usage is not None and exchange.usage.cost is not None:
+        return False
+    if cancelled:
+        return True
+    if not isinstance(error, GorouterError):
+        return error is not None
+    return error.maybe_billed or classify(error) == "ambiguous"
 
 
 @asynccontextmanager
