@@ -126,6 +126,11 @@ class Route:
         self.requests = None if rates is None else gcra(rates, rates.requests_per_minute)
         self.tokens = None if rates is None else gcra(rates, rates.tokens_per_minute)
 
+    @property
+    def has_rates(self) -> bool:
+        """Whether there is a rate to keep."""
+        return self.requests is not None or self.tokens is not None
+
     def __repr__(self) -> str:
         return f"<Route {self.gate.name!r}, key {self.key.name}: {self.in_flight} in flight>"
 
@@ -389,7 +394,7 @@ class Admission:
             if meter is not None:
                 meter.adjust(amount)
 
-    def succeed(self, applicant: Applicant, now: float, *, took_s: float, is_retry: bool) -> None:
+    def succeed(self, applicant: Applicant, now: float, *, is_retry: bool) -> None:
         """A request was answered as it should be."""
         route = applicant.route
         if route is None:
@@ -397,8 +402,8 @@ class Admission:
         was_closed = route.gate.breaker.is_closed
         route.gate.breaker.succeed()
         if not is_retry:
-            route.adaptive.succeed(now, in_flight=route.in_flight, took_s=took_s)
-            self._grow_credit(route.key, now, took_s)
+            route.adaptive.succeed(now, in_flight=route.in_flight)
+            self._grow_credit(route.key, now)
         if not was_closed:
             self._look_for_trouble()
 
@@ -455,11 +460,14 @@ class Admission:
             self._free.pause = pause
             self._free.meter = self._free.meter or gcra(self._rates, self._rates.free_requests_per_minute)
             return
-        if wait_s is None or "provider_name" in error.metadata:
+        is_providers = wait_s is None or "provider_name" in error.metadata
+        if is_providers:
             route.gate.pause = pause
         else:
             route.key.pause = pause
-        route.adaptive.throttle(now, in_flight=route.in_flight)
+        # Where the rate is known and kept, a window that was overdrawn all the same is no matter of concurrency.
+        if is_providers or not (route.key.has_rates or route.has_rates):
+            route.adaptive.throttle(now, in_flight=route.in_flight)
 
     def _pause(self, error: ApiError, wait_s: float, now: float) -> Pause:
         """A wait for all, or a latch where it is longer than anybody may be made to wait for."""
@@ -473,10 +481,10 @@ class Admission:
         if key.in_flight <= 1:
             key.pause = self._pause(error, error.retry_after_s or _NO_HINT_S, now)
 
-    def _grow_credit(self, key: KeyState, now: float, took_s: float) -> None:
+    def _grow_credit(self, key: KeyState, now: float) -> None:
         governor = key.governor
         if governor is not None:
-            governor.succeed(now, in_flight=key.in_flight, took_s=took_s)
+            governor.succeed(now, in_flight=key.in_flight)
             if governor.limit >= self._most:
                 key.governor = None
                 self._look_for_trouble()

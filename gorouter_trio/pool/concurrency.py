@@ -2,14 +2,16 @@
 
 Theory of operation. Nobody says how many requests a provider takes at a time, and it changes. So the
 limit starts small and grows by one with each success as long as it is what holds requests back (slow
-start: it doubles a round trip). The first refusal (429) of an episode cuts it to a part of what was in
-flight; more of them change nothing for a cooldown, because they are answers to requests that had left
-before. If refusals go on after it, the next cut goes down to what was really served meanwhile
-(Little's law: time spent in answered requests, over time), a quarter at least, so that a fall of capacity by
-a large factor is followed in a few cuts. After the cooldown the limit grows again: quickly up to near the
-*ceiling* where it was refused, by one a round trip around it, and faster and faster beyond it.
+start: it doubles a round trip). The first refusal (429) of an episode cuts it by a fifth; more of them
+change nothing for a cooldown, because they answer requests that had left before.
 
-Failures (5xx) say nothing of capacity: they only hold growth back for a moment.
+In the moment of a refusal, the other side is full: of all requests in flight then, the ones that are
+answered in the end are as many as it takes. A *mark* counts them. Once the last of them has ended the
+capacity is known, and the next cut goes a little below it at once, however far that is.
+
+After the cooldown the limit grows again: by one a round trip up to the *ceiling* at which it was refused
+and one beyond, then faster and faster. Failures (5xx) say nothing of capacity: they only hold growth back
+for a moment.
 """
 
 from __future__ import annotations
@@ -18,51 +20,46 @@ import math
 
 __all__ = ["AdaptiveLimit"]
 
-_CUT = 0.8
-_DEEPEST_CUT = 0.25
+_BLIND_CUT = 0.8
+_CUT = 0.9
 _COOLDOWN_S = 15.0
-_NEAR = 0.9
 _FAILURE_PAUSE_S = 2.0
-_MEMORY_S = 4 * _COOLDOWN_S
+_MARK_S = 60.0
 
 
 class AdaptiveLimit:
     """A limit between `least` and `most`; fixed at `start` where that is all that it may be."""
 
     __slots__ = (
+        "_capacity",
         "_ceiling",
-        "_cut_at",
         "_least",
+        "_marked_left",
+        "_marked_served",
         "_most",
         "_quiet_until",
         "_round_left",
-        "_served_s",
         "_step",
         "cuts",
         "limit",
+        "marked_at",
     )
 
     def __init__(self, start: int, *, most: int, least: int = 1) -> None:
         self.limit = min(start, most)
         self.cuts = 0
+        self.marked_at: float | None = None
         self._least = least
         self._most = most
-        self._ceiling = math.inf
+        self._marked_left = self._marked_served = 0
+        self._capacity: int | None = None
+        self._ceiling: float = math.inf
         self._quiet_until = -math.inf
-        self._cut_at = -math.inf
-        self._served_s = 0.0
         self._step = 1
         self._round_left = 0
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether it was ever refused, so that successes have to be told with their duration."""
-        return self.cuts > 0
-
-    def succeed(self, now: float, *, in_flight: int, took_s: float) -> None:
+    def succeed(self, now: float, *, in_flight: int) -> None:
         """A request was answered; `in_flight` are those that run now, without it."""
-        if self.cuts:
-            self._served_s += took_s
         if in_flight < self.limit or self.limit >= self._most or now < self._quiet_until:
             return
         if not self.cuts:
@@ -73,43 +70,48 @@ class AdaptiveLimit:
             self._grow()
 
     def throttle(self, now: float, *, in_flight: int) -> bool:
-        """A request was refused because there were too many, it among them; whether that cut the limit.
+        """A request was refused, which is among those `in_flight`; whether that cut the limit.
 
-        A lone one was refused for another reason.
+        A lone one was refused for another reason than their number.
         """
-        if in_flight <= 1 or (self.cuts and now < self._quiet_until):
+        if in_flight <= 1:
             return False
-        base = min(self.limit, max(in_flight, 1))
-        target = min(base * _CUT, max(self._served(now), base * _DEEPEST_CUT))
-        self._ceiling = min(float(base), target / _CUT)
-        self.limit = max(self._least, round(target))
+        if self.marked_at is None or now - self.marked_at > _MARK_S:
+            self.marked_at = now
+            self._marked_left, self._marked_served = in_flight, 0
+        if self.cuts and now < self._quiet_until:
+            return False
+        blind = min(self.limit, in_flight) * _BLIND_CUT / _CUT
+        capacity = blind if self._capacity is None else min(self._capacity, self.limit)
+        self._ceiling = capacity
+        self.limit = max(self._least, math.ceil(capacity * _CUT))
         self._quiet_until = now + _COOLDOWN_S
-        self._cut_at = now
-        self._served_s = 0.0
         self._step = 1
         self._round_left = self.limit
         self.cuts += 1
         return True
 
+    def end(self, *, sent_at: float, is_refused: bool) -> None:
+        """A request is not in flight any more. Has to be told while there is a mark, which is `marked_at`."""
+        if self.marked_at is None or sent_at > self.marked_at:
+            return
+        self._marked_left -= 1
+        self._marked_served += not is_refused
+        if self._marked_left <= 0:
+            self._capacity = max(self._marked_served, self._least)
+            self.marked_at = None
+
     def fail(self, now: float) -> None:
         """A request failed at the other side for a reason of its own."""
         self._quiet_until = max(self._quiet_until, now + _FAILURE_PAUSE_S)
 
-    def _served(self, now: float) -> float:
-        """How many requests were served at a time since the last cut; infinite when that is too long ago to say."""
-        elapsed_s = now - self._cut_at
-        return self._served_s / elapsed_s if _COOLDOWN_S <= elapsed_s <= _MEMORY_S else math.inf
-
     def _grow(self) -> None:
-        near = math.ceil(self._ceiling * _NEAR)
-        if self.limit < near:
-            grown = min(self.limit + self._step, near)
-            self._step *= 2
-        elif self.limit <= self._ceiling:
-            grown = self.limit + 1
+        if self.limit <= self._ceiling:
             self._step = 1
+            self.limit += 1
         else:
-            grown = self.limit + self._step
-            self._step *= 2
-        self.limit = min(grown, self._most)
+            # There is more room than there was when it was measured.
+            self._capacity = None
+            self.limit = min(self.limit + self._step, self._most)
+            self._step = min(self._step * 2, max(1, self.limit // 2))
         self._round_left = self.limit

@@ -107,6 +107,11 @@ class KeyState:
         self.free_latch: Pause | None = None
         self.out: Pause | None = None
 
+    @property
+    def has_rates(self) -> bool:
+        """Whether there is a rate to keep."""
+        return self.requests is not None or self.tokens is not None
+
     def __repr__(self) -> str:
         return f"<KeyState {self.name}: {self.in_flight} in flight>"
 

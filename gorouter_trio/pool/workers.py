@@ -483,12 +483,12 @@ class Pool:
         adaptive, breaker = route.adaptive, ticket.gate.breaker
         if breaker.streak or adaptive.cuts or not breaker.is_closed or route.key.governor is not None:
             now = self.now()
-            self._admission.succeed(ticket, now, took_s=now - ticket.started_at, is_retry=ticket.is_retry)
+            self._admission.succeed(ticket, now, is_retry=ticket.is_retry)
             self._look_again(ticket.gate)
             return
         breaker.successes += 1
         if route.in_flight >= adaptive.limit and not ticket.is_retry:
-            adaptive.succeed(self.now(), in_flight=route.in_flight, took_s=0.0)
+            adaptive.succeed(self.now(), in_flight=route.in_flight)
             self._look_again(ticket.gate)
 
     def note_refusal(self, ticket: Ticket) -> None:
@@ -661,6 +661,8 @@ class Pool:
         route = cast("Route", ticket.route)
         route.in_flight -= 1
         route.key.in_flight -= 1
+        if route.adaptive.marked_at is not None:
+            route.adaptive.end(sent_at=ticket.started_at, is_refused=ticket.status == 429)
         if self._queue.size:
             self._queue.free(route.gate.name)
             while self._held_by_keys:
