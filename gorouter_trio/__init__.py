@@ -23,8 +23,11 @@ from ._chain import ChatState as ChatState
 from ._chain import Hook as Hook
 from ._chain import Middleware as Middleware
 from ._chain import Next as Next
+from ._output import OutputPolicy as OutputPolicy
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
+from ._turns import AskTurnKeywords as AskTurnKeywords
+from ._turns import TurnKeywords as TurnKeywords
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
@@ -59,6 +62,7 @@ from .errors import ExtensionError as ExtensionError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import InvalidOutputError as InvalidOutputError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -95,6 +99,7 @@ from .runtime_events import ChatFinished as ChatFinished
 from .runtime_events import ChatStarted as ChatStarted
 from .runtime_events import HandlerFailed as HandlerFailed
 from .runtime_events import HookFailed as HookFailed
+from .runtime_events import PluginFailed as PluginFailed
 from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
@@ -175,6 +180,7 @@ __all__ = [
     "ApiKey",
     "Architecture",
     "AskKeywords",
+    "AskTurnKeywords",
     "AssistantMessage",
     "AttemptRecord",
     "AudioOutput",
@@ -239,6 +245,7 @@ __all__ = [
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -256,11 +263,13 @@ __all__ = [
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
     "Percentiles",
     "PermissionDeniedError",
     "Plugin",
+    "PluginFailed",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",
@@ -313,6 +322,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "TurnKeywords",
     "Usage",
     "UserMessage",
     "VideoPart",
@@ -322,6 +332,7 @@ __all__ = [
     "WebSearchOptions",
     "abc",
     "open_client",
+    "plugins",
     "session_key",
     "simulator",
     "stores",
@@ -331,6 +342,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
 
@@ -351,7 +363,7 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `simulator` and `testing` when they are first asked for: most programs never do."""
-    if name in {"simulator", "testing"}:
+    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
+    if name in {"plugins", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,7 +52,7 @@ class ChatState:
         self._messages = messages
         self._decoded_options: dict[str, object] | None = None
         self._decoded_messages: list[dict[str, object]] | None = None
-        self.result: ChatResult | None = None
+        self.result: ChatResult[object] | None = None
         self.meta: dict[str, object] = {}
 
     @property
@@ -76,6 +76,13 @@ class ChatState:
     @messages.setter
     def messages(self, messages: list[dict[str, object]]) -> None:
         self._decoded_messages = messages
+
+    @property
+    def message_count(self) -> int:
+        """How many messages there are, without decoding them."""
+        if self._decoded_messages is not None:
+            return len(self._decoded_messages)
+        return len(split_list(b"[%b]" % self._messages))
 
     def encoded(self) -> tuple[bytes, bytes]:
         """Options and messages as they are to be sent; what was not changed keeps its bytes.
@@ -175,7 +182,7 @@ class Chain:
         self._hooks = left
         return is_found
 
-    async def run(self, context: ChatContext, state: ChatState, innermost: Next) -> ChatResult:
+    async def run(self, context: ChatContext, state: ChatState, innermost: Next) -> ChatResult[object]:
         """Run `innermost`, which sets `state.result`, inside everything that is registered now.
 
         Raises its errors, those of the middlewares and of the `before` hooks.
@@ -185,21 +192,23 @@ class Chain:
         for middleware in reversed(self._middlewares):
             proceed = partial(_enter, middleware, context, state, _Once(proceed))
         self._emit(ChatStarted(at_s=self._wall(), context=context))
+        error: GorouterError | None = None
         try:
             await proceed()
-            if state.result is None:
-                raise ExtensionError("a middleware has neither gone on nor given a result")
+            if state.result is not None:
+                self._emit(ChatFinished(at_s=self._wall(), context=context, result=state.result))
+                return state.result
+            error = ExtensionError("a middleware has neither gone on nor given a result")
         except GorouterError as exc:
-            # What was paid for is not lost with the extension that failed after it.
-            exc.partial = exc.partial or state.result
-            await self._tell_error(context, state, exc, hooks=hooks)
-            self._emit(ChatFailed(at_s=self._wall(), context=context, error=exc))
-            raise
+            error = exc
         except BaseException:
             self._emit(ChatFailed(at_s=self._wall(), context=context, error=None))
             raise
-        self._emit(ChatFinished(at_s=self._wall(), context=context, result=state.result))
-        return state.result
+        # What was paid for is not lost with the extension that failed after it.
+        error.partial = error.partial or state.result
+        await self._tell_error(context, state, error, hooks=hooks)
+        self._emit(ChatFailed(at_s=self._wall(), context=context, error=error))
+        raise error
 
     async def _inside(
         self, context: ChatContext, state: ChatState, *, innermost: Next, hooks: tuple[Hook, ...]

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from ._chain import ChatState
+from ._turns import Finish, Rounds, TurnExtras, TurnRequest
+from .errors import GorouterError
+from .pool.retry import warrants_fallback
 from .pool.streams import ChatReader, begin_reading
 from .runtime_events import ChatContext
-from .wire.codec import decode_completion, encode_call, join_body, to_message
+from .wire.codec import decode_completion, to_message
 from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
@@ -23,58 +26,10 @@ if TYPE_CHECKING:
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
-__all__ = ["ChatPipeline", "Commit", "TurnRequest"]
+__all__ = ["ChatPipeline", "Commit"]
 
-Commit: TypeAlias = "Callable[[ChatResult], Awaitable[None]]"
+Commit: TypeAlias = "Callable[[ChatResult[object]], Awaitable[None]]"
 """Makes an answer durable, before anybody is told of it."""
-
-
-class TurnRequest:
-    """One chat, stream or session turn before it is sent.
-
-    `options` is an encoded object; `pieces` are encoded messages, joined by commas, in as many places as they
-    stand in; `settings` is what is known of both. `deadline` is on the trio clock.
-    """
-
-    __slots__ = ("deadline", "options", "pieces", "session", "settings", "turn_id")
-
-    def __init__(
-        self,
-        options: bytes,
-        pieces: tuple[bytes | bytearray, ...],
-        *,
-        settings: CallSettings = DEFAULT_SETTINGS,
-        deadline: float = math.inf,
-        session: str | None = None,
-        turn_id: str | None = None,
-    ) -> None:
-        self.options = options
-        self.pieces = pieces
-        self.settings = settings
-        self.deadline = deadline
-        self.session = session
-        self.turn_id = turn_id
-
-    def call(self, *, streaming: bool = False) -> HttpCall:
-        """The HTTP request that asks for it."""
-        body = join_body(self.options, self.pieces, streaming=streaming)
-        flow = self.session or ""
-        return HttpCall(body=body, streaming=streaming, deadline=self.deadline, settings=self.settings, flow=flow)
-
-    def as_changed(self, state: ChatState) -> TurnRequest:
-        """The request that extensions have made of it; raises `BadRequestError` when that is none."""
-        options, messages = state.encoded()
-        settings = self.settings
-        if options is not self.options:
-            _, settings = encode_call({"extra_body": state.options}, beneath=settings)
-        return TurnRequest(
-            options,
-            (messages,),
-            settings=settings,
-            deadline=self.deadline,
-            session=self.session,
-            turn_id=self.turn_id,
-        )
 
 
 class ChatPipeline:
@@ -88,26 +43,57 @@ class ChatPipeline:
         self._chat_ids = itertools.count(1)
         self._wall = wall
 
-    async def run(self, request: TurnRequest, commit: Commit | None = None) -> ChatResult:
+    async def run(self, request: TurnRequest, commit: Commit | None = None) -> ChatResult[object]:
         """One whole turn, given up at its deadline; no wait before a retry goes beyond it.
 
-        `commit` is awaited with the answer before anybody else sees it. Raises the errors of
-        `Pool.request`, of the extensions and of `commit`; cancelling stops the request.
+        `commit` is awaited with the answer before anybody else sees it. Raises the errors of `Pool.request`,
+        of the extensions and of `commit`, and `InvalidOutputError`; cancelling stops the request.
         """
         if self._chain.is_empty:
-            result = await self._pool.request(request.call(), self._decode)
-            if commit is not None:
-                await commit(result)
-            return result
-        state = ChatState(request.options, b",".join(piece for piece in request.pieces if piece))
+            return await self._run_rounds(request, commit)
+        state = ChatState(request.options, request.messages())
         innermost = partial(self._run_changed, request, state, commit=commit)
         return await self._chain.run(self._context(request), state, innermost)
 
     async def _run_changed(self, request: TurnRequest, state: ChatState, *, commit: Commit | None) -> None:
-        result = await self._pool.request(request.as_changed(state).call(), self._decode)
+        state.result = await self._run_rounds(request.as_changed(state), commit)
+
+    async def _run_rounds(self, request: TurnRequest, commit: Commit | None) -> ChatResult[object]:
+        result: ChatResult[object]
+        if request.extras is None:
+            result = await self._pool.request(request.call(), self._decode)
+        else:
+            result = await self._ask_until_done(request, request.extras)
         if commit is not None:
             await commit(result)
-        state.result = result
+        return result
+
+    async def _ask_until_done(self, request: TurnRequest, extras: TurnExtras) -> ChatResult[object]:
+        rounds = Rounds(extras)
+        added: tuple[bytes, ...] = ()
+        last: ChatResult | None = None
+        while True:
+            try:
+                last = await self._ask_models(request, added, extras)
+            except GorouterError as exc:
+                # The rounds before it were paid for.
+                exc.partial = exc.partial or last
+                raise
+            step = rounds.take(last)
+            if isinstance(step, Finish):
+                return step.result
+            added = (*added, step.messages())
+
+    async def _ask_models(self, request: TurnRequest, added: tuple[bytes, ...], extras: TurnExtras) -> ChatResult:
+        """One round: the model asked for, then each fallback until one answers."""
+        for fallback in extras.fallbacks:
+            try:
+                return await self._pool.request(request.call(added), self._decode)
+            except GorouterError as exc:
+                if not warrants_fallback(exc):
+                    raise
+            request = request.for_model(fallback)
+        return await self._pool.request(request.call(added), self._decode)
 
     def _context(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:
         settings = request.settings
@@ -122,10 +108,17 @@ class ChatPipeline:
         )
 
     async def run_body(
-        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
+        self,
+        body: bytes,
+        *,
+        settings: CallSettings = DEFAULT_SETTINGS,
+        deadline: float = math.inf,
+        flow: str = "",
+        on_sent: Callable[[], None] | None = None,
     ) -> ChatResult:
-        """One whole chat whose body is made already."""
-        return await self._pool.request(HttpCall(body=body, deadline=deadline, settings=settings), self._decode)
+        """One whole chat whose body is made already; `flow` and `on_sent` are as in `HttpCall` and `Pool.request`."""
+        call = HttpCall(body=body, deadline=deadline, settings=settings, flow=flow)
+        return await self._pool.request(call, self._decode, on_sent=on_sent)
 
     async def run_with_body(
         self, body: bytes, settings: CallSettings, *, ambiguous_retries: int | None = None
@@ -142,12 +135,27 @@ class ChatPipeline:
             HttpCall(body=body, settings=settings), decode, ambiguous_retries=ambiguous_retries
         )
 
-    async def open_stream(self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS) -> ChatReader:
-        """A reader of the streamed reply, which has its first data; the caller must close it."""
-        return await self._pool.request_stream(HttpCall(body=body, streaming=True, settings=settings), self._begin)
+    async def open_stream(
+        self,
+        body: bytes,
+        *,
+        settings: CallSettings = DEFAULT_SETTINGS,
+        deadline: float = math.inf,
+        flow: str = "",
+        on_sent: Callable[[], None] | None = None,
+    ) -> ChatReader:
+        """A reader of the streamed reply, which has its first data; the caller must close it.
+
+        Opening is given up at `deadline` (trio clock); whoever reads has its own. `flow` and `on_sent` are as in
+        `HttpCall` and `Pool.request`.
+        """
+        call = HttpCall(body=body, streaming=True, deadline=deadline, settings=settings, flow=flow)
+        return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
-        return await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
+        reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
+        exchange.deadline = exchange.started_at + self._pool.deadlines.total_s
+        return reader
 
     def _decode(self, exchange: Exchange) -> ChatResult:
         ticket = exchange.ticket

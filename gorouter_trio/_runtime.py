@@ -14,6 +14,7 @@ import trio
 from ._bus import EventBus
 from ._chain import Chain
 from ._pipeline import ChatPipeline
+from ._plugin_host import PluginHost, open_plugin_host
 from .errors import ConfigError
 from .pool.workers import Pool, open_pool
 from .session.directory import SessionDirectory
@@ -35,7 +36,7 @@ _DRAIN_S = 2.0
 class Runtime:
     """What a client is a face of. Made by `open_runtime`."""
 
-    __slots__ = ("bus", "chain", "config", "pipeline", "pool", "sessions", "store")
+    __slots__ = ("bus", "chain", "config", "pipeline", "plugins", "pool", "sessions", "store")
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Runtime:
         chain: Chain,
         pool: Pool,
         pipeline: ChatPipeline,
+        plugins: PluginHost,
         sessions: SessionDirectory,
         store: HistoryStore,
     ) -> None:
@@ -53,6 +55,7 @@ class Runtime:
         self.chain = chain
         self.pool = pool
         self.pipeline = pipeline
+        self.plugins = plugins
         self.sessions = sessions
         self.store = store
 
@@ -61,13 +64,15 @@ class Runtime:
 async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     """Run the pool, and the session actors above it; `config` must be resolved.
 
-    Leaving cancels the sessions first, which save what they have, then the pool, and last what listens.
+    Leaving cancels the sessions first, which save what they have, ends the plugins, then the pool, and last what
+    listens.
     """
     origin = _origin(cast("str", config.base_url))
     store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore()
     async with (
         _open_bus() as bus,
         open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool,
+        open_plugin_host(bus, wall=config.seams.wall) as plugins,
         trio.open_nursery() as nursery,
     ):
         chain = Chain(bus, wall=config.seams.wall)
@@ -82,7 +87,16 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         )
         nursery.start_soon(sessions.run)
         try:
-            yield Runtime(config, bus=bus, chain=chain, pool=pool, pipeline=pipeline, sessions=sessions, store=store)
+            yield Runtime(
+                config,
+                bus=bus,
+                chain=chain,
+                pool=pool,
+                pipeline=pipeline,
+                plugins=plugins,
+                sessions=sessions,
+                store=store,
+            )
         finally:
             sessions.close()
             nursery.cancel_scope.cancel()

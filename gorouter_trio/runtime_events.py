@@ -20,6 +20,7 @@ __all__ = [
     "ChatStarted",
     "HandlerFailed",
     "HookFailed",
+    "PluginFailed",
     "RuntimeEvent",
 ]
 
@@ -57,7 +58,7 @@ class ChatFinished(RuntimeEvent, frozen=True, kw_only=True):
     """It has ended with an answer, which is stored where it is a session's."""
 
     context: ChatContext
-    result: ChatResult
+    result: ChatResult[object]
 
 
 class ChatFailed(RuntimeEvent, frozen=True, kw_only=True):
@@ -79,4 +80,11 @@ class HandlerFailed(RuntimeEvent, frozen=True, kw_only=True):
     """A handler of events raised; `event` names the type of the event that it got."""
 
     event: str
+    error: Exception
+
+
+class PluginFailed(RuntimeEvent, frozen=True, kw_only=True):
+    """A plugin raised after it had begun, or while it ended; it is gone, and so is what it had registered."""
+
+    plugin: str
     error: Exception

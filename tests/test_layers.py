@@ -40,6 +40,7 @@ PLACES: tuple[str, ...] = (
     "wire.salvage",
     "wire.codec",
     "wire.schema",
+    "wire.schema_check",
     "wire.merge",
     # 1, ports
     "config",
@@ -50,14 +51,18 @@ PLACES: tuple[str, ...] = (
     "runtime_events",
     "_bus",
     "_chain",
+    "_plugin_host",
     # 2 to 5, what a turn needs
     "transport",
     "stores",
     "pool",
+    "_rounds",
     "security.__init__",
     "security.rules",
     "security",
     "tools",
+    "_output",
+    "_turns",
     "_pipeline",
     "_stream",
     # 6 and 7, the actors and what runs them
@@ -105,6 +110,8 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "matplotlib": ("bench",),
     "openai": ("bench",),
     "aiohttp": ("bench",),
+    "jiter": ("_partial",),
+    "jsonschema_rs": ("wire.schema_check",),
     "pydantic": (),
 }
 

@@ -26,6 +26,7 @@ from ..errors import (
     ModerationError,
     NotFoundError,
     PermissionDeniedError,
+    ProviderError,
     RateLimitError,
     StreamBrokenError,
 )
@@ -176,22 +177,18 @@ def is_about_key(error: GorouterError) -> bool:
 
 
 def warrants_fallback(error: GorouterError) -> bool:
-    """Whether another model may answer what this error kept one from answering.
+    """Whether another model may answer what this error kept one from answering, and it is not paid twice for that.
 
-    That is so for everything that is wrong with the model or its providers, once the retries are over: it is
-    limited, overloaded, down, unknown, too small for the context, or refuses what others may not. What is wrong
-    with the request, the key or the credit is so with every model; and where a part of the answer was given out,
-    or the time is up, there is no other try. An ambiguous failure warrants one: the error is marked `maybe_billed`,
-    for who would rather not pay twice.
+    That is so for what is wrong with the model or its providers, once the retries are over: it is limited,
+    overloaded, down, unknown, too small for the context, or refuses what others may not. What is wrong with the
+    request, the key or the credit is so with every model. Where something may have been billed, or a part of
+    the answer was given out, there is no other try.
     """
-    if error.partial is not None:
+    if error.maybe_billed or error.partial is not None:
         return False
-    if isinstance(error, ApiError):
-        if isinstance(error, BadRequestError):
-            return error.metadata.get("error_type") == _CONTEXT_LENGTH or "context length" in error.message
-        of_model = isinstance(error, (RateLimitError, NotFoundError, ModerationError))
-        return of_model or classify(error) in {"refused", "failed", "ambiguous"} or _decisive_status(error) in _REFUSED
-    return isinstance(error, (CircuitOpenError, DecodeError)) or classify(error) == "ambiguous"
+    if isinstance(error, BadRequestError):
+        return error.metadata.get("error_type") == _CONTEXT_LENGTH
+    return isinstance(error, (CircuitOpenError, ModerationError, NotFoundError, ProviderError, RateLimitError))
 
 
 def _decisive_status(error: ApiError) -> int:

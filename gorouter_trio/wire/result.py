@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     # With a default, so that a plain `ChatResult` is one whose value is None; at run time the typing module's will do.
     from typing_extensions import TypeVar
 
-    T = TypeVar("T", default=None)
+    T_co = TypeVar("T_co", default=None, covariant=True)
 else:
     from typing import TypeVar
 
-    T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
 
 __all__ = ["CallRecord", "ChatResult", "HistoryEntry"]
 
@@ -53,7 +53,7 @@ class CallRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None if self.usage is None else self.usage.cost
 
 
-class ChatResult(Struct, Generic[T], frozen=True, kw_only=True):
+class ChatResult(Struct, Generic[T_co], frozen=True, kw_only=True):
     """The answer to one chat, stream or session turn.
 
     `call` is the call that gave it, `rounds` are the calls before that in the same turn: those whose tools
@@ -66,7 +66,7 @@ class ChatResult(Struct, Generic[T], frozen=True, kw_only=True):
     call: CallRecord
     turn_id: str | None = None
     rounds: tuple[CallRecord, ...] = ()
-    value: T = None  # type: ignore[assignment]  # None is right for a plain result, and a typed one is never made without
+    value: T_co = None  # type: ignore[assignment]  # None is right for a plain result, and a typed one is never made without
     invalid: str | None = None
 
     @property
@@ -129,7 +129,8 @@ class ChatResult(Struct, Generic[T], frozen=True, kw_only=True):
 
 
 class HistoryEntry(Struct, frozen=True):
-    """One message of a session, and the call that made it where a call did."""
+    """One message of a session, the call that made it where a call did, and the id of its turn."""
 
     message: Message
     call: CallRecord | None = None
+    turn_id: str | None = None
