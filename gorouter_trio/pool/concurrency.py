@@ -7,7 +7,8 @@ change nothing for a cooldown, because they answer requests that had left before
 
 In the moment of a refusal, the other side is full: of all requests in flight then, the ones that are
 answered in the end are as many as it takes. A *mark* counts them. Once the last of them has ended the
-capacity is known, and the next cut goes a little below it at once, however far that is.
+capacity is known, and the next cut goes a little below it at once, however far that is: below the larger of
+the last two counts.
 
 After the cooldown the limit grows again: by one a round trip up to the *ceiling* at which it was refused
 and one beyond, then faster and faster. Failures (5xx) say nothing of capacity: they only hold growth back
@@ -31,11 +32,11 @@ class AdaptiveLimit:
     """A limit between `least` and `most`; fixed at `start` where that is all that it may be."""
 
     __slots__ = (
-        "_capacity",
         "_ceiling",
         "_least",
         "_marked_left",
         "_marked_served",
+        "_measured",
         "_most",
         "_quiet_until",
         "_round_left",
@@ -52,7 +53,7 @@ class AdaptiveLimit:
         self._least = least
         self._most = most
         self._marked_left = self._marked_served = 0
-        self._capacity: int | None = None
+        self._measured: tuple[int, ...] = ()
         self._ceiling: float = math.inf
         self._quiet_until = -math.inf
         self._step = 1
@@ -81,10 +82,14 @@ class AdaptiveLimit:
             self._marked_left, self._marked_served = in_flight, 0
         if self.cuts and now < self._quiet_until:
             return False
-        blind = min(self.limit, in_flight) * _BLIND_CUT / _CUT
-        capacity = blind if self._capacity is None else min(self._capacity, self.limit)
-        self._ceiling = capacity
-        self.limit = max(self._least, math.ceil(capacity * _CUT))
+        if self._measured:
+            # A mark that was made before the other side was full again counts too few.
+            self._ceiling = min(max(self._measured), self.limit)
+            cut = math.ceil(self._ceiling * _CUT)
+        else:
+            cut = math.floor(min(self.limit, in_flight) * _BLIND_CUT)
+            self._ceiling = cut / _CUT
+        self.limit = max(self._least, cut)
         self._quiet_until = now + _COOLDOWN_S
         self._step = 1
         self._round_left = self.limit
@@ -98,7 +103,7 @@ class AdaptiveLimit:
         self._marked_left -= 1
         self._marked_served += not is_refused
         if self._marked_left <= 0:
-            self._capacity = max(self._marked_served, self._least)
+            self._measured = (*self._measured[-1:], max(self._marked_served, self._least))
             self.marked_at = None
 
     def fail(self, now: float) -> None:
@@ -111,7 +116,7 @@ class AdaptiveLimit:
             self.limit += 1
         else:
             # There is more room than there was when it was measured.
-            self._capacity = None
+            self._measured = ()
             self.limit = min(self.limit + self._step, self._most)
             self._step = min(self._step * 2, max(1, self.limit // 2))
         self._round_left = self.limit
