@@ -38,13 +38,17 @@ from .batch.runner import BatchStatistics as BatchStatistics
 from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
+from .config import ApiKey as ApiKey
+from .config import BreakerPolicy as BreakerPolicy
 from .config import Budget as Budget
 from .config import ClientConfig as ClientConfig
 from .config import ContextPolicy as ContextPolicy
 from .config import Deadlines as Deadlines
+from .config import KeyProvider as KeyProvider
 from .config import LedgerConfig as LedgerConfig
 from .config import PoolLimits as PoolLimits
 from .config import PricePolicy as PricePolicy
+from .config import RateLimits as RateLimits
 from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
 from .config import Secret as Secret
@@ -58,6 +62,7 @@ from .errors import AuthenticationRequiredError as AuthenticationRequiredError
 from .errors import BadRequestError as BadRequestError
 from .errors import BudgetError as BudgetError
 from .errors import BudgetExceededError as BudgetExceededError
+from .errors import CircuitOpenError as CircuitOpenError
 from .errors import ConfigError as ConfigError
 from .errors import ConnectError as ConnectError
 from .errors import DangerousArgumentError as DangerousArgumentError
@@ -111,12 +116,15 @@ from .events import ToolEvent as ToolEvent
 from .events import ToolFinished as ToolFinished
 from .events import ToolProgress as ToolProgress
 from .events import ToolStarted as ToolStarted
+from .pool.admission import ModelStatistics as ModelStatistics
+from .pool.attempts import AttemptRecord as AttemptRecord
 from .pool.budget import AccountStatistics as AccountStatistics
 from .pool.budget import BudgetStatistics as BudgetStatistics
 from .pool.costs import CostRow as CostRow
 from .pool.costs import CostSnapshot as CostSnapshot
 from .pool.costs import CostSums as CostSums
 from .pool.costs import CostTracker as CostTracker
+from .pool.keys import KeyStatistics as KeyStatistics
 from .pool.ledger import LedgerSink as LedgerSink
 from .pool.ledger import LedgerStatistics as LedgerStatistics
 from .pool.ledger_file import LedgerReader as LedgerReader
@@ -124,6 +132,8 @@ from .pool.prices import PriceEvent as PriceEvent
 from .pool.prices import PriceRefreshFailed as PriceRefreshFailed
 from .pool.prices import PricesRefreshed as PricesRefreshed
 from .pool.prices import PriceStatistics as PriceStatistics
+from .pool.statistics import LaneStatistics as LaneStatistics
+from .pool.statistics import PoolStatistics as PoolStatistics
 from .pool.workers import PoolStatistics as PoolStatistics
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -262,12 +272,14 @@ __all__ = [
     "AnnotationDelta",
     "AnyTool",
     "ApiError",
+    "ApiKey",
     "ApprovalDecision",
     "ApprovalRequest",
     "Architecture",
     "AskKeywords",
     "AskTurnKeywords",
     "AssistantMessage",
+    "AttemptRecord",
     "AudioDelta",
     "AudioOutput",
     "AudioPart",
@@ -281,6 +293,7 @@ __all__ = [
     "BatchRow",
     "BatchStatistics",
     "Benchmarks",
+    "BreakerPolicy",
     "Budget",
     "BudgetError",
     "BudgetExceededError",
@@ -297,6 +310,7 @@ __all__ = [
     "ChatStarted",
     "ChatState",
     "ChatStream",
+    "CircuitOpenError",
     "Client",
     "ClientConfig",
     "CompletionResult",
@@ -359,6 +373,9 @@ __all__ = [
     "JsonSchemaFormat",
     "KeyBudget",
     "KeyInfo",
+    "KeyProvider",
+    "KeyStatistics",
+    "LaneStatistics",
     "LedgerConfig",
     "LedgerReader",
     "LedgerRow",
@@ -375,6 +392,7 @@ __all__ = [
     "ModelEndpoints",
     "ModelFilters",
     "ModelReasoning",
+    "ModelStatistics",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
@@ -411,6 +429,7 @@ __all__ = [
     "ProviderSort",
     "Purpose",
     "RateLimitError",
+    "RateLimits",
     "RawChunk",
     "ReasoningDelta",
     "ReasoningOptions",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, TypeAlias
 import trio
 
 from ._chain import ChatState
-from ._turns import Finish, Rounds, TurnExtras, TurnRequest, is_models_fault
+from ._turns import Finish, Rounds, TurnExtras, TurnRequest
 from .errors import GorouterError
+from .pool.retry import warrants_fallback
 from .pool.streams import ChatReader, begin_reading
 from .runtime_events import ChatContext
 from .wire.codec import decode_completion, kept, to_message
@@ -89,7 +90,7 @@ class ChatPipeline:
             try:
                 return await self._pool.request(request.call(added), self._decode)
             except GorouterError as exc:
-                if not is_models_fault(exc):
+                if not warrants_fallback(exc):
                     raise
             request = request.for_model(fallback)
         return await self._pool.request(request.call(added), self._decode)
@@ -107,10 +108,17 @@ class ChatPipeline:
         )
 
     async def run_body(
-        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
+        self,
+        body: bytes,
+        *,
+        settings: CallSettings = DEFAULT_SETTINGS,
+        deadline: float = math.inf,
+        flow: str = "",
+        on_sent: Callable[[], None] | None = None,
     ) -> ChatResult:
-        """One whole chat whose body is made already."""
-        return await self._pool.request(HttpCall(body=body, deadline=deadline, settings=settings), self._decode)
+        """One whole chat whose body is made already; `flow` and `on_sent` are as in `HttpCall` and `Pool.request`."""
+        call = HttpCall(body=body, deadline=deadline, settings=settings, flow=flow)
+        return await self._pool.request(call, self._decode, on_sent=on_sent)
 
     async def run_with_body(
         self, body: bytes, settings: CallSettings, *, ambiguous_retries: int | None = None
@@ -128,14 +136,21 @@ class ChatPipeline:
         )
 
     async def open_stream(
-        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
+        self,
+        body: bytes,
+        *,
+        settings: CallSettings = DEFAULT_SETTINGS,
+        deadline: float = math.inf,
+        flow: str = "",
+        on_sent: Callable[[], None] | None = None,
     ) -> ChatReader:
         """A reader of the streamed reply, which has its first data; the caller must close it.
 
-        Opening is given up at `deadline` (trio clock); whoever reads has its own.
+        Opening is given up at `deadline` (trio clock); whoever reads has its own. `flow` and `on_sent` are as in
+        `HttpCall` and `Pool.request`.
         """
-        call = HttpCall(body=body, streaming=True, deadline=deadline, settings=settings)
-        return await self._pool.request_stream(call, self._begin)
+        call = HttpCall(body=body, streaming=True, deadline=deadline, settings=settings, flow=flow)
+        return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
@@ -149,6 +164,8 @@ class ChatPipeline:
     def _result(self, reply: ChatCompletion, exchange: Exchange) -> ChatResult:
         choice = reply.choices[0]  # type: ignore[index]  # decode_completion has seen it
         ticket = exchange.ticket
+        exchange.usage = reply.usage
+        exchange.reply_id = reply.id
         return ChatResult(
             message=to_message(choice.message),  # type: ignore[arg-type]  # as above
             call=CallRecord(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import secrets
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
@@ -82,7 +83,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             store=store,
             config=config.sessions,
             seams=config.seams,
-            routing_key=_routing_key(cast("Secret", config.api_key)),
+            routing_key=_routing_key(config),
         )
         nursery.start_soon(sessions.run)
         try:
@@ -114,9 +115,13 @@ async def _open_bus() -> AsyncIterator[EventBus]:
             nursery.cancel_scope.cancel()
 
 
-def _routing_key(api_key: Secret) -> bytes:
-    """What routing ids are hashed with: the same for the same key, and no way back to it."""
-    return hmac.digest(api_key.reveal().encode(), b"gorouter-trio routing ids", "sha256")
+def _routing_key(config: ClientConfig) -> bytes:
+    """What routing ids are hashed with: the same for the same (first) key, and no way back to it.
+
+    Where a function gives the keys, which change, it is another one for each client.
+    """
+    secret = config.keys[0].secret.reveal().encode() if config.keys else secrets.token_bytes(32)
+    return hmac.digest(secret, b"gorouter-trio routing ids", "sha256")
 
 
 def _origin(base_url: str) -> Origin:
@@ -142,12 +147,15 @@ class _HeadMaker:
         self._origin = origin
         self._prefix = urlsplit(cast("str", config.base_url)).path
 
-    def __call__(self, method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
+    def __call__(
+        self, method: str, path: str, extra: tuple[tuple[str, str], ...] = (), *, key: Secret | None = None
+    ) -> RequestHead:
         config = self._config
+        secret = config.keys[0].secret if key is None else key
         headers = [
             ("User-Agent", _USER_AGENT),
             ("Accept-Encoding", "identity"),
-            ("Authorization", f"Bearer {cast('Secret', config.api_key).reveal()}"),
+            ("Authorization", f"Bearer {secret.reveal()}"),
         ]
         if method == "POST":
             headers.append(("Content-Type", "application/json"))

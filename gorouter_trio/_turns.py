@@ -14,16 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from ._output import AnswerForm, FormCache, OutputPolicy
-from .errors import (
-    BadRequestError,
-    DecodeError,
-    GorouterError,
-    InvalidOutputError,
-    ModerationError,
-    NotFoundError,
-    ProviderError,
-    RateLimitError,
-)
+from .errors import BadRequestError, DecodeError, InvalidOutputError
 from .wire.codec import encode_call, encode_message, join_body, join_options
 from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
 from .wire.messages import AssistantMessage, UserMessage
@@ -45,7 +36,6 @@ __all__ = [
     "TurnKeywords",
     "TurnRequest",
     "encode_turn",
-    "is_models_fault",
 ]
 
 
@@ -145,7 +135,8 @@ class TurnRequest:
         """The HTTP request of a round; `added` are the messages that the rounds before it have added."""
         pieces = (*self.pieces, *added) if added else self.pieces
         body = join_body(self.options, pieces, streaming=streaming)
-        return HttpCall(body=body, streaming=streaming, deadline=self.deadline, settings=self.settings)
+        flow = self.session or ""
+        return HttpCall(body=body, streaming=streaming, deadline=self.deadline, settings=self.settings, flow=flow)
 
     def messages(self) -> bytes:
         """The messages in one piece."""
@@ -232,19 +223,6 @@ class Rounds:
         failure.generation_id = result.generation_id
         failure.attempts = result.attempts
         raise failure from error
-
-
-def is_models_fault(error: GorouterError) -> bool:
-    """Whether another model may do better than the one that has failed, and its answer is not paid twice for that.
-
-    The account's own troubles (key, credits), refused requests and lost answers are not of that kind; a context
-    that is too long for one model may fit another.
-    """
-    if error.maybe_billed:
-        return False
-    if isinstance(error, BadRequestError):
-        return error.metadata.get("error_type") == "context_length_exceeded"
-    return isinstance(error, (ProviderError, RateLimitError, NotFoundError, ModerationError))
 
 
 def _why_not(result: ChatResult) -> str | None:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -33,24 +33,32 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_BASE_URL",
     "DEFAULT_MODEL",
+    "LANES",
+    "ApiKey",
+    "BreakerPolicy",
     "Budget",
     "ClientConfig",
     "ContextPolicy",
     "Deadlines",
     "DoubleTexting",
+    "KeyProvider",
     "LedgerConfig",
     "PoolLimits",
     "PricePolicy",
+    "RateLimits",
     "RetryPolicy",
     "Seams",
     "Secret",
     "SessionConfig",
     "Summarise",
     "ToolLimits",
+    "check_key",
 ]
 
 DEFAULT_BASE_URL = "https://openrouter.ai/api/v1"
 DEFAULT_MODEL = "openai/gpt-4o-mini"
+
+LANES = ("interactive", "batch")
 
 DoubleTexting = Literal["queue", "reject", "interrupt", "merge"]
 """What a session does with a message that comes while a turn runs: take it afterwards, refuse it with
@@ -74,11 +82,6 @@ def _check_seconds(name: str, value: object, *, zero: bool = False, endless: boo
         raise ConfigError(f"{name}: must be {bounds}, not {value!r}")
 
 
-def _check_share(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ConfigError(f"{name}: must be a number from 0 to 1, not {value!r}")
-
-
 def _checked_usd(name: str, value: object) -> Decimal:
     """An amount of money as it was written: a float stands for its shortest decimal form."""
     if isinstance(value, bool) or not isinstance(value, (Decimal, int, float, str)):
@@ -90,6 +93,31 @@ def _checked_usd(name: str, value: object) -> Decimal:
     if not (usd.is_finite() and usd >= 0):
         raise ConfigError(f"{name}: must be zero or more and finite, not {value!r}")
     return usd
+
+
+def _check_number(name: str, value: object, *, least: float = 0.0, most: float = math.inf) -> None:
+    """A finite number above `least`, and at most `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigError(f"{name}: must be a number, not {value!r}")
+    if not least < value <= most or value == math.inf:
+        bounds = f"more than {least:g}" + ("" if most == math.inf else f" and at most {most:g}")
+        raise ConfigError(f"{name}: must be {bounds}, not {value!r}")
+
+
+def _check_share(name: str, value: object, *, most: float = 1.0) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
+        raise ConfigError(f"{name}: must be a share of 0 to {most:g}, not {value!r}")
+
+
+def _check_weights(name: str, weights: Mapping[str, object], *, names: tuple[str, ...] = ()) -> None:
+    """Shares, none below 0 and not all of them 0; `names` are all that there are, if there are only certain ones."""
+    for part, weight in weights.items():
+        if names and part not in names:
+            raise ConfigError(f"{name}: there is no {part!r}, only {', '.join(names)}")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ConfigError(f"{name}: a weight must be a number of 0 or more, not {weight!r}")
+    if not sum(cast("Mapping[str, float]", weights).values()) > 0:
+        raise ConfigError(f"{name}: the weights must not sum to zero")
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -183,6 +211,10 @@ class Secret:
         raise TypeError("a Secret cannot be pickled")
 
 
+KeyProvider: TypeAlias = Callable[[], str | Secret | Awaitable[str | Secret]]
+"""Gives the API key that is good now; asked for every request, so that keys can change while a client runs."""
+
+
 class Seams(Struct, frozen=True, kw_only=True):
     """Where chance and the world come in: replaced by tests and simulations.
 
@@ -249,26 +281,37 @@ class Deadlines(Struct, frozen=True, kw_only=True):
 
 
 class PoolLimits(Struct, frozen=True, kw_only=True):
-    """Bounds of the worker pool.
+    """Bounds of the worker pool, and the order of its queue.
 
-    `max_connections` is the number of requests in flight at most, one connection each. Requests
-    beyond that wait in a queue of `queue`; when it is full too, `overflow` says whether callers wait
-    or get `PoolFullError`. A connection that was idle for `keepalive_s` is not used again.
+    `max_connections` is the number of requests in flight at most, one connection each. How many of
+    them one model gets begins at `adaptive_from` and follows what its provider takes: it grows while
+    that is what holds requests back, and is cut when they are answered 429. None lets every model have all.
+
+    Requests beyond that, or beyond the rates, wait in a queue of `queue` for each lane; when a lane is full
+    too, `overflow` says whether its callers wait or get `PoolFullError`. `lanes` are the shares of the
+    lanes while several have something to send; what one does not use is the others'. A connection that
+    was idle for `keepalive_s` is not used again.
     """
 
     max_connections: int = 256
+    adaptive_from: int | None = 32
     queue: int = 4096
     overflow: Literal["block", "reject"] = "block"
+    lanes: Mapping[str, float] = msgspec.field(default_factory=lambda: {"interactive": 90.0, "batch": 10.0})
     keepalive_s: float = 30.0
     max_header_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
 
     def __post_init__(self) -> None:
         _check_at_least("pool.max_connections", self.max_connections, 1)
+        if self.adaptive_from is not None:
+            _check_at_least("pool.adaptive_from", self.adaptive_from, 1)
         _check_at_least("pool.queue", self.queue, 1)
         _check_at_least("pool.max_header_bytes", self.max_header_bytes, 1024)
         _check_at_least("pool.max_body_bytes", self.max_body_bytes, 1024)
         _check_choice("pool.overflow", self.overflow, ("block", "reject"))
+        _check_type("pool.lanes", self.lanes, Mapping)
+        _check_weights("pool.lanes", self.lanes, names=LANES)
         _check_seconds("pool.keepalive_s", self.keepalive_s, zero=True)
 
 
@@ -419,6 +462,109 @@ class LedgerConfig(Struct, frozen=True, kw_only=True):
         _check_type("ledger.path", self.path, (str, os.PathLike, type(None)))
 
 
+class RateLimits(Struct, frozen=True, kw_only=True):
+    """What each API key may do: `requests_per_minute`, `tokens_per_minute` (of prompts and completions), and
+    `max_in_flight` requests at a time. `models` says the same for single models of each key, beside the key's own.
+
+    Requests wait until they keep within all of these; see `docs/limits.md`. Tokens are estimated before a
+    request is sent, by its `max_tokens` or else `completion_tokens`, and put right when its usage is known;
+    `counted_tokens="worst_case"` is for servers that count the estimate and give nothing back.
+
+    `margin` is the share of a rate that is left unused, `burst` the share that may go at once after a
+    pause, at least one request. The defaults suit windows that slide or are fixed; a server that keeps a
+    token bucket takes a `burst` of up to 1.
+
+    `free_requests_per_minute` is what all `:free` models have together, for all keys. It is kept from the moment in
+    which the API first refuses for it.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    max_in_flight: int | None = None
+    models: Mapping[str, RateLimits] = {}
+    counted_tokens: Literal["used", "worst_case"] = "used"
+    completion_tokens: int = 512
+    margin: float = 0.015
+    burst: float = 0.005
+    free_requests_per_minute: float = 20.0
+
+    def __post_init__(self) -> None:
+        self.check("rates")
+
+    def check(self, name: str) -> None:
+        """Raise `ConfigError` that names the field, below `name`, with a value that cannot be."""
+        for field in ("requests_per_minute", "tokens_per_minute"):
+            if getattr(self, field) is not None:
+                _check_number(f"{name}.{field}", getattr(self, field))
+        if self.max_in_flight is not None:
+            _check_at_least(f"{name}.max_in_flight", self.max_in_flight, 1)
+        _check_number(f"{name}.free_requests_per_minute", self.free_requests_per_minute)
+        _check_at_least(f"{name}.completion_tokens", self.completion_tokens, 0)
+        _check_choice(f"{name}.counted_tokens", self.counted_tokens, ("used", "worst_case"))
+        _check_share(f"{name}.margin", self.margin, most=0.9)
+        _check_share(f"{name}.burst", self.burst)
+        _check_type(f"{name}.models", self.models, Mapping)
+        for model, limits in self.models.items():
+            _check_type(f"{name}.models[{model!r}]", limits, RateLimits)
+            if limits.models:
+                raise ConfigError(f"{name}.models[{model!r}].models: a model has no models of its own")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it limits nothing."""
+        own = (self.requests_per_minute, self.tokens_per_minute, self.max_in_flight)
+        return own == (None, None, None) and all(limits.is_empty for limits in self.models.values())
+
+
+class BreakerPolicy(Struct, frozen=True, kw_only=True):
+    """When a model that keeps failing is left alone, and for how long.
+
+    After `consecutive` requests in a row that failed at the provider (5xx, no answer in time, broken replies), or
+    when `share` of at least `least_attempts` attempts within `window_s` did, its requests are refused with
+    `CircuitOpenError` for `open_s`; those of the batch lane wait instead. Then one request is the probe: if it fails
+    as well, the time doubles, up to `most_open_s`.
+    """
+
+    consecutive: int = 5
+    share: float = 0.5
+    least_attempts: int = 20
+    window_s: float = 10.0
+    open_s: float = 5.0
+    most_open_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("consecutive", "least_attempts"):
+            _check_at_least(f"breaker.{name}", getattr(self, name), 1)
+        _check_number("breaker.share", self.share, most=1.0)
+        for name in ("window_s", "open_s", "most_open_s"):
+            _check_seconds(f"breaker.{name}", getattr(self, name), endless=False)
+
+
+class ApiKey(Struct, frozen=True, kw_only=True):
+    """One of several API keys: its share of the requests, limits of its own in place of `rates`, and a name for it.
+
+    `name` stands for it in statistics and records, where the key itself never shows; its number by default.
+    """
+
+    key: str | Secret
+    weight: float = 1.0
+    rates: RateLimits | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _check_type("api_key.key", self.key, (str, Secret))
+        if isinstance(self.key, str):
+            msgspec.structs.force_setattr(self, "key", Secret(self.key))
+        _check_weights("api_key.weight", {"weight": self.weight, "": 1.0})
+        _check_type("api_key.rates", self.rates, (RateLimits, type(None)))
+        _check_type("api_key.name", self.name, str)
+
+    @property
+    def secret(self) -> Secret:
+        """The key."""
+        return cast("Secret", self.key)
+
+
 class ContextPolicy(Struct, frozen=True, kw_only=True):
     """How much of a history goes into the requests of a session: all of it, unless this says less.
 
@@ -557,21 +703,21 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     """Everything a client is opened with; each field can be given to `open_client` by name.
 
     `api_key` defaults to OPENROUTER_API_KEY and `base_url` to OPENROUTER_BASE_URL, both read when
-    the client is opened. `app_name` and `referer` are sent as attribution headers. `tls` is an
-    `ssl.SSLContext`; without one the system's trust store is used. `transport` replaces the
-    built-in HTTP transport: an `httpx.AsyncBaseTransport`, an `httpx.AsyncClient`, or an object
-    with `connect(host, port)` that gives a `trio.abc.Stream`. `store` keeps the histories, in
-    memory when it is None. `insecure_http` allows plain http to hosts other than this machine,
-    which sends the key in the clear. `plugins` are registered in order before the client is given out; see
-    `Client.register`.
-
+    the client is opened. Several keys are a sequence of keys or `ApiKey`s, or a mapping from keys to
+    weights; a function, async or not, gives the key that is good now. `rates` are the limits that each
+    key has, `breaker` says when a failing model is left alone, None for never. `app_name` and `referer`
+    are sent as attribution headers. `tls` is an `ssl.SSLContext`; without one the system's trust store is
+    used. `transport` replaces the built-in HTTP transport: an `httpx.AsyncBaseTransport`, an
+    `httpx.AsyncClient`, or an object with `connect(host, port)` that gives a `trio.abc.Stream`. `store`
+    keeps the histories, in memory when it is None. `insecure_http` allows plain http to hosts other than
+    this machine, which sends the key in the clear.
     The defaults of requests: `model`, `models` (fallbacks that the API tries in order), `provider`
     (routing preferences), `response_format`, and any other option of a request in `options`, by its
     keyword name. What a call says itself wins, then what its session says, field by field. `system` is
     the system message of conversations that have none; it is sent with them and never stored.
     """
 
-    api_key: str | Secret | None = None
+    api_key: str | Secret | Sequence[str | Secret | ApiKey] | Mapping[str, float] | KeyProvider | None = None
     base_url: str | None = None
     model: str = DEFAULT_MODEL
     models: Sequence[str] = ()
@@ -583,6 +729,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     referer: str | None = None
     retry: RetryPolicy = RetryPolicy()
     pool: PoolLimits = PoolLimits()
+    rates: RateLimits = RateLimits()
+    breaker: BreakerPolicy | None = BreakerPolicy()
     deadlines: Deadlines = Deadlines()
     sessions: SessionConfig = SessionConfig()
     tools: ToolLimits = ToolLimits()
@@ -597,9 +745,13 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     seams: Seams = msgspec.field(default_factory=Seams)
 
     def __post_init__(self) -> None:
-        if isinstance(self.api_key, str):
-            msgspec.structs.force_setattr(self, "api_key", Secret(self.api_key))
-        _check_type("api_key", self.api_key, (str, Secret, type(None)))
+        try:
+            hidden = _hidden(self.api_key)
+        except ConfigError:
+            # A traceback may show locals, and this is one of them.
+            msgspec.structs.force_setattr(self, "api_key", None)
+            raise
+        msgspec.structs.force_setattr(self, "api_key", hidden)
         _check_type("base_url", self.base_url, (str, type(None)))
         _check_type("model", self.model, str)
         if not self.model.strip():
@@ -611,6 +763,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         self.call_defaults()
         for name, kind in _PARTS.items():
             _check_type(name, getattr(self, name), kind)
+        _check_type("breaker", self.breaker, (BreakerPolicy, type(None)))
 
     def call_defaults(self) -> tuple[bytes, CallSettings]:
         """The defaults of requests, encoded, and what of them is not part of a body.
@@ -633,25 +786,87 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
 
         Raises `ConfigError` when there is no key, or when the base URL is not one.
         """
-        key, base_url = self._given(os.environ if environ is None else environ)
+        api_key, base_url = self._given(os.environ if environ is None else environ)
         # A traceback may show locals, and the environment holds more than this package's secrets.
         del environ
-        if key.is_blank:
-            raise ConfigError("api_key: no key given; pass api_key=... or set OPENROUTER_API_KEY")
-        if not key.is_header_text:
-            raise ConfigError("api_key: must be printable ASCII text")
+        _check_keys(api_key)
         _check_base_url(base_url, insecure_http=self.insecure_http)
-        return msgspec.structs.replace(self, api_key=key, base_url=base_url.rstrip("/"))
+        return msgspec.structs.replace(self, api_key=api_key, base_url=base_url.rstrip("/"))
 
-    def _given(self, environ: Mapping[str, str]) -> tuple[Secret, str]:
-        key = self.api_key if isinstance(self.api_key, Secret) else Secret(environ.get("OPENROUTER_API_KEY", ""))
+    @property
+    def keys(self) -> tuple[ApiKey, ...]:
+        """The keys of resolved settings; none where a function gives them."""
+        api_key = self.api_key
+        if isinstance(api_key, Secret):
+            return (ApiKey(key=api_key),)
+        return cast("tuple[ApiKey, ...]", api_key) if isinstance(api_key, tuple) else ()
+
+    def _given(self, environ: Mapping[str, str]) -> tuple[_Hidden, str]:
+        api_key = cast("_Hidden", self.api_key)
+        if api_key is None:
+            api_key = Secret(environ.get("OPENROUTER_API_KEY", ""))
         base_url = self.base_url or environ.get("OPENROUTER_BASE_URL", "").strip() or DEFAULT_BASE_URL
-        return key.stripped(), base_url
+        return _stripped(api_key), base_url
+
+
+_Hidden: TypeAlias = "Secret | tuple[ApiKey, ...] | KeyProvider | None"
+
+
+def _hidden(given: object) -> _Hidden:
+    """API keys in the form in which they show themselves nowhere."""
+    if isinstance(given, str):
+        return Secret(given)
+    if given is None or isinstance(given, Secret) or callable(given):
+        return cast("_Hidden", given)
+    if isinstance(given, Mapping):
+        weights = list(given.values())
+        given = [Secret(key) if isinstance(key, str) else key for key in given]
+        return tuple(ApiKey(key=key, weight=weight) for key, weight in zip(given, weights, strict=True))
+    if isinstance(given, Sequence) and not isinstance(given, (bytes, bytearray)):
+        given = [Secret(key) if isinstance(key, str) else key for key in given]
+        return tuple(key if isinstance(key, ApiKey) else ApiKey(key=key) for key in given)
+    found = type(given).__name__
+    del given
+    kinds = "a str, a Secret, a sequence or mapping of keys, a function that gives one, or None"
+    raise ConfigError(f"api_key: must be {kinds}, not a {found}")
+
+
+def _stripped(api_key: _Hidden) -> _Hidden:
+    if isinstance(api_key, Secret):
+        return api_key.stripped()
+    if isinstance(api_key, tuple):
+        return tuple(msgspec.structs.replace(key, key=key.secret.stripped()) for key in api_key)
+    return api_key
+
+
+def _check_keys(api_key: _Hidden) -> None:
+    """Raise `ConfigError` unless there is a key, or a function that will give one."""
+    if isinstance(api_key, tuple):
+        if not api_key:
+            raise ConfigError("api_key: the list of keys is empty")
+        if len({key.secret for key in api_key}) < len(api_key):
+            raise ConfigError("api_key: a key stands twice in the list")
+        _check_weights("api_key", {str(number): key.weight for number, key in enumerate(api_key)})
+        for number, key in enumerate(api_key):
+            check_key(key.secret, f"api_key[{number}]")
+    elif isinstance(api_key, Secret):
+        if api_key.is_blank:
+            raise ConfigError("api_key: no key given; pass api_key=... or set OPENROUTER_API_KEY")
+        check_key(api_key, "api_key")
+
+
+def check_key(key: Secret, name: str) -> None:
+    """Raise `ConfigError` about `name` unless the key can stand in a header."""
+    if key.is_blank:
+        raise ConfigError(f"{name}: must not be blank")
+    if not key.is_header_text:
+        raise ConfigError(f"{name}: must be printable ASCII text")
 
 
 _PARTS: dict[str, type] = {
     "retry": RetryPolicy,
     "pool": PoolLimits,
+    "rates": RateLimits,
     "deadlines": Deadlines,
     "sessions": SessionConfig,
     "tools": ToolLimits,

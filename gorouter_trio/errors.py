@@ -19,6 +19,7 @@
     │   ├── StreamBrokenError         the reply was cut before its end
     │   └── DecodeError               the reply is not what the API promises
     ├── PoolError
+    │   ├── CircuitOpenError          the model failed again and again, and is left alone for a while
     │   ├── PoolFullError             the request queue is full and the policy is to reject
     │   └── PoolClosedError           the pool is closed or closing
     ├── SessionError
@@ -68,6 +69,7 @@ __all__ = [
     "BadRequestError",
     "BudgetError",
     "BudgetExceededError",
+    "CircuitOpenError",
     "ConfigError",
     "ConnectError",
     "DangerousArgumentError",
@@ -248,6 +250,17 @@ class PoolError(GorouterError):
 
 class PoolFullError(PoolError):
     """The bounded queue in front of the workers is full and the policy is to reject."""
+
+
+class CircuitOpenError(PoolError):
+    """The model failed again and again, so that its requests are refused for the next `retry_after_s` seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
 
 
 class PoolClosedError(PoolError):

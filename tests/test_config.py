@@ -106,7 +106,7 @@ def test_choices(kind: type, part: str, field: str, good: str) -> None:
 @pytest.mark.parametrize(
     ("field", "values"),
     [
-        ("api_key", [5, b"sk", ["sk"], lambda: "sk"]), ("base_url", [5, b"http://x"]), ("model", ["", " \n", None, 5]),
+        ("api_key", [5, b"sk", 1.5]), ("base_url", [5, b"http://x"]), ("model", ["", " \n", None, 5]),
         ("app_name", ["a\nb", "Café", "\x7f", 5, b"x"]), ("referer", ["a\r\nX: y", "é", 5]), ("retry", [{}, None, 3]),
         ("pool", [{"max_connections": 3}, None, PoolLimits]), ("deadlines", [None, 5, RetryPolicy()]),
         ("sessions", [None, {}]), ("insecure_http", [None, 1, "yes"]), ("seams", [None, random.Random()]),

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
-__all__ = ["DeadlineKeeper", "Watched"]
+    from .statistics import LagMeter
+
+__all__ = ["Alarm", "DeadlineKeeper", "Watched"]
 
 
 class Watched(Protocol):
@@ -32,10 +34,11 @@ class Watched(Protocol):
 class DeadlineKeeper:
     """Expires what is in `watched`, which may change at any time."""
 
-    __slots__ = ("_scope", "_watched", "next_wake")
+    __slots__ = ("_lag", "_scope", "_watched", "next_wake")
 
-    def __init__(self, watched: Collection[Watched]) -> None:
+    def __init__(self, watched: Collection[Watched], *, lag: LagMeter | None = None) -> None:
         self._watched = watched
+        self._lag = lag
         self._scope = trio.CancelScope()
         self.next_wake = math.inf
 
@@ -49,7 +52,10 @@ class DeadlineKeeper:
         while True:
             with trio.CancelScope(deadline=self.next_wake) as self._scope:
                 await trio.sleep_forever()
-            self.next_wake = self._expire_due(trio.current_time())
+            now = trio.current_time()
+            if self._lag is not None:
+                self._lag.add(now - self.next_wake)
+            self.next_wake = self._expire_due(now)
 
     def _expire_due(self, now: float) -> float:
         """Expire what is due and return the earliest deadline that is not."""
@@ -61,3 +67,31 @@ class DeadlineKeeper:
             else:
                 earliest = min(earliest, watched.deadline_at)
         return earliest
+
+
+class Alarm:
+    """Calls `ring` with the time at the earliest time that was set since it last did; one task."""
+
+    __slots__ = ("_lag", "_ring", "_scope", "next_wake")
+
+    def __init__(self, ring: Callable[[float], None], *, lag: LagMeter) -> None:
+        self._ring = ring
+        self._lag = lag
+        self._scope = trio.CancelScope()
+        self.next_wake = math.inf
+
+    def set(self, at: float) -> None:
+        """Ring at this time, or earlier if that was set already."""
+        if at < self.next_wake:
+            self.next_wake = at
+            self._scope.deadline = at
+
+    async def run(self) -> None:
+        """Ring until cancelled."""
+        while True:
+            with trio.CancelScope(deadline=self.next_wake) as self._scope:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            self._lag.add(now - self.next_wake)
+            self.next_wake = math.inf
+            self._ring(now)

@@ -15,11 +15,18 @@ from msgspec import Struct
 
 from ..errors import (
     ApiError,
+    AuthenticationError,
+    BadRequestError,
+    CircuitOpenError,
     ConnectError,
     DeadlineExceededError,
     DecodeError,
     GorouterError,
     InsufficientCreditsError,
+    ModerationError,
+    NotFoundError,
+    PermissionDeniedError,
+    ProviderError,
     RateLimitError,
     StreamBrokenError,
 )
@@ -30,7 +37,20 @@ if TYPE_CHECKING:
 
     from ..config import RetryPolicy
 
-__all__ = ["FailureKind", "GiveUp", "Retry", "RetryQuota", "RetryState", "classify", "decide"]
+__all__ = [
+    "FailureKind",
+    "GiveUp",
+    "Retry",
+    "RetryQuota",
+    "RetryState",
+    "classify",
+    "decide",
+    "is_about_key",
+    "is_daily",
+    "is_free_tier",
+    "is_in_flight",
+    "warrants_fallback",
+]
 
 FailureKind = Literal["final", "unsent", "refused", "throttled", "failed", "ambiguous"]
 """`final` is never retried; `unsent` left nothing at the server; `refused` and `throttled` were answered
@@ -39,8 +59,11 @@ without work; `failed` was worked on in vain (500, 502); `ambiguous` may have be
 _REFUSED = frozenset({408, 409, 425, 503, 529})
 _AMBIGUOUS = frozenset({504, 524})
 _MAX_500 = 2
+_MOST_SWITCHES = 8
 _DAILY = "openrouter_free_tier_daily"
 _IN_FLIGHT = "openrouter_in_flight_budget"
+_KEY_LIMIT = "openrouter_key_limit"
+_CONTEXT_LENGTH = "context_length_exceeded"
 
 
 class Retry(Struct, frozen=True):
@@ -90,13 +113,14 @@ class RetryQuota:
 class RetryState:
     """What one request has used of its limits so far; an `ambiguous_limit` stands in for the policy's."""
 
-    __slots__ = ("ambiguous", "ambiguous_limit", "held_tokens", "maybe_billed", "retries", "server_errors")
+    __slots__ = ("ambiguous", "ambiguous_limit", "held_tokens", "maybe_billed", "retries", "server_errors", "switches")
 
     def __init__(self) -> None:
         self.retries = 0
         self.ambiguous = 0
         self.ambiguous_limit: int | None = None
         self.server_errors = 0
+        self.switches = 0
         self.held_tokens = 0
         self.maybe_billed = False
 
@@ -116,18 +140,55 @@ def classify(error: GorouterError) -> FailureKind:
 
 def _classify_api(error: ApiError) -> FailureKind:
     if isinstance(error, InsufficientCreditsError):
-        in_flight = error.metadata.get("limit_source") == _IN_FLIGHT and error.retry_after_s is not None
-        return "throttled" if in_flight else "final"
+        return "throttled" if is_in_flight(error) else "final"
     if isinstance(error, RateLimitError):
-        # The limit a minute of free models has the source of the daily one, and passes.
-        daily = error.metadata.get("limit_source") == _DAILY and "-per-min" not in error.message
-        return "final" if daily else "throttled"
+        return "final" if is_daily(error) else "throttled"
     status = _decisive_status(error)
     if status in _AMBIGUOUS:
         return "ambiguous"
     if status in _REFUSED:
         return "throttled" if error.retry_after_s is not None else "refused"
     return "failed" if status in {500, 502} else "final"
+
+
+def is_in_flight(error: ApiError) -> bool:
+    """Whether it is a 402 for the requests in flight, which passes."""
+    is_402 = isinstance(error, InsufficientCreditsError)
+    return is_402 and error.metadata.get("limit_source") == _IN_FLIGHT and error.retry_after_s is not None
+
+
+def is_free_tier(error: ApiError) -> bool:
+    """Whether it is a 429 of a limit of the free models."""
+    return isinstance(error, RateLimitError) and error.metadata.get("limit_source") == _DAILY
+
+
+def is_daily(error: ApiError) -> bool:
+    """Whether it is a 429 that ends with the day. The limit a minute of free models has the same source, and passes."""
+    return is_free_tier(error) and "-per-min" not in error.message
+
+
+def is_about_key(error: GorouterError) -> bool:
+    """Whether an error is one of the key, so that the same request may do with another."""
+    if isinstance(error, RateLimitError):
+        return is_daily(error) or (error.retry_after_s is not None and "provider_name" not in error.metadata)
+    if isinstance(error, PermissionDeniedError):
+        return error.metadata.get("limit_source") == _KEY_LIMIT
+    return isinstance(error, (AuthenticationError, InsufficientCreditsError))
+
+
+def warrants_fallback(error: GorouterError) -> bool:
+    """Whether another model may answer what this error kept one from answering, and it is not paid twice for that.
+
+    That is so for what is wrong with the model or its providers, once the retries are over: it is limited,
+    overloaded, down, unknown, too small for the context, or refuses what others may not. What is wrong with the
+    request, the key or the credit is so with every model. Where something may have been billed, or a part of
+    the answer was given out, there is no other try.
+    """
+    if error.maybe_billed or error.partial is not None:
+        return False
+    if isinstance(error, BadRequestError):
+        return error.metadata.get("error_type") == _CONTEXT_LENGTH
+    return isinstance(error, (CircuitOpenError, ModerationError, NotFoundError, ProviderError, RateLimitError))
 
 
 def _decisive_status(error: ApiError) -> int:
@@ -142,12 +203,19 @@ def decide(
     quota: RetryQuota,
     rng: random.Random,
     remaining_s: float,
+    cooldown_s: float = 0.0,
+    has_other_key: bool = False,
 ) -> Retry | GiveUp:
     """Whether to try again after `error`; counts what it allows in `state` and `quota`.
 
     `remaining_s` is the time left until the request's deadline: a wait that would not end before it
-    is not begun.
+    is not begun. `cooldown_s` is how long answers to other requests have asked all of them to wait.
+    `has_other_key` says that there is a key that can be used at once: what was the fault of the first is
+    tried again with that, and waits for nothing.
     """
+    if has_other_key and is_about_key(error) and state.switches < _MOST_SWITCHES:
+        state.switches += 1
+        return Retry(0.0, state.maybe_billed)
     kind = classify(error)
     billed = kind == "ambiguous"
     # A reply that cannot be read was an answer all the same.
@@ -162,7 +230,7 @@ def decide(
     if _is_500(error) and state.server_errors >= _MAX_500:
         return GiveUp("the server keeps failing", state.maybe_billed)
     delay_s = _delay_s(error, policy=policy, retry=state.retries, rng=rng)
-    if delay_s is None or delay_s >= remaining_s:
+    if delay_s is None or max(delay_s, cooldown_s) >= remaining_s:
         return GiveUp("the wait is too long", state.maybe_billed)
     cost = policy.throttle_cost if kind == "throttled" else policy.transient_cost
     if not quota.take(cost):

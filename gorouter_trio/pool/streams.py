@@ -103,6 +103,7 @@ class ChatReader:
             self._first += await self._read_chunks()
             if self._failure is not None and not self.merge.has_data:
                 raise self._failure
+        self._exchange.first_data_at = self._data_at
         self.ttft_s = self._data_at - self._exchange.ticket.started_at
 
     def result(self, *, interrupted: bool = False) -> ChatResult:
@@ -134,6 +135,10 @@ class ChatReader:
 
     def close(self) -> None:
         """Give the connection back; before the end of the reply that closes it, which stops the server."""
+        exchange, merge = self._exchange, self.merge
+        exchange.usage = merge.usage
+        exchange.reply_id = merge.generation_id
+        exchange.is_whole = self._ended
         self._lease.give_back(reusable=self._ended)
 
     async def _read_chunks(self) -> list[ChatChunk]:
@@ -214,6 +219,7 @@ class ChatReader:
         error.generation_id = error.generation_id or self.merge.generation_id or self._exchange.generation_id
         error.attempts = self._exchange.attempts
         error.maybe_billed = True
+        self._exchange.failure = error
         if self.merge.has_data:
             error.partial = self.result(interrupted=True)
 

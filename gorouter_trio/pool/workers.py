@@ -19,29 +19,36 @@ end a request in the same way; one keeper watches them all.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import trio
-from msgspec import Struct
 
 from .._contain import contain
 from .._mailbox import ReplySlot
+from ..config import LANES
 from ..errors import (
+    ApiError,
+    AuthenticationError,
     ConnectError,
     DeadlineExceededError,
     DeadlinePhase,
     GorouterError,
     PoolClosedError,
     PoolFullError,
+    RateLimitError,
     StreamBrokenError,
 )
 from ..wire.codec import decode_error
 from ..wire.faults import find_header
-from ..wire.mail import DEFAULT_SETTINGS
-from .deadlines import DeadlineKeeper
-from .retry import GiveUp, RetryQuota, RetryState, decide
+from .admission import Admission
+from .attempts import AttemptRecord
+from .deadlines import Alarm, DeadlineKeeper
+from .fairness import MOST_COST, FairQueue
+from .keys import HeadMaker, KeyRing
+from .retry import GiveUp, RetryQuota, RetryState, classify, decide, is_about_key
+from .statistics import LagMeter, PoolStatistics, WaitMeter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -49,44 +56,21 @@ if TYPE_CHECKING:
     from ..config import ClientConfig, Deadlines, PoolLimits
     from ..transport.http import Connection, Connector, RequestHead
     from ..wire.mail import HttpCall, PoolMail
+    from ..wire.responses import Usage
+    from .admission import Hold, ModelGate, Route
+    from .fairness import Flow
+    from .keys import KeyState
 
-__all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "open_pool"]
+__all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "estimate_tokens", "open_pool"]
 
 T = TypeVar("T")
 
 _DRAIN_S = 1.0
 _SPARE_CONNECT_S = 1.0
 _CLEANUP_S = 2.0
-
-
-class HeadMaker(Protocol):
-    """Makes the head of a request; `extra` headers are added to those of the client, and stand in for its own."""
-
-    def __call__(self, method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
-        """The head, made anew."""
-
-
-class PoolStatistics(Struct, frozen=True, kw_only=True):
-    """A snapshot of the pool.
-
-    `submitted` counts requests that were taken, retries included; each ends as `answered` (whatever
-    the status), `failed` (no answer) or `abandoned` (its caller left, or its deadline passed in the
-    queue). `queued` requests wait for a worker, `waiting` ones for room in the queue. `in_flight` holds
-    streams that are lent. `connections` are open now, `opened` were opened so far.
-    """
-
-    queued: int
-    waiting: int
-    in_flight: int
-    workers: int
-    connections: int
-    opened: int
-    submitted: int
-    answered: int
-    failed: int
-    abandoned: int
-    retries: int
-    retry_quota_tokens: int
+_NEVER = -math.inf
+_TOKENS_A_TURN = 1024
+_LAG_MASK = 63
 
 
 class Ticket(ReplySlot[None]):
@@ -95,34 +79,79 @@ class Ticket(ReplySlot[None]):
     __slots__ = (
         "body",
         "call",
+        "charged",
+        "cost",
         "deadline",
+        "error",
+        "gate",
+        "gives_up_at",
         "head",
         "headers",
+        "is_probe",
+        "is_retry",
+        "key",
         "lease",
+        "on_sent",
+        "place",
         "pool",
         "queue_scope",
         "queued_at",
         "reply_at",
+        "resolved_at",
+        "route",
+        "sent_at",
         "started_at",
         "status",
+        "tokens",
         "worker",
     )
 
-    def __init__(self, pool: Pool, call: PoolMail, *, head: RequestHead, now: float, deadline: float) -> None:
+    def __init__(self, pool: Pool, call: PoolMail, *, now: float, deadline: float) -> None:
         super().__init__()
         self.pool = pool
         self.call = call
-        self.head = head
         self.deadline = deadline
         self.queued_at = now
         self.started_at = now
         self.reply_at = now
+        self.sent_at = _NEVER
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.body = b""
+        # The refusal that it was answered with, once the limits know of it.
+        self.error: GorouterError | None = None
         self.lease: Lease | None = None
         self.queue_scope: trio.CancelScope | None = None
         self.worker: _Worker | None = None
+        self.on_sent: Callable[[], None] | None = None
+        self.resolved_at = _NEVER
+        # What admission and the queue go by.
+        self.key: KeyState | None = None
+        self.route: Route | None = None
+        self.place: Flow | None = None
+        self.tokens = 0
+        self.charged = 0.0
+        self.is_retry = self.is_probe = False
+
+    gate: ModelGate
+    head: RequestHead
+    cost: float
+    gives_up_at: float
+
+    @property
+    def lane(self) -> str:
+        """The lane it waits in."""
+        return self.call.settings.lane
+
+    @property
+    def flow(self) -> str:
+        """Whose turn it takes."""
+        return self.call.settings.tenant or self.call.flow
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether anything of it went out."""
+        return self.sent_at is not _NEVER
 
     def on_abandon(self) -> None:
         """Leave the queue, or stop the worker."""
@@ -136,9 +165,11 @@ class Lease:
     that never waits and may be called twice.
     """
 
-    __slots__ = ("_connection", "_returned", "_waiting", "_worker")
+    __slots__ = ("_connection", "_returned", "_waiting", "_worker", "exchange")
 
     def __init__(self, worker: _Worker, connection: Connection) -> None:
+        # Set once the stream has begun: the attempt is over when the connection is back.
+        self.exchange: Exchange | None = None
         self._worker = worker
         self._connection = connection
         self._returned = False
@@ -170,6 +201,9 @@ class Lease:
             if not reusable:
                 self._connection.close()
             self._waiting.set()
+            exchange, self.exchange = self.exchange, None
+            if exchange is not None:
+                self._worker.pool.end_stream(exchange)
 
     async def wait_returned(self) -> None:
         """Wait until the holder has given it back; used by the worker."""
@@ -177,22 +211,46 @@ class Lease:
 
 
 class Exchange:
-    """One request from submission to its answer, over all attempts; what results are made from."""
+    """One request from submission to its answer, over all attempts; what results are made from.
 
-    __slots__ = ("attempts", "deadline", "queue_wait_s", "started_at", "state", "ticket")
+    `attempts` counts those that were sent, `tries` all. Who decodes the reply puts its `usage` and `reply_id` here;
+    who reads a stream also its `first_data_at`, its `failure` and whether it `is_whole`.
+    """
 
-    def __init__(self, *, now: float, deadline: float) -> None:
+    __slots__ = (
+        "attempts",
+        "deadline",
+        "failure",
+        "first_data_at",
+        "is_whole",
+        "number",
+        "queue_wait_s",
+        "reply_id",
+        "started_at",
+        "state",
+        "ticket",
+        "tries",
+        "usage",
+    )
+
+    def __init__(self, number: int, *, now: float, deadline: float) -> None:
+        self.number = number
         self.started_at = now
         self.deadline = deadline
-        self.attempts = 0
+        self.attempts = self.tries = 0
         self.queue_wait_s = 0.0
         self.state = RetryState()
         self.ticket: Ticket = cast("Ticket", None)
+        self.usage: Usage | None = None
+        self.reply_id: str | None = None
+        self.first_data_at: float | None = None
+        self.failure: GorouterError | None = None
+        self.is_whole = False
 
     @property
     def generation_id(self) -> str | None:
-        """The id in the header of the last reply, if there was one."""
-        return find_header(self.ticket.headers, b"x-generation-id")
+        """The id in the header of the last reply, or in its body, if there was one."""
+        return find_header(self.ticket.headers, b"x-generation-id") or self.reply_id
 
 
 class Pool:
@@ -205,6 +263,8 @@ class Pool:
         *,
         heads: HeadMaker,
         nursery: trio.Nursery,
+        on_attempt: Callable[[AttemptRecord], None] | None = None,
+        estimate: Callable[[HttpCall], int] | None = None,
     ) -> None:
         self.connector = connector
         self._make_head = heads
@@ -213,18 +273,25 @@ class Pool:
         self._policy = config.retry
         self._seams = config.seams
         self._quota = RetryQuota(config.retry.quota_tokens)
-        self._heads: dict[tuple[str, str], RequestHead] = {}
+        self._on_attempt = on_attempt
+        self._estimate = estimate or partial(estimate_tokens, completion_tokens=config.rates.completion_tokens)
+        self._ring = KeyRing(config)
+        self._admission = Admission(config, self._ring)
         self.idle: list[_Worker] = []
         # In order of their start, so that runs with one seed stay the same.
         self._workers: dict[_Worker, None] = {}
-        self.keeper = DeadlineKeeper(self._workers)
+        self.lag = LagMeter()
+        self.keeper = DeadlineKeeper(self._workers, lag=self.lag)
+        self.alarm = Alarm(self._on_alarm, lag=self.lag)
         self.now = trio.lowlevel.current_clock().current_time
-        self._queue: OrderedDict[Ticket, None] = OrderedDict()
-        self._outside: OrderedDict[Ticket, None] = OrderedDict()
+        self._queue: FairQueue[Ticket] = FairQueue({lane: config.pool.lanes.get(lane, 0.0) for lane in LANES})
+        self._waits = {lane: WaitMeter() for lane in LANES}
+        self._admitted = dict.fromkeys(LANES, 0)
+        self._held_by_keys: set[str] = set()
         self._nursery: trio.Nursery | None = nursery
         self._went_idle = trio.Event()
         self.answered = self.failed = self.opened = 0
-        self._submitted = self._abandoned = self._retries = 0
+        self._submitted = self._abandoned = self._retries = self._throttled = self._exchanges = 0
 
     def __repr__(self) -> str:
         s = self.statistics()
@@ -233,9 +300,13 @@ class Pool:
 
     def statistics(self) -> PoolStatistics:
         """A snapshot; cheap."""
+        now = self.now()
+        queue, waits = self._queue, self._waits.items()
+        queued = {lane: queue.size_of(lane) for lane, _ in waits}
+        waiting = sum(max(0, size - self.limits.queue) for size in queued.values())
         return PoolStatistics(
-            queued=len(self._queue),
-            waiting=len(self._outside),
+            queued=queue.size - waiting,
+            waiting=waiting,
             in_flight=len(self._workers) - len(self.idle),
             workers=len(self._workers),
             connections=sum(worker.is_connected for worker in self._workers),
@@ -246,83 +317,126 @@ class Pool:
             abandoned=self._abandoned,
             retries=self._retries,
             retry_quota_tokens=self._quota.tokens,
+            throttled=self._throttled,
+            lanes=tuple(m.statistics(name, queued=queued[name], admitted=self._admitted[name]) for name, m in waits),
+            models=tuple(gate.statistics(now) for gate in self._admission.gates()),
+            keys=tuple(key.statistics(now) for key in self._ring),
+            loop_lag_s=self.lag.lag_s,
+            loop_lag_max_s=self.lag.max_s,
         )
 
     async def request(
-        self, call: HttpCall, decode: Callable[[Exchange], T], *, ambiguous_retries: int | None = None
+        self,
+        call: HttpCall,
+        decode: Callable[[Exchange], T],
+        *,
+        ambiguous_retries: int | None = None,
+        on_sent: Callable[[], None] | None = None,
     ) -> T:
         """Send `call`, with retries, and return what `decode` makes of the whole reply.
 
-        `ambiguous_retries` stands in for the policy's, where it is not None.
+        `ambiguous_retries` stands in for the policy's, where it is not None. `on_sent` is called when the first
+        byte of an attempt is about to go out: as long as it was not, nothing can have been billed.
         Raises what the reply stands for, what `decode` raises, `TransportError` when no answer came,
-        `PoolFullError` or `PoolClosedError` when nothing was sent. Cancelling stops the request.
+        `PoolError` when nothing was sent. Cancelling stops the request.
         """
-        now = self.now()
-        exchange = Exchange(now=now, deadline=min(call.deadline, now + self.deadlines.total_s))
+        exchange = self._begin(call)
         exchange.state.ambiguous_limit = ambiguous_retries
         while True:
             try:
-                await self._attempt(call, exchange)
+                await self._attempt(call, exchange, on_sent)
                 result = decode(exchange)
             except GorouterError as exc:
+                self._end_attempt(exchange, exc)
                 await self._back_off(exc, exchange)
+            except BaseException as exc:
+                self._end_attempt(exchange, exc)
+                raise
             else:
-                self._quota.give_back(exchange.state.held_tokens)
+                self._succeed(exchange)
+                if exchange.ticket.tokens or self._on_attempt is not None:
+                    self._end_attempt(exchange, None)
                 return result
 
-    async def request_stream(self, call: HttpCall, begin: Callable[[Exchange, Lease], Awaitable[T]]) -> T:
+    async def request_stream(
+        self,
+        call: HttpCall,
+        begin: Callable[[Exchange, Lease], Awaitable[T]],
+        *,
+        on_sent: Callable[[], None] | None = None,
+    ) -> T:
         """Send `call`, with retries, and return what `begin` makes of the lease of its connection.
 
         `begin` may read from the lease; an error that it raises is retried like one before it, so
         it must raise only while nothing has been given to the consumer. On an error or a cancel the
-        lease is taken back; after success it belongs to the caller.
+        lease is taken back; after success it belongs to the caller. `on_sent` is as in `request`.
         """
-        now = self.now()
-        exchange = Exchange(now=now, deadline=min(call.deadline, now + self.deadlines.total_s))
+        exchange = self._begin(call)
         while True:
             try:
-                result = await self._begin_stream(call, exchange, begin)
+                result = await self._begin_stream(call, exchange, begin, on_sent)
             except GorouterError as exc:
+                self._end_attempt(exchange, exc)
                 await self._back_off(exc, exchange)
+            except BaseException as exc:
+                self._end_attempt(exchange, exc)
+                raise
             else:
-                self._quota.give_back(exchange.state.held_tokens)
+                self._succeed(exchange)
                 return result
 
+    def _begin(self, call: HttpCall) -> Exchange:
+        now = self.now()
+        self._exchanges += 1
+        return Exchange(self._exchanges, now=now, deadline=min(call.deadline, now + self.deadlines.total_s))
+
     async def _begin_stream(
-        self, call: HttpCall, exchange: Exchange, begin: Callable[[Exchange, Lease], Awaitable[T]]
+        self,
+        call: HttpCall,
+        exchange: Exchange,
+        begin: Callable[[Exchange, Lease], Awaitable[T]],
+        on_sent: Callable[[], None] | None,
     ) -> T:
-        await self._attempt(call, exchange)
+        await self._attempt(call, exchange, on_sent)
         lease = cast("Lease", exchange.ticket.lease)
         try:
-            return await begin(exchange, lease)
+            result = await begin(exchange, lease)
         except BaseException:
             lease.give_back(reusable=False)
             raise
+        lease.exchange = exchange
+        return result
 
-    async def _attempt(self, call: HttpCall, exchange: Exchange) -> None:
+    async def _attempt(self, call: HttpCall, exchange: Exchange, on_sent: Callable[[], None] | None) -> None:
         """One trip through the queue and a worker; raises for every status outside 2xx."""
-        head = self._heads.get((call.method, call.path))
-        if call.settings is not DEFAULT_SETTINGS and call.settings.headers:
-            head = self._make_head(call.method, call.path, call.settings.headers)
-        elif head is None:
-            head = self._heads[call.method, call.path] = self._make_head(call.method, call.path)
-        now = self.now()
-        ticket = exchange.ticket = Ticket(self, call, head=head, now=now, deadline=exchange.deadline)
-        if exchange.deadline <= now:
+        ticket = exchange.ticket = Ticket(self, call, now=self.now(), deadline=exchange.deadline)
+        exchange.tries += 1
+        if exchange.tries > 1:
+            ticket.is_retry = True
+            exchange.usage = exchange.reply_id = exchange.first_data_at = None
+        if exchange.deadline <= ticket.queued_at:
             raise _too_late("total")
+        ticket.on_sent = on_sent
+        if self._ring.provider is not None:
+            ticket.key = await self._ring.provide()
         try:
-            if self._hand_over(ticket):
+            if self._submit(ticket):
                 await ticket.wait()
             else:
                 await self._wait_in_queue(ticket)
         finally:
             exchange.queue_wait_s += ticket.started_at - ticket.queued_at
-            exchange.attempts += ticket.worker is not None
-        if not 200 <= ticket.status < 300:
-            raise decode_error(ticket.status, ticket.headers, body=ticket.body, now_s=self._seams.wall())
+            exchange.attempts += ticket.sent_at is not _NEVER
+        if ticket.resolved_at is not _NEVER:
+            self.lag.add(self.now() - ticket.resolved_at)
+        if ticket.error is not None:
+            raise ticket.error
 
     async def _back_off(self, error: GorouterError, exchange: Exchange) -> None:
         """Wait before the next attempt, or raise `error` with what is known about the request."""
+        # Who is cancelled already gets that, and not the error as if time were up.
+        await trio.lowlevel.checkpoint_if_cancelled()
+        has_other_key = await self._has_other_key(error, exchange)
         now = trio.current_time()
         verdict = decide(
             error,
@@ -331,6 +445,8 @@ class Pool:
             quota=self._quota,
             rng=self._seams.random,
             remaining_s=min(exchange.deadline, trio.current_effective_deadline()) - now,
+            cooldown_s=self._cooldown_s(exchange.ticket, now),
+            has_other_key=has_other_key,
         )
         if isinstance(verdict, GiveUp):
             error.attempts = exchange.attempts
@@ -340,64 +456,228 @@ class Pool:
         self._retries += 1
         await trio.sleep(verdict.delay_s)
 
+    async def _has_other_key(self, error: GorouterError, exchange: Exchange) -> bool:
+        """Whether what this key was refused can be tried with another one; a provider is asked for it."""
+        ticket = exchange.ticket
+        if not is_about_key(error) or ticket.route is None:
+            return False
+        if self._ring.provider is None:
+            return self._admission.has_other_key(ticket, self.now())
+        if not isinstance(error, AuthenticationError):
+            return False
+        return await self._ring.provide() is not ticket.key
+
+    def _cooldown_s(self, ticket: Ticket, now: float) -> float:
+        """How long everybody waits who wants the same."""
+        if ticket.route is None or now >= self._admission.troubled_until:
+            return 0.0
+        return max(0.0, self._admission.cooldown_until(ticket.gate, now) - now)
+
+    # What became of an attempt
+
+    def _succeed(self, exchange: Exchange) -> None:
+        """An answer was decoded, or a stream has its first data."""
+        self._quota.give_back(exchange.state.held_tokens)
+        ticket = exchange.ticket
+        route = cast("Route", ticket.route)
+        adaptive, breaker = route.adaptive, ticket.gate.breaker
+        if breaker.streak or adaptive.cuts or not breaker.is_closed or route.key.governor is not None:
+            now = self.now()
+            self._admission.succeed(ticket, now, is_retry=ticket.is_retry)
+            self._look_again(ticket.gate)
+            return
+        breaker.successes += 1
+        if route.in_flight >= adaptive.limit and not ticket.is_retry:
+            adaptive.succeed(self.now(), in_flight=route.in_flight)
+            self._look_again(ticket.gate)
+
+    def note_refusal(self, ticket: Ticket) -> None:
+        """A reply outside 2xx is there: the limits learn of it before anything else is sent; used by workers."""
+        error = decode_error(ticket.status, ticket.headers, body=ticket.body, now_s=self._seams.wall())
+        ticket.error = error
+        self._throttled += ticket.status == 429
+        self._admission.fail(ticket, error, now=self.now(), is_retry=ticket.is_retry)
+
+    def end_stream(self, exchange: Exchange) -> None:
+        """The connection of a stream that had begun is back; used by leases."""
+        failure = exchange.failure
+        self._end_attempt(exchange, failure, is_left=failure is None and not exchange.is_whole)
+
+    def _end_attempt(self, exchange: Exchange, error: BaseException | None, *, is_left: bool = False) -> None:
+        """An attempt is over: put right what it was charged for, tell the limits, and tell of it."""
+        ticket = exchange.ticket
+        if ticket.route is None:
+            return
+        now = self.now()
+        if isinstance(error, GorouterError) and ticket.is_sent and ticket.error is None:
+            self._throttled += isinstance(error, RateLimitError)
+            self._admission.fail(ticket, error, now=now, is_retry=ticket.is_retry)
+        elif ticket.is_probe and error is not None and ticket.error is None:
+            self._admission.end_probe(ticket)
+        if exchange.usage is not None:
+            self._admission.settle(ticket, exchange.usage)
+        elif not ticket.is_sent or _left_undone(error):
+            self._admission.refund(ticket, was_sent=ticket.is_sent)
+        if error is not None or ticket.tokens:
+            self._look_again(ticket.gate)
+        if self._on_attempt is not None and ticket.is_sent:
+            self._on_attempt(_record_of(exchange, error, now=now, is_left=is_left))
+
     # The queue
 
-    def _hand_over(self, ticket: Ticket) -> bool:
-        """Give the ticket to a worker if one is free or may be started."""
+    def _submit(self, ticket: Ticket) -> bool:
+        """Give the ticket to a worker if it may go at once, or queue it; whether its answer is under way."""
         if self._nursery is None:
             raise PoolClosedError("the client is closed")
-        if self._queue:
-            return False
-        if self.idle:
-            self.idle.pop().take(ticket)
-        elif len(self._workers) < self.limits.max_connections:
-            worker = _Worker(self)
-            self._workers[worker] = None
-            self._nursery.start_soon(worker.run, ticket)
-        else:
-            return False
+        admission = self._admission
+        call = ticket.call
+        gate = ticket.gate = admission.service if call.method == "GET" else admission.gate(call.settings.model)
+        if not self._queue.size and admission.is_plain and ticket.queued_at >= admission.troubled_until:
+            route = cast("Route", gate.route)
+            has_worker = self.idle or len(self._workers) < self.limits.max_connections
+            if has_worker and route.in_flight < route.adaptive.limit:
+                key = route.key
+                ticket.route = route
+                route.in_flight += 1
+                key.in_flight += 1
+                key.sent += 1
+                self._submitted += 1
+                self._prepare(ticket)
+                self._hand_over(ticket)
+                return True
+        return self._queue_up(ticket)
+
+    def _queue_up(self, ticket: Ticket) -> bool:
+        """Put the ticket in its place, and let go whoever may; whether that was this one."""
+        lane = ticket.lane
+        ticket.gives_up_at = min(ticket.deadline, trio.current_effective_deadline())
+        ticket.cost = 1.0
+        if self._admission.counts_tokens and ticket.call.method != "GET":
+            ticket.tokens = self._estimate(ticket.call)
+            ticket.cost = min(max(ticket.tokens / _TOKENS_A_TURN, 1.0), MOST_COST)
+        self._queue.push(ticket, lane=lane, group=ticket.gate.name, flow=ticket.flow)
         self._submitted += 1
-        return True
+        self._let_go(self.now())
+        if ticket.place is None:
+            return True
+        if self.limits.overflow == "reject" and self._queue.size_of(lane) > self.limits.queue:
+            self._queue.remove(ticket)
+            self._submitted -= 1
+            raise PoolFullError(f"{self._queue.size_of(lane)} requests are queued already (pool.queue)")
+        return False
 
     async def _wait_in_queue(self, ticket: Ticket) -> None:
-        """Queue, and wait for the answer; the deadline holds meanwhile, and later the worker's does."""
-        if len(self._queue) < self.limits.queue:
-            self._queue[ticket] = None
-        elif self.limits.overflow == "reject":
-            raise PoolFullError(f"{len(self._queue)} requests are queued already (pool.queue)")
-        else:
-            self._outside[ticket] = None
-        self._submitted += 1
+        """Wait for the answer; the deadline holds while it is queued, and later the worker's does."""
         with trio.CancelScope(deadline=ticket.deadline) as ticket.queue_scope:
             await ticket.wait()
         if ticket.queue_scope.cancelled_caught:
             raise _too_late("queue")
+
+    def _let_go(self, now: float) -> None:
+        """Give workers whatever may go now."""
+        while self.idle or len(self._workers) < self.limits.max_connections:
+            ticket = self._next(now)
+            if ticket is None:
+                return
+            self._hand_over(ticket)
+
+    def _next(self, now: float) -> Ticket | None:
+        """The ticket whose turn it is, admitted; what may not go now is passed over, or keeps everything."""
+        queue = self._queue
+        while (ticket := queue.head()) is not None:
+            hold = self._try_to_admit(ticket, now)
+            if hold is None:
+                queue.take_head()
+                if ticket.is_resolved:
+                    continue
+                return ticket
+            if hold.is_for_all:
+                self.alarm.set(hold.until)
+                return None
+            if hold.is_of_key:
+                self._held_by_keys.add(ticket.gate.name)
+            queue.hold_head(hold.until)
+        self.alarm.set(queue.next_due())
+        return None
+
+    def _try_to_admit(self, ticket: Ticket, now: float) -> Hold | None:
+        """Admit the ticket and make its head, or fail it; or say what keeps it."""
+        try:
+            if ticket.deadline <= now:
+                raise _too_late("queue")
+            hold = self._admission.admit(ticket, now)
+            if hold is None:
+                self._prepare(ticket)
+        except (GorouterError, ValueError) as exc:
+            self.failed += ticket.fail(exc)
+            if ticket.route is not None:
+                self._admission.release(ticket.route)
+                self._admission.refund(ticket, was_sent=False)
+            return None
+        return hold
+
+    def _prepare(self, ticket: Ticket) -> None:
+        """Make the head of an admitted ticket; from here on the worker watches its deadline."""
+        call = ticket.call
+        key = cast("Route", ticket.route).key
+        settings = call.settings
+        head = None if settings.headers else key.heads.get((call.method, call.path))
+        ticket.head = head or key.head(call.method, call.path, extra=settings.headers, make=self._make_head)
+        self._admitted[settings.lane] += 1
+        if ticket.queue_scope is not None:
+            ticket.queue_scope.deadline = math.inf
+            self._waits[settings.lane].add(self.now() - ticket.queued_at)
+
+    def _hand_over(self, ticket: Ticket) -> None:
+        """Give an admitted ticket to the worker that was busy last, or to a new one."""
+        if self.idle:
+            self.idle.pop().take(ticket)
+        else:
+            worker = _Worker(self)
+            self._workers[worker] = None
+            cast("trio.Nursery", self._nursery).start_soon(worker.run, ticket)
+
+    def _look_again(self, gate: ModelGate) -> None:
+        """Something about a model may have become better."""
+        if self._queue.size:
+            self._queue.free(gate.name)
+            self._let_go(self.now())
+
+    def _on_alarm(self, now: float) -> None:
+        """A hold ends."""
+        self._queue.free_due(now)
+        self._let_go(now)
 
     def abandon(self, ticket: Ticket) -> None:
         """The caller of `ticket` has gone; used by tickets."""
         self._abandoned += 1
         if ticket.worker is not None:
             ticket.worker.leave_alone()
-        elif ticket in self._queue:
-            del self._queue[ticket]
-            self._let_in()
-        else:
-            self._outside.pop(ticket, None)
+        elif self._queue.remove(ticket):
+            self._look_again(ticket.gate)
+
+    def release(self, ticket: Ticket) -> None:
+        """The request of `ticket` is not in flight any more; used by workers."""
+        route = cast("Route", ticket.route)
+        route.in_flight -= 1
+        route.key.in_flight -= 1
+        if route.adaptive.marked_at is not None:
+            route.adaptive.end(sent_at=ticket.started_at, is_refused=ticket.status == 429)
+        if self._queue.size:
+            self._queue.free(route.gate.name)
+            while self._held_by_keys:
+                self._queue.free(self._held_by_keys.pop())
 
     def next_ticket(self) -> Ticket | None:
         """The ticket a worker should take now; used by workers."""
-        if not self._queue:
+        if not self._queue.size or self._nursery is None:
             return None
-        ticket, _ = self._queue.popitem(last=False)
-        self._let_in()
-        cast("trio.CancelScope", ticket.queue_scope).deadline = math.inf
-        return ticket
+        return self._next(self.now())
 
-    def _let_in(self) -> None:
-        """There is room in the queue for the first who waits for it."""
-        if self._outside:
-            ticket, _ = self._outside.popitem(last=False)
-            self._queue[ticket] = None
+    def let_others_go(self) -> None:
+        """A slot is free, and the worker that had it is not yet; used by workers."""
+        if self._queue.size and self._nursery is not None:
+            self._let_go(self.now())
 
     def go_idle(self, worker: _Worker) -> None:
         """Put a worker on the stack; used by workers."""
@@ -425,10 +705,8 @@ class Pool:
     def close(self) -> None:
         """Refuse new requests and answer the queued ones with `PoolClosedError`."""
         self._nursery = None
-        for ticket in [*self._queue, *self._outside]:
+        for ticket in self._queue.clear():
             self.failed += ticket.fail(PoolClosedError("the client was closed while the request was queued"))
-        self._queue.clear()
-        self._outside.clear()
 
 
 class _Worker:
@@ -441,7 +719,6 @@ class _Worker:
     __slots__ = (
         "_connecting",
         "_phase",
-        "_pool",
         "_stopped",
         "_task",
         "_ticket",
@@ -449,10 +726,11 @@ class _Worker:
         "deadline_at",
         "expired",
         "idle_since",
+        "pool",
     )
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self.pool = pool
         self._task: trio.lowlevel.Task | None = None
         self._ticket: Ticket | None = None
         self._phase: DeadlinePhase = "connect"
@@ -471,7 +749,7 @@ class _Worker:
     @property
     def cold_at(self) -> float:
         """When the worker, if it stays idle, has kept its connection long enough; `inf` without one."""
-        return self.idle_since + self._pool.limits.keepalive_s if self.is_connected else math.inf
+        return self.idle_since + self.pool.limits.keepalive_s if self.is_connected else math.inf
 
     async def run(self, ticket: Ticket) -> None:
         """Serve tickets until the pool ends; a failure of one ticket fails that ticket."""
@@ -484,7 +762,7 @@ class _Worker:
             closed = PoolClosedError("the client was closed while the request was running")
             closed.maybe_billed = self._phase != "connect"
             self._fail_ticket(closed)
-            self._pool.retire(self)
+            self.pool.retire(self)
             await self._close_connection()  # noqa: ASYNC102 - shields itself, bounded
 
     def take(self, ticket: Ticket) -> None:
@@ -497,8 +775,8 @@ class _Worker:
         """Stop the request at `deadline`, which ends `phase`."""
         self._phase = phase
         self.deadline_at = deadline
-        if deadline < self._pool.keeper.next_wake:
-            self._pool.keeper.hurry(deadline)
+        if deadline < self.pool.keeper.next_wake:
+            self.pool.keeper.hurry(deadline)
 
     def expire(self) -> None:
         """The deadline has passed; called by the keeper."""
@@ -520,7 +798,7 @@ class _Worker:
         if self._connecting is None or self._stopped:
             self.stop()
         else:
-            self.watch(min(self.deadline_at, self._pool.now() + _SPARE_CONNECT_S), "connect")
+            self.watch(min(self.deadline_at, self.pool.now() + _SPARE_CONNECT_S), "connect")
 
     def drop_connection(self) -> None:
         """Close the connection at once; the worker notices."""
@@ -534,20 +812,22 @@ class _Worker:
             await _close(connection)
 
     async def _serve_tickets(self) -> None:
-        pool = self._pool
+        pool = self.pool
         while True:
             if self._ticket is None:
                 self._ticket = pool.next_ticket()
             if self._ticket is None:
                 await self._wait_for_ticket()
             ticket = cast("Ticket", self._ticket)
-            if not ticket.abandoned:
+            if ticket.abandoned:
+                pool.release(ticket)
+            else:
                 await self._serve(ticket)
             self._ticket = None
 
     async def _wait_for_ticket(self) -> None:
         """Park on the stack of idle workers."""
-        pool = self._pool
+        pool = self.pool
         self.idle_since = pool.now()
         self._task = trio.lowlevel.current_task()
         pool.go_idle(self)
@@ -555,7 +835,7 @@ class _Worker:
 
     def _stop_waiting(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._task = None
-        self._pool.idle.remove(self)
+        self.pool.idle.remove(self)
         return trio.lowlevel.Abort.SUCCEEDED
 
     async def _serve(self, ticket: Ticket) -> None:
@@ -564,20 +844,22 @@ class _Worker:
         self.expired = self._stopped = False
         try:
             await self._exchange(ticket)
+            if ticket.lease is not None:
+                await self._wait_for_lease(ticket.lease)
         except GorouterError as exc:
             self.drop_connection()
-            self._pool.failed += ticket.fail(self._too_late(ticket) if self.expired else exc)
+            self.pool.failed += ticket.fail(self._too_late(ticket) if self.expired else exc)
         finally:
             self.deadline_at = math.inf
-        if ticket.lease is not None:
-            await self._wait_for_lease(ticket.lease)
+            self.pool.release(ticket)
         connection = self.connection
         if connection is not None and (connection.is_closed or not connection.is_complete):
+            self.pool.let_others_go()
             await self._close_connection()
 
     async def _exchange(self, ticket: Ticket) -> None:
         """Send and receive, each part under its deadline; answers the ticket."""
-        pool = self._pool
+        pool = self.pool
         deadlines = pool.deadlines
         now = ticket.started_at = pool.now()
         connection = self.connection
@@ -590,20 +872,37 @@ class _Worker:
                 return
             now = pool.now()
         self.watch(min(ticket.deadline, now + deadlines.headers_s), "headers")
-        await connection.start(ticket.head, ticket.call.body)
+        await self._send(ticket, connection, now)
         ticket.reply_at = now = pool.now()
-        ticket.status = connection.status
+        status = ticket.status = connection.status
         ticket.headers = connection.headers
-        if ticket.call.streaming and 200 <= connection.status < 300:
+        is_good = 200 <= status < 300
+        if is_good and ticket.call.streaming:
             ticket.lease = Lease(self, connection)
         else:
             if not connection.is_complete:
                 self.watch(min(ticket.deadline, now + deadlines.first_data_s), "first_data")
             ticket.body = await connection.receive_all()
+            if not is_good:
+                pool.note_refusal(ticket)
+        if not pool.answered & _LAG_MASK:
+            ticket.resolved_at = pool.now()
         if ticket.resolve(None):
             pool.answered += 1
         elif ticket.lease is not None:
             ticket.lease.give_back(reusable=False)
+
+    async def _send(self, ticket: Ticket, connection: Connection, now: float) -> None:
+        """Send the request and wait for the head of its reply; notes whether anything went out."""
+        ticket.sent_at = now
+        if ticket.on_sent is not None:
+            ticket.on_sent()
+        try:
+            await connection.start(ticket.head, ticket.call.body)
+        except StreamBrokenError as exc:
+            if not exc.sent:
+                ticket.sent_at = _NEVER
+            raise
 
     async def _wait_for_lease(self, lease: Lease) -> None:
         """Wait until the stream is over; its last bytes may still be on the way."""
@@ -620,8 +919,8 @@ class _Worker:
         await self._close_connection()
         if not self._stopped:
             with trio.CancelScope() as self._connecting:
-                self.connection = await self._pool.connector.connect()
-                self._pool.opened += 1
+                self.connection = await self.pool.connector.connect()
+                self.pool.opened += 1
             self._connecting = None
         # Being stopped may come too late for the connecting, and must not be lost: nobody waits for the answer.
         if self.connection is None or self._stopped:
@@ -636,10 +935,10 @@ class _Worker:
     def _fail_ticket(self, error: Exception) -> None:
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
-            self._pool.failed += ticket.fail(error)
+            self.pool.failed += ticket.fail(error)
 
     def _too_late(self, ticket: Ticket) -> DeadlineExceededError:
-        error = _too_late(self._phase if self._pool.now() < ticket.deadline else "total")
+        error = _too_late(self._phase if self.pool.now() < ticket.deadline else "total")
         error.maybe_billed = self._phase != "connect"
         return error
 
@@ -654,13 +953,86 @@ def _too_late(phase: DeadlinePhase) -> DeadlineExceededError:
     return DeadlineExceededError(f"the request's deadline passed ({phase})", phase=phase)
 
 
+def estimate_tokens(call: HttpCall, *, completion_tokens: int) -> int:
+    """How many tokens a request may come to: a quarter of its bytes, and all that its completion may have.
+
+    `completion_tokens` stands in where the request sets no bound.
+    """
+    bound = call.settings.max_tokens
+    return len(call.body) // 4 + (completion_tokens if bound is None else bound)
+
+
+def _left_undone(error: BaseException | None) -> bool:
+    """Whether a request that was sent was not worked on."""
+    if isinstance(error, ApiError) and error.status >= 300:
+        return classify(error) != "ambiguous"
+    return isinstance(error, GorouterError) and classify(error) in {"unsent", "refused", "throttled"}
+
+
+def _record_of(exchange: Exchange, error: BaseException | None, *, now: float, is_left: bool = False) -> AttemptRecord:
+    """The record of an exchange's last attempt, which ended with `error` or without, or was left before its end."""
+    ticket = exchange.ticket
+    call = ticket.call
+    settings = call.settings
+    key = None if ticket.route is None else ticket.route.key
+    cancelled = is_left or not (error is None or isinstance(error, Exception))
+    return AttemptRecord(
+        call=exchange.number,
+        attempt=exchange.tries,
+        method=call.method,
+        path=call.path,
+        model=settings.model,
+        tenant=settings.tenant,
+        lane=settings.lane,
+        flow=ticket.flow,
+        key="" if key is None else key.name,
+        key_index=-1 if key is None else key.index,
+        prompt_bytes=len(call.body),
+        generation_id=exchange.generation_id,
+        status=ticket.status or None,
+        error=None if error is None else type(error).__name__,
+        usage=exchange.usage,
+        maybe_billed=_is_maybe_billed(exchange, error, cancelled=cancelled),
+        cancelled=cancelled,
+        streamed=call.streaming,
+        queued_at=ticket.queued_at,
+        taken_at=ticket.started_at,
+        sent_at=ticket.sent_at,
+        first_data_at=exchange.first_data_at or (ticket.reply_at if ticket.status else None),
+        ended_at=now,
+    )
+
+
+def _is_maybe_billed(exchange: Exchange, error: BaseException | None, *, cancelled: bool) -> bool:
+    if exchange.usage is not None and exchange.usage.cost is not None:
+        return False
+    if cancelled:
+        return True
+    if not isinstance(error, GorouterError):
+        return error is not None
+    return error.maybe_billed or classify(error) == "ambiguous"
+
+
 @asynccontextmanager
-async def open_pool(config: ClientConfig, connector: Connector, *, make_head: HeadMaker) -> AsyncIterator[Pool]:
-    """A running pool. Leaving closes it: queued and running requests end with `PoolClosedError`."""
+async def open_pool(
+    config: ClientConfig,
+    connector: Connector,
+    *,
+    make_head: HeadMaker,
+    on_attempt: Callable[[AttemptRecord], None] | None = None,
+    estimate: Callable[[HttpCall], int] | None = None,
+) -> AsyncIterator[Pool]:
+    """A running pool. Leaving closes it: queued and running requests end with `PoolClosedError`.
+
+    `on_attempt` is called once for each attempt that reached a connection, when it is over, also when its caller
+    has gone; it must neither wait nor raise. `estimate` says how many tokens a request may come to, where
+    there are limits of tokens; `estimate_tokens` by default.
+    """
     async with trio.open_nursery() as nursery:
-        pool = Pool(config, connector, heads=make_head, nursery=nursery)
+        pool = Pool(config, connector, heads=make_head, nursery=nursery, on_attempt=on_attempt, estimate=estimate)
         nursery.start_soon(pool.close_cold_connections)
         nursery.start_soon(pool.keeper.run)
+        nursery.start_soon(pool.alarm.run)
         try:
             yield pool
         finally:

@@ -679,7 +679,6 @@ class SessionActor:
         if turn.others or turn.replaces or turn.first:
             started = msgspec.structs.replace(started, joined=turn.joined, replaces=turn.replaces, first=turn.first)
         await self._append(started)
-        turn.is_sent = True
         return body
 
     async def _resume(self, turn: RunningTurn) -> bytes:
@@ -762,7 +761,7 @@ class SessionActor:
 
     async def _whole_turn(self, turn: RunningTurn, body: bytes) -> None:
         self._wait_for("model")
-        result = await self._services.pipeline.run_body(body, settings=turn.mail.settings, deadline=turn.deadline)
+        result = await self._ask(turn, body)
         turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()
@@ -796,14 +795,21 @@ class SessionActor:
             result = await cast("TurnLoan", turn.loan).wait_round()
         else:
             self._wait_for("model")
-            result = await self._services.pipeline.run_body(body, settings=turn.mail.settings, deadline=turn.deadline)
+            result = await self._ask(turn, body)
         self._wait_for("tools")
         return result
+
+    async def _ask(self, turn: RunningTurn, body: bytes) -> ChatResult:
+        return await self._services.pipeline.run_body(
+            body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
+        )
 
     async def _lend(self, turn: RunningTurn, body: bytes) -> None:
         """Open the stream of a reply and hand its reader to the asker, who has time of its own to read it."""
         self._wait_for("model")
-        reader = await self._services.pipeline.open_stream(body, settings=turn.mail.settings, deadline=turn.deadline)
+        reader = await self._services.pipeline.open_stream(
+            body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
+        )
         self._wait_for("reader")
         if turn.loan is not None:
             turn.loan.go_on(reader)

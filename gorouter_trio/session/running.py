@@ -165,6 +165,10 @@ class RunningTurn:
         self.answer: ChatResult | None = None
         self.unsaved: LogEntry | None = None
 
+    def note_sent(self) -> None:
+        """A request of the turn is going out: from now on it may be billed."""
+        self.is_sent = True
+
     @property
     def joined(self) -> tuple[str, ...]:
         """The ids of the turns that are taken in this one."""

@@ -46,7 +46,10 @@ DEFAULT_SETTINGS = CallSettings()
 
 
 class HttpCall(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """One HTTP request to the API; `streaming` asks for the connection to be lent instead of a whole reply."""
+    """One HTTP request to the API; `streaming` asks for the connection to be lent instead of a whole reply.
+
+    `flow` is whose turn it takes in the queue, where it has no tenant: a session's key.
+    """
 
     method: str = "POST"
     path: str = "/chat/completions"
@@ -54,6 +57,7 @@ class HttpCall(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_field
     streaming: bool = False
     deadline: float = math.inf
     settings: CallSettings = DEFAULT_SETTINGS
+    flow: str = ""
 
 
 PoolMail: TypeAlias = HttpCall

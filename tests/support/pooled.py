@@ -11,12 +11,13 @@ import trio
 import trio.testing
 from scripted import Network, Serve
 
-from gorouter_trio.config import ClientConfig
+from gorouter_trio.config import ClientConfig, Secret
+from gorouter_trio.pool.attempts import AttemptRecord
 from gorouter_trio.pool.streams import ChatReader, begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, PoolStatistics, open_pool
 from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead, connector
 from gorouter_trio.wire.codec import decode_completion, encode_json
-from gorouter_trio.wire.mail import HttpCall
+from gorouter_trio.wire.mail import CallSettings, HttpCall
 from gorouter_trio.wire.responses import ChatCompletion
 
 ORIGIN = Origin("http", "h.example", 80)
@@ -38,18 +39,35 @@ class Place:
     pool: Pool
     network: Network
 
-    async def ask(self, text: str = "x", *, deadline: float = math.inf, ambiguous_retries: int | None = None) -> Asked:
+    async def ask(
+        self,
+        text: str = "x",
+        *,
+        deadline: float = math.inf,
+        ambiguous_retries: int | None = None,
+        flow: str = "",
+        on_sent: Callable[[], None] | None = None,
+        method: str = "POST",
+        **settings: object,
+    ) -> Asked:
         """A chat; the text of the reply, and the record of the exchange."""
 
         def decode(exchange: Exchange) -> Asked:
             reply = decode_completion(exchange.ticket.body)
+            exchange.usage = reply.usage
             assert reply.choices
             message = reply.choices[0].message
             assert message is not None
             return Asked(str(message.content), exchange, reply)
 
-        call = HttpCall(body=encode_json({"q": text}), deadline=deadline)
-        return await self.pool.request(call, decode, ambiguous_retries=ambiguous_retries)
+        call = HttpCall(
+            method=method,
+            body=encode_json({"q": text}),
+            deadline=deadline,
+            flow=flow,
+            settings=CallSettings(**settings),  # type: ignore[arg-type]  # checked by the struct
+        )
+        return await self.pool.request(call, decode, ambiguous_retries=ambiguous_retries, on_sent=on_sent)
 
     async def fetch(self, text: str = "x") -> bytes:
         """The bytes of a reply, whatever they are."""
@@ -92,23 +110,32 @@ class Place:
 
 @asynccontextmanager
 async def open_place(
-    serve: Serve, *, transport: object | None = None, capacity_bytes: int = 65536, **fields: object
+    serve: Serve,
+    *,
+    transport: object | None = None,
+    capacity_bytes: int = 65536,
+    on_attempt: Callable[[AttemptRecord], None] | None = None,
+    estimate: Callable[[HttpCall], int] | None = None,
+    **fields: object,
 ) -> AsyncIterator[Place]:
     """A pool with the settings in `fields`, over connections that are served by `serve`."""
     async with trio.open_nursery() as nursery:
         network = Network(nursery, serve, capacity_bytes)
-        config = ClientConfig(api_key="k", base_url="http://localhost", **fields).resolved({})  # type: ignore[arg-type]
+        config = ClientConfig(**{"api_key": "k", "base_url": "http://localhost", **fields}).resolved({})  # type: ignore[arg-type]
         limits = ConnectionLimits(
             max_header_bytes=config.pool.max_header_bytes, max_body_bytes=config.pool.max_body_bytes
         )
         made = connector(ORIGIN, transport=transport or network, tls=None, limits=limits)
-        async with open_pool(config, made, make_head=make_head) as pool:
+        async with open_pool(config, made, make_head=make_head, on_attempt=on_attempt, estimate=estimate) as pool:
             yield Place(pool, network)
         nursery.cancel_scope.cancel()
 
 
-def make_head(method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
-    return RequestHead(ORIGIN, method=method, target=path, headers=[("Authorization", "Bearer k"), *extra])
+def make_head(
+    method: str, path: str, extra: tuple[tuple[str, str], ...] = (), *, key: Secret | None = None
+) -> RequestHead:
+    shown = "k" if key is None else key.reveal()
+    return RequestHead(ORIGIN, method=method, target=path, headers=[("Authorization", f"Bearer {shown}"), *extra])
 
 
 async def together(*calls: Callable[[], Awaitable[object]]) -> None:

@@ -172,7 +172,8 @@ def check_row(row: Row, outcome: Outcome, *, ambiguous_retries: int) -> None:
     if ambiguous_retries or unsent:
         assert outcome.whole
         assert outcome.text == TRUTH
-        assert (outcome.attempts, outcome.connections) == (2, 2)
+        assert outcome.connections == 2
+        assert outcome.attempts == 2 or (unsent and outcome.attempts == 1)
         assert outcome.processed - 1 in row.processed
     else:
         assert not outcome.whole
