@@ -134,7 +134,6 @@ from .pool.prices import PricesRefreshed as PricesRefreshed
 from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
-from .pool.workers import PoolStatistics as PoolStatistics
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
 from .runtime_events import ChatFinished as ChatFinished
@@ -356,6 +355,7 @@ __all__ = [
     "HandlerFailed",
     "HandlerId",
     "HistoryEntry",
+    "HistoryManager",
     "HistoryNotSaved",
     "Hook",
     "HookFailed",
@@ -542,7 +542,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"plugins", "simulator", "testing"}:
+    if name in {"plugins", "security", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

@@ -14,7 +14,7 @@ import msgspec
 import trio
 from attempts import Attempted
 
-from gorouter_trio.config import ClientConfig, RetryPolicy
+from gorouter_trio.config import ClientConfig, RetryPolicy, Secret
 from gorouter_trio.errors import GorouterError, StreamBrokenError
 from gorouter_trio.pool.accounting import (
     Accounting,
@@ -205,6 +205,8 @@ async def open_paid(simulator: Simulator, *, remaining: str | None = None, **fie
                 yield place
 
 
-def _make_head(method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
+def _make_head(
+    method: str, path: str, extra: tuple[tuple[str, str], ...] = (), *, key: Secret | None = None
+) -> RequestHead:
     headers = [("Authorization", "Bearer sk-or-v1-x"), ("Content-Type", "application/json"), *extra]
     return RequestHead(ORIGIN, method=method, target=f"/api/v1{path}", headers=headers)

@@ -46,6 +46,8 @@ def of_an_event(event: gr.StreamEvent) -> str:
             return arguments
         case gr.ToolFinished():
             return event.result
+        case gr.ToolProgress():
+            return event.message
         case gr.AnnotationDelta():
             return event.annotation.type or ""
         case gr.ImageDelta():
