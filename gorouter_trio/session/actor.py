@@ -42,7 +42,7 @@ from .._mailbox import Mailbox
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
-from ..wire.codec import decode_log_entry, encode_json, encode_message, join_options, render_body
+from ..wire.codec import decode_log_entry, decode_message, encode_json, encode_message, join_options, render_body
 from ..wire.journal import (
     HistoryFolded,
     LogEntry,
@@ -98,6 +98,8 @@ if TYPE_CHECKING:
     from .._rounds import TakeRounds
     from ..abc import HistoryStore, ImmediateStore
     from ..config import SessionConfig, Summarise
+    from ..wire.messages import AssistantMessage
+    from ..wire.result import CallRecord
     from .running import Answer
 
     T = TypeVar("T")
@@ -617,6 +619,7 @@ class SessionActor:
         turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
         turn.is_sent = True
         turn.first = cast("Transcript", self._transcript).first
+        turn.earlier = tuple(machine.records)
         await self._carry_out(turn, None)
 
     async def _pass_by(self, machine: TurnMachine) -> None:
@@ -779,7 +782,8 @@ class SessionActor:
         """A turn with tools: the loop has it, and writes down each step through the journal."""
         journal = self._journal = SessionRounds(turn)
         result = await (turn.envelope.rounds or plain_rounds)(journal)
-        answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
+        written = () if self.machine is None else tuple(self.machine.records[len(turn.earlier) :])
+        answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.earlier + (result.rounds or written))
         if turn.loan is not None:
             turn.loan.finish(answer)
             self._wait_for("reader")
@@ -1032,10 +1036,15 @@ class SessionActor:
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
         own = cast("Transcript", self._transcript).turn_of(turn_id)
+        rounds: list[CallRecord] = []
         for entry in await self._read_log():
-            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
-                (answer,) = entries_of([entry])
-                return ChatResult(message=answer.message, call=entry.call, turn_id=turn_id)  # type: ignore[arg-type]  # an answer is an assistant's
+            if isinstance(entry, TurnStarted):
+                rounds = []
+            elif isinstance(entry, TurnCalled):
+                rounds.append(entry.call)
+            elif isinstance(entry, TurnAnswered) and entry.turn_id == own:
+                message = cast("AssistantMessage", decode_message(bytes(entry.message)))
+                return ChatResult(message=message, call=entry.call, turn_id=turn_id, rounds=tuple(rounds))
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
 
     async def _clear(self) -> None:

@@ -87,7 +87,10 @@ async def test_rounds_are_written_down_as_they_go(autojump_clock, how):
         for before, after in itertools.pairwise(world.sent):
             assert after.messages[: len(before.messages)] == before.messages, "the prefix stays, as caches want it"
         assert [len(sent.messages) for sent in world.sent] == [1, 4, 6]
-        assert (await take(session, "", None, turn_id="t")).text == reply.text
+        again = await take(session, "", None, turn_id="t")
+        assert (again.text, again.rounds) == (reply.text, reply.rounds)
+        assert reply.rounds == tuple(there(entry.call) for entry in history if brief([entry]) == ["calls"])
+        assert reply.cost is not None
         assert len(world.sent) == 3
         await next_is_right(world, session)
 
@@ -358,6 +361,7 @@ async def test_a_crash_anywhere(autojump_clock, at_s, entries, harmless):
             assert len(world.sent) == asked
             reply = await take(session, TWO_ROUNDS, loop, turn_id="t", resume="resend")
             assert reply.text
+            assert len(reply.rounds) == 2
             was_running = {2: ["a1", "a2"], 4: ["b1"]}.get(entries, [])
             later = {1: ["a1", "a2", "b1"], 2: ["b1"], 3: ["b1"]}.get(entries, [])
             assert sorted(loop.ran) == sorted(later + (was_running if harmless else []))
