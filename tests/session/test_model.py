@@ -207,8 +207,8 @@ class Run:
             sent = self.api.count
             try:
                 assert (await self.session.ask("", turn_id=turn_id)).text == (said[-1] or "")
-            except (gr.TurnInDoubtError, gr.SessionConflictError):
-                assert len(said) != 2
+            except gr.TurnInDoubtError:
+                assert said[-1] is None or str(said[-1]).startswith("result"), "it has no answer"
             assert self.api.count == sent
 
     async def passivate(self, _how: str, _time: int, _choice: int) -> None:
