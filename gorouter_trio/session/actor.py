@@ -840,6 +840,7 @@ class SessionActor:
                 raise
             raise not_saved(answer, exc) from exc
         turn.unsaved = None
+        self._wait_for("tools")
 
     async def _save(self, turn: RunningTurn) -> None:
         """Write the end of a turn; the watch bounds it, and neither an interrupt nor the turn's deadline stops it."""
