@@ -78,7 +78,6 @@ from .errors import StreamNotFinishedError as StreamNotFinishedError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
-from .errors import TurnParkedError as TurnParkedError
 from .events import RawChunk as RawChunk
 from .events import ReasoningDelta as ReasoningDelta
 from .events import RefusalDelta as RefusalDelta
@@ -308,7 +307,6 @@ __all__ = [
     "TurnInDoubtError",
     "TurnInterruptedError",
     "TurnKeywords",
-    "TurnParkedError",
     "Usage",
     "UserMessage",
     "VideoPart",

@@ -312,7 +312,7 @@ def test_a_session_is_a_list(operations: list[tuple[str, int, int]]) -> None:
 
 
 @pytest.mark.long
-@given(OPERATIONS.filter(lambda operations: len(operations) > 10))
+@given(st.lists(OPERATION, min_size=45, max_size=50))
 @settings(max_examples=2_000)
 def test_a_session_is_a_list_for_long(operations: list[tuple[str, int, int]]) -> None:
     """The same, 2,000 times up to 50 operations."""
