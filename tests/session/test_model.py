@@ -23,7 +23,8 @@ KINDS = (
     *("ask", "ask", "stream", "tools", "streamed tools", "leave", "cancel", "interrupt", "crash", "again"),
     *("passivate", "reload", "clear", "fork", "undo", "undo earlier", "edit", "retry", "compact", "conflict", "fail"),
 )
-OPERATIONS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 39), st.integers(0, 9)), min_size=1, max_size=50)
+OPERATION = st.tuples(st.sampled_from(KINDS), st.integers(0, 39), st.integers(0, 9))
+OPERATIONS = st.lists(OPERATION, min_size=1, max_size=50)
 
 
 class Api:
