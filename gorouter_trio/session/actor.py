@@ -603,9 +603,13 @@ class SessionActor:
         if outcome == "forgotten":
             raise SessionConflictError(f"turn {turn_id!r} was answered before the history was compacted")
         if machine is not None:
-            if transcript.is_unfinished(turn_id) and (machine.is_parked or (mail.resume and machine.rounds)):
-                await self._take_up(mail, envelope, machine)
-                return True
+            if transcript.is_unfinished(turn_id):
+                if machine.is_parked or (mail.resume and machine.rounds):
+                    await self._take_up(mail, envelope, machine)
+                    return True
+                if not mail.resume:
+                    # Left as it is, so that it can still be taken up where it was.
+                    raise in_doubt(turn_id)
             await self._pass_by(machine)
             outcome = transcript.outcome(turn_id)
         if outcome == "in_doubt" and not mail.resume:
