@@ -580,6 +580,8 @@ class SessionActor:
 
     async def _take_turn(self, mail: StartTurn, envelope: Envelope) -> None:
         if mail.deadline != math.inf:
+            if mail.deadline <= self._services.now():
+                raise stopped(mail, is_late=True)
             self._mail_scope.deadline = mail.deadline
         try:
             transcript = self._transcript or await self._load()

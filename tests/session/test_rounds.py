@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -445,4 +446,8 @@ async def test_a_deadline_of_mail_from_elsewhere(autojump_clock):
         assert caught.value.phase == "total"
         assert caught.value.maybe_billed
         assert trio.current_time() == pytest.approx(0.5)
+        with pytest.raises(gr.DeadlineExceededError) as caught:
+            await session._actor().ask(msgspec.structs.replace(late, turn_id="u"))
+        assert not caught.value.maybe_billed
+        assert len(world.sent) == 1, "whose time is over when its turn comes is not even begun"
         await next_is_right(world, session)
