@@ -233,7 +233,8 @@ class SessionRef:
         most once: asked again after its answer it gives the stored one, and `TurnInDoubtError` when
         a crash left its outcome unknown, unless it is to `resume="resend"`: then it is sent again, and may be billed
         twice; tools that have run keep their results, and of those whose result is unknown only harmless ones run
-        again. A turn that waits for a reply from outside goes on where it was.
+        again. (Once another turn was taken it begins anew.) A turn that waits for a reply from outside goes on where
+        it was.
 
         `rounds` is the loop that runs tools. Raises the errors of `client.chat`, `SessionBusyError`,
         `TurnInterruptedError`, `HistoryNotSaved` with the answer in `partial`, `TurnParkedError`, `StoreError` and

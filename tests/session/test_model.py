@@ -23,7 +23,8 @@ KINDS = (
     *("ask", "ask", "stream", "tools", "streamed tools", "leave", "cancel", "interrupt", "crash", "again"),
     *("passivate", "reload", "clear", "fork", "undo", "undo earlier", "edit", "retry", "compact", "conflict", "fail"),
 )
-OPERATIONS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 39), st.integers(0, 9)), min_size=1, max_size=50)
+OPERATION = st.tuples(st.sampled_from(KINDS), st.integers(0, 39), st.integers(0, 9))
+OPERATIONS = st.lists(OPERATION, min_size=1, max_size=50)
 
 
 class Api:
@@ -207,8 +208,8 @@ class Run:
             sent = self.api.count
             try:
                 assert (await self.session.ask("", turn_id=turn_id)).text == (said[-1] or "")
-            except (gr.TurnInDoubtError, gr.SessionConflictError):
-                assert len(said) != 2
+            except gr.TurnInDoubtError:
+                assert said[-1] is None or str(said[-1]).startswith("result"), "it has no answer"
             assert self.api.count == sent
 
     async def passivate(self, _how: str, _time: int, _choice: int) -> None:
@@ -312,7 +313,7 @@ def test_a_session_is_a_list(operations: list[tuple[str, int, int]]) -> None:
 
 
 @pytest.mark.long
-@given(OPERATIONS.filter(lambda operations: len(operations) > 10))
+@given(st.lists(OPERATION, min_size=45, max_size=50))
 @settings(max_examples=2_000)
 def test_a_session_is_a_list_for_long(operations: list[tuple[str, int, int]]) -> None:
     """The same, 2,000 times up to 50 operations."""

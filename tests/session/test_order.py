@@ -312,8 +312,9 @@ async def test_two_processes_on_one_session(tmp_path, record_property, count):
     errors: dict[str, int] = {}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(other)
+        batches = itertools.count()
         while not acked and len(mine) < 100 * count:
-            more, raised = await second_process.take_turns(path, f"a{len(mine)}.", 10)
+            more, raised = await second_process.take_turns(path, f"a{next(batches)}.", 10)
             mine += more
             errors = {name: errors.get(name, 0) + raised.get(name, 0) for name in errors | raised}
     async with SqliteStore(path) as store:
