@@ -256,7 +256,7 @@ class McpServer:
     # Calls
 
     async def _call(self, name: str, arguments: Mapping[str, object], ctx: ToolContext) -> object:
-        async def progress(done: float, total: float | None, message: str | None) -> None:
+        async def progress(done: float, total: float | None, message: str | None) -> None:  # noqa: ASYNC124 - mcp's form
             ctx.progress(message or "", fraction=done / total if total else None)
 
         session = self._reachable()

@@ -363,7 +363,7 @@ class ToolSupervisor:
 
     async def _run_in_task(self, job: _Job) -> Ending:
         # Not for concurrency: a scope or a nursery that the tool leaves open breaks this one only.
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:  # noqa: ASYNC112 - see above
             nursery.start_soon(job.capture_tool, name=f"tool {job.call.function.name[:40]}")
         return job.ending_of_captured(cast("outcome.Outcome[EncodedResult]", job.captured))
 
@@ -450,7 +450,7 @@ class ToolRound:
                 await self._write_new(write)
         finally:
             if not self._is_over():
-                await self._abort()
+                await self._abort()  # noqa: ASYNC102 - shields itself, and is bounded
         return [job.outcome for job in self._jobs if job.outcome is not None]
 
     async def _write_new(self, write: _Write | None) -> None:

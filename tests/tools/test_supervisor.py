@@ -210,6 +210,23 @@ async def test_traceback_in_the_report(autojump_clock: trio.testing.MockClock) -
     assert "sk-canary-11111" not in repr(row)
 
 
+async def test_types_that_fail(autojump_clock: trio.testing.MockClock) -> None:
+    """A type of a parameter that cannot be made, for a reason of its own, is a failure of the tool."""
+
+    class Odd(msgspec.Struct):
+        x: int
+
+        def __post_init__(self) -> None:
+            raise KeyError("no value, and no message for a model")
+
+    @gr.tool
+    async def odd(value: Odd) -> None: ...
+
+    async with open_bench(odd) as bench:
+        row = await bench.one(call("odd", value={"x": 1}))
+        assert (row.status, told(row), row.has_run) == ("error_execution", "the tool failed", False)
+
+
 async def test_tool_error(autojump_clock: trio.testing.MockClock) -> None:
     """A ToolError is for the model, its details for the report; a nursery around it changes nothing."""
 
