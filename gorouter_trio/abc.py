@@ -82,7 +82,10 @@ class HistoryStore(Protocol):
         """Remove the session with its version; False when there was none."""
 
     async def erase(self, key: str) -> bool:
-        """Remove the session and every trace of it that the store can reach; False when there was none."""
+        """Remove the session and every trace that the store can reach, also of what was deleted before.
+
+        False when there was no such session. It may take long.
+        """
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Keys with the prefix, in code-point order, at most `limit`, those above `after` only."""

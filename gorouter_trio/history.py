@@ -149,7 +149,18 @@ class HistoryManager:
 
     async def erase_all(self, prefix: str) -> int:
         """Erase the sessions whose keys begin with `prefix`, all with an empty one; returns how many there were."""
-        return await self._for_all(prefix, self.erase)
+        last = ""
+
+        async def delete(key: str) -> None:
+            nonlocal last
+            last = key
+            await self.delete(key)
+
+        count = await self._for_all(prefix, delete)
+        if last:
+            # Erasing takes what was deleted before along.
+            await self._store.erase(last)
+        return count
 
     async def clear_all(self, prefix: str) -> int:
         """Empty the sessions whose keys begin with `prefix`, all with an empty one; returns how many there were."""

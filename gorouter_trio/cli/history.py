@@ -20,7 +20,6 @@ from msgspec import UNSET, Struct
 from rich.table import Table
 
 from ..errors import DecodeError
-from ..history import HistoryManager
 from ..session.log import entries_of
 from ..stores.keys import SessionKey
 from ..stores.query import Bucket, CostPoint, HistoryAnalyzer, HistoryFilter, HistoryStatistics, ModelUsage
@@ -561,9 +560,11 @@ async def delete(
             raise CliError("no session has such a key", code=FAILED)
         if not yes:
             await _confirm(found, erase=erase)
-        manager = HistoryManager(store)
         for key in found:
-            await (manager.erase(key) if erase else manager.delete(key))
+            await store.delete(key)
+        if erase:
+            # Takes along what was deleted before.
+            await store.erase(found[-1])
     _say(where, RemovalReport(sessions=len(found), erased=erase), f"{len(found):,} sessions deleted")
     return OK
 

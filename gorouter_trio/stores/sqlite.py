@@ -107,8 +107,9 @@ class SqliteStore:
     Every method raises `StoreError` when the file cannot be read or written: `kind` says whether it is
     damaged, the disk full, another process in the way for more than `busy_s` seconds, and so on. A file
     that was not closed is checked for damage when it is opened, which takes as long as reading it.
-    `max_group` bounds the writes of one commit. `wall` gives the time of changes, in seconds since the epoch; by
-    default that of the system.
+    `max_group` bounds the writes of one commit. `erase_rewrites=False` is for files so large that an erasure would keep
+    the sessions waiting too long: `vacuum` at a quiet hour is its other half then. `wall` gives the time of changes, in
+    seconds since the epoch; by default that of the system.
     """
 
     durability = "disk"
@@ -119,8 +120,10 @@ class SqliteStore:
         *,
         busy_s: float = 5.0,
         max_group: int = 512,
+        erase_rewrites: bool = True,
         wall: Callable[[], float] | None = None,
     ) -> None:
+        self._erase_rewrites = erase_rewrites
         self._file = SqliteFile(path, _SCHEMA, application_id=_APPLICATION_ID, busy_s=busy_s, max_group=max_group)
         self._wall = wall or Seams().wall
 
@@ -161,14 +164,22 @@ class SqliteStore:
         return await self._file.write(partial(_delete, key=check_key(key)), subject=key)
 
     async def erase(self, key: str) -> bool:
-        """Remove the session and every trace of it in the files of the store; False when there was none.
+        """Remove the session and every trace of it, and of what was deleted before, in the files of the store.
 
-        Raises `StoreError` of the kind "locked" when the session is gone but another process kept the
-        log from being emptied: erase again.
+        False when there was none. It rewrites the file, unless the store was made with `erase_rewrites=False`: what
+        moves in a file leaves copies that nothing else reaches. Raises `StoreError` when the session is gone but its
+        traces may be there, of the kind "locked" when another process kept the log from being emptied: erase again.
         """
         existed = await self.delete(key)
-        await self._file.scrub()
+        await self._file.scrub(rewrite=self._erase_rewrites)
         return existed
+
+    async def vacuum(self) -> None:
+        """Rewrite the file: it becomes as small as it can be, and no trace of what was deleted is left.
+
+        It takes as long as writing the file does, and needs as much room again; other changes wait meanwhile.
+        """
+        await self._file.scrub(rewrite=True)
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Keys with the prefix, in code-point order, above `after`."""

@@ -73,6 +73,7 @@ _ERRNO_KINDS: dict[int | None, StoreErrorKind] = {
 }
 # What the log may keep of a time of many writes, once it was written back.
 _LOG_BYTES = 16 * 1024 * 1024
+_MEMORY_BYTES = 64 * 1024 * 1024
 _SAYINGS: dict[StoreErrorKind, str] = {
     "corrupt": "the file is damaged; nothing was written to it: keep a copy, then recover it with the sqlite3 program",
     "foreign": "the file is no SQLite database; choose another path",
@@ -171,12 +172,16 @@ class SqliteFile:
         self._writer.post(job)
         return cast("T", await job.wait())
 
-    async def scrub(self) -> None:
-        """Empty the write-ahead log, which keeps what was deleted since; durable on return.
+    async def scrub(self, *, rewrite: bool) -> None:
+        """Remove what is left of deleted rows; durable on return.
 
-        Raises `StoreError` of the kind "locked" where another process reads it.
+        That is what the write-ahead log keeps and, with `rewrite`, what lies unused in the pages of the file:
+        `secure_delete` overwrites what is deleted, but not the copies that moving rows between pages has left before.
+        Then it takes as long as writing the whole file, and nobody else writes meanwhile.
+
+        Raises `StoreError`, of the kind "locked" where another process reads the log.
         """
-        job = _Job(partial(_empty_log, path=self._file.log_path), subject="", writes=False)
+        job = _Job(partial(_scrub, path=self._file.log_path, rewrite=rewrite), subject="", writes=False)
         self._writer.post(job)
         await job.wait()
 
@@ -618,7 +623,12 @@ def _copy(error: StoreError) -> StoreError:
     return copied
 
 
-def _empty_log(connection: Connection, *, path: Path) -> None:
+def _scrub(connection: Connection, *, path: Path, rewrite: bool) -> None:
+    if rewrite:
+        (pages,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        # What is rewritten stands in no other file, unless it is too much for memory.
+        connection.execute(f"PRAGMA temp_store={'MEMORY' if pages * size <= _MEMORY_BYTES else 'FILE'}")
+        connection.execute("VACUUM")
     busy, _pages, _moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise StoreError(

@@ -120,7 +120,7 @@ async def check_losses(target: str, memory: Path, rng: random.Random, *, times: 
 @pytest.mark.parametrize("target", RUNS)
 async def test_losses_of_power(target, memory, rng, record_property) -> None:
     """Whichever writes since the last sync reached the disk, whole, torn or out of order, every step is there whole."""
-    record_property("figure", await check_losses(target, memory, rng, times=150))
+    record_property("figure", await check_losses(target, memory, rng, times=80))
 
 
 @pytest.mark.long
@@ -147,7 +147,7 @@ async def test_losses_of_power_after_a_sync_that_failed(nth, memory, rng, record
     calls, start = await record("change_under_faults", memory, inject=f"fdatasync:error=EIO:when={nth}")
     assert any(call.failed for call in calls)
     replay = Replay(calls, memory / "traced", start)
-    for number in range(100):
+    for number in range(40):
         _, files = replay.crash(rng)
         write_state(memory / "state", files)
         found = await read(memory / "state" / "store.db")

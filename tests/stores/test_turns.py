@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
@@ -18,7 +19,6 @@ from gorouter_trio.stores.gorouter_kit import key_of_file, read_kit_file
 from gorouter_trio.stores.turns import to_turns
 from gorouter_trio.testing import check_history
 from gorouter_trio.wire.codec import decode_log_entry, decode_messages
-from gorouter_trio.wire.journal import HistoryCompacted
 from gorouter_trio.wire.messages import (
     AssistantMessage,
     FunctionCall,
@@ -78,8 +78,7 @@ def test_nothing_is_lost_and_what_is_sent_is_valid(history):
         assert msgspec.json.encode(history[position].message) in written
     assert check_history([m for m in sent if not (isinstance(m, UserMessage) and not m.content)]) == []
     assert transcript.unfinished is None
-    entries = [decode_log_entry(entry) for entry in turns.entries]
-    ids = [entry.turn_id for entry in entries if not isinstance(entry, HistoryCompacted)]
+    ids = [json.loads(entry)["turn_id"] for entry in turns.entries]
     assert len(set(ids)) * 2 >= len(ids)
 
 
