@@ -272,7 +272,7 @@ async def test_large_results(autojump_clock: trio.testing.MockClock) -> None:
     assert first.report.status == "success"
 
 
-async def test_results_that_are_none(autojump_clock: trio.testing.MockClock) -> None:
+async def test_results_that_are_none() -> None:
     """A result that is no data is an error which the model is told about."""
 
     async def bad() -> object:
