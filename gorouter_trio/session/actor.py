@@ -1068,11 +1068,13 @@ class SessionActor:
         self._transcript = Transcript(self.options.system)
 
     async def _fork(self, target: str) -> None:
-        """Copy the log, without a turn that has no end: what it waits for is to happen once."""
+        """Copy the log. A turn in doubt is in doubt there as well; one that is parked stays here, to happen once."""
         stored = await _typed(self._store.load(self.key))
         entries = list(stored.entries)
-        unfinished = self._transcript_of(decode_log_entry(entry) for entry in entries).unfinished
-        while unfinished is not None and entries:
+        machine = self._transcript_of(decode_log_entry(entry) for entry in entries).machine
+        if machine is not None and not machine.is_parked:
+            entries.append(encode_json(TurnAbandoned(machine.turn_id, "in doubt", maybe_billed=True)))
+        while machine is not None and machine.is_parked and entries:
             if isinstance(decode_log_entry(entries.pop()), TurnStarted):
                 break
         await _typed(self._store.append(target, entries, expected_version=0))

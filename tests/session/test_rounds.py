@@ -389,6 +389,20 @@ async def test_a_crash_in_the_midst_of_tools_and_another_turn(autojump_clock):
             assert (await take(session, "[[say anew]]", Loop(), turn_id="t", resume="resend")).text == "anew"
 
 
+async def test_a_fork_of_a_turn_in_doubt(autojump_clock):
+    """What has run is known to the fork as well, and the turn is in doubt in both."""
+    async with open_world(SimulatorConfig(latency_s=1)) as world:
+        store = await crashed(world, Loop(tool_s=1), 2.5)
+        async with world.another_client(store=store) as client:
+            fork = await client.session("k").fork("k2")
+            assert brief(await fork.history()) == brief(await client.session("k").history())
+            for session in (fork, client.session("k")):
+                with pytest.raises(gr.TurnInDoubtError):
+                    await session.ask("", turn_id="t")
+            await next_is_right(world, fork)
+            assert "result of a1" in world.sent[-1].contents
+
+
 async def test_resuming_without_tools(autojump_clock):
     """Taken up without tools, the calls that were cut off are closed, and the model is asked to go on."""
     async with open_world(SimulatorConfig(latency_s=1)) as world:
