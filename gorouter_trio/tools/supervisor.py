@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from .process import ProcessPool
     from .registry import AnyTool, ToolSet
 
-    Write: TypeAlias = Callable[[list[ToolOutcome]], Awaitable[None]]
+    _Write: TypeAlias = Callable[[list[ToolOutcome]], Awaitable[None]]
 
 __all__ = ["ToolRound", "ToolStatistics", "ToolSupervisor", "open_supervisor"]
 
@@ -426,7 +426,7 @@ class ToolRound:
         """What was asked and not answered."""
         return [job.request for job in self._jobs if job.request is not None]
 
-    async def run(self, *, write: Write | None = None) -> list[ToolOutcome]:
+    async def run(self, *, write: _Write | None = None) -> list[ToolOutcome]:
         """Run the calls and return their outcomes, in the order of the calls; those left open are not among them.
 
         `write` is awaited, in the caller's task, with the outcomes that are new, in the order in which they came: to
@@ -453,7 +453,7 @@ class ToolRound:
                 await self._abort()  # noqa: ASYNC102 - shields itself, and is bounded
         return [job.outcome for job in self._jobs if job.outcome is not None]
 
-    async def _write_new(self, write: Write | None) -> None:
+    async def _write_new(self, write: _Write | None) -> None:
         while self._unwritten and write is not None:
             new, self._unwritten = self._unwritten, []
             await write(new)
