@@ -272,7 +272,7 @@ async def test_large_results(autojump_clock: trio.testing.MockClock) -> None:
     assert first.report.status == "success"
 
 
-async def test_results_that_are_none(autojump_clock: trio.testing.MockClock) -> None:
+async def test_results_that_are_none() -> None:
     """A result that is no data is an error which the model is told about."""
 
     async def bad() -> object:
@@ -281,15 +281,17 @@ async def test_results_that_are_none(autojump_clock: trio.testing.MockClock) -> 
     def lazy() -> object:
         return (n for n in range(3))
 
-    async with open_bench(bad, gr.Tool(lambda: forever.function(), name="unawaited")) as bench:
-        row = await bench.one(call("bad"))
-        assert row.status == "error_execution"
-        assert "cannot be written as JSON" in told(row)
-    async with open_bench(lazy, gr.Tool(lambda: forever.function(), name="unawaited")) as bench:
-        bench_limits = gr.ToolLimits()
-        for name, what in (("lazy", "a generator"), ("unawaited", "a coroutine")):
-            row = await bench.one(call(name), turn(bench_limits))
-            assert f"the tool returned {what}" in told(row)
+    unawaited = gr.Tool(lambda: forever.function(), name="unawaited")
+    expected = {
+        "bad": "the result cannot be written as JSON",
+        "lazy": "the tool returned a generator",
+        "unawaited": "the tool returned a coroutine",
+    }
+    async with open_bench(bad, lazy, unawaited) as bench:
+        for name, message in expected.items():
+            row = await bench.one(call(name))
+            assert row.status == "error_execution"
+            assert told(row).startswith(message)
 
 
 # Time
