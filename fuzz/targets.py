@@ -25,7 +25,8 @@ import trio
 
 from gorouter_trio.batch.rows import BatchRow, RowProblem, RowReader
 from gorouter_trio.errors import ApiError, BadRequestError, DecodeError, GorouterError, StreamBrokenError
-from gorouter_trio.transport.http import ConnectionLimits, HttpConnection, Origin, RequestHead
+from gorouter_trio.transport.connection import HttpConnection
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
 from gorouter_trio.wire.codec import (
     decode_chunks,
     decode_completion,

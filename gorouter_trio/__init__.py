@@ -74,7 +74,7 @@ from .events import ToolCallDelta as ToolCallDelta
 from .pool.workers import PoolStatistics as PoolStatistics
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
-from .transport.http import HttpTransport as HttpTransport
+from .transport.httpx_transport import HttpTransport as HttpTransport
 from .wire.catalog import Architecture as Architecture
 from .wire.catalog import Credits as Credits
 from .wire.catalog import KeyInfo as KeyInfo

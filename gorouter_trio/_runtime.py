@@ -15,7 +15,8 @@ from .errors import ConfigError
 from .pool.workers import Pool, open_pool
 from .session.directory import SessionDirectory
 from .stores.memory import MemoryStore
-from .transport.http import ConnectionLimits, Connector, Origin, RequestHead, connector
+from .transport.connector import connector
+from .transport.http import ConnectionLimits, Connector, Origin, RequestHead
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

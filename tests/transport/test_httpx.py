@@ -16,7 +16,9 @@ from scripted import DONE, STREAM_HEAD, Network, Peer, Request, answering, chat,
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConnectError, DecodeError, GorouterError, StreamBrokenError
-from gorouter_trio.transport.http import ConnectionLimits, HttpTransport, HttpxConnection, Origin, RequestHead
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
+from gorouter_trio.transport.httpx_connection import HttpxConnection
+from gorouter_trio.transport.httpx_transport import HttpTransport
 
 KEY = "sk-or-v1-c4n4ry0f7h3f4c3"
 HEAD = RequestHead(
@@ -278,7 +280,7 @@ async def test_a_broken_request_shows_no_key() -> None:
         request = client.build_request("GET", "http://h/", headers={"Authorization": f"Bearer {KEY}"})
         with pytest.raises(httpx.ReadError) as broken:
             await client.send(request)
-    assert "transport/http.py" in shown_by(broken.value)
+    assert "transport/httpx_transport.py" in shown_by(broken.value)
     assert KEY not in shown_by(broken.value)
 
 
@@ -540,7 +542,7 @@ async def test_errors_below_a_users_transport_show_no_key() -> None:
         with pytest.raises(ConnectError) as refused:
             await connection.start(head, b"")
     for error in (cut.value, refused.value):
-        assert "transport/http.py" in shown_by(error)
+        assert "transport/httpx_connection.py" in shown_by(error)
         assert KEY not in shown_by(error)
 
 
@@ -566,7 +568,7 @@ async def test_frames_of_a_users_transport_are_let_go() -> None:
         await connection.start(HEAD, b"")
     assert isinstance(broken.value.__cause__, httpx.WriteError)
     assert isinstance(broken.value.__cause__.__cause__, OSError)
-    assert "transport/http.py" in shown_by(broken.value)
+    assert "transport/httpx_connection.py" in shown_by(broken.value)
     assert KEY not in shown_by(broken.value)
 
 
