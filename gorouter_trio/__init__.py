@@ -32,7 +32,6 @@ from .config import Deadlines as Deadlines
 from .config import PoolLimits as PoolLimits
 from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
-from .config import Secret as Secret
 from .config import SessionConfig as SessionConfig
 from .errors import ActorGoneError as ActorGoneError
 from .errors import ApiError as ApiError
@@ -71,7 +70,9 @@ from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
+from .network import TlsConfig as TlsConfig
 from .pool.workers import PoolStatistics as PoolStatistics
+from .secret import Secret as Secret
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
 from .transport.httpx_transport import HttpTransport as HttpTransport
@@ -255,6 +256,7 @@ __all__ = [
     "TextFormat",
     "TextPart",
     "TextStream",
+    "TlsConfig",
     "Tool",
     "ToolCall",
     "ToolCallDelta",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-import ssl
+import os
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -11,18 +11,23 @@ from urllib.parse import urlsplit
 import trio
 
 from ._pipeline import ChatPipeline
+from .config import DIRECT
 from .errors import ConfigError
 from .pool.workers import Pool, open_pool
 from .session.directory import SessionDirectory
 from .stores.memory import MemoryStore
+from .transport.compression import accept_encoding
 from .transport.connector import connector
 from .transport.http import ConnectionLimits, Connector, Origin, RequestHead
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
     from .abc import HistoryStore
-    from .config import ClientConfig, Secret
+    from .config import ClientConfig
+    from .network import Proxy, TlsConfig
+    from .secret import Secret
 
 __all__ = ["Runtime", "open_runtime"]
 
@@ -82,13 +87,28 @@ def _origin(base_url: str) -> Origin:
 
 
 def _connector(config: ClientConfig, origin: Origin) -> Connector:
-    limits = ConnectionLimits(max_header_bytes=config.pool.max_header_bytes, max_body_bytes=config.pool.max_body_bytes)
-    if config.tls is not None and not isinstance(config.tls, ssl.SSLContext):
-        raise ConfigError("tls: must be an ssl.SSLContext")
+    pool = config.pool
+    limits = ConnectionLimits(
+        max_header_bytes=pool.max_header_bytes,
+        max_body_bytes=pool.max_body_bytes,
+        max_compression_ratio=pool.max_compression_ratio,
+    )
     try:
-        return connector(origin, transport=config.transport, tls=config.tls, limits=limits)
+        return connector(
+            origin,
+            transport=config.transport,
+            tls=cast("TlsConfig | ssl.SSLContext | None", config.tls),
+            limits=limits,
+            proxy=_proxy(config),
+            unix_socket=None if config.unix_socket is None else os.fspath(config.unix_socket),
+        )
     except TypeError as exc:
         raise ConfigError(str(exc)) from exc
+
+
+def _proxy(config: ClientConfig) -> Proxy | None:
+    """The proxy of settings that are resolved."""
+    return None if config.proxy == DIRECT else cast("Proxy | None", config.proxy)
 
 
 class _HeadMaker:
@@ -98,12 +118,13 @@ class _HeadMaker:
         self._config = config
         self._origin = origin
         self._prefix = urlsplit(cast("str", config.base_url)).path
+        self._accept_encoding = accept_encoding(config.compression)
 
     def __call__(self, method: str, path: str, extra: tuple[tuple[str, str], ...] = ()) -> RequestHead:
         config = self._config
         headers = [
             ("User-Agent", _USER_AGENT),
-            ("Accept-Encoding", "identity"),
+            ("Accept-Encoding", self._accept_encoding),
             ("Authorization", f"Bearer {cast('Secret', config.api_key).reveal()}"),
         ]
         if method == "POST":
@@ -115,7 +136,9 @@ class _HeadMaker:
         if extra:
             named = {name.lower() for name, _value in extra}
             headers = [*(header for header in headers if header[0].lower() not in named), *extra]
-        return RequestHead(self._origin, method=method, target=self._prefix + path, headers=headers)
+        return RequestHead(
+            self._origin, method=method, target=self._prefix + path, headers=headers, proxy=_proxy(config)
+        )
 
 
 def _head_maker(config: ClientConfig, origin: Origin) -> _HeadMaker:

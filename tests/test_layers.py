@@ -41,6 +41,8 @@ PLACES: tuple[str, ...] = (
     "wire.codec",
     "wire.merge",
     # 1, ports
+    "secret",
+    "network",
     "config",
     "events",
     "abc",
@@ -102,6 +104,9 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "openai": ("bench",),
     "aiohttp": ("bench",),
     "pydantic": (),
+    "brotli": ("transport.compression",),
+    "backports": ("transport.compression",),
+    "compression": ("transport.compression",),
 }
 
 # What the simulator must not reach, not even through others: it would check the runtime with the runtime's own code.
@@ -111,6 +116,8 @@ NOT_IN_SIMULATOR = ("pool", "session", "_runtime", "client")
 NOT_AT_THE_DOOR = (
     "aiohttp",
     "asyncio",
+    "backports.zstd",
+    "brotli",
     "cyclopts",
     "hiredis",
     "joserfc",

@@ -19,9 +19,11 @@ import httptools
 import trio
 
 from ..errors import DecodeError, StreamBrokenError
+from .compression import make_decoder
 from .streams import bottom, quiet_check
 
 if TYPE_CHECKING:
+    from .compression import BodyDecoder
     from .http import ConnectionLimits, RequestHead
 
 __all__ = ["HttpConnection"]
@@ -45,6 +47,9 @@ class HttpConnection:
     __slots__ = (
         "_body_bytes",
         "_chunks",
+        "_coding",
+        "_decoder",
+        "_decoding",
         "_head_bytes",
         "_head_complete",
         "_header_count",
@@ -67,8 +72,12 @@ class HttpConnection:
         "status",
     )
 
-    def __init__(self, stream: trio.abc.Stream, limits: ConnectionLimits) -> None:
+    def __init__(self, stream: trio.abc.Stream, limits: ConnectionLimits, *, decoding: bool = True) -> None:
+        """Not `decoding` leaves compressed bodies as they come."""
         self._stream = stream
+        self._decoding = decoding
+        self._coding = ""
+        self._decoder: BodyDecoder | None = None
         self._limits = limits
         self._watch_from = min(limits.max_header_bytes, limits.max_body_bytes)
         self._quiet = quiet_check(stream)
@@ -108,6 +117,8 @@ class HttpConnection:
             raise StreamBrokenError("the connection is closed", sent=False)
         self.headers = []
         self._chunks.clear()
+        self._coding = ""
+        self._decoder = None
         self.status = self._head_bytes = self._body_bytes = 0
         self._head_complete = self.is_complete = self.is_sent = False
         self._is_bodiless = head.method == "HEAD"
@@ -128,9 +139,13 @@ class HttpConnection:
         while not self._head_complete:
             await self._receive()
         self._is_used = True
+        if self._coding:
+            self._decoder = self._make_decoder()
 
     async def receive_some(self) -> bytes:
-        """The next piece of the body, decoded from its transfer coding; empty at its end."""
+        """The next piece of the body, decoded; empty at its end."""
+        if self._decoder is not None:
+            return await self._receive_decoded(self._decoder)
         # Not `_receive`: a stream waits here for every event, and each coroutine in between is paid twice.
         while not self._chunks:
             if self.is_complete:
@@ -144,6 +159,11 @@ class HttpConnection:
 
     async def receive_all(self) -> bytes:
         """The rest of the body; nothing is waited for when it is here already."""
+        if self._decoder is not None:
+            pieces = []
+            while piece := await self._receive_decoded(self._decoder):
+                pieces.append(piece)
+            return b"".join(pieces)
         while not self.is_complete:
             await self._receive()
         return self._take_chunks()
@@ -178,6 +198,8 @@ class HttpConnection:
             self._head_complete = True
             self._header_count = len(self.headers)
             self._keep_alive = self._parser.should_keep_alive()
+            if self._decoding:
+                self._coding = _coding_of(self.headers)
             if self._is_bodiless:
                 # The parser cannot be told, and waits for a body: it is of no use any more.
                 self._keep_alive = False
@@ -237,6 +259,30 @@ class HttpConnection:
         self._chunks.clear()
         return body
 
+    def _make_decoder(self) -> BodyDecoder | None:
+        try:
+            return make_decoder(self._coding, self._limits)
+        except DecodeError:
+            if self.status < 300:
+                raise
+            # An error is worth more than what it says of itself.
+            return None
+
+    async def _receive_decoded(self, decoder: BodyDecoder) -> bytes:
+        """The next piece of a compressed body; what has arrived is not held back for more."""
+        piece = b"" if decoder.needs_input else decoder.decode()
+        while not piece:
+            if self._chunks:
+                piece = decoder.decode(self._take_chunks())
+            elif not decoder.needs_input:
+                piece = decoder.decode()
+            elif self.is_complete:
+                decoder.finish()
+                break
+            else:
+                await self._receive()
+        return piece
+
     async def _receive(self) -> None:
         try:
             received = await self._stream.receive_some(_READ_BYTES)
@@ -293,6 +339,16 @@ def _dislike_of(exc: Exception) -> str:
     """What the parser did not like; what a callback of ours raised is the context of the parser's error."""
     inner = exc.__context__ if isinstance(exc, httptools.HttpParserCallbackError) else None
     return str(inner or exc)
+
+
+def _coding_of(headers: list[tuple[bytes, bytes]]) -> str:
+    """The value of Content-Encoding."""
+    coding = ""
+    for name, value in headers:
+        # By its length first: this is done for every header of every reply.
+        if len(name) == 16 and name.lower() == b"content-encoding":
+            coding = f"{coding},{value.decode('latin-1')}" if coding else value.decode("latin-1")
+    return coding
 
 
 def _frames_body(name: bytes, value: bytes) -> bool:

@@ -3,7 +3,10 @@
 There is no I/O in this module. The parts around it:
 
     streams            bytes: sockets, memory, TLS; how they are made and dropped
-    connection         HTTP/1.1 on such a stream
+    tls                contexts from settings, and the handshake
+    proxy              tunnels: CONNECT and SOCKS 5
+    compression        decoding gzip, deflate, br and zstd, bounded
+    connection         HTTP/1.1 on a stream
     connector          from an origin to an open connection
     httpx_connection   a user's httpx transport or client in the place of a connection
     httpx_transport    the built-in transport with httpx's face
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import trio
+
+    from ..network import Proxy
 
 __all__ = [
     "Connection",
@@ -50,16 +55,23 @@ class Origin(Struct, frozen=True):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.scheme == "https" else 80) else f"{host}:{self.port}"
 
+    @property
+    def authority(self) -> str:
+        """Host and port, always both, as a proxy wants them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
 
 class ConnectionLimits(Struct, frozen=True, kw_only=True):
     """Bounds of one reply, in bytes, checked whenever something has been read.
 
     `max_header_bytes` holds for the head with its informational replies. `max_body_bytes` counts what
-    arrives after the head, the framing of chunks included; for users' httpx transports, what they decode.
+    arrives after the head, the framing of chunks included, and for a compressed body what it decodes to as
+    well; that must not be more than `max_compression_ratio` times what arrived, once it is over a MiB.
     """
 
     max_header_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
+    max_compression_ratio: int = 100
 
 
 class Network(Protocol):
@@ -78,15 +90,28 @@ class RequestHead:
     __slots__ = ("_encoded", "headers", "method", "target", "url")
 
     def __init__(
-        self, origin: Origin, *, method: str, target: str, headers: Sequence[tuple[str, str]], host: str | None = None
+        self,
+        origin: Origin,
+        *,
+        method: str,
+        target: str,
+        headers: Sequence[tuple[str, str]],
+        host: str | None = None,
+        proxy: Proxy | None = None,
     ) -> None:
-        """Raises `ValueError` for what would break out of its line; `host` stands in for the origin's."""
+        """Raises `ValueError` for what would break out of its line; `host` stands in for the origin's.
+
+        A `proxy` that forwards requests to the origin is asked for the whole URL, with its own authorization.
+        """
         self.method = method
         self.target = target
         self.url = f"{origin.scheme}://{origin.netloc}{target}"
         self.headers = tuple(headers)
-        lines = [f"{method} {target} HTTP/1.1", f"Host: {host or origin.netloc}"]
+        is_forwarded = proxy is not None and proxy.forwards(origin.scheme)
+        lines = [f"{method} {self.url if is_forwarded else target} HTTP/1.1", f"Host: {host or origin.netloc}"]
         lines += [f"{name}: {value}" for name, value in headers]
+        if proxy is not None and is_forwarded and (authorization := proxy.authorization()):
+            lines.append(f"Proxy-Authorization: {authorization.reveal()}")
         broken = [line.partition(":")[0] for line in lines if not _is_line(line)]
         self._encoded = b"" if broken else "\r\n".join(lines).encode("latin-1") + b"\r\nContent-Length: "
         # A traceback may show locals, and these hold the key.

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import httpx
 import trio
 
 from .._contain import contain
-from ..errors import ConnectError, DecodeError, StreamBrokenError
+from ..errors import ConfigError, ConnectError, DecodeError, StreamBrokenError
+from .compression import make_decoder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
+    from .compression import BodyDecoder
     from .http import Connection, ConnectionLimits, RequestHead
 
-__all__ = ["HttpxConnection", "HttpxConnector"]
+__all__ = ["HttpxConnection", "HttpxConnector", "HttpxUser"]
 
 _BUFFERED_PIECES = 10_000
+_KINDS = (httpx.AsyncBaseTransport, httpx.AsyncClient)
+
+
+HttpxUser: TypeAlias = "httpx.AsyncBaseTransport | httpx.AsyncClient"
 
 
 class HttpxConnection:
@@ -26,12 +32,17 @@ class HttpxConnection:
 
     `httpx.AsyncClient` has a pool of its own, so it serves every worker; what it costs is known
     (benchmarks/README.md). Deadlines are the pool's: the timeouts of a transport are turned off,
-    those of a client stay what the user made them.
+    those of a client stay what the user made them. With `owned` it is this connection's alone, and
+    `aclose` closes it.
+
+    Bodies are decoded here and not by httpx, which would unpack whatever a read brings without a bound.
     """
 
     __slots__ = (
         "_chunks",
-        "_max_body_bytes",
+        "_decoder",
+        "_limits",
+        "_owned",
         "_received_bytes",
         "_response",
         "_scope",
@@ -41,10 +52,12 @@ class HttpxConnection:
         "status",
     )
 
-    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient, *, max_body_bytes: int) -> None:
+    def __init__(self, user: HttpxUser, limits: ConnectionLimits, *, owned: bool = False) -> None:
         self._user = user
-        self._max_body_bytes = max_body_bytes
+        self._limits = limits
+        self._owned = owned
         self._received_bytes = 0
+        self._decoder: BodyDecoder | None = None
         self._response: httpx.Response | None = None
         self._chunks: AsyncIterator[bytes] | None = None
         self._scope: trio.CancelScope | None = None
@@ -73,7 +86,10 @@ class HttpxConnection:
                 request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"))
                 response = await self._user.handle_async_request(request)
             self._response = response
-            self._chunks = response.aiter_bytes()
+            # What was read already, by a mock or a hook of the user's, httpx has decoded as well.
+            is_read = response.is_stream_consumed
+            self._chunks = response.aiter_bytes() if is_read else response.aiter_raw()
+            self._decoder = None if is_read else self._make_decoder(response)
             self.status = response.status_code
             self.headers = list(response.headers.raw)
 
@@ -82,14 +98,8 @@ class HttpxConnection:
         if self._chunks is None:
             return b""
         with self._waiting():
-            async for chunk in self._chunks:
-                self._received_bytes += len(chunk)
-                if self._received_bytes > self._max_body_bytes:
-                    raise DecodeError(f"the reply's body is over {self._max_body_bytes} bytes")
-                if chunk:
-                    return chunk
-            await self._finish()
-        return b""
+            return await self._receive(self._chunks)
+        raise AssertionError("unreachable")
 
     async def receive_all(self) -> bytes:
         """The rest of the body."""
@@ -108,7 +118,42 @@ class HttpxConnection:
         """Close the reply, which frees its place in the user's pool."""
         self.close()
         await self._finish()
+        if self._owned:
+            await self._user.aclose()
         await trio.lowlevel.checkpoint()
+
+    def _make_decoder(self, response: httpx.Response) -> BodyDecoder | None:
+        try:
+            return make_decoder(response.headers.get("content-encoding", ""), self._limits)
+        except DecodeError:
+            if response.status_code < 300:
+                raise
+            return None
+
+    async def _receive(self, chunks: AsyncIterator[bytes]) -> bytes:
+        decoder = self._decoder
+        piece = b"" if decoder is None or decoder.needs_input else decoder.decode()
+        while not piece:
+            chunk = await anext(chunks, None)
+            if chunk is None:
+                if decoder is not None:
+                    decoder.finish()
+                await self._finish()
+                break
+            self._count(len(chunk))
+            piece = chunk if decoder is None else self._decoded(decoder, chunk)
+        return piece
+
+    def _decoded(self, decoder: BodyDecoder, chunk: bytes) -> bytes:
+        piece = decoder.decode(chunk)
+        while not (piece or decoder.needs_input):
+            piece = decoder.decode()
+        return piece
+
+    def _count(self, received_bytes: int) -> None:
+        self._received_bytes += received_bytes
+        if self._received_bytes > self._limits.max_body_bytes:
+            raise DecodeError(f"the reply's body is over {self._limits.max_body_bytes} bytes")
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -133,13 +178,22 @@ class HttpxConnection:
 
 
 class HttpxConnector:
-    def __init__(self, user: httpx.AsyncBaseTransport | httpx.AsyncClient, limits: ConnectionLimits) -> None:
+    """Hands out a user's transport or client, or one of its own for each connection from what makes them."""
+
+    def __init__(self, user: HttpxUser | Callable[[], HttpxUser], limits: ConnectionLimits) -> None:
         self._user = user
         self._limits = limits
 
     async def connect(self) -> Connection:
+        """A handle; opens nothing by itself. Raises `ConfigError` when what was made is no transport and no client."""
         await trio.lowlevel.checkpoint()
-        return HttpxConnection(self._user, max_body_bytes=self._limits.max_body_bytes)
+        user = self._user
+        if isinstance(user, _KINDS):
+            return HttpxConnection(user, self._limits)
+        made = user()
+        if not isinstance(made, _KINDS):
+            raise ConfigError(f"transport: made a {type(made).__name__}, not an httpx transport or client")
+        return HttpxConnection(made, self._limits, owned=True)
 
 
 async def _end_generators(chunks: AsyncIterator[bytes]) -> None:

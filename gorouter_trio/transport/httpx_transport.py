@@ -9,6 +9,8 @@ import httpx
 import trio
 
 from ..errors import ConnectError, DecodeError, StreamBrokenError
+from ..network import parse_proxy
+from ..secret import Secret
 from .connector import HttpConnector
 from .http import ConnectionLimits, Origin, RequestHead
 from .streams import SocketNetwork, drop
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator, Iterator, Mapping
 
+    from ..network import Proxy, TlsConfig
     from .http import Connection, Network
 
 __all__ = ["HttpTransport"]
@@ -28,20 +31,26 @@ class HttpTransport(httpx.AsyncBaseTransport):
     Idle connections are kept per origin, at most `keep` of them, and closed by `aclose`. It must be used
     from one trio run. Of httpx's timeouts, `connect` holds for making a connection and `read` for
     sending a request and waiting for the head of its reply, and for each piece of its body. A request
-    body is read to its end before it is sent.
+    body is read to its end before it is sent, and compressed replies are httpx's to decode. `tls` and
+    `proxy` are as in `ClientConfig`; proxies of the environment are not looked at.
     """
 
     def __init__(
         self,
         *,
         network: Network | None = None,
-        tls: ssl.SSLContext | None = None,
+        tls: TlsConfig | ssl.SSLContext | None = None,
         limits: ConnectionLimits | None = None,
+        proxy: str | Secret | None = None,
         keep: int = 16,
     ) -> None:
+        """Raises `ConfigError` for a URL that is no proxy's; certificates are read for the first https request."""
         self._network = network or SocketNetwork()
         self._tls = tls
         self._limits = limits or ConnectionLimits()
+        self._proxy = None if proxy is None else parse_proxy(_as_secret(proxy), field="proxy")
+        # A traceback may show locals.
+        del proxy
         self._keep = keep
         self._connectors: dict[Origin, HttpConnector] = {}
         self._idle: dict[Origin, list[Connection]] = {}
@@ -79,7 +88,7 @@ class HttpTransport(httpx.AsyncBaseTransport):
 
     async def _start(self, origin: Origin, request: httpx.Request, *, body: bytes) -> Connection:
         """A connection that has the head of the reply. One that was found closed is replaced."""
-        head = _head_of(request, origin)
+        head = _head_of(request, origin, proxy=self._proxy)
         while True:
             connection = self._take_idle(origin)
             is_new = connection is None
@@ -110,7 +119,9 @@ class HttpTransport(httpx.AsyncBaseTransport):
 
     async def _connect(self, origin: Origin) -> Connection:
         if origin not in self._connectors:
-            self._connectors[origin] = HttpConnector(origin, network=self._network, tls=self._tls, limits=self._limits)
+            self._connectors[origin] = HttpConnector(
+                origin, network=self._network, tls=self._tls, limits=self._limits, proxy=self._proxy, decoding=False
+            )
         return await self._connectors[origin].connect()
 
 
@@ -153,7 +164,11 @@ def _origin_of(request: httpx.Request) -> Origin:
     return Origin(url.scheme, url.raw_host.decode("ascii"), url.port or (443 if url.scheme == "https" else 80))
 
 
-def _head_of(request: httpx.Request, origin: Origin) -> RequestHead:
+def _as_secret(proxy: str | Secret) -> Secret:
+    return Secret(proxy) if isinstance(proxy, str) else proxy
+
+
+def _head_of(request: httpx.Request, origin: Origin, *, proxy: Proxy | None) -> RequestHead:
     skipped = {b"host", b"content-length", b"transfer-encoding"}
     raw = request.headers.raw
     try:
@@ -163,6 +178,7 @@ def _head_of(request: httpx.Request, origin: Origin) -> RequestHead:
             target=request.url.raw_path.decode("ascii"),
             headers=[(k.decode("latin-1"), v.decode("latin-1")) for k, v in raw if k.lower() not in skipped],
             host=request.headers.get("host"),
+            proxy=proxy,
         )
     except ValueError as exc:
         del raw  # a traceback may show it
@@ -187,7 +203,8 @@ def _timing(request: httpx.Request, name: str, seconds: float) -> Iterator[None]
 
 def _as_httpx(exc: ConnectError | StreamBrokenError | DecodeError, request: httpx.Request) -> httpx.TransportError:
     if isinstance(exc, ConnectError):
-        return httpx.ConnectError(exc.message, request=request)
+        kind = httpx.ConnectError if exc.proxy_status is None else httpx.ProxyError
+        return kind(exc.message, request=request)
     if isinstance(exc, StreamBrokenError):
         return httpx.ReadError(exc.message, request=request)
     return httpx.RemoteProtocolError(exc.message, request=request)

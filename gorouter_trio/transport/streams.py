@@ -19,7 +19,17 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Closable", "SocketNetwork", "SocketStream", "bottom", "closable", "drop", "quiet_check", "reason_of"]
+__all__ = [
+    "Closable",
+    "SocketNetwork",
+    "SocketStream",
+    "UnixNetwork",
+    "bottom",
+    "closable",
+    "drop",
+    "quiet_check",
+    "reason_of",
+]
 
 _READ_BYTES = 64 * 1024
 _CLEANUP_S = 2.0
@@ -101,6 +111,17 @@ class SocketNetwork:
         return await trio.open_tcp_stream(host, port)
 
 
+class UnixNetwork:
+    """One Unix domain socket in the place of every host and port."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    async def connect(self, _host: str, _port: int) -> trio.abc.Stream:
+        """A stream connected to the socket; raises `OSError`."""
+        return await trio.open_unix_socket(self._path)
+
+
 class _InterruptibleStream(trio.abc.Stream):
     """Somebody's stream, with a `close` that does not wait.
 
@@ -173,13 +194,24 @@ def quiet_check(stream: trio.abc.Stream) -> Callable[[], bool] | None:
     is_quiet: Callable[[], bool] | None = getattr(bottom(stream), "is_quiet", None)
     if not isinstance(stream, trio.SSLStream) or is_quiet is None:
         return is_quiet
-    # A record that came together with the end of a reply waits in here, where the socket does not show it.
-    undecrypted = getattr(stream, "_incoming", None)
+    layers = list(_tls_layers(stream))
 
     def is_quiet_below_tls() -> bool:
-        return is_quiet() and not (undecrypted is not None and undecrypted.pending)
+        return is_quiet() and not any(map(_holds_something, layers))
 
     return is_quiet_below_tls
+
+
+def _tls_layers(stream: trio.abc.Stream) -> Iterator[trio.SSLStream[trio.abc.Stream]]:
+    while isinstance(stream, trio.SSLStream):
+        yield stream
+        stream = stream.transport_stream
+
+
+def _holds_something(layer: trio.SSLStream[trio.abc.Stream]) -> bool:
+    """A record that came together with the end of a reply waits in here, where the socket does not show it."""
+    undecrypted = getattr(layer, "_incoming", None)
+    return bool(undecrypted is not None and undecrypted.pending) or layer.pending() > 0
 
 
 async def drop(closable: Closable) -> None:
