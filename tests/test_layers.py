@@ -117,7 +117,6 @@ NOT_AT_THE_DOOR = (
     "aiohttp",
     "asyncio",
     "backports.zstd",
-    "brotli",
     "cyclopts",
     "hiredis",
     "joserfc",
