@@ -13,6 +13,7 @@ only be read inside its callbacks.
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING
 
 import httptools
@@ -20,7 +21,7 @@ import trio
 
 from ..errors import DecodeError, StreamBrokenError
 from .compression import make_decoder
-from .streams import bottom, quiet_check
+from .streams import bottom, quiet_check, reason_of
 
 if TYPE_CHECKING:
     from .compression import BodyDecoder
@@ -153,7 +154,7 @@ class HttpConnection:
             try:
                 received = await self._stream.receive_some(_READ_BYTES)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                raise self._broken(str(exc) or "the connection broke") from exc
+                raise self._broken_by(exc) from exc
             self._feed(received)
         return self._take_chunks()
 
@@ -287,7 +288,7 @@ class HttpConnection:
         try:
             received = await self._stream.receive_some(_READ_BYTES)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise self._broken(str(exc) or "the connection broke") from exc
+            raise self._broken_by(exc) from exc
         self._feed(received)
 
     def _feed(self, received: bytes | bytearray) -> None:
@@ -328,6 +329,13 @@ class HttpConnection:
         if not self._head_complete or any(_frames_body(name, value) for name, value in self.headers):
             raise self._broken("the server closed the connection before the end of the reply")
         self.is_complete = True
+
+    def _broken_by(self, exc: trio.BrokenResourceError | trio.ClosedResourceError) -> StreamBrokenError:
+        cause = exc.__cause__
+        if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or "") and not (self.status or self._is_used):
+            # With TLS 1.3 a server looks at the client's certificate when the client has sent its request already.
+            return StreamBrokenError(f"the server ended TLS: {reason_of(exc)}", sent=False)
+        return self._broken(str(exc) or reason_of(exc) or "the connection broke")
 
     def _broken(self, reason: str) -> StreamBrokenError:
         silent = self._is_used and not self._head_bytes and not self.is_closed

@@ -228,6 +228,9 @@ def reason_of(exc: BaseException) -> str:
         cause = cause.exceptions[0]
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate does not verify: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError) and cause.reason:
+        # What a TLS error has for an errno is none of the system's.
+        return cause.reason.replace("_", " ").lower()
     if isinstance(cause, OSError) and cause.errno is not None and not isinstance(cause, stdlib_socket.gaierror):
         return os.strerror(cause.errno) if cause.errno > 0 else str(cause)
     inner = cause.__cause__

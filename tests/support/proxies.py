@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import trio
+from scripted import Peer, Request
 
 Dial = Callable[[str, int], Awaitable[trio.abc.Stream]]
 
@@ -40,24 +41,29 @@ class FakeProxy:
                 await self._serve_http(stream, bytes(first))
         await trio.aclose_forcefully(stream)
 
-    async def _serve_http(self, stream: trio.abc.Stream, buffer: bytes) -> None:
-        while b"\r\n\r\n" not in buffer:
-            received = await stream.receive_some(65_536)
-            if not received:
-                return
-            buffer += received
-        head, _, rest = buffer.partition(b"\r\n\r\n")
-        lines = head.decode("latin-1").split("\r\n")
-        self.asked.append(lines[0])
-        wanted = None if self.credentials is None else base64.b64encode(self.credentials.encode()).decode()
-        if wanted is not None and f"Proxy-Authorization: Basic {wanted}" not in lines:
-            await stream.send_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
-            return
-        method, target, _ = lines[0].split(" ")
-        if method == "CONNECT":
-            await self._tunnel(stream, target)
-        else:
-            await self._forward(stream, method, target, lines[1:], rest)
+    async def _serve_http(self, stream: trio.abc.Stream, first: bytes) -> None:
+        peer = Peer(stream)
+        peer._buffer = first
+        async with trio.open_nursery() as nursery:
+            far: trio.abc.Stream | None = None
+            while (request := await peer.request()) is not None:
+                self.asked.append(f"{request.method} {request.target}")
+                if not self._is_allowed(request):
+                    await stream.send_all(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+                    break
+                if request.method == "CONNECT":
+                    await self._tunnel(stream, request.target)
+                    break
+                far = await self._forward(request, stream, far, nursery)
+            nursery.cancel_scope.cancel()
+        if far is not None:
+            await trio.aclose_forcefully(far)
+
+    def _is_allowed(self, request: Request) -> bool:
+        if self.credentials is None:
+            return True
+        wanted = "Basic " + base64.b64encode(self.credentials.encode()).decode()
+        return request.headers.get("proxy-authorization") == wanted
 
     async def _tunnel(self, stream: trio.abc.Stream, target: str) -> None:
         if self.answer is not None:
@@ -74,13 +80,19 @@ class FakeProxy:
             await stream.send_all(b"HTTP/1.1 200 Connection established\r\n\r\n")
         await splice(stream, far)
 
-    async def _forward(self, stream: trio.abc.Stream, method: str, target: str, lines: list[str], rest: bytes) -> None:
-        host, slash, path = target.removeprefix("http://").partition("/")
+    async def _forward(
+        self, request: Request, stream: trio.abc.Stream, far: trio.abc.Stream | None, nursery: trio.Nursery
+    ) -> trio.abc.Stream:
+        """Send a request on, without what is between the client and the proxy; replies come back by themselves."""
+        host, slash, path = request.target.removeprefix("http://").partition("/")
         name, _, port = host.partition(":")
-        far = await self.dial(name, int(port or 80))
-        kept = [line for line in lines if not line.lower().startswith("proxy-")]
-        await far.send_all("\r\n".join([f"{method} {slash}{path} HTTP/1.1", *kept, "", ""]).encode("latin-1") + rest)
-        await splice(stream, far)
+        if far is None:
+            far = await self.dial(name, int(port or 80))
+            nursery.start_soon(_carry, far, stream, nursery.cancel_scope)
+        lines = [f"{request.method} {slash}{path} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in request.headers.items() if not name.startswith("proxy-")]
+        await far.send_all("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
+        return far
 
     async def _serve_socks(self, stream: trio.abc.Stream) -> None:
         methods = await self._exactly(stream, (await self._exactly(stream, 1))[0])
@@ -118,18 +130,18 @@ class FakeProxy:
         return received
 
 
+async def _carry(source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
+    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        while received := await source.receive_some(65_536):
+            await sink.send_all(received)
+    scope.cancel()
+
+
 async def splice(one: trio.abc.Stream, other: trio.abc.Stream) -> None:
     """Carry bytes both ways until either side ends."""
-
-    async def carry(source: trio.abc.Stream, sink: trio.abc.Stream, scope: trio.CancelScope) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while received := await source.receive_some(65_536):
-                await sink.send_all(received)
-        scope.cancel()
-
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(carry, one, other, nursery.cancel_scope)
-        nursery.start_soon(carry, other, one, nursery.cancel_scope)
+        nursery.start_soon(_carry, one, other, nursery.cancel_scope)
+        nursery.start_soon(_carry, other, one, nursery.cancel_scope)
     await trio.aclose_forcefully(other)
 
 
