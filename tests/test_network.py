@@ -171,7 +171,7 @@ def test_who_wins() -> None:
         ({"transport": object()}, None),
         ({"unix_socket": "/run/x"}, None),
     ):
-        resolved = gr.ClientConfig(api_key="k", base_url=URL, **fields).resolved(environ)  # type: ignore[arg-type]
+        resolved = gr.ClientConfig(api_key="k", base_url=URL, **fields).resolved(environ)
         assert (resolved.proxy.url if isinstance(resolved.proxy, Proxy) else None) == expected
 
 

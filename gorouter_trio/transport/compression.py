@@ -116,10 +116,11 @@ class _Brotli:
         self.errors: tuple[type[Exception], ...] = (library.error,)
         self._decompressor = library.Decompressor()
         self._rest = b""
+        self._is_full = False
 
     @property
     def needs_input(self) -> bool:
-        return not self._rest and bool(self._decompressor.can_accept_more_data())
+        return not (self._rest or self._is_full) and bool(self._decompressor.can_accept_more_data())
 
     @property
     def is_ended(self) -> bool:
@@ -130,6 +131,7 @@ class _Brotli:
         if not self._decompressor.can_accept_more_data():
             data, self._rest = b"", data
         made: bytes = self._decompressor.process(data, output_buffer_limit=max_length)
+        self._is_full = len(made) >= max_length
         return made
 
 

@@ -271,18 +271,19 @@ class HttpConnection:
 
     async def _receive_decoded(self, decoder: BodyDecoder) -> bytes:
         """The next piece of a compressed body; what has arrived is not held back for more."""
-        piece = b"" if decoder.needs_input else decoder.decode()
-        while not piece:
-            if self._chunks:
-                piece = decoder.decode(self._take_chunks())
-            elif not decoder.needs_input:
+        while True:
+            if not decoder.needs_input:
                 piece = decoder.decode()
+            elif self._chunks:
+                piece = decoder.decode(self._take_chunks())
             elif self.is_complete:
                 decoder.finish()
-                break
+                return b""
             else:
                 await self._receive()
-        return piece
+                continue
+            if piece:
+                return piece
 
     async def _receive(self) -> None:
         try:

@@ -132,23 +132,21 @@ class HttpxConnection:
 
     async def _receive(self, chunks: AsyncIterator[bytes]) -> bytes:
         decoder = self._decoder
-        piece = b"" if decoder is None or decoder.needs_input else decoder.decode()
-        while not piece:
-            chunk = await anext(chunks, None)
-            if chunk is None:
-                if decoder is not None:
-                    decoder.finish()
-                await self._finish()
-                break
-            self._count(len(chunk))
-            piece = chunk if decoder is None else self._decoded(decoder, chunk)
-        return piece
-
-    def _decoded(self, decoder: BodyDecoder, chunk: bytes) -> bytes:
-        piece = decoder.decode(chunk)
-        while not (piece or decoder.needs_input):
-            piece = decoder.decode()
-        return piece
+        while True:
+            if decoder is not None and not decoder.needs_input:
+                piece = decoder.decode()
+            else:
+                chunk = await anext(chunks, None)
+                if chunk is None:
+                    break
+                self._count(len(chunk))
+                piece = chunk if decoder is None else decoder.decode(chunk)
+            if piece:
+                return piece
+        if decoder is not None:
+            decoder.finish()
+        await self._finish()
+        return b""
 
     def _count(self, received_bytes: int) -> None:
         self._received_bytes += received_bytes

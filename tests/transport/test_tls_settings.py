@@ -115,9 +115,9 @@ async def test_authorities_of_ones_own(files: Files, no_leaks) -> None:
             gr.TlsConfig(ca_data=ssl.PEM_cert_to_DER_cert(pem)),
         ):
             assert await ask(port, tls) == "None"
-        for tls in (None, gr.TlsConfig(), gr.TlsConfig(ca_file=files.other_ca)):
+        for wrong in (None, gr.TlsConfig(), gr.TlsConfig(ca_file=files.other_ca)):
             with pytest.raises(ConnectError, match=rf"TLS with 127\.0\.0\.1:{port} failed: the certificate does not"):
-                await ask(port, tls)
+                await ask(port, wrong)
 
 
 @pytest.mark.net
