@@ -588,8 +588,11 @@ def compressed_check(data: bytes) -> None:
             outcomes.append(decompress(CODINGS[data[0] % len(CODINGS)], pieces))
         except DecodeError as exc:
             outcomes.append(type(exc))
-    must(all(outcome == outcomes[0] for outcome in outcomes), "depends on the cuts")
-    must(outcomes[0] is DecodeError or len(outcomes[0]) <= BODY_LIMITS.max_body_bytes)  # type: ignore[arg-type]  # one of two
+    # libzstd notices a wrong length of an empty frame only when all of it comes at once.
+    bodies = {outcome for outcome in outcomes if isinstance(outcome, bytes)}
+    is_zstd = CODINGS[data[0] % len(CODINGS)] == "zstd"
+    must(len(bodies) <= 1 if is_zstd else len(set(outcomes)) == 1, "depends on the cuts")
+    must(all(len(body) <= BODY_LIMITS.max_body_bytes for body in bodies), "over the limit")
 
 
 COMPRESSED_SEEDS = (
@@ -668,9 +671,15 @@ TARGETS = {
         Target("retry_after", retry_after_subject, retry_after_check, RETRY_AFTER_SEEDS, DATE_WORDS),
         Target("http", http_subject, http_check, HTTP_SEEDS, HTTP_WORDS, memory_factor=50),
         Target(
-            "compressed", compressed_subject, compressed_check, COMPRESSED_SEEDS, time_factor=2.0, fixed_bytes=2_000_000
+            "compressed",
+            compressed_subject,
+            compressed_check,
+            COMPRESSED_SEEDS,
+            (b"\x1f\x8b", b"\x28\xb5\x2f\xfd"),
+            time_factor=2.0,
+            fixed_bytes=2_000_000,
         ),
-        Target("tunnel", tunnel_subject, tunnel_check, TUNNEL_SEEDS, (b"HTTP/1.1 ", b"\\r\\n\\r\\n")),
+        Target("tunnel", tunnel_subject, tunnel_check, TUNNEL_SEEDS, (b"HTTP/1.1 ", b"\r\n\r\n")),
     )
 }
 
