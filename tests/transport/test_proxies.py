@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -32,6 +33,7 @@ import gorouter_trio as gr
 from gorouter_trio.errors import ConnectError
 from gorouter_trio.network import Proxy, parse_proxy
 from gorouter_trio.secret import Secret
+from gorouter_trio.testing.proxy import Cut, Ending, open_fault_proxy
 from gorouter_trio.transport.connector import HttpConnector
 from gorouter_trio.transport.http import ConnectionLimits, Network, Origin, RequestHead
 from gorouter_trio.transport.httpx_transport import HttpTransport
@@ -378,6 +380,36 @@ async def test_cancelled_at_any_step(kind: str, authority: trustme.CA, trusting:
                     for _ in range(steps):
                         await trio.lowlevel.checkpoint()
                     nursery.cancel_scope.cancel()
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("kind", ["http", "https", "socks5"])
+async def test_cuts_between_client_and_proxy(
+    kind: str, authority: trustme.CA, trusting: ssl.SSLContext, rng: random.Random, no_leaks
+) -> None:
+    """A chat whose first connection is cut in CONNECT, a handshake or the reply is answered on its second."""
+    retry = gr.RetryPolicy(max_retries=1, base_delay_s=0.0)
+    async with world(kind, "https", authority, FakeProxy()) as (base_url, proxy), no_leaks():
+        port = int(proxy.rpartition(":")[2])
+        async with open_fault_proxy("127.0.0.1", port, rng=rng) as between:
+            url = f"{kind}://127.0.0.1:{between.port}"
+
+            async def ask() -> int:
+                async with gr.open_client(
+                    api_key=KEY, base_url=base_url, proxy=url, tls=trusting, retry=retry
+                ) as client:
+                    assert (await client.chat("x")).text == "x"
+                    return client.statistics().retries
+
+            assert await ask() == 0
+            whole = between.statistics().bytes_down
+            # Signatures differ in length from one handshake to the next, by a few bytes.
+            cuts = [*range(0, whole - 12, max(1, whole // 24)), whole - 12]
+            for number, after in enumerate(cuts):
+                how: Ending = "rst" if number % 2 else "fin"
+                between.set_plan([[Cut(direction="down", after=after, how=how)]])
+                with trio.fail_after(5):
+                    assert await ask() == 1, f"cut after {after} of {whole}"
 
 
 async def test_a_proxy_that_never_answers(autojump_clock: trio.testing.MockClock) -> None:
