@@ -215,3 +215,15 @@ def test_plain_http_through_a_socket_of_this_machine() -> None:
     gr.ClientConfig(api_key="k", base_url="http://api.internal/v1", unix_socket="/run/x").resolved({})
     with pytest.raises(ConfigError, match="insecure_http"):
         gr.ClientConfig(api_key="k", base_url="http://api.internal/v1").resolved({})
+
+
+@pytest.mark.parametrize("wrong", [{"nothing": 1}, {"pool": 1}, {"model": ""}, {"base_url": "x"}, {"options": 1}])
+async def test_other_settings_that_are_wrong_show_no_secret(wrong: dict[str, object]) -> None:
+    """Whatever is wrong, the key and the proxy's password are in no frame of the error."""
+    key = "sk-or-v1-c4n4ry-k3y"
+    with pytest.raises(ConfigError) as refused:
+        async with gr.open_client(api_key=key, proxy=f"http://u:{PASSWORD}@h", **wrong):
+            raise AssertionError("opened")
+    assert "gorouter_trio/client.py" in shown_by(refused.value)
+    assert key not in shown_by(refused.value)
+    assert PASSWORD not in shown_by(refused.value)
