@@ -186,7 +186,7 @@ class PoolLimits(Struct, frozen=True, kw_only=True):
     beyond that wait in a queue of `queue`; when it is full too, `overflow` says whether callers wait
     or get `PoolFullError`. A connection that was idle for `keepalive_s` is not used again.
 
-    `max_body_bytes` bounds a reply's body as decoded. One of more than a MiB that is over
+    `max_body_bytes` bounds a reply's body as decoded. One of more than 8 MiB that is over
     `max_compression_ratio` times what went over the wire is refused as well: it is made to fill memory.
     """
 

@@ -66,7 +66,7 @@ class ConnectionLimits(Struct, frozen=True, kw_only=True):
 
     `max_header_bytes` holds for the head with its informational replies. `max_body_bytes` counts what
     arrives after the head, the framing of chunks included, and for a compressed body what it decodes to as
-    well; that must not be more than `max_compression_ratio` times what arrived, once it is over a MiB.
+    well; that must not be more than `max_compression_ratio` times what arrived, once it is over 8 MiB.
     """
 
     max_header_bytes: int = 64 * 1024
