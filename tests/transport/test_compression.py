@@ -362,7 +362,7 @@ async def test_what_unpacks_too_far_is_refused(coding: str) -> None:
 @pytest.mark.parametrize("coding", CODINGS)
 async def test_a_long_stream_that_was_compressed_in_one_go(coding: str, rng: random.Random) -> None:
     """Thousands of events that differ in a word unpack to over 100 times their size, and are no bomb."""
-    events = b"".join(delta("%08x" % rng.getrandbits(12)) for _ in range(12_000))
+    events = b"".join(delta(f"{rng.getrandbits(12):08x}") for _ in range(12_000))
     assert len(events) > MIB
     data = ENCODERS[coding][1](events)
     assert await fetched([framed(data, coding)], somewhat=True) == events
