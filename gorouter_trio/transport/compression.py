@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["BodyDecoder", "accept_encoding", "make_decoder"]
 
 _PIECE_BYTES: Final = 256 * 1024
-# Below this no ratio fills a memory. It has to be large: most bytes of an event of a stream are those of the one before,
+# Below this no ratio fills a memory. It has to be large: most bytes of a stream's event are those of the one before,
 # and 5,000 events (1.4 MB) that were compressed in one go unpack to 108 (gzip) to 164 (br) times their size.
 _HARMLESS_BYTES: Final = 8 * 1024 * 1024
 # What a decoder of zstd must have for any reply, and need not go beyond (RFC 9659): a window of 8 MiB.
