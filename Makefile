@@ -64,8 +64,9 @@ lint: $(VENV)/.installed-lint ## ruff and flake8-async
 	@$(VENV)/bin/flake8-async --enable "$$(echo $(ASYNC_RULES:%=ASYNC%) | tr ' ' ,)" $$(find gorouter_trio -name '*.py')
 
 .PHONY: types
-types: $(VENV)/.installed-test $(VENV)/.installed-lint ## mypy, strict
+types: $(VENV)/.installed-test $(VENV)/.installed-lint ## mypy, strict, and pyright on what users write
 	@$(RUN) -m mypy
+	@$(VENV)/bin/basedpyright
 
 .PHONY: format
 format: $(VENV)/.installed-lint ## let ruff mend and lay out the code

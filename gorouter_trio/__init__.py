@@ -16,8 +16,18 @@ from typing import TYPE_CHECKING
 
 from . import abc as abc
 from . import stores as stores
+from ._bus import EventFeed as EventFeed
+from ._bus import Handler as Handler
+from ._bus import HandlerId as HandlerId
+from ._chain import ChatState as ChatState
+from ._chain import Hook as Hook
+from ._chain import Middleware as Middleware
+from ._chain import Next as Next
+from ._output import OutputPolicy as OutputPolicy
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
+from ._turns import AskTurnKeywords as AskTurnKeywords
+from ._turns import TurnKeywords as TurnKeywords
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
@@ -42,9 +52,11 @@ from .errors import ConnectError as ConnectError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import DeadlinePhase as DeadlinePhase
 from .errors import DecodeError as DecodeError
+from .errors import ExtensionError as ExtensionError
 from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
+from .errors import InvalidOutputError as InvalidOutputError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -72,6 +84,14 @@ from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
 from .network import TlsConfig as TlsConfig
 from .pool.workers import PoolStatistics as PoolStatistics
+from .runtime_events import ChatContext as ChatContext
+from .runtime_events import ChatFailed as ChatFailed
+from .runtime_events import ChatFinished as ChatFinished
+from .runtime_events import ChatStarted as ChatStarted
+from .runtime_events import HandlerFailed as HandlerFailed
+from .runtime_events import HookFailed as HookFailed
+from .runtime_events import PluginFailed as PluginFailed
+from .runtime_events import RuntimeEvent as RuntimeEvent
 from .secret import Secret as Secret
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
@@ -151,6 +171,7 @@ __all__ = [
     "ApiError",
     "Architecture",
     "AskKeywords",
+    "AskTurnKeywords",
     "AssistantMessage",
     "AudioOutput",
     "AudioPart",
@@ -164,10 +185,15 @@ __all__ = [
     "BatchStatistics",
     "CacheControl",
     "CallRecord",
+    "ChatContext",
+    "ChatFailed",
+    "ChatFinished",
     "ChatKeywords",
     "ChatOptions",
     "ChatRequest",
     "ChatResult",
+    "ChatStarted",
+    "ChatState",
     "ChatStream",
     "Client",
     "ClientConfig",
@@ -184,6 +210,8 @@ __all__ = [
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "EventFeed",
+    "ExtensionError",
     "FileParserPlugin",
     "FilePart",
     "FileSource",
@@ -193,29 +221,39 @@ __all__ = [
     "FunctionTool",
     "GorouterError",
     "GrammarFormat",
+    "Handler",
+    "HandlerFailed",
+    "HandlerId",
     "HistoryEntry",
     "HistoryNotSaved",
+    "Hook",
+    "HookFailed",
     "HttpTransport",
     "ImagePart",
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
     "KeyInfo",
     "MaxPrice",
     "Message",
+    "Middleware",
     "Model",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
+    "Next",
     "NotFoundError",
+    "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
     "Percentiles",
     "PermissionDeniedError",
     "Plugin",
+    "PluginFailed",
     "PoolClosedError",
     "PoolError",
     "PoolFullError",
@@ -237,6 +275,7 @@ __all__ = [
     "ResponseHealingPlugin",
     "RetryPolicy",
     "RowProblem",
+    "RuntimeEvent",
     "Seams",
     "Secret",
     "ServerTool",
@@ -267,6 +306,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "TurnKeywords",
     "Usage",
     "UserMessage",
     "VideoPart",
@@ -276,6 +316,7 @@ __all__ = [
     "WebSearchOptions",
     "abc",
     "open_client",
+    "plugins",
     "session_key",
     "simulator",
     "stores",
@@ -285,6 +326,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
 
@@ -305,7 +347,7 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `simulator` and `testing` when they are first asked for: most programs never do."""
-    if name in {"simulator", "testing"}:
+    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
+    if name in {"plugins", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,18 +11,21 @@ nobody without knowing (`resolve` says False then).
 from __future__ import annotations
 
 from collections import deque
-from typing import Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar, cast
 
 import outcome
 import trio
 from msgspec import Struct
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["Mailbox", "MailboxStatistics", "OverflowPolicy", "ReplySlot"]
 
 T = TypeVar("T")
 
-OverflowPolicy = Literal["block", "reject"]
-"""What posting to a full mailbox does: wait for room, or raise `trio.WouldBlock`."""
+OverflowPolicy = Literal["block", "reject", "drop_oldest"]
+"""What posting to a full mailbox does: wait for room, raise `trio.WouldBlock`, or put out what waits longest."""
 
 
 class ReplySlot(Generic[T]):
@@ -90,15 +93,19 @@ class MailboxStatistics(Struct, frozen=True):
 class Mailbox(Generic[T]):
     """A bounded queue with one reader.
 
-    `capacity` counts mail. When it is full, `post` follows `policy`. Closing gives back what was not
-    read, so that whoever owns the mailbox can answer it.
+    `capacity` counts mail. When it is full, `post` follows `policy`; with "drop_oldest", `on_drop` is given
+    the mail that is put out, in the same step. Closing gives back what was not read, so that whoever owns
+    the mailbox can answer it.
     """
 
-    __slots__ = ("_capacity", "_closed", "_policy", "_posters", "_queue", "_reader")
+    __slots__ = ("_capacity", "_closed", "_on_drop", "_policy", "_posters", "_queue", "_reader")
 
-    def __init__(self, capacity: int, *, policy: OverflowPolicy = "block") -> None:
+    def __init__(
+        self, capacity: int, *, policy: OverflowPolicy = "block", on_drop: Callable[[T], object] | None = None
+    ) -> None:
         self._capacity = capacity
         self._policy = policy
+        self._on_drop = on_drop
         self._queue: deque[T] = deque()
         self._posters: deque[tuple[trio.lowlevel.Task, T]] = deque()
         self._reader: trio.lowlevel.Task | None = None
@@ -128,7 +135,10 @@ class Mailbox(Generic[T]):
         await trio.lowlevel.wait_task_rescheduled(give_up)
 
     def post_nowait(self, mail: T) -> None:
-        """Queue `mail` or raise `trio.WouldBlock` when full, `trio.ClosedResourceError` when closed."""
+        """Queue `mail` or raise `trio.WouldBlock` when full, `trio.ClosedResourceError` when closed.
+
+        Never full is a mailbox that puts out the oldest.
+        """
         if self._closed:
             raise trio.ClosedResourceError("the mailbox is closed")
         if self._reader is not None:
@@ -136,6 +146,11 @@ class Mailbox(Generic[T]):
             trio.lowlevel.reschedule(reader, outcome.Value(mail))
         elif len(self._queue) < self._capacity and not self._posters:
             self._queue.append(mail)
+        elif self._policy == "drop_oldest":
+            oldest = self._queue.popleft()
+            self._queue.append(mail)
+            if self._on_drop is not None:
+                self._on_drop(oldest)
         else:
             raise trio.WouldBlock
 
@@ -161,6 +176,10 @@ class Mailbox(Generic[T]):
                 raise trio.BusyResourceError("another task reads this mailbox")
         self._reader = trio.lowlevel.current_task()
         return cast("T", await trio.lowlevel.wait_task_rescheduled(self._stop_reading))
+
+    def take_nowait(self, accept: Callable[[T], bool]) -> T | None:
+        """The next mail if it is here and `accept` says yes to it; for its reader, while that does not wait."""
+        return self._take() if self._queue and accept(self._queue[0]) else None
 
     def remove(self, mail: T) -> bool:
         """Take `mail` out of the queue; False when it is not there any more."""

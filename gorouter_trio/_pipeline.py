@@ -2,41 +2,114 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
+from ._chain import ChatState
+from ._turns import Finish, Rounds, TurnExtras, TurnRequest, is_models_fault
+from .errors import GorouterError
 from .pool.streams import ChatReader, begin_reading
+from .runtime_events import ChatContext
 from .wire.codec import decode_completion, to_message
 from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
+    from ._chain import Chain
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
-__all__ = ["ChatPipeline"]
+__all__ = ["ChatPipeline", "Commit"]
+
+Commit: TypeAlias = "Callable[[ChatResult[object]], Awaitable[None]]"
+"""Makes an answer durable, before anybody is told of it."""
 
 
 class ChatPipeline:
-    """Request bodies in, results or readers out."""
+    """Turns in, results or readers out."""
 
-    __slots__ = ("_pool", "_wall")
+    __slots__ = ("_chain", "_chat_ids", "_pool", "_wall")
 
-    def __init__(self, pool: Pool, *, wall: Callable[[], float]) -> None:
+    def __init__(self, pool: Pool, chain: Chain, *, wall: Callable[[], float]) -> None:
         self._pool = pool
+        self._chain = chain
+        self._chat_ids = itertools.count(1)
         self._wall = wall
 
-    async def run(
+    async def run(self, request: TurnRequest, commit: Commit | None = None) -> ChatResult[object]:
+        """One whole turn, given up at its deadline; no wait before a retry goes beyond it.
+
+        `commit` is awaited with the answer before anybody else sees it. Raises the errors of `Pool.request`,
+        of the extensions and of `commit`, and `InvalidOutputError`; cancelling stops the request.
+        """
+        if self._chain.is_empty:
+            return await self._run_rounds(request, commit)
+        state = ChatState(request.options, request.messages())
+        innermost = partial(self._run_changed, request, state, commit=commit)
+        return await self._chain.run(self._context(request), state, innermost)
+
+    async def _run_changed(self, request: TurnRequest, state: ChatState, *, commit: Commit | None) -> None:
+        state.result = await self._run_rounds(request.as_changed(state), commit)
+
+    async def _run_rounds(self, request: TurnRequest, commit: Commit | None) -> ChatResult[object]:
+        result: ChatResult[object]
+        if request.extras is None:
+            result = await self._pool.request(request.call(), self._decode)
+        else:
+            result = await self._ask_until_done(request, request.extras)
+        if commit is not None:
+            await commit(result)
+        return result
+
+    async def _ask_until_done(self, request: TurnRequest, extras: TurnExtras) -> ChatResult[object]:
+        rounds = Rounds(extras)
+        added: tuple[bytes, ...] = ()
+        last: ChatResult | None = None
+        while True:
+            try:
+                last = await self._ask_models(request, added, extras)
+            except GorouterError as exc:
+                # The rounds before it were paid for.
+                exc.partial = exc.partial or last
+                raise
+            step = rounds.take(last)
+            if isinstance(step, Finish):
+                return step.result
+            added = (*added, step.messages())
+
+    async def _ask_models(self, request: TurnRequest, added: tuple[bytes, ...], extras: TurnExtras) -> ChatResult:
+        """One round: the model asked for, then each fallback until one answers."""
+        for fallback in extras.fallbacks:
+            try:
+                return await self._pool.request(request.call(added), self._decode)
+            except GorouterError as exc:
+                if not is_models_fault(exc):
+                    raise
+            request = request.for_model(fallback)
+        return await self._pool.request(request.call(added), self._decode)
+
+    def _context(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:
+        settings = request.settings
+        return ChatContext(
+            chat_id=str(next(self._chat_ids)),
+            model=settings.model,
+            is_streamed=is_streamed,
+            session=request.session,
+            turn_id=request.turn_id,
+            tenant=settings.tenant,
+            lane=settings.lane,
+        )
+
+    async def run_body(
         self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
     ) -> ChatResult:
-        """One whole chat, given up at `deadline` (trio clock); no wait before a retry goes beyond it.
-
-        Raises the errors of `Pool.request`; cancelling stops the request.
-        """
+        """One whole chat whose body is made already."""
         return await self._pool.request(HttpCall(body=body, deadline=deadline, settings=settings), self._decode)
 
     async def run_with_body(
@@ -54,12 +127,20 @@ class ChatPipeline:
             HttpCall(body=body, settings=settings), decode, ambiguous_retries=ambiguous_retries
         )
 
-    async def open_stream(self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS) -> ChatReader:
-        """A reader of the streamed reply, which has its first data; the caller must close it."""
-        return await self._pool.request_stream(HttpCall(body=body, streaming=True, settings=settings), self._begin)
+    async def open_stream(
+        self, body: bytes, *, settings: CallSettings = DEFAULT_SETTINGS, deadline: float = math.inf
+    ) -> ChatReader:
+        """A reader of the streamed reply, which has its first data; the caller must close it.
+
+        Opening is given up at `deadline` (trio clock); whoever reads has its own.
+        """
+        call = HttpCall(body=body, streaming=True, deadline=deadline, settings=settings)
+        return await self._pool.request_stream(call, self._begin)
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
-        return await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
+        reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
+        exchange.deadline = exchange.started_at + self._pool.deadlines.total_s
+        return reader
 
     def _decode(self, exchange: Exchange) -> ChatResult:
         ticket = exchange.ticket

@@ -10,7 +10,10 @@ from urllib.parse import urlsplit
 
 import trio
 
+from ._bus import EventBus
+from ._chain import Chain
 from ._pipeline import ChatPipeline
+from ._plugin_host import PluginHost, open_plugin_host
 from .config import DIRECT
 from .errors import ConfigError
 from .pool.workers import Pool, open_pool
@@ -32,19 +35,32 @@ if TYPE_CHECKING:
 __all__ = ["Runtime", "open_runtime"]
 
 _USER_AGENT = "gorouter-trio"
+_DRAIN_S = 2.0
 
 
 class Runtime:
     """What a client is a face of. Made by `open_runtime`."""
 
-    __slots__ = ("config", "pipeline", "pool", "sessions", "store")
+    __slots__ = ("bus", "chain", "config", "pipeline", "plugins", "pool", "sessions", "store")
 
     def __init__(
-        self, config: ClientConfig, pool: Pool, pipeline: ChatPipeline, sessions: SessionDirectory, store: HistoryStore
+        self,
+        config: ClientConfig,
+        *,
+        bus: EventBus,
+        chain: Chain,
+        pool: Pool,
+        pipeline: ChatPipeline,
+        plugins: PluginHost,
+        sessions: SessionDirectory,
+        store: HistoryStore,
     ) -> None:
         self.config = config
+        self.bus = bus
+        self.chain = chain
         self.pool = pool
         self.pipeline = pipeline
+        self.plugins = plugins
         self.sessions = sessions
         self.store = store
 
@@ -53,27 +69,55 @@ class Runtime:
 async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     """Run the pool, and the session actors above it; `config` must be resolved.
 
-    Leaving cancels the sessions first, which save what they have, and the pool after them.
+    Leaving cancels the sessions first, which save what they have, ends the plugins, then the pool, and last what
+    listens.
     """
     origin = _origin(cast("str", config.base_url))
     store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore()
-    async with open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool:
-        pipeline = ChatPipeline(pool, wall=config.seams.wall)
-        async with trio.open_nursery() as nursery:
-            sessions = SessionDirectory(
-                nursery,
+    async with (
+        _open_bus() as bus,
+        open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool,
+        open_plugin_host(bus, wall=config.seams.wall) as plugins,
+        trio.open_nursery() as nursery,
+    ):
+        chain = Chain(bus, wall=config.seams.wall)
+        pipeline = ChatPipeline(pool, chain, wall=config.seams.wall)
+        sessions = SessionDirectory(
+            nursery,
+            pipeline=pipeline,
+            store=store,
+            config=config.sessions,
+            seams=config.seams,
+            routing_key=_routing_key(cast("Secret", config.api_key)),
+        )
+        nursery.start_soon(sessions.run)
+        try:
+            yield Runtime(
+                config,
+                bus=bus,
+                chain=chain,
+                pool=pool,
                 pipeline=pipeline,
+                plugins=plugins,
+                sessions=sessions,
                 store=store,
-                config=config.sessions,
-                seams=config.seams,
-                routing_key=_routing_key(cast("Secret", config.api_key)),
             )
-            nursery.start_soon(sessions.run)
-            try:
-                yield Runtime(config, pool, pipeline, sessions, store)
-            finally:
-                sessions.close()
-                nursery.cancel_scope.cancel()
+        finally:
+            sessions.close()
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_bus() -> AsyncIterator[EventBus]:
+    """A bus whose handlers get, at the end, a moment for what is queued."""
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        try:
+            yield bus
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _DRAIN_S):
+                await bus.drain()
+            nursery.cancel_scope.cancel()
 
 
 def _routing_key(api_key: Secret) -> bytes:

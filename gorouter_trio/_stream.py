@@ -20,8 +20,8 @@ __all__ = ["ChatStream", "ChunkSource", "TextStream"]
 class ChunkSource(Protocol):
     """What a stream reads from: the reader of a reply, or a session's loan of one."""
 
-    async def read(self) -> list[ChatChunk]:
-        """The next chunks, all that arrived together; an empty list at the end."""
+    async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
+        """The next chunks, all that arrived together, or, as a tuple, events; an empty list at the end."""
 
     def result(self) -> ChatResult:
         """The answer from everything that was read."""
@@ -92,7 +92,7 @@ class ChatStream:
             await trio.lowlevel.checkpoint()
             raise StopAsyncIteration
         while chunks := await self._source.read():
-            self._events = self._make_events(chunks)
+            self._events = list(chunks) if isinstance(chunks, tuple) else self._make_events(chunks)
             if self._events:
                 return
         self._result = self._source.result()

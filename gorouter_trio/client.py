@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, overload
 
 import msgspec
 import trio
 
+from ._output import FormCache
 from ._runtime import Runtime, open_runtime
 from ._stream import ChatStream
+from ._turns import TurnRequest, encode_turn
 from .batch.runner import open_batch
 from .config import DIRECT, ClientConfig
 from .errors import ConfigError
@@ -31,12 +33,16 @@ from .wire.mail import CallSettings, HttpCall
 from .wire.messages import SystemMessage
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-    from contextlib import AbstractAsyncContextManager
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import TypeVar, Unpack
 
+    from ._bus import EventFeed, Handler, HandlerId
+    from ._chain import Hook, Middleware
+    from ._turns import TurnExtras, TurnKeywords
     from .batch.runner import Batch, BatchRequest
     from .pool.workers import Exchange, PoolStatistics
+    from .runtime_events import RuntimeEvent
     from .session.directory import SessionRef
     from .wire.catalog import Credits, KeyInfo, Model
     from .wire.codec import Prompt
@@ -44,6 +50,7 @@ if TYPE_CHECKING:
     from .wire.result import ChatResult
 
     T = TypeVar("T")
+    E = TypeVar("E", bound=RuntimeEvent)
 
 __all__ = ["Client", "open_client", "session_key"]
 
@@ -58,30 +65,59 @@ class Client:
         self._runtime = runtime
         config = runtime.config
         self._defaults, self._settings = config.call_defaults()
+        self._forms = FormCache()
         self._has_only_model = self._defaults == encode_json({"model": config.model})
         self._system = b"" if config.system is None else encode_json(SystemMessage(config.system))
 
     def __repr__(self) -> str:
         return f"<Client {self._runtime.config.base_url} {self._runtime.config.model}>"
 
+    @overload
     async def chat(
-        self, prompt: Prompt, *, system: str | None = None, session: str | None = None, **options: Unpack[ChatKeywords]
-    ) -> ChatResult:
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        system: str | None = None,
+        session: str | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[T]: ...
+
+    @overload
+    async def chat(
+        self, prompt: Prompt, *, system: str | None = None, session: str | None = None, **options: Unpack[TurnKeywords]
+    ) -> ChatResult: ...
+
+    async def chat(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        system: str | None = None,
+        session: str | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[object]:
         """Ask once and return the whole answer; nothing is remembered, unless a `session` is named.
 
         `prompt` is a text, a message, or a sequence of messages. `system` stands in for the client's
         default system message where the prompt has none of its own. With `session`, this is one turn of
         the session with that key, as `client.session(session).ask` takes it.
 
+        With a `response_type` (a Struct, dataclass, TypedDict, pydantic model, `dict` for any JSON object, ...) or
+        a `response_schema`, the answer is JSON of that form and `value` what it stands for; an answer of another
+        form is asked for again as `output` (an `OutputPolicy`) says, and raises `InvalidOutputError` in the end.
+        `fallbacks` are models to ask when the one before has failed for reasons of its own.
+
         Raises `BadRequestError` before anything is sent when the request has no right form, `ApiError`
         for what the API answers, `TransportError` when no answer comes, `PoolError` when nothing was
         sent. Cancelling stops the request; the API may bill it all the same.
         """
         if session is not None:
-            return await self.session(session, system=system).ask(prompt, **options)
-        encoded, settings = self._call(options)
-        body = render_body(encoded, self._messages(prompt, system), streaming=False)
-        return await self._runtime.pipeline.run(body, settings=settings)
+            return await self.session(session, system=system).ask(prompt, **cast("ChatKeywords", options))
+        given = options if response_type is None else {"response_type": response_type, **options}
+        encoded, settings, extras = self._turn(given)
+        request = TurnRequest(encoded, (self._messages(prompt, system),), settings=settings, extras=extras)
+        return await self._runtime.pipeline.run(request)
 
     async def ask(
         self,
@@ -182,6 +218,64 @@ class Client:
         """Credits bought and used. Errors as in `chat`."""
         return await self._get("/credits", decode_credits)
 
+    # What users put around chats, and what they hear of them
+
+    async def register(self, plugin: object) -> str:
+        """Begin a plugin, and return its name (its `name`, or that of its class or function).
+
+        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, or a function
+        of the client that gives an async context manager. It is ended with the client, after the sessions and
+        before the pool, in reverse order of registration; what it registered is taken back then. Raises
+        `ConfigError` for what is no plugin or has the name of another, and what the plugin raises while it begins:
+        the client is as it was then.
+        """
+        return await self._runtime.plugins.register(plugin, _PluginClient(self._runtime))
+
+    async def unregister(self, name: str) -> bool:
+        """End the plugin with this name; False when there is none. Raises what it raises while it ends."""
+        return await self._runtime.plugins.unregister(name)
+
+    def use(self, middleware: Middleware) -> None:
+        """Put `middleware`, an async function of (context, state, proceed), around every chat that starts from now on.
+
+        Chats, streams, batch rows and session turns alike; the first one is the outermost. What it raises that is
+        no `GorouterError` reaches the caller in an `ExtensionError`.
+        """
+        self._runtime.chain.use(middleware)
+
+    def unuse(self, middleware: Middleware) -> bool:
+        """Take `middleware` out again; False when it was not there."""
+        return self._runtime.chain.remove(middleware)
+
+    def add_hook(self, hook: Hook) -> None:
+        """Call the functions of `hook` before and after every chat that starts from now on, and on its error."""
+        self._runtime.chain.add_hook(hook)
+
+    def remove_hook(self, hook: Hook) -> bool:
+        """Take `hook` out again; False when it was not there."""
+        return self._runtime.chain.remove_hook(hook)
+
+    def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
+        """Call `handler`, sync or async, with every event of `kind` from now on: one at a time, in order.
+
+        Nobody waits for it: up to `queue` events do, and beyond that the oldest are dropped. What it raises is
+        an event, `HandlerFailed`. A plain function runs on the loop and must not block it, unless it is called
+        `in_thread`. When the client closes, it gets a moment for what is queued.
+        """
+        return self._runtime.bus.on(kind, handler, queue=queue, in_thread=in_thread)
+
+    def off(self, handler_id: HandlerId) -> bool:
+        """End what `on` began, also in the middle of a call; False when it had ended."""
+        return self._runtime.bus.off(handler_id)
+
+    def events(self, *kinds: type[E], queue: int = 1024) -> AbstractContextManager[EventFeed[E]]:
+        """Events as an async iterator: `with client.events(gr.ChatFailed) as feed: async for event in feed: ...`.
+
+        Without a kind, all of them. Up to `queue` events wait to be taken; beyond that the oldest are dropped
+        and counted.
+        """
+        return self._runtime.bus.listen(*kinds, queue=queue)
+
     def statistics(self) -> PoolStatistics:
         """A snapshot of the pool; cheap."""
         return self._runtime.pool.statistics()
@@ -200,6 +294,14 @@ class Client:
         is_whole = self._has_only_model and "model" in options
         return encoded if is_whole else join_options(self._defaults, encoded), settings
 
+    def _turn(self, options: Mapping[str, object]) -> tuple[bytes, CallSettings, TurnExtras | None]:
+        """The same for a turn, with its extras."""
+        if not options:
+            return self._defaults, self._settings, None
+        encoded, settings, extras = encode_turn(options, forms=self._forms, beneath=self._settings)
+        is_whole = self._has_only_model and "model" in options
+        return encoded if is_whole else join_options(self._defaults, encoded), settings, extras
+
     def _messages(self, prompt: Prompt, system: str | None) -> bytes:
         """The encoded messages of a chat, with a system message in front where there is one to add."""
         messages = encode_prompt(prompt)
@@ -211,6 +313,35 @@ class Client:
         if system is None:
             return self._system
         return encode_json(SystemMessage(system)) if system else b""
+
+
+class _PluginClient(Client):
+    """The client as a plugin gets it: the same, but what is registered through it goes when the plugin does."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self._undo: list[Callable[[], object]] = []
+
+    def use(self, middleware: Middleware) -> None:
+        """As `Client.use`."""
+        super().use(middleware)
+        self._undo.append(partial(self.unuse, middleware))
+
+    def add_hook(self, hook: Hook) -> None:
+        """As `Client.add_hook`."""
+        super().add_hook(hook)
+        self._undo.append(partial(self.remove_hook, hook))
+
+    def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
+        """As `Client.on`."""
+        handler_id = super().on(kind, handler, queue=queue, in_thread=in_thread)
+        self._undo.append(partial(self.off, handler_id))
+        return handler_id
+
+    def undo(self) -> None:
+        """Take back everything that was registered through this client."""
+        while self._undo:
+            self._undo.pop()()
 
 
 def session_key(user: str, *, group: str | None = None) -> str:
@@ -239,9 +370,9 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
     resolved = _merged(config, fields).resolved()
     body: BaseException | None = None
     try:
-        async with open_runtime(resolved) as runtime:
+        async with _open_runtime_and_plugins(resolved) as client:
             try:
-                yield Client(runtime)
+                yield client
             except BaseException as exc:
                 body = exc
                 raise
@@ -259,6 +390,15 @@ def _without_secrets(fields: dict[str, object]) -> dict[str, object]:
     """The fields with a `Secret` for each secret string: a traceback of what is wrong with others may show locals."""
     secret = {name: fields[name] for name in ("api_key", "proxy") if isinstance(fields.get(name), str)}
     return fields | {name: Secret(str(value)) for name, value in secret.items() if value != DIRECT}
+
+
+@asynccontextmanager
+async def _open_runtime_and_plugins(config: ClientConfig) -> AsyncIterator[Client]:
+    async with open_runtime(config) as runtime:
+        client = Client(runtime)
+        for plugin in config.plugins:
+            await client.register(plugin)
+        yield client
 
 
 def _merged(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:

@@ -12,7 +12,7 @@ import random
 import ssl
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, cast
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ from .errors import BadRequestError, ConfigError
 from .network import Proxy, ProxyEnvironment, TlsConfig, parse_proxy, read_proxy_environment
 from .secret import Secret, is_header_text
 from .wire.codec import encode_call
+from .wire.messages import Message
 from .wire.preferences import ProviderPreferences, ResponseFormat
 from .wire.requests import ChatKeywords
 
@@ -34,6 +35,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "DIRECT",
     "ClientConfig",
+    "ContextPolicy",
     "Deadlines",
     "DoubleTexting",
     "PoolLimits",
@@ -41,6 +43,7 @@ __all__ = [
     "Seams",
     "Secret",
     "SessionConfig",
+    "Summarise",
 ]
 
 DEFAULT_BASE_URL = "https://openrouter.ai/api/v1"
@@ -49,9 +52,12 @@ DEFAULT_MODEL = "openai/gpt-4o-mini"
 DIRECT = "direct"
 """As `proxy`: no proxy, whatever the environment says."""
 
-DoubleTexting = Literal["queue", "reject", "interrupt"]
+DoubleTexting = Literal["queue", "reject", "interrupt", "merge"]
 """What a session does with a message that comes while a turn runs: take it afterwards, refuse it with
-`SessionBusyError`, or interrupt the running turn for it."""
+`SessionBusyError`, interrupt the running turn for it, or take it afterwards in one turn with the others that came."""
+
+Summarise = Callable[[Sequence[Message]], Awaitable[Message | Mapping[str, object] | str]]
+"""Makes one message, or the text of a system message, that stands for those given."""
 
 
 def _check_at_least(name: str, value: object, least: int) -> None:
@@ -208,12 +214,43 @@ class PoolLimits(Struct, frozen=True, kw_only=True):
         _check_seconds("pool.keepalive_s", self.keepalive_s, zero=True)
 
 
+class ContextPolicy(Struct, frozen=True, kw_only=True):
+    """How much of a history goes into the requests of a session: all of it, unless this says less.
+
+    `max_turns` is the number of past turns at most, `max_tokens` the tokens of a request's messages at most, the
+    system message and the new one included: counted by the usage of earlier replies, estimated where there is none.
+    The oldest turns are left out first, whole, and never a tool call without its result; so there may be a turn more
+    than `max_turns`, and the new message goes out even if it is too long by itself. The log keeps everything.
+
+    With `summarise`, an async function from messages to one message (or a text, for a system message), what would be
+    left out is folded into a summary instead, once: it is stored, and stands in front of the `keep_turns` last turns
+    from then on. The function runs as part of a turn, under its deadline; when it fails, the turn has the
+    history in full. It must not ask its own session.
+    """
+
+    max_turns: int | None = None
+    max_tokens: int | None = None
+    keep_turns: int = 4
+    summarise: Summarise | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_turns", "max_tokens"):
+            if getattr(self, name) is not None:
+                _check_at_least(f"context.{name}", getattr(self, name), 1)
+        _check_at_least("context.keep_turns", self.keep_turns, 0)
+        if self.summarise is not None:
+            if not callable(self.summarise):
+                raise ConfigError("context.summarise: must be an async function of messages")
+            if self.max_turns is None and self.max_tokens is None:
+                raise ConfigError("context.summarise: needs max_turns or max_tokens, which say when")
+
+
 class SessionConfig(Struct, frozen=True, kw_only=True):
     """How session actors behave.
 
-    `mailbox` bounds the turns that wait at one session; `overflow` says whether a sender waits for
-    room or gets `SessionBusyError`. `shutdown_grace_s` bounds the saving of what ran when the
-    client closes.
+    `mailbox` bounds the turns that wait at one session; `overflow` says whether a sender who finds it full waits for
+    room, gets `SessionBusyError`, or takes the place of whoever waits longest, who gets it then. `shutdown_grace_s`
+    bounds the saving of what ran when the client closes. `context` limits what of a history is sent.
 
     `routing` keeps the turns of a session with one provider, whose prompt cache knows the conversation:
     they carry a `routing_id`, a hash of the session's key under the API key, unless they name one.
@@ -224,8 +261,9 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     """
 
     mailbox: int = 16
-    overflow: Literal["block", "reject"] = "block"
+    overflow: Literal["block", "reject", "drop_oldest"] = "block"
     double_texting: DoubleTexting = "queue"
+    context: ContextPolicy | None = None
     shutdown_grace_s: float = 10.0
     max_id_bytes: int = 4096
     restarts: int = 5
@@ -239,8 +277,9 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
         _check_at_least("sessions.max_active", self.max_active, 1)
         _check_seconds("sessions.idle_s", self.idle_s)
         _check_at_least("sessions.max_id_bytes", self.max_id_bytes, 1)
-        _check_choice("sessions.overflow", self.overflow, ("block", "reject"))
-        _check_choice("sessions.double_texting", self.double_texting, ("queue", "reject", "interrupt"))
+        _check_choice("sessions.overflow", self.overflow, ("block", "reject", "drop_oldest"))
+        _check_choice("sessions.double_texting", self.double_texting, ("queue", "reject", "interrupt", "merge"))
+        _check_type("sessions.context", self.context, (ContextPolicy, type(None)))
         _check_seconds("sessions.shutdown_grace_s", self.shutdown_grace_s)
         _check_at_least("sessions.restarts", self.restarts, 0)
         _check_seconds("sessions.restart_window_s", self.restart_window_s)
@@ -252,7 +291,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     `api_key` defaults to OPENROUTER_API_KEY and `base_url` to OPENROUTER_BASE_URL, both read when
     the client is opened. `app_name` and `referer` are sent as attribution headers. `store` keeps the
     histories, in memory when it is None. `insecure_http` allows plain http to hosts other than this
-    machine, which sends the key in the clear.
+    machine, which sends the key in the clear. `plugins` are registered in order before the client is given
+    out; see `Client.register`.
 
     How the API is reached: `tls` is a `TlsConfig` or an `ssl.SSLContext`; without one the system's trust
     store is used. `proxy` is a URL, http://, https:// or socks5://, with user and password in it where
@@ -294,6 +334,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     compression: bool | Sequence[str] = False
     store: object | None = None
     transport: object | None = None
+    plugins: Sequence[object] = ()
     insecure_http: bool = False
     seams: Seams = msgspec.field(default_factory=Seams)
 
@@ -311,6 +352,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
             _check_header(name, getattr(self, name))
         _check_type("system", self.system, (str, type(None)))
         self._check_network()
+        _check_type("plugins", self.plugins, (list, tuple))
         self.call_defaults()
         for name, kind in _PARTS.items():
             _check_type(name, getattr(self, name), kind)

@@ -26,9 +26,12 @@
     │   ├── SessionConflictError      somebody else wrote to the session, or it is open with other options
     │   ├── TurnInDoubtError          a turn was sent and its answer is unknown
     │   ├── TurnInterruptedError      the turn was interrupted; `partial` holds what had arrived
+    │   ├── TurnParkedError           the turn waits for a reply from outside, and nobody waits for the turn
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
     ├── ActorGoneError                the actor ended before it could answer
+    ├── InvalidOutputError            the answer has not the form that was asked for; it is in `partial`
+    ├── ExtensionError                a middleware or a hook failed; its own exception is the cause
     ├── StreamNotFinishedError        the result of a stream was read before its end
     └── ConfigError                   a setting is missing or wrong
 
@@ -54,9 +57,11 @@ __all__ = [
     "DeadlineExceededError",
     "DeadlinePhase",
     "DecodeError",
+    "ExtensionError",
     "GorouterError",
     "HistoryNotSaved",
     "InsufficientCreditsError",
+    "InvalidOutputError",
     "ModerationError",
     "NotFoundError",
     "OverloadedError",
@@ -76,6 +81,7 @@ __all__ = [
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
+    "TurnParkedError",
 ]
 
 DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle", "total"]
@@ -98,7 +104,7 @@ class GorouterError(Exception):
         super().__init__(message)
         self.message = message
         self.generation_id: str | None = None
-        self.partial: ChatResult | None = None
+        self.partial: ChatResult[object] | None = None
         self.maybe_billed = False
         self.attempts = 0
 
@@ -238,11 +244,22 @@ class SessionConflictError(SessionError):
 
 
 class TurnInDoubtError(SessionError):
-    """The turn was sent, and whether it was answered is unknown; it is not sent again unasked."""
+    """The turn was sent, and whether it was answered is unknown; it is not sent again unasked (`resume="resend"`)."""
 
 
 class TurnInterruptedError(SessionError):
     """The turn was interrupted, by `interrupt()` or by a newer message; `partial` is what had arrived."""
+
+
+class TurnParkedError(SessionError):
+    """A call of the turn waits for a reply to `question_id`; asked again under its id, the turn goes on from there."""
+
+    def __init__(self, message: str, *, question_id: str) -> None:
+        super().__init__(message)
+        self.question_id = question_id
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
 
 
 class HistoryNotSaved(SessionError):  # noqa: N818 - the name is the contract of DESIGN.md section 2
@@ -262,6 +279,14 @@ class StoreError(GorouterError):
 
 class ActorGoneError(GorouterError):
     """The actor ended before it could answer; the mail was not acted upon, or its outcome is unknown."""
+
+
+class InvalidOutputError(GorouterError):
+    """The answer has not the form that was asked for, also after asking again; `partial` is the last answer."""
+
+
+class ExtensionError(GorouterError):
+    """A middleware or a `before` hook raised something of its own, which is the cause, or broke its contract."""
 
 
 class StreamNotFinishedError(GorouterError):

@@ -33,10 +33,10 @@ class Mail:
 
 # --- against a model --------------------------------------------------------------------------------------------------
 
-Operation = tuple[Literal["post", "post_nowait", "receive", "remove", "cancel", "close"], int]
+Operation = tuple[Literal["post", "post_nowait", "receive", "take", "remove", "cancel", "close"], int]
 OPERATIONS = st.lists(
     st.tuples(
-        st.sampled_from(["post"] * 6 + ["post_nowait", "receive", "receive", "receive", "remove", "cancel"]),
+        st.sampled_from(["post"] * 6 + ["post_nowait", "receive", "receive", "receive", "take", "remove", "cancel"]),
         st.integers(0, 30),
     )
     | st.tuples(st.just("close"), st.just(0)),
@@ -55,6 +55,7 @@ class Model:
         self.reader: int | None = None
         self.closed = False
         self.ended: dict[int, Outcome] = {}
+        self.dropped: list[Mail] = []
 
     def post(self, call: int, mail: Mail, *, waits: bool) -> None:
         if self.closed:
@@ -63,6 +64,10 @@ class Model:
             self.ended |= {self.reader: mail, call: "posted"}
             self.reader = None
         elif len(self.queue) < self.capacity and not self.posters:
+            self.queue.append(mail)
+            self.ended[call] = "posted"
+        elif self.policy == "drop_oldest":
+            self.dropped.append(self.queue.pop(0))
             self.queue.append(mail)
             self.ended[call] = "posted"
         elif waits and self.policy == "block":
@@ -80,6 +85,13 @@ class Model:
             self.let_in()
         else:
             self.reader = call
+
+    def take(self, *, even: bool) -> Mail | None:
+        if not self.queue or (self.queue[0].number % 2 == 0) != even:
+            return None
+        taken = self.queue.pop(0)
+        self.let_in()
+        return taken
 
     def let_in(self) -> None:
         if self.posters:
@@ -145,14 +157,15 @@ class Driver:
             self.ended[number] = "closed"
 
 
-@given(operations=OPERATIONS, capacity=st.integers(1, 3), policy=st.sampled_from(["block", "reject"]))
+@given(operations=OPERATIONS, capacity=st.integers(1, 3), policy=st.sampled_from(["block", "reject", "drop_oldest"]))
 def test_a_mailbox_is_a_list_with_a_bound(operations: list[Operation], capacity: int, policy: OverflowPolicy) -> None:
-    """Order, bound, both policies, removing, cancelling and closing are as in a plain list, call by call."""
+    """Order, bound, all policies, taking, removing, cancelling and closing are as in a plain list, call by call."""
     trio.run(_compare, operations, Model(capacity, policy))
 
 
 async def _compare(operations: list[Operation], model: Model) -> None:
-    mailbox: Mailbox[Mail] = Mailbox(model.capacity, policy=model.policy)
+    dropped: list[Mail] = []
+    mailbox: Mailbox[Mail] = Mailbox(model.capacity, policy=model.policy, on_drop=dropped.append)
     mails: list[Mail] = []
     async with trio.open_nursery() as nursery:
         driver = Driver(mailbox, nursery)
@@ -162,6 +175,7 @@ async def _compare(operations: list[Operation], model: Model) -> None:
             _apply(operation, number, choice=choice, mails=mails, model=model, driver=driver)
             await trio.testing.wait_all_tasks_blocked()
             assert _numbers(driver.ended) == _numbers(model.ended)
+            assert [mail.number for mail in dropped] == [mail.number for mail in model.dropped]
             assert mailbox.statistics() == MailboxStatistics(
                 len(model.queue), model.capacity, len(model.posters), model.closed
             )
@@ -180,6 +194,10 @@ def _apply(operation: str, number: int, *, choice: int, mails: list[Mail], model
     elif operation == "receive":
         model.receive(number)
         driver.nursery.start_soon(driver.call, number, None)
+    elif operation == "take":
+        even = choice % 2 == 0
+        taken = driver.mailbox.take_nowait(lambda mail: (mail.number % 2 == 0) == even)
+        assert taken is model.take(even=even)
     elif operation == "remove" and mails:
         mail = mails[choice % len(mails)]
         assert driver.mailbox.remove(mail) == model.remove(mail)

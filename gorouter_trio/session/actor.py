@@ -1,78 +1,122 @@
 """The session actor: one task owns one conversation and takes its turns one after the other.
 
 Theory of operation. Everything that changes a session goes through its mailbox and is acted upon by
-its one task, in order of arrival; `interrupt` and an asker's leaving pass the queue. A turn is
-written down before it is sent and again when it is answered, and the answer is given to the asker
-only after that.
+its one task, in order of arrival; `interrupt`, the reply to a question and an asker's leaving pass the queue. A turn
+is written down before it is sent and again when it is answered, with each round of tools in between, and the
+answer is given to the asker only after that.
 
 The way of a turn that nothing happens to is straight and holds no scope of its own. All mail is acted
 upon inside one scope, which our own interrupts cancel and which is replaced by a new one afterwards;
 a cancel from outside passes. However a turn is cut off, there is one way out: `_repair` writes its
-end, shielded and bounded, straight to the store. A write that failed or was cancelled is in doubt:
-what the actor knows is thrown away then, and the store asked.
+end, shielded and bounded, straight to the store, and before it what must not be lost: an answer that was
+paid for, the result of a tool. A write that failed or was cancelled is in doubt: what the actor knows is thrown away
+then, and the store asked.
 
 A streamed turn is lent on: the asker gets the reader of the reply, reads from the socket in its own
 task, and gives it back; what has arrived by then is what is stored.
+
+A turn in which a call waits for a reply from outside runs as long as somebody waits for the turn. When its asker
+leaves, or the client closes, it stays parked in the log: asked again under its id it goes on, and so it does when
+the reply comes with the tools to go on with. Until then the session takes no other turn, unless double texting
+is to interrupt; a question that has lapsed stands in nobody's way.
+
+With `double_texting="merge"`, a turn that is taken from the queue takes those with it that wait behind it, whole ones
+with the same options: their messages are joined in order of arrival. Each asker gets the one answer, under its own
+turn id if it gave one; the log keeps all ids, so asking again under any of them gives the stored answer, and no
+message is sent twice. The turn is interrupted only when the last of its askers leaves.
 """
 
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never, cast
+from typing import TYPE_CHECKING, Literal, assert_never, cast
 
 import msgspec
 import trio
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from .._contain import contain
-from .._mailbox import Mailbox, ReplySlot
-from ..errors import (
-    ActorGoneError,
-    GorouterError,
-    HistoryNotSaved,
-    SessionBusyError,
-    SessionConflictError,
-    TurnInDoubtError,
-    TurnInterruptedError,
-)
+from .._mailbox import Mailbox
+from ..config import ContextPolicy
+from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
-from ..wire.codec import decode_log_entry, encode_json, join_options, render_body
-from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered, TurnStarted
+from ..wire.codec import decode_log_entry, encode_json, encode_message, join_options, render_body
+from ..wire.journal import (
+    HistoryFolded,
+    LogEntry,
+    QuestionAnswered,
+    TurnAbandoned,
+    TurnAnswered,
+    TurnCalled,
+    TurnEntry,
+    TurnResumed,
+    TurnsDropped,
+    TurnStarted,
+)
 from ..wire.mail import (
     DEFAULT_SETTINGS,
+    AnswerQuestion,
     CallSettings,
     ClearHistory,
+    CompactHistory,
     ForkHistory,
     ReadHistory,
     SessionMail,
     StartTurn,
+    UndoTurns,
 )
-from ..wire.result import ChatResult, HistoryEntry
-from .transcript import Transcript, entries_of
+from ..wire.messages import SystemMessage
+from ..wire.result import ChatResult
+from .context import decide
+from .loan import TurnLoan, patience
+from .log import compact, entries_of, turns_of
+from .rounds import SessionRounds, plain_rounds
+from .running import (
+    Envelope,
+    RunningTurn,
+    ToolTasks,
+    closed,
+    dropped,
+    end_of,
+    gone,
+    in_doubt,
+    not_saved,
+    parked,
+    stopped,
+    store_failed,
+)
+from .transcript import Transcript
+from .turn import EntryOutOfOrderError, TurnMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from typing import TypeVar
 
     from .._pipeline import ChatPipeline
-    from ..abc import HistoryStore
-    from ..config import SessionConfig
-    from ..pool.streams import ChatReader
-    from ..wire.messages import AssistantMessage
-    from ..wire.stream import ChatChunk
+    from .._rounds import TakeRounds
+    from ..abc import HistoryStore, ImmediateStore
+    from ..config import SessionConfig, Summarise
+    from .running import Answer
+
+    T = TypeVar("T")
 
 __all__ = [
-    "Answer",
-    "Envelope",
     "SaveWatch",
     "SessionActor",
     "SessionOptions",
+    "SessionServices",
+    "SessionState",
     "SessionStatistics",
-    "TurnLoan",
-    "patience",
+    "WaitsFor",
 ]
 
-_SLACK_S = 0.5
+SessionState = Literal["loading", "idle", "running", "parked", "gone"]
+"""Reading the log; without mail; acting on mail; in a turn with a call that waits for a reply; ended."""
+
+WaitsFor = Literal["mail", "store", "model", "reader", "tools", "reply"]
+"""Whom a session waits for: its askers, its store, the API, the reader of its stream, tools, somebody outside."""
 
 
 class SessionOptions(Struct, frozen=True):
@@ -81,155 +125,33 @@ class SessionOptions(Struct, frozen=True):
     system: bytes = b""
     options: bytes = b"{}"
     settings: CallSettings = DEFAULT_SETTINGS
+    context: ContextPolicy | None = None
 
 
 class SessionStatistics(Struct, frozen=True):
-    """A snapshot: what the actor does, mail waiting, turns ended, version of the log, bytes rendered."""
+    """A snapshot of a session.
 
-    state: Literal["loading", "idle", "running", "gone"]
+    `queued` is the mail that waits, `waiting` the askers that wait for room in the mailbox. `turns` have ended,
+    abandoned ones included; `length` of them are in the history. `waits_for` whom it waits, for `since_s` seconds
+    now. `cost_usd` adds up the calls in the log whose cost is known, `unpriced` counts the others; both are about what
+    the actor has loaded, like `version` and `rendered_bytes`. `question_id` is the first question that waits for a
+    reply. `failure` is what failed last without harm to a turn: the summary of a history.
+    """
+
+    state: SessionState
     queued: int
     turns: int
     version: int
     rendered_bytes: int
-
-
-class TurnLoan:
-    """The reader of a streamed turn, on loan to the asker, whose stream reads from it.
-
-    The asker ends with `give_back` and then waits on `saved`, which holds the result of the turn or
-    the error that storing it met. `holder` is the asker's task as long as it has the loan.
-    """
-
-    __slots__ = ("_reader", "_result", "_returned", "_revoked", "holder", "saved", "turn_id")
-
-    def __init__(self, reader: ChatReader, turn_id: str) -> None:
-        self._reader = reader
-        self._result: ChatResult | None = None
-        self._returned = trio.Event()
-        self._revoked = False
-        self.holder: trio.lowlevel.Task | None = None
-        self.saved: ReplySlot[ChatResult | None] = ReplySlot()
-        self.turn_id = turn_id
-
-    async def read(self) -> list[ChatChunk]:
-        """As `ChatReader.read`; `TurnInterruptedError` when the session took the reader back."""
-        try:
-            return await self._reader.read()
-        except GorouterError as exc:
-            if self._revoked:
-                raise _interrupted(exc) from exc
-            raise
-
-    def result(self) -> ChatResult:
-        """The whole answer, once it has arrived."""
-        self._result = self._result or msgspec.structs.replace(self._reader.result(), turn_id=self.turn_id)
-        return self._result
-
-    def give_back(self) -> None:
-        """The asker has stopped reading; never waits, may be called twice."""
-        self.holder = None
-        self._reader.close()
-        self._returned.set()
-
-    async def wait_returned(self) -> None:
-        """Wait until the asker has given it back; used by the session."""
-        await self._returned.wait()
-
-    def revoke(self) -> None:
-        """Take the reader back, unless it is back already; used by the session."""
-        self._revoked = not self._returned.is_set()
-        self._reader.close()
-
-    def answer(self) -> ChatResult | None:
-        """What has arrived, in the form that is stored; None when that is nothing."""
-        reader = self._reader
-        if self._result is not None:
-            return self._result
-        if not (reader.is_answered or reader.merge.has_data):
-            return None
-        result = reader.result(interrupted=not reader.is_answered)
-        return msgspec.structs.replace(result, message=_storable(result), turn_id=self.turn_id)
-
-
-def patience(grace_s: float) -> trio.CancelScope:
-    """A shield for waiting until a session has saved, which takes it at most `grace_s`: a little longer than that."""
-    return trio.CancelScope(shield=True, deadline=trio.current_time() + grace_s + _SLACK_S)
-
-
-Answer: TypeAlias = ChatResult | TurnLoan | list[HistoryEntry] | None
-
-
-class Envelope(ReplySlot[Answer]):
-    """Mail and the asker who waits for its answer."""
-
-    __slots__ = ("_actor", "_done", "_is_done", "mail")
-
-    def __init__(self, mail: SessionMail, actor: SessionActor) -> None:
-        super().__init__()
-        self.mail = mail
-        self._actor = actor
-        # Few ever wait for more than the answer, so there is an event only then.
-        self._done: trio.Event | None = None
-        self._is_done = False
-
-    def finish(self) -> None:
-        """The actor is through with the mail, and the history is in order."""
-        self._is_done = True
-        if self._done is not None:
-            self._done.set()
-
-    async def wait_finished(self) -> None:
-        """Wait for `finish`."""
-        if self._is_done:
-            await trio.lowlevel.checkpoint()
-            return
-        self._done = self._done or trio.Event()
-        await self._done.wait()
-
-    def on_abandon(self) -> None:
-        """Leave the mailbox, or interrupt the turn that runs for this asker."""
-        self._actor.abandon(self)
-
-
-class _Turn:
-    """The turn that runs: what was asked, and how far it has come."""
-
-    __slots__ = ("answer", "envelope", "is_late", "is_sent", "loan", "mail", "turn_id")
-
-    def __init__(self, mail: StartTurn, envelope: Envelope, *, turn_id: str) -> None:
-        self.mail = mail
-        self.envelope = envelope
-        self.turn_id = turn_id
-        self.is_late = False
-        self.is_sent = False
-        self.loan: TurnLoan | None = None
-        self.answer: ChatResult | None = None
-
-    def succeed(self) -> None:
-        """Tell the asker that the answer is stored."""
-        if self.loan is None:
-            self.envelope.resolve(self.answer)
-        else:
-            self.loan.saved.resolve(self.answer)
-
-    def fail(self, error: GorouterError) -> None:
-        """Tell the asker what became of the turn, unless that was said before."""
-        if self.loan is None:
-            self.envelope.fail(error)
-        else:
-            self.loan.saved.fail(error)
-
-    def fail_with(self, exc: BaseException) -> None:
-        """Tell the asker of a turn without an answer why that is so."""
-        if isinstance(exc, GorouterError):
-            self.fail(exc)
-        elif isinstance(exc, Exception):
-            self.fail(_gone(exc))
-        elif self.loan is None:
-            self.fail(_stopped(self.mail, maybe_billed=self.is_sent))
-        else:
-            # Nothing had arrived, and its holder reads off the loan that it was taken back.
-            self.succeed()
+    length: int = 0
+    waiting: int = 0
+    waits_for: WaitsFor = "mail"
+    since_s: float = 0.0
+    calls: int = 0
+    cost_usd: Decimal | None = None
+    unpriced: int = 0
+    question_id: str | None = None
+    failure: str = ""
 
 
 class SaveWatch:
@@ -258,6 +180,45 @@ class SaveWatch:
         self._saving.pop(actor, None)
 
 
+class SessionServices:
+    """What all sessions of a client have in common."""
+
+    __slots__ = (
+        "config",
+        "immediate",
+        "now",
+        "on_gone",
+        "pipeline",
+        "store",
+        "tool_tasks",
+        "turn_ids",
+        "wall",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        *,
+        pipeline: ChatPipeline,
+        store: HistoryStore,
+        config: SessionConfig,
+        wall: Callable[[], float],
+        turn_ids: Iterator[str],
+        on_gone: Callable[[SessionActor], None],
+    ) -> None:
+        self.pipeline = pipeline
+        self.store = store
+        has_all_at_hand = hasattr(store, "load_nowait") and hasattr(store, "append_nowait")
+        self.immediate = cast("ImmediateStore", store) if has_all_at_hand else None
+        self.config = config
+        self.wall = wall
+        self.turn_ids = turn_ids
+        self.on_gone = on_gone
+        self.now = trio.lowlevel.current_clock().current_time
+        self.watch = SaveWatch(config.shutdown_grace_s)
+        self.tool_tasks: ToolTasks = {}
+
+
 class SessionActor:
     """Run it as a task; talk to it through `ask` and `interrupt`."""
 
@@ -265,75 +226,73 @@ class SessionActor:
         "_config",
         "_current",
         "_ended",
+        "_failure",
+        "_head",
         "_is_gone",
+        "_journal",
         "_last_error",
         "_mail_scope",
         "_mailbox",
-        "_on_gone",
-        "_pipeline",
         "_restarts",
         "_routing",
         "_scope",
+        "_services",
+        "_since",
+        "_stop",
         "_store",
         "_transcript",
         "_turn",
-        "_turn_ids",
         "_turns_asked",
         "_version",
-        "_wall",
-        "_watch",
+        "_waits_for",
         "deadline_at",
         "key",
         "options",
+        "tool_tasks",
         "used_at",
+        "wall",
     )
 
-    def __init__(
-        self,
-        key: str,
-        options: SessionOptions,
-        *,
-        pipeline: ChatPipeline,
-        store: HistoryStore,
-        config: SessionConfig,
-        wall: Callable[[], float],
-        turn_ids: Iterator[str],
-        watch: SaveWatch,
-        on_gone: Callable[[SessionActor], None],
-        routing: bytes = b"",
-    ) -> None:
+    def __init__(self, key: str, options: SessionOptions, *, services: SessionServices, routing: bytes = b"") -> None:
+        config = services.config
         self.key = key
         self.options = options
         self.deadline_at = math.inf
-        self.used_at = 0.0
-        self._pipeline = pipeline
-        self._store = store
+        self.used_at = self._since = services.now()
+        self.tool_tasks = services.tool_tasks
+        self.wall = services.wall
+        self._services = services
+        self._store = services.store
         self._config = config
-        self._wall = wall
-        self._turn_ids = turn_ids
-        self._watch = watch
-        self._on_gone = on_gone
         self._routing = routing
-        self._mailbox: Mailbox[Envelope] = Mailbox(config.mailbox, policy=config.overflow)
+        self._head = b""
+        drops = config.overflow == "drop_oldest"
+        self._mailbox: Mailbox[Envelope] = Mailbox(
+            config.mailbox, policy=config.overflow, on_drop=_drop if drops else None
+        )
         self._transcript: Transcript | None = None
         self._version = 0
         self._current: Envelope | None = None
-        self._turn: _Turn | None = None
+        self._turn: RunningTurn | None = None
+        self._journal: SessionRounds | None = None
         self._turns_asked = 0
         self._scope = self._mail_scope = trio.CancelScope()
+        self._stop: Literal["", "interrupt", "left"] = ""
+        self._waits_for: WaitsFor = "mail"
         # Few actors are ever waited for, so there is an event only then.
         self._ended: trio.Event | None = None
         self._is_gone = False
         self._restarts: list[float] = []
         self._last_error: Exception | None = None
+        self._failure = ""
 
     def __repr__(self) -> str:
         return f"<SessionActor {self.key!r}: {self.statistics().state}>"
 
     # For refs: the data plane and the control plane
 
-    async def ask(self, mail: SessionMail) -> Answer:
-        """Queue `mail` and wait for its one answer.
+    async def ask(self, mail: SessionMail, *, rounds: TakeRounds | None = None) -> Answer:
+        """Queue `mail` and wait for its one answer; `rounds` is the loop of tools that takes the turn.
 
         Raises what the answer is, `SessionBusyError` when the policy refuses it, `ActorGoneError`
         when the actor ends first. Cancelling takes queued mail out, or interrupts its turn and
@@ -342,7 +301,7 @@ class SessionActor:
         is_turn = isinstance(mail, StartTurn)
         if self._turn is not None or self._turns_asked:
             self._mind_others(is_turn=is_turn)
-        envelope = Envelope(mail, self)
+        envelope = Envelope(mail, self, rounds=rounds, within=self._asking_turn() if self.tool_tasks else None)
         self._turns_asked += is_turn
         try:
             if not self._post_nowait(envelope):
@@ -354,6 +313,19 @@ class SessionActor:
                 with patience(self._config.shutdown_grace_s):
                     await envelope.wait_finished()  # noqa: ASYNC102 - `patience` is a shield with a deadline
 
+    async def reply(self, question_id: str, answer: bytes, *, rounds: TakeRounds | None = None) -> bool:
+        """Bring the reply to a question, ahead of queued mail where its turn runs; True once it is stored.
+
+        False when no turn waits for it. A turn that nobody runs is taken up with `rounds`, if there are any.
+        """
+        if self._turn is not None:
+            slot = None if self._journal is None else self._journal.reply(question_id, answer)
+            if slot is None:
+                await trio.lowlevel.checkpoint()
+                return False
+            return await slot.wait()
+        return cast("bool", await self.ask(AnswerQuestion(question_id, answer), rounds=rounds))
+
     async def interrupt(self) -> bool:
         """Stop the running turn, ahead of all queued mail, and wait until the history is repaired.
 
@@ -364,7 +336,7 @@ class SessionActor:
             await trio.lowlevel.checkpoint()
             return False
         envelope = cast("Envelope", self._current)
-        is_stopped = self._stop_current()
+        is_stopped = self._stop_current("interrupt")
         await envelope.wait_finished()
         return is_stopped
 
@@ -385,28 +357,46 @@ class SessionActor:
         return True
 
     def abandon(self, envelope: Envelope) -> None:
-        """The asker of `envelope` was cancelled; used by envelopes."""
+        """The asker of `envelope` was cancelled; used by envelopes. A turn goes on while another asker waits for it."""
         if self._mailbox.remove(envelope):
             envelope.finish()
-        elif envelope is self._current:
-            self._stop_current()
+            return
+        turn = self._turn
+        others = [] if turn is None else turn.others
+        if envelope is not self._current and not any(envelope is other for other in others):
+            return
+        if others and not all(asker.abandoned for asker in (*others, cast("RunningTurn", turn).envelope)):
+            envelope.finish()
+        else:
+            self._stop_current("left")
 
     def expire(self) -> None:
         """Saving has taken too long: the asker is told at once; called by the watch."""
-        turn = cast("_Turn", self._turn)
+        turn = cast("RunningTurn", self._turn)
         turn.is_late = True
-        turn.fail(_not_saved(turn, self._too_late()))
+        turn.fail(not_saved(turn.answer, self._too_late()))
         self._mail_scope.cancel()
 
     def statistics(self) -> SessionStatistics:
         """A snapshot; cheap."""
-        transcript = self._transcript
+        transcript = self._transcript or Transcript()
+        mailbox = self._mailbox.statistics()
+        question_id = None if self._journal is None else self._journal.waits_for
         return SessionStatistics(
-            self._state(),
-            self._mailbox.statistics().queued,
-            0 if transcript is None else transcript.turns,
+            self._state(question_id),
+            mailbox.queued,
+            transcript.turns,
             self._version,
-            0 if transcript is None else len(transcript.rendered),
+            len(transcript.rendered),
+            transcript.length,
+            mailbox.waiting_posters,
+            self._waits_for if question_id is None else "reply",
+            self._services.now() - self._since,
+            transcript.calls,
+            transcript.cost_usd if transcript.calls > transcript.unpriced else None,
+            transcript.unpriced,
+            question_id or _open_question(transcript.machine),
+            self._failure,
         )
 
     # The task
@@ -426,6 +416,7 @@ class SessionActor:
         """Act on mail, inside a scope that is replaced once it was cancelled."""
         while True:
             with trio.CancelScope() as self._mail_scope:
+                self._stop = ""
                 while not self._mail_scope.cancel_called:
                     await self._act(await self._mailbox.receive())
 
@@ -441,10 +432,11 @@ class SessionActor:
         except BaseException as exc:
             # What is no `Exception` is a cancel, alone or in the group of a store's nursery; the rest is contained.
             if not isinstance(exc, Exception):
-                self._settle_current(_stopped(envelope.mail))
+                self._settle_current(self._stopped(envelope.mail))
             raise
         self._current = None
         envelope.finish()
+        self._wait_for("mail")
 
     async def _answer(self, envelope: Envelope) -> None:
         match envelope.mail:
@@ -458,15 +450,28 @@ class SessionActor:
             case ForkHistory(target=target):
                 await self._fork(target)
                 envelope.resolve(None)
+            case UndoTurns(turn_id=turn_id):
+                envelope.resolve(await self._undo(turn_id))
+            case CompactHistory():
+                await self._compact()
+                envelope.resolve(None)
+            case AnswerQuestion() as reply:
+                await self._take_reply(reply, envelope)
             case unknown:
                 assert_never(unknown)
 
-    def _state(self) -> Literal["loading", "idle", "running", "gone"]:
+    def _state(self, question_id: str | None) -> SessionState:
         if self._is_gone:
             return "gone"
         if self._current is None:
             return "idle"
+        if question_id is not None:
+            return "parked"
         return "loading" if self._transcript is None else "running"
+
+    def _wait_for(self, whom: WaitsFor) -> None:
+        self._waits_for = whom
+        self._since = self._services.now()
 
     def _may_start(self) -> bool:
         """Whether the actor may (re)start: at most `restarts` times in the window."""
@@ -479,19 +484,20 @@ class SessionActor:
         """An error that nobody expected: the asker gets it as the cause, the actor starts afresh."""
         self._last_error = error
         self._transcript = None
-        self._settle_current(_gone(error))
+        self._settle_current(gone(error))
 
     def _settle_current(self, error: GorouterError) -> None:
         envelope, self._current = self._current, None
         if envelope is not None:
             envelope.fail(error)
             envelope.finish()
+            self._wait_for("mail")
 
     def _end(self, cause: Exception | None) -> None:
-        self._on_gone(self)
-        self._settle_current(_gone(cause))
+        self._services.on_gone(self)
+        self._settle_current(gone(cause))
         for envelope in self._mailbox.close():
-            envelope.fail(_gone(cause))
+            envelope.fail(gone(cause))
             envelope.finish()
         self._is_gone = True
         if self._ended is not None:
@@ -506,7 +512,7 @@ class SessionActor:
         except trio.WouldBlock:
             return False
         except trio.ClosedResourceError:
-            raise _closed() from None
+            raise closed() from None
         return True
 
     async def _post(self, envelope: Envelope) -> None:
@@ -516,7 +522,7 @@ class SessionActor:
         except trio.WouldBlock:
             raise SessionBusyError(f"the session's mailbox is full ({self._config.mailbox})") from None
         except trio.ClosedResourceError:
-            raise _closed() from None
+            raise closed() from None
 
     def _mind_others(self, *, is_turn: bool) -> None:
         """Mail comes while turns wait or run."""
@@ -526,89 +532,338 @@ class SessionActor:
         policy = self._config.double_texting
         if is_turn and policy == "reject":
             raise SessionBusyError("a turn is running, and the session rejects another (double_texting)")
-        if is_turn and policy == "interrupt" and self._is_in_turn():
-            self._stop_current()
+        if is_turn and policy == "interrupt" and self._is_in_turn() and not (self.tool_tasks and self._asking_turn()):
+            self._stop_current("interrupt")
+
+    def _asking_turn(self) -> RunningTurn | None:
+        """The turn whose tool is asking; raises `SessionBusyError` when it runs in this session, or for it."""
+        asking = None
+        task: trio.lowlevel.Task | None = trio.lowlevel.current_task()
+        while task is not None and asking is None:
+            asking = self.tool_tasks.get(task)
+            task = None if task.parent_nursery is None else task.parent_nursery.parent_task
+        turn = asking
+        while turn is not None:
+            if turn is self._turn:
+                raise SessionBusyError(
+                    "a tool asks the session whose turn it is part of: each would wait for the other"
+                )
+            turn = turn.envelope.within
+        return asking
 
     def _is_in_turn(self) -> bool:
-        return self._current is not None and isinstance(self._current.mail, StartTurn)
+        return self._turn is not None or (self._current is not None and isinstance(self._current.mail, StartTurn))
 
-    def _stop_current(self) -> bool:
+    def _stop_current(self, why: Literal["interrupt", "left"]) -> bool:
         """Interrupt what is done for the current mail; what is answered is stored all the same."""
         if self._turn is not None and self._turn.answer is not None:
             return False
+        self._stop = self._stop or why
         self._mail_scope.cancel()
         return True
 
+    def _stopped(self, mail: SessionMail) -> GorouterError:
+        """What the asker of a turn that was not begun, or of other work, is told of a cancel."""
+        return stopped(mail, is_late=self._is_overdue(mail))
+
+    def _is_overdue(self, mail: SessionMail) -> bool:
+        return not self._stop and isinstance(mail, StartTurn) and mail.deadline <= self._services.now()
+
     # Turns
 
+    @property
+    def machine(self) -> TurnMachine | None:
+        """The turn that was started and has no end."""
+        return None if self._transcript is None else self._transcript.machine
+
     async def _take_turn(self, mail: StartTurn, envelope: Envelope) -> None:
-        transcript = self._transcript or await self._load()
-        turn_id = mail.turn_id or self._new_turn_id(transcript)
-        outcome = transcript.outcome(turn_id)
+        if mail.deadline != math.inf:
+            self._mail_scope.deadline = mail.deadline
+        try:
+            transcript = self._transcript or await self._load()
+            turn_id = mail.turn_id or self._new_turn_id(transcript)
+            is_known = transcript.unfinished is not None or transcript.outcome(turn_id) is not None
+            if is_known and await self._is_settled(mail, envelope, turn_id=turn_id):
+                return
+            turn = RunningTurn(mail, envelope, turn_id=turn_id, actor=self)
+            await self._carry_out(turn, self._transcript)
+        finally:
+            if mail.deadline != math.inf:
+                self._mail_scope.deadline = math.inf
+
+    async def _is_settled(self, mail: StartTurn, envelope: Envelope, *, turn_id: str) -> bool:
+        """Look back at what the log says of this turn, or of one that has no end; True when nothing is left to do."""
+        transcript = cast("Transcript", self._transcript)
+        outcome, machine = transcript.outcome(turn_id), transcript.machine
         if outcome == "answered":
             envelope.resolve(await self._stored_answer(turn_id))
-            return
-        if transcript.unfinished is not None:
-            # A turn of an earlier life: nobody knows whether it was answered.
-            doubtful = transcript.unfinished
-            await self._append(TurnAbandoned(doubtful, "in doubt", maybe_billed=True))
+            return True
+        if outcome == "forgotten":
+            raise SessionConflictError(f"turn {turn_id!r} was answered before the history was compacted")
+        if machine is not None:
+            if transcript.is_unfinished(turn_id) and (machine.is_parked or (mail.resume and machine.rounds)):
+                await self._take_up(mail, envelope, machine)
+                return True
+            await self._pass_by(machine)
             outcome = transcript.outcome(turn_id)
-        if outcome == "in_doubt":
-            raise _in_doubt(turn_id)
-        body = self._render(mail, transcript)
-        turn = self._turn = _Turn(mail, envelope, turn_id=turn_id)
-        try:
-            await self._append(TurnStarted(turn_id, msgspec.Raw(b"[%b]" % mail.messages), self._wall()))
-            turn.is_sent = True
-            await (self._stream_turn(turn, body) if mail.streaming else self._whole_turn(turn, body))
-        except BaseException as exc:
-            await self._repair(turn, exc)  # noqa: ASYNC102 - shields itself, for the grace at most
-            raise
-        finally:
-            self._turn = None
+        if outcome == "in_doubt" and not mail.resume:
+            raise in_doubt(turn_id)
+        return False
+
+    async def _take_up(self, mail: StartTurn, envelope: Envelope, machine: TurnMachine) -> None:
+        """Go on with a turn that an earlier life has left in the midst of its rounds."""
+        if machine.is_parked and envelope.rounds is None:
+            raise parked(machine.turn_id, _open_question(machine) or "")
+        turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
+        turn.is_sent = True
+        turn.first = cast("Transcript", self._transcript).first
+        await self._carry_out(turn, None)
+
+    async def _pass_by(self, machine: TurnMachine) -> None:
+        """End a turn of an earlier life, which nobody takes up; raises when it waits for a reply that may yet come."""
+        reason = "in doubt"
+        if machine.is_parked:
+            reason = "lapsed" if self._has_lapsed(machine) else "interrupted"
+            if reason == "interrupted" and self._config.double_texting != "interrupt":
+                question_id = _open_question(machine)
+                raise SessionBusyError(f"turn {machine.turn_id!r} waits for a reply to question {question_id!r}")
+        await self._append(TurnAbandoned(machine.turn_id, reason, maybe_billed=True))
+
+    def _has_lapsed(self, machine: TurnMachine) -> bool:
+        now = self.wall()
+        return all(
+            question.answer is None and question.until_s is not None and question.until_s <= now
+            for question in machine.questions
+        )
 
     def _new_turn_id(self, transcript: Transcript) -> str:
         """An id for a turn that came without one. A client that is seeded draws ids that may be in the log already."""
         while True:
-            turn_id = next(self._turn_ids)
-            if transcript.outcome(turn_id) is None and turn_id != transcript.unfinished:
+            turn_id = next(self._services.turn_ids)
+            if transcript.outcome(turn_id) is None and not transcript.is_unfinished(turn_id):
                 return turn_id
 
-    async def _whole_turn(self, turn: _Turn, body: bytes) -> None:
+    async def _carry_out(self, turn: RunningTurn, transcript: Transcript | None) -> None:
+        """Take a turn from its start to its end, or from where it was left; however it ends, the log says so.
+
+        A turn that is new has the `transcript` that it goes on from.
+        """
+        self._turn = turn
+        try:
+            body = await (self._resume(turn) if transcript is None else self._begin(turn, transcript))
+            if turn.envelope.rounds is None and body:
+                await (self._stream_turn(turn, body) if turn.mail.streaming else self._whole_turn(turn, body))
+            else:
+                turn.body = body
+                await self._take_rounds(turn)
+        except BaseException as exc:
+            await self._repair(turn, exc)  # noqa: ASYNC102 - shields itself, for the grace at most
+            raise
+        finally:
+            self._turn = self._journal = None
+            if turn.others:
+                turn.finish()
+
+    async def _begin(self, turn: RunningTurn, transcript: Transcript) -> bytes:
+        """Write down a turn that is new, and return the body of its request."""
         mail = turn.mail
-        result = await self._pipeline.run(body, settings=mail.settings, deadline=mail.deadline)
+        if mail.replaces is not None:
+            await self._find_replaced(turn, transcript)
+        elif self._config.double_texting == "merge" and not mail.streaming:
+            self._join_others(turn, transcript)
+        policy = self.options.context or self._config.context
+        if policy is not None:
+            await self._limit(turn, transcript, policy)
+        body = self._render(turn, transcript)
+        started = TurnStarted(turn.turn_id, msgspec.Raw(b"[%b]" % turn.messages), self.wall())
+        if turn.others or turn.replaces or turn.first:
+            started = msgspec.structs.replace(started, joined=turn.joined, replaces=turn.replaces, first=turn.first)
+        await self._append(started)
+        turn.is_sent = True
+        return body
+
+    async def _resume(self, turn: RunningTurn) -> bytes:
+        await self._append(TurnResumed(turn.turn_id, self.wall()))
+        return b""
+
+    def _join_others(self, turn: RunningTurn, transcript: Transcript) -> None:
+        """Take the turns that wait behind this one with it, where they are such as can be joined."""
+        mail, seen = turn.mail, {turn.turn_id}
+
+        def may_join(envelope: Envelope) -> bool:
+            other = envelope.mail
+            return (
+                isinstance(other, StartTurn)
+                and envelope.rounds is turn.envelope.rounds
+                and (other.options, other.settings) == (mail.options, mail.settings)
+                and not (other.streaming or other.resume or other.replaces is not None)
+                and b'"tool' not in other.messages
+                and (not other.turn_id or transcript.outcome(other.turn_id) is None)
+            )
+
+        messages = [turn.messages]
+        while len(turn.others) < self._config.mailbox and (taken := self._mailbox.take_nowait(may_join)) is not None:
+            turn.others.append(taken)
+            other = cast("StartTurn", taken.mail)
+            if not other.turn_id or other.turn_id not in seen:
+                messages.append(other.messages)
+                seen.add(other.turn_id)
+        if turn.others:
+            turn.messages = b",".join(messages)
+            self._extend_deadline(turn)
+
+    def _extend_deadline(self, turn: RunningTurn) -> None:
+        """A turn of several askers has the time of the one who waits longest."""
+        turn.deadline = max(cast("StartTurn", asker.mail).deadline for asker in (turn.envelope, *turn.others))
+        self._mail_scope.deadline = turn.deadline
+
+    async def _find_replaced(self, turn: RunningTurn, transcript: Transcript) -> None:
+        """The turn that gives way to this one, and its messages where this one has none of its own."""
+        wanted = turn.mail.replaces or transcript.last_turn
+        turn.end = None if wanted is None else transcript.place(wanted)
+        if wanted is None or turn.end is None:
+            raise SessionConflictError(
+                "no turn to replace" + (f": {wanted!r} is no part of the history" if wanted else "")
+            )
+        turn.replaces = transcript.turn_at(turn.end)
+        if not turn.messages:
+            logged = [found for found in turns_of(await self._read_log()) if found.turn_id == turn.replaces]
+            turn.messages = logged[-1].messages if logged else b""
+
+    async def _limit(self, turn: RunningTurn, transcript: Transcript, policy: ContextPolicy) -> None:
+        """Decide what of the history is sent, and make the summary that is due."""
+        size = len(turn.messages)
+        context = decide(policy, transcript, new_bytes=size, end=turn.end)
+        if context.fold and policy.summarise is not None:
+            if not await self._fold(turn, context.fold, policy.summarise):
+                return
+            context = decide(policy, transcript, new_bytes=size, end=turn.end)
+        turn.first = context.first
+
+    async def _fold(self, turn: RunningTurn, upto: int, summarise: Summarise) -> bool:
+        """Have a summary made of the turns before `upto`, and write it down; False when that failed."""
+        transcript = cast("Transcript", self._transcript)
+
+        async def make() -> bytes:
+            made = await summarise(transcript.messages(transcript.folded, upto))
+            return encode_message(SystemMessage(made) if isinstance(made, str) else made)
+
+        self._wait_for("tools")
+        with SessionRounds(turn).as_tool():
+            summary = await contain(make, report=self._note_failure)
+        if summary is None:
+            return False
+        self._failure = ""
+        await self._append(HistoryFolded(msgspec.Raw(summary), transcript.turn_at(upto - 1), self.wall()))
+        return True
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failure = f"{type(error).__name__}: {error}"
+
+    async def _whole_turn(self, turn: RunningTurn, body: bytes) -> None:
+        self._wait_for("model")
+        result = await self._services.pipeline.run_body(body, settings=turn.mail.settings, deadline=turn.deadline)
         turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()
 
-    async def _stream_turn(self, turn: _Turn, body: bytes) -> None:
-        reader = await self._pipeline.open_stream(body, settings=turn.mail.settings)
-        loan = turn.loan = TurnLoan(reader, turn.turn_id)
-        if not turn.envelope.resolve(loan):
-            loan.give_back()
+    async def _stream_turn(self, turn: RunningTurn, body: bytes) -> None:
+        await self._lend(turn, body)
+        loan = cast("TurnLoan", turn.loan)
         await loan.wait_returned()
         turn.answer = loan.answer()
         await self._save(turn)
         turn.succeed()
 
-    async def _save(self, turn: _Turn) -> None:
-        """Write the end of a turn; the watch bounds it, and no interrupt stops it."""
-        self._watch.begin(self)
-        try:
-            await self._append(_end_of(turn, None))
-        finally:
-            self._watch.end(self)
+    async def _take_rounds(self, turn: RunningTurn) -> None:
+        """A turn with tools: the loop has it, and writes down each step through the journal."""
+        journal = self._journal = SessionRounds(turn)
+        result = await (turn.envelope.rounds or plain_rounds)(journal)
+        answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
+        if turn.loan is not None:
+            turn.loan.finish(answer)
+            self._wait_for("reader")
+            await turn.loan.wait_returned()
+        turn.answer = answer
+        await self._save(turn)
+        turn.succeed()
 
-    async def _repair(self, turn: _Turn, exc: BaseException) -> None:
+    async def send(self, turn: RunningTurn) -> ChatResult:
+        """Send the conversation as it is now; used by the journal."""
+        body, turn.body = turn.body or self._render_next(turn), b""
+        if turn.mail.streaming:
+            await self._lend(turn, body)
+            result = await cast("TurnLoan", turn.loan).wait_round()
+        else:
+            self._wait_for("model")
+            result = await self._services.pipeline.run_body(body, settings=turn.mail.settings, deadline=turn.deadline)
+        self._wait_for("tools")
+        return result
+
+    async def _lend(self, turn: RunningTurn, body: bytes) -> None:
+        """Open the stream of a reply and hand its reader to the asker, who has time of its own to read it."""
+        self._wait_for("model")
+        reader = await self._services.pipeline.open_stream(body, settings=turn.mail.settings, deadline=turn.deadline)
+        self._wait_for("reader")
+        if turn.loan is not None:
+            turn.loan.go_on(reader)
+            return
+        turn.deadline = self._mail_scope.deadline = math.inf
+        has_rounds = turn.envelope.rounds is not None
+        loan = turn.loan = TurnLoan(
+            reader,
+            turn.turn_id,
+            has_rounds=has_rounds,
+            on_return=partial(self._stop_current, "left") if has_rounds else None,
+        )
+        if not turn.envelope.resolve(loan):
+            loan.give_back()
+
+    async def write(self, turn: RunningTurn, entry: LogEntry, *, answer: ChatResult | None = None) -> None:
+        """Store the next entry of a running turn; used by the journal.
+
+        Raises `EntryOutOfOrderError` for one that cannot be next, `HistoryNotSaved` with the `answer` it has in it.
+        """
+        machine = self.machine
+        fault = "the turn does not run" if machine is None else machine.fault(cast("TurnEntry", entry))
+        if fault is not None:
+            raise EntryOutOfOrderError(f"{type(entry).__name__} of turn {turn.turn_id!r}: {fault}")
+        turn.unsaved = entry
+        try:
+            await self._append(entry)
+        except GorouterError as exc:
+            if answer is None:
+                raise
+            raise not_saved(answer, exc) from exc
+        turn.unsaved = None
+
+    async def _save(self, turn: RunningTurn) -> None:
+        """Write the end of a turn; the watch bounds it, and neither an interrupt nor the turn's deadline stops it."""
+        if turn.deadline != math.inf:
+            self._mail_scope.deadline = math.inf
+        if self._services.immediate is not None:
+            await self._append(end_of(turn, None))
+            return
+        watch = self._services.watch
+        watch.begin(self)
+        try:
+            await self._append(end_of(turn, None))
+        finally:
+            watch.end(self)
+
+    async def _repair(self, turn: RunningTurn, exc: BaseException) -> None:
         """End a turn that was cut off by `exc`: in the store, and for its asker where `exc` does not."""
         was_saving = turn.answer is not None
         if turn.loan is not None:
+            if isinstance(exc, Exception):
+                turn.loan.fail(exc if isinstance(exc, GorouterError) else gone(exc))
             turn.loan.revoke()
-            turn.answer = turn.answer or turn.loan.answer()
+            if not isinstance(turn.unsaved, TurnCalled):
+                turn.answer = turn.answer or turn.loan.answer()
         if turn.is_late:
             return
         if was_saving and isinstance(exc, Exception):
-            turn.fail(_not_saved(turn, exc))
+            turn.fail(not_saved(turn.answer, exc))
             return
         failures: list[Exception] = []
         with self._grace() as scope:
@@ -619,59 +874,162 @@ class SessionActor:
             exc.add_note(f"and the turn's end was not stored: {failure!r}")
         self._settle_cut_off(turn, exc, failures)
 
-    async def _write_end(self, turn: _Turn, exc: BaseException) -> None:
+    async def _write_end(self, turn: RunningTurn, exc: BaseException) -> None:
         """Write the end of the turn unless the store has it, which only the store knows after a doubtful write."""
         transcript = self._transcript or await self._load()
-        if transcript.unfinished == turn.turn_id:
-            await self._append(_end_of(turn, exc))
+        if transcript.unfinished != turn.turn_id:
+            return
+        machine = cast("TurnMachine", transcript.machine)
+        entries: list[LogEntry] = []
+        if turn.unsaved is not None and machine.fault(cast("TurnEntry", turn.unsaved)) is None:
+            entries.append(turn.unsaved)
+        if machine.rounds or entries:
+            turn.is_sent = True
+            if isinstance(exc, GorouterError):
+                exc.maybe_billed = True
+        if not self._stays_parked(turn, exc):
+            entries.append(end_of(turn, exc))
+        if entries:
+            await self._append(*entries)
 
-    def _settle_cut_off(self, turn: _Turn, exc: BaseException, failures: list[Exception]) -> None:
+    def _stays_parked(self, turn: RunningTurn, exc: BaseException) -> bool:
+        """Whether a turn that was cut off waits for its reply in the log: unless it was meant to end, or has failed."""
+        machine = self.machine
+        return (
+            machine is not None
+            and machine.turn_id == turn.turn_id
+            and machine.is_parked
+            and self._stop != "interrupt"
+            and not isinstance(exc, Exception)
+        )
+
+    def _settle_cut_off(self, turn: RunningTurn, exc: BaseException, failures: list[Exception]) -> None:
         """Answer the asker of a turn that was cut off, now that the store knows of it or could not be told."""
         transcript = self._transcript
-        if turn.answer is None:
-            turn.fail_with(exc)
+        if self._stays_parked(turn, exc):
+            turn.fail_with(exc, error=parked(turn.turn_id, _open_question(self.machine) or ""))
+        elif turn.answer is None:
+            is_late = self._is_overdue(turn.mail) and turn.loan is None
+            error = stopped(turn.mail, maybe_billed=turn.is_sent, is_late=True) if is_late else None
+            turn.fail_with(exc, error=None if isinstance(exc, Exception) else error)
         elif transcript is not None and transcript.outcome(turn.turn_id) == "answered":
             turn.succeed()
         else:
-            turn.fail(_not_saved(turn, failures[0] if failures else SessionConflictError("somebody else wrote")))
+            cause = failures[0] if failures else SessionConflictError("somebody else wrote")
+            turn.fail(not_saved(turn.answer, cause))
 
-    def _render(self, mail: StartTurn, transcript: Transcript) -> bytes:
-        """The request body, in one piece from the start: the history is copied once."""
+    def _render(self, turn: RunningTurn, transcript: Transcript) -> bytes:
+        """The body of a turn's first request, in one piece from the start: the history is copied once."""
+        head, tail = self._frame(turn.mail)
+        return b"".join((head, *transcript.pieces(turn.messages, first=turn.first, end=turn.end), tail))
+
+    def _render_next(self, turn: RunningTurn) -> bytes:
+        """The body of a further request of the turn, whose messages and rounds are part of the history by now."""
+        head, tail = self._frame(turn.mail)
+        transcript = cast("Transcript", self._transcript)
+        return b"".join((head, *transcript.pieces(b"", first=turn.first), tail))
+
+    def _frame(self, mail: StartTurn) -> tuple[bytes, bytes]:
+        """What stands before and after the messages of a body."""
+        is_own = mail.options == b"{}" and not mail.streaming
+        if is_own and self._head:
+            return self._head, b"]}"
         options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
         if self._routing and b'"session_id"' not in options:
             options = b"%b%b%b}" % (options[:-1], b"," if len(options) > 2 else b"", self._routing)
-        added = transcript.render(mail.messages)
-        start, end = render_body(options, b"\0", streaming=mail.streaming).split(b"\0")
-        comma = b"," if transcript.rendered else b""
-        return b"".join((start, transcript.rendered, comma, added, end))
+        head = render_body(options, b"", streaming=mail.streaming)[:-2]
+        if is_own:
+            self._head = head
+        return head, b"]}"
+
+    # What is asked of the log
+
+    async def _take_reply(self, reply: AnswerQuestion, envelope: Envelope) -> None:
+        """Write down the reply to a question of a turn that nobody runs, and take the turn up if there are tools."""
+        transcript = self._transcript or await self._load()
+        machine = transcript.machine
+        question = None if machine is None else machine.question(reply.question_id)
+        if machine is None or question is None or question.answer is not None:
+            envelope.resolve(False)
+            return
+        await self._append(QuestionAnswered(machine.turn_id, reply.question_id, msgspec.Raw(reply.answer), self.wall()))
+        envelope.resolve(True)
+        if envelope.rounds is not None:
+            mail = StartTurn(turn_id=machine.turn_id, messages=b"", options=b"{}", settings=self.options.settings)
+            await self._take_up(mail, envelope, machine)
+
+    async def _undo(self, turn_id: str) -> bool:
+        transcript = self._transcript or await self._load()
+        machine = transcript.machine
+        entries: list[LogEntry] = []
+        was_open = machine is not None and (not turn_id or transcript.is_unfinished(turn_id))
+        if machine is not None:
+            if not machine.is_parked or not was_open:
+                await self._pass_by(machine)
+            else:
+                entries.append(TurnAbandoned(machine.turn_id, "undone", maybe_billed=True))
+        place = transcript.place(turn_id or transcript.last_turn or "")
+        if place is not None:
+            entries.append(TurnsDropped(transcript.turn_at(place), self.wall()))
+        if entries:
+            await self._append(*entries)
+        return bool(entries)
+
+    async def _compact(self) -> None:
+        transcript = self._transcript or await self._load()
+        if transcript.machine is not None:
+            await self._pass_by(transcript.machine)
+        log = compact(await self._read_log())
+        self._transcript = None
+        encoded = [encode_json(entry) for entry in log]
+        self._version = await _typed(self._store.rewrite(self.key, encoded, expected_version=self._version))
+        self._transcript = self._transcript_of(log)
 
     # The store
 
     async def _load(self) -> Transcript:
-        stored = await self._store.load(self.key)
-        transcript = Transcript(self.options.system)
-        for entry in stored.entries:
-            transcript.apply(decode_log_entry(entry))
-        self._transcript = transcript
+        self._wait_for("store")
+        if self._services.immediate is not None:
+            stored = self._services.immediate.load_nowait(self.key)
+        else:
+            stored = await _typed(self._store.load(self.key))
+        self._transcript = transcript = self._transcript_of(decode_log_entry(entry) for entry in stored.entries)
         self._version = stored.version
         return transcript
 
-    async def _append(self, entry: LogEntry) -> None:
+    def _transcript_of(self, log: Iterable[LogEntry]) -> Transcript:
+        transcript = Transcript(self.options.system)
+        for entry in log:
+            transcript.apply(entry)
+        return transcript
+
+    async def _append(self, *entries: LogEntry) -> None:
+        immediate = self._services.immediate
         try:
-            self._version = await self._store.append(self.key, [encode_json(entry)], expected_version=self._version)
-            cast("Transcript", self._transcript).apply(entry)
-        except BaseException:
+            encoded = [encode_json(entry) for entry in entries]
+            if immediate is not None:
+                self._version = immediate.append_nowait(self.key, encoded, expected_version=self._version)
+            else:
+                self._wait_for("store")
+                self._version = await self._store.append(self.key, encoded, expected_version=self._version)
+            if self._transcript is not None:
+                for entry in entries:
+                    self._transcript.apply(entry)
+        except BaseException as exc:
             # Written or not: the store knows, and is asked before anything else is done.
             self._transcript = None
+            if isinstance(exc, OSError):
+                raise store_failed(exc) from exc
             raise
 
     async def _read_log(self) -> list[LogEntry]:
-        stored = await self._store.load(self.key)
+        stored = await _typed(self._store.load(self.key))
         return [decode_log_entry(entry) for entry in stored.entries]
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
+        own = cast("Transcript", self._transcript).turn_of(turn_id)
         for entry in await self._read_log():
-            if isinstance(entry, TurnAnswered) and entry.turn_id == turn_id:
+            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
                 (answer,) = entries_of([entry])
                 return ChatResult(message=answer.message, call=entry.call, turn_id=turn_id)  # type: ignore[arg-type]  # an answer is an assistant's
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
@@ -680,12 +1038,18 @@ class SessionActor:
         if self._transcript is None:
             await self._load()
         self._transcript = None
-        self._version = await self._store.rewrite(self.key, [], expected_version=self._version)
+        self._version = await _typed(self._store.rewrite(self.key, [], expected_version=self._version))
         self._transcript = Transcript(self.options.system)
 
     async def _fork(self, target: str) -> None:
-        stored = await self._store.load(self.key)
-        await self._store.append(target, stored.entries, expected_version=0)
+        """Copy the log, without a turn that has no end: what it waits for is to happen once."""
+        stored = await _typed(self._store.load(self.key))
+        entries = list(stored.entries)
+        unfinished = self._transcript_of(decode_log_entry(entry) for entry in entries).unfinished
+        while unfinished is not None and entries:
+            if isinstance(decode_log_entry(entries.pop()), TurnStarted):
+                break
+        await _typed(self._store.append(target, entries, expected_version=0))
 
     def _too_late(self) -> HistoryNotSaved:
         return HistoryNotSaved(f"the store did not answer in {self._config.shutdown_grace_s:g} s")
@@ -695,64 +1059,21 @@ class SessionActor:
         return trio.CancelScope(shield=True, deadline=trio.current_time() + self._config.shutdown_grace_s)
 
 
-def _end_of(turn: _Turn, exc: BaseException | None) -> LogEntry:
-    """The entry that ends a turn, which `exc` cut off if it is not None."""
-    answer = turn.answer
-    if answer is not None:
-        return TurnAnswered(turn.turn_id, msgspec.Raw(encode_json(answer.message)), answer.call)
-    if isinstance(exc, GorouterError):
-        return TurnAbandoned(turn.turn_id, type(exc).__name__, maybe_billed=exc.maybe_billed)
-    return TurnAbandoned(turn.turn_id, "interrupted", maybe_billed=turn.is_sent)
+async def _typed(work: Awaitable[T]) -> T:
+    """What a store gives; an error of the operating system out of it becomes one of ours."""
+    try:
+        return await work
+    except OSError as exc:
+        raise store_failed(exc) from exc
 
 
-def _storable(result: ChatResult) -> AssistantMessage:
-    """The message of an answer; without its tool calls when it was interrupted: they may be cut anywhere."""
-    message = result.message
-    if result.interrupted and message.tool_calls is not UNSET:
-        return msgspec.structs.replace(message, tool_calls=UNSET, content=message.content or "")
-    return message
+def _drop(envelope: Envelope) -> None:
+    envelope.fail(dropped())
+    envelope.finish()
 
 
-def _interrupted(cause: GorouterError) -> TurnInterruptedError:
-    error = TurnInterruptedError("the turn was interrupted")
-    error.partial = cause.partial
-    error.generation_id = cause.generation_id
-    error.maybe_billed = True
-    return error
-
-
-def _stopped(mail: SessionMail, *, maybe_billed: bool = False) -> GorouterError:
-    """What the asker is told when what was done for `mail` was cancelled."""
-    if not isinstance(mail, StartTurn):
-        return _gone(None)
-    error = TurnInterruptedError("the turn was interrupted")
-    error.maybe_billed = maybe_billed
-    return error
-
-
-def _in_doubt(turn_id: str) -> TurnInDoubtError:
-    error = TurnInDoubtError(f"turn {turn_id!r} was sent before, and whether it was answered is unknown")
-    error.maybe_billed = True
-    return error
-
-
-def _not_saved(turn: _Turn, cause: Exception) -> HistoryNotSaved:
-    error = HistoryNotSaved(f"the answer arrived but was not stored: {cause}")
-    if turn.answer is not None:
-        error.partial = turn.answer
-        error.generation_id = turn.answer.generation_id
-        error.attempts = turn.answer.call.attempts
-    error.__cause__ = cause
-    return error
-
-
-def _closed() -> ActorGoneError:
-    return ActorGoneError("the session was closed before it could take the message")
-
-
-def _gone(cause: Exception | None) -> ActorGoneError:
-    if cause is None:
-        return ActorGoneError("the session ended before it could answer")
-    error = ActorGoneError(f"the session failed: {type(cause).__name__}: {cause}")
-    error.__cause__ = cause
-    return error
+def _open_question(machine: TurnMachine | None) -> str | None:
+    """The id of the first question that waits for a reply, or else of the first that has one."""
+    questions = [] if machine is None else machine.questions
+    waiting = [question.question_id for question in questions if question.answer is None]
+    return next(iter([*waiting, *(question.question_id for question in questions)]), None)

@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, cast
 import trio
 
 from .._stream import ChatStream
-from ..errors import ActorGoneError, ConfigError, GorouterError, HistoryNotSaved, SessionConflictError
-from ..wire.codec import encode_call, encode_prompt, join_options
-from ..wire.mail import ClearHistory, ForkHistory, ReadHistory, StartTurn
-from .actor import SaveWatch, SessionActor, SessionOptions, SessionStatistics, TurnLoan, patience
+from ..errors import ActorGoneError, BadRequestError, ConfigError, GorouterError, HistoryNotSaved, SessionConflictError
+from ..wire.codec import encode_call, encode_json, encode_prompt, join_options
+from ..wire.mail import ClearHistory, CompactHistory, ForkHistory, ReadHistory, StartTurn, UndoTurns
+from .actor import SessionActor, SessionOptions, SessionServices, SessionStatistics
+from .loan import TurnLoan, patience
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from typing import Unpack
+    from typing import Literal, Unpack
 
     from .._pipeline import ChatPipeline
+    from .._rounds import TakeRounds
     from ..abc import HistoryStore
     from ..config import Seams, SessionConfig
     from ..wire.codec import Prompt
@@ -51,17 +53,20 @@ class SessionDirectory:
         routing_key: bytes = b"",
     ) -> None:
         self._nursery = nursery
-        self._pipeline = pipeline
-        self._store = store
         self._config = config
         self._routing_key = routing_key if config.routing else b""
         self._actors: OrderedDict[str, SessionActor] = OrderedDict()
         self._is_open = True
         self._now = trio.lowlevel.current_clock().current_time
         self._has_actors = trio.Event()
-        self._watch = SaveWatch(config.shutdown_grace_s)
-        self._wall = seams.wall
-        self._turn_ids = map(f"{seams.new_id()}-{{}}".format, itertools.count(1))
+        self._services = SessionServices(
+            pipeline=pipeline,
+            store=store,
+            config=config,
+            wall=seams.wall,
+            turn_ids=map(f"{seams.new_id()}-{{}}".format, itertools.count(1)),
+            on_gone=self._forget,
+        )
 
     def __repr__(self) -> str:
         return f"<SessionDirectory {'open' if self._is_open else 'closed'}: {self.active} active>"
@@ -74,8 +79,12 @@ class SessionDirectory:
     async def run(self) -> None:
         """What all sessions need to have running; until cancelled."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch.run)
+            nursery.start_soon(self._services.watch.run)
             nursery.start_soon(self._retire_idle)
+
+    def inspect(self) -> dict[str, SessionStatistics]:
+        """A snapshot of each active session, by key, the one used the longest time ago first."""
+        return {key: actor.statistics() for key, actor in self._actors.items()}
 
     def close(self) -> None:
         """Start no more actors; the running ones end with their nursery."""
@@ -127,19 +136,7 @@ class SessionDirectory:
     def _start(self, key: str, options: SessionOptions) -> SessionActor:
         if not self._is_open:
             raise ActorGoneError("the client is closed")
-        actor = SessionActor(
-            key,
-            options,
-            pipeline=self._pipeline,
-            store=self._store,
-            config=self._config,
-            wall=self._wall,
-            turn_ids=self._turn_ids,
-            watch=self._watch,
-            on_gone=self._forget,
-            routing=self._routing(key),
-        )
-        actor.used_at = self._now()
+        actor = SessionActor(key, options, services=self._services, routing=self._routing(key))
         self._actors[key] = actor
         self._has_actors.set()
         self._nursery.start_soon(actor.run)
@@ -213,21 +210,97 @@ class SessionRef:
     def __repr__(self) -> str:
         return f"<SessionRef {self.key!r}>"
 
-    async def ask(self, prompt: Prompt, *, turn_id: str | None = None, **options: Unpack[ChatKeywords]) -> ChatResult:
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[ChatKeywords],
+    ) -> ChatResult:
         """Take one turn and return its answer, which is stored by then.
 
         Turns of a session are serial, in order of arrival. With a `turn_id` the turn happens at
         most once: asked again after its answer it gives the stored one, and `TurnInDoubtError` when
-        a crash left its outcome unknown. Raises the errors of `client.chat`, `SessionBusyError`,
-        `TurnInterruptedError`, `HistoryNotSaved` with the answer in `partial`, and
-        `ActorGoneError`. Cancelling takes the turn back or interrupts it; the history stays valid.
+        a crash left its outcome unknown, unless it is to `resume="resend"`: then it is sent again, and may be billed
+        twice; tools that have run keep their results, and of those whose result is unknown only harmless ones run
+        again. A turn that waits for a reply from outside goes on where it was.
+
+        `rounds` is the loop that runs tools. Raises the errors of `client.chat`, `SessionBusyError`,
+        `TurnInterruptedError`, `HistoryNotSaved` with the answer in `partial`, `TurnParkedError`, `StoreError` and
+        `ActorGoneError`. Cancelling takes the turn back or interrupts it, or leaves it parked; the history stays valid.
         """
-        actor = self._directory.activate(self.key, self._options)
-        return cast("ChatResult", await actor.ask(self._turn(prompt, turn_id, options, streaming=False)))
+        turn = self._turn(prompt, turn_id, options, resume=resume)
+        return cast("ChatResult", await self._actor().ask(turn, rounds=rounds))
+
+    async def retry(
+        self, *, turn_id: str | None = None, rounds: TakeRounds | None = None, **options: Unpack[ChatKeywords]
+    ) -> ChatResult:
+        """Take the last turn of the history again, with the same messages, and let the new answer stand in its place.
+
+        Until that is there, and if there is none, the history stays as it is. `turn_id` is the id of the new turn.
+        Raises `SessionConflictError` for a session without turns, and as `ask` does.
+        """
+        turn = self._turn(None, turn_id, options, replaces="")
+        return cast("ChatResult", await self._actor().ask(turn, rounds=rounds))
+
+    async def edit(
+        self,
+        edited: str,
+        prompt: Prompt,
+        *,
+        turn_id: str | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[ChatKeywords],
+    ) -> ChatResult:
+        """Ask something else in place of a past turn: the one with the id `edited` and all after it give way to it.
+
+        Until the answer is there, and if there is none, the history stays as it is. `turn_id` is the id of the new
+        turn. Raises `SessionConflictError` when the history has no turn `edited`, and as `ask` does.
+        """
+        if not edited:
+            raise ConfigError("edited: must be the id of a turn")
+        turn = self._turn(prompt, turn_id, options, replaces=edited)
+        return cast("ChatResult", await self._actor().ask(turn, rounds=rounds))
+
+    async def undo(self, turn_id: str | None = None) -> bool:
+        """Leave the last turn out of the history, or the one of this id and all after it, behind queued turns.
+
+        False when there is none. The log keeps what was said and paid for, and the ids stay used.
+        """
+        return cast("bool", await self._actor().ask(UndoTurns(turn_id or "")))
+
+    async def answer(self, question_id: str, answer: object, *, rounds: TakeRounds | None = None) -> bool:
+        """Reply to a question that a turn waits for, ahead of queued turns, also after a restart; stored on return.
+
+        `answer` is any JSON value. The turn goes on for whoever waits for it; if nobody does, it is taken up here,
+        with `rounds`, or when it is asked again. False when no turn waits for it, or not any more.
+        """
+        try:
+            encoded = encode_json(answer)
+        except (TypeError, ValueError, RecursionError) as exc:
+            raise BadRequestError(f"answer: cannot be written as JSON: {exc}", status=400) from exc
+        return await self._actor().reply(question_id, encoded, rounds=rounds)
+
+    async def compact(self) -> None:
+        """Write the log anew, behind queued turns: without turns that were undone or that a summary stands for.
+
+        What is sent stays the same, and so does what every turn id promises; the answers of turns that
+        have gone are not there to be asked for again.
+        """
+        await self._actor().ask(CompactHistory())
 
     @asynccontextmanager
     async def stream(
-        self, prompt: Prompt, *, turn_id: str | None = None, raw_chunks: bool = False, **options: Unpack[ChatKeywords]
+        self,
+        prompt: Prompt,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        rounds: TakeRounds | None = None,
+        raw_chunks: bool = False,
+        **options: Unpack[ChatKeywords],
     ) -> AsyncIterator[ChatStream]:
         """Take one turn with the answer streamed; it is stored when the `async with` is left.
 
@@ -236,8 +309,8 @@ class SessionRef:
         an error of the body leaves as it is, whatever becomes of storing. While the stream is open
         its task cannot ask the session anything else: that is a `SessionBusyError`.
         """
-        actor = self._directory.activate(self.key, self._options)
-        answer = await actor.ask(self._turn(prompt, turn_id, options, streaming=True))
+        turn = self._turn(prompt, turn_id, options, streaming=True, resume=resume)
+        answer = await self._actor().ask(turn, rounds=rounds)
         if not isinstance(answer, TurnLoan):
             yield ChatStream.of_result(cast("ChatResult", answer))
             return
@@ -277,7 +350,8 @@ class SessionRef:
         """
         encoded, settings = encode_call(options, beneath=self._options.settings)
         chat_options = join_options(self._options.options, encoded)
-        target = self._directory.ref(key, SessionOptions(self._options.system, chat_options, settings))
+        options_there = SessionOptions(self._options.system, chat_options, settings, self._options.context)
+        target = self._directory.ref(key, options_there)
         if self._directory.active_actor(key) is not None:
             raise SessionConflictError(f"session {key!r} exists already")
         await self._actor().ask(ForkHistory(key))
@@ -300,19 +374,32 @@ class SessionRef:
     def _actor(self) -> SessionActor:
         return self._directory.activate(self.key, self._options)
 
-    def _turn(self, prompt: Prompt, turn_id: str | None, options: ChatKeywords, *, streaming: bool) -> StartTurn:
+    def _turn(
+        self,
+        prompt: Prompt | None,
+        turn_id: str | None,
+        options: ChatKeywords,
+        *,
+        streaming: bool = False,
+        resume: Literal["resend"] | None = None,
+        replaces: str | None = None,
+    ) -> StartTurn:
         if turn_id is not None and not turn_id:
             raise ConfigError("turn_id: must not be empty")
+        if resume is not None and (cast("str", resume) != "resend" or turn_id is None):
+            raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         encoded, settings = b"{}", self._options.settings
         if options:
             encoded, settings = encode_call(options, beneath=settings)
         return StartTurn(
             turn_id=turn_id or "",
-            messages=encode_prompt(prompt),
+            messages=b"" if prompt is None else encode_prompt(prompt),
             options=encoded,
             streaming=streaming,
             deadline=trio.current_effective_deadline(),
             settings=settings,
+            resume=resume is not None,
+            replaces=replaces,
         )
 
 

@@ -4,15 +4,23 @@ The log is only ever appended to, and never edited. What is rendered from it is 
 at every instant, whatever was cut where:
 
 * a turn that was abandoned is left out, and so is one that was interrupted before it said anything;
+* rounds of tools stay, whatever became of their turn: what a tool did has been done;
 * each assistant message that calls tools is followed by exactly one tool message per call, in the
-  order of the calls, a synthetic one where none was given;
+  order of the calls, a synthetic one where none was given, which says what happened;
 * ids of calls are distinct in the whole request: some engines number them anew in every answer;
 * an answer that says nothing at all is left out, since an empty message is refused by some.
+
+A turn that gives way to another one, and those after it, are cut off at the end of `rendered`; what
+a summary stands for, or a limit leaves out, is cut off at its front, in the request alone. Both cuts
+are made at the start of a turn only, and the front's only where no call is open, so no group of a
+call and its results is ever split.
 """
 
 from __future__ import annotations
 
 import re
+from array import array
+from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
 import msgspec
@@ -20,23 +28,46 @@ from msgspec import Struct
 
 from ..errors import BadRequestError
 from ..wire.codec import decode_json, decode_message, decode_messages, encode_json, encode_message
-from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered, TurnStarted
-from ..wire.result import HistoryEntry
+from ..wire.journal import (
+    HistoryCompacted,
+    HistoryFolded,
+    LogEntry,
+    QuestionAnswered,
+    ToolsAnswered,
+    TurnAbandoned,
+    TurnAnswered,
+    TurnCalled,
+    TurnParked,
+    TurnResumed,
+    TurnsDropped,
+    TurnStarted,
+)
+from .turn import EntryOutOfOrderError, TurnMachine
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from ..wire.messages import AssistantMessage
+    from ..wire.messages import AssistantMessage, Message
+    from ..wire.result import CallRecord
 
-__all__ = ["Transcript", "TurnOutcome", "entries_of"]
+__all__ = ["BYTES_PER_TOKEN", "Piece", "Transcript", "TurnOutcome"]
 
-TurnOutcome = Literal["answered", "abandoned", "in_doubt"]
+TurnOutcome = Literal["answered", "abandoned", "in_doubt", "forgotten"]
 """What became of a turn: answered, wholly or until it was interrupted; ended without an answer, and
-not billed; sent and not answered, so that it may have been billed."""
+not billed; sent and not answered, so that it may have been billed; answered, and the log was
+compacted since, so that the answer is gone."""
 
-_Object: TypeAlias = "dict[str, object]"
+BYTES_PER_TOKEN = 4
+"""What tokens are estimated by before a reply has counted them: bytes of JSON, of any script."""
+
+Piece: TypeAlias = bytes | bytearray | memoryview
+"""Some of the bytes of a request."""
+
+_Object: TypeAlias = dict[str, object]
 
 _NOT_ANSWERED = "The call was not carried out: the turn ended before its tools ran."
+_INTERRUPTED = "The call was interrupted; whether it was carried out is unknown."
+_NOT_PERMITTED = "The call was not carried out: it waited for a reply that did not come."
 _MAX_ID = 40
 # The start of an answer that takes a closer look to know whether it says anything: null, a list, a blank of any script,
 # an escape, or a form that this package does not write.
@@ -45,11 +76,13 @@ _MAY_BE_BLANK = re.compile(
 )
 
 
-class _Call(Struct, frozen=True, gc=False):
-    """A tool call by the id that the model gave it, and the id that it has in requests."""
+class _Call(Struct, frozen=True):
+    """A tool call: the id that the model gave it, the one it has in requests, its result or what is said without."""
 
     given: str
     rendered: str
+    missing: str = _NOT_ANSWERED
+    result: _Object | None = None
 
 
 class _Fitted(Struct, frozen=True):
@@ -63,31 +96,141 @@ class Transcript:
     """The state of one session, built entry by entry.
 
     `rendered` grows by the bytes of each turn, behind `system`, the encoded system messages; nothing
-    in it is ever encoded again.
+    in it is ever encoded again. `cost_usd` adds up the calls whose cost is known, `unpriced` counts the others.
     """
 
-    __slots__ = ("_call_ids", "_open_calls", "_outcomes", "_pending", "rendered")
+    __slots__ = (
+        "_aliases",
+        "_call_ids",
+        "_first",
+        "_folds",
+        "_ids",
+        "_inside",
+        "_is_begun",
+        "_left_open",
+        "_machine",
+        "_open_calls",
+        "_outcomes",
+        "_pending",
+        "_starts",
+        "_tokens",
+        "calls",
+        "cost_usd",
+        "rendered",
+        "unpriced",
+    )
 
     def __init__(self, system: bytes = b"") -> None:
         self.rendered = bytearray(system)
+        self.calls = 0
+        self.cost_usd = Decimal(0)
+        self.unpriced = 0
         self._outcomes: dict[str, TurnOutcome] = {}
+        # What was joined to a turn, by the id of its own.
+        self._aliases: dict[str, str] = {}
+        # One item for each turn of the history: its id, where it starts in `rendered`, and the tokens to its end.
+        self._ids: list[str] = []
+        self._starts = array("Q")
+        self._tokens = array("Q")
+        # The turns that begin within a group of calls and results of the one before.
+        self._inside: set[int] = set()
+        self._left_open: dict[int, list[_Call]] = {}
+        self._folds: list[tuple[int, bytes]] = []
         self._call_ids: set[str] = set()
         self._open_calls: list[_Call] = []
         self._pending: TurnStarted | None = None
+        self._is_begun = False
+        self._first = 0
+        self._machine: TurnMachine | None = None
+
+    @property
+    def machine(self) -> TurnMachine | None:
+        """The turn that was started and has no end."""
+        if self._machine is None and self._pending is not None:
+            # Most turns have no rounds, and are never looked at so closely.
+            self._machine = TurnMachine(self._pending.turn_id)
+            self._machine.apply(self._pending)
+        return self._machine
 
     @property
     def unfinished(self) -> str | None:
         """The id of a turn that was started and has no end."""
         return None if self._pending is None else self._pending.turn_id
 
+    def is_unfinished(self, turn_id: str) -> bool:
+        """Whether the turn that was started and has no end has this id, or had the one of this id joined to it."""
+        pending = self._pending
+        return pending is not None and (turn_id == pending.turn_id or turn_id in pending.joined)
+
+    @property
+    def first(self) -> int:
+        """How many turns the requests of the last turn leave out."""
+        return self._first
+
     @property
     def turns(self) -> int:
         """Turns that have ended, abandoned ones included."""
-        return len(self._outcomes)
+        return len(self._outcomes) - len(self._aliases)
 
     def outcome(self, turn_id: str) -> TurnOutcome | None:
         """What became of the turn of this id; None when there was none, or it has no end."""
         return self._outcomes.get(turn_id)
+
+    def turn_of(self, turn_id: str) -> str:
+        """The id of the turn that the one of this id was joined to, or the same id."""
+        return self._aliases.get(turn_id, turn_id)
+
+    # The turns of the history, by their place in it
+
+    @property
+    def length(self) -> int:
+        """How many turns the history has: those with an answer, and those that have run a tool."""
+        return len(self._ids)
+
+    @property
+    def folded(self) -> int:
+        """How many turns, from the first, a summary stands for."""
+        return self._folds[-1][0] if self._folds else 0
+
+    @property
+    def last_turn(self) -> str | None:
+        """The id of the last turn of the history."""
+        return self._ids[-1] if self._ids else None
+
+    def place(self, turn_id: str) -> int | None:
+        """The place of a turn in the history; None for one that is no part of it."""
+        turn_id = self.turn_of(turn_id)
+        for place in range(len(self._ids) - 1, -1, -1):
+            if self._ids[place] == turn_id:
+                return place
+        return None
+
+    def turn_at(self, place: int) -> str:
+        """The id of the turn at a place."""
+        return self._ids[place]
+
+    def is_inside(self, place: int) -> bool:
+        """Whether the turn at `place`, or the next one to come, begins within the calls and results of another."""
+        return place in self._inside or (place == len(self._ids) and bool(self._open_calls))
+
+    def tokens_before(self, place: int) -> int:
+        """Tokens of the turns before `place`: counted by the replies' usage where they have one, else estimated."""
+        return self._tokens[place - 1] if place else 0
+
+    @property
+    def fixed_tokens(self) -> int:
+        """An estimate of the tokens in front of the turns: system messages and summary."""
+        start = self._starts[0] if self._starts else len(self.rendered)
+        return (start + (len(self._folds[-1][1]) if self._folds else 0)) // BYTES_PER_TOKEN
+
+    def messages(self, first: int, end: int) -> list[Message]:
+        """The messages of the turns from `first` up to `end`, as they are rendered, behind the summary if any."""
+        stop = self._starts[end] if end < len(self._starts) else len(self.rendered)
+        joined = bytes(self.rendered[self._begin(first) : stop])
+        head = self._folds[-1][1] if self._folds else b""
+        return decode_messages(b",".join(part for part in (head, joined) if part))
+
+    # Requests
 
     def render(self, messages: bytes) -> bytes:
         """The messages that follow `rendered` in a request that adds `messages`, both joined by commas.
@@ -95,44 +238,208 @@ class Transcript:
         Raises `BadRequestError` when a tool message among `messages` answers no open call, or one
         that was answered already.
         """
-        return self._fit(messages).messages
+        return self._fit(messages, self._open_calls).messages
+
+    def pieces(self, messages: bytes, *, first: int = 0, end: int | None = None) -> list[Piece]:
+        """The messages of a request that adds `messages`, in pieces to be joined as they are.
+
+        The turns before `first` are left out, and those from `end` on; a summary and what it stands for take
+        each other's place. Raises as `render` does. The pieces hold only until the next entry is applied.
+        """
+        length = len(self._ids)
+        if end is not None and end < length:
+            added = self._fit(messages, self._left_open.get(end - 1, [])).messages
+            return self._joined(added, first=first, end=end)
+        if self._open_calls or b'"tool' in messages:
+            added = self._fit(messages, self._open_calls).messages
+        else:
+            added = messages
+        if first or self._folds:
+            return self._joined(added, first=first, end=length)
+        return [self.rendered, b",", added] if self.rendered and added else [self.rendered or added]
+
+    def _joined(self, added: bytes, *, first: int, end: int) -> list[Piece]:
+        stop = self._starts[end] if end < len(self._starts) else len(self.rendered)
+        system = min(self._starts[0] if self._starts else stop, stop)
+        upto, summary = next((fold for fold in reversed(self._folds) if fold[0] <= end), (0, b""))
+        view = memoryview(self.rendered)
+        joined: list[Piece] = []
+        for part in (view[:system], summary, view[min(self._begin(max(first, upto)), stop) : stop], added):
+            if len(part):
+                joined += [b",", part] if joined else [part]
+        return joined
+
+    def _begin(self, place: int) -> int:
+        """Where the messages of the turn at `place` begin: behind the comma in front of it, if it has one."""
+        if place >= len(self._starts):
+            return len(self.rendered)
+        start = self._starts[place]
+        return start + (start > 0)
+
+    # The log
 
     def apply(self, entry: LogEntry) -> None:
-        """Take the next entry of the log into account."""
+        """Take the next entry of the log into account; one that is out of order in its turn is passed over."""
         match entry:
             case TurnStarted():
-                self._pending = entry
+                self._pending, self._machine, self._is_begun, self._first = entry, None, False, entry.first
             case TurnAnswered():
                 self._apply_answer(entry)
             case TurnAbandoned():
-                self._pending = None
-                self._outcomes[entry.turn_id] = "in_doubt" if entry.maybe_billed else "abandoned"
+                self._apply_end(entry)
+            case TurnCalled() | ToolsAnswered() | TurnParked() | QuestionAnswered() | TurnResumed():
+                self._apply_step(entry)
+            case TurnsDropped(turn_id=turn_id):
+                self._cut(self.place(turn_id))
+            case HistoryFolded():
+                self._fold(entry)
+            case HistoryCompacted():
+                self._outcomes |= dict.fromkeys(entry.turn_ids, "forgotten")
+                self.calls += entry.calls
+                self.cost_usd += entry.cost_usd
+                self.unpriced += entry.unpriced
 
     def _apply_answer(self, entry: TurnAnswered) -> None:
-        pending, self._pending = self._pending, None
-        self._outcomes[entry.turn_id] = "answered"
+        pending, self._pending, self._machine = self._pending, None, None
+        own = pending if pending is not None and pending.turn_id == entry.turn_id else None
+        self._note_outcome(entry.turn_id, own, "answered")
+        self._count(entry.call)
         message = bytes(entry.message)
         is_blank = _MAY_BE_BLANK.match(message) is not None and _is_blank(_decode_answer(message))
-        if is_blank and entry.call.interrupted:
-            return
-        if pending is not None and pending.turn_id == entry.turn_id:
-            fitted = self._fit(bytes(pending.messages)[1:-1])
-            self._call_ids.update(fitted.call_ids)
-            self._add(fitted.messages)
-        self._open_calls = []
+        if not self._is_begun:
+            says_nothing = is_blank and entry.call.interrupted
+            self._begin_turn(own, entry.turn_id, is_empty=says_nothing)
+            if says_nothing:
+                return
+        self._is_begun = False
+        if self._open_calls:
+            self._close_calls()
         if not is_blank:
-            self._add(self._take_calls(message) if b'"tool_calls"' in message else message)
+            self._add(self._take_calls(message, _NOT_ANSWERED) if b'"tool_calls"' in message else message)
+            if self._open_calls:
+                self._left_open[len(self._ids) - 1] = self._open_calls
+        self._count_tokens(entry.call)
+
+    def _apply_end(self, entry: TurnAbandoned) -> None:
+        pending = self._pending
+        is_own = pending is not None and pending.turn_id == entry.turn_id
+        self._pending, self._machine = None, None
+        self._note_outcome(
+            entry.turn_id, pending if is_own else None, "in_doubt" if entry.maybe_billed else "abandoned"
+        )
+        if self._is_begun and self._open_calls:
+            self._left_open[len(self._ids) - 1] = self._open_calls
+        self._is_begun = False
+
+    def _apply_step(self, entry: TurnCalled | ToolsAnswered | TurnParked | QuestionAnswered | TurnResumed) -> None:
+        machine, pending = self.machine, self._pending
+        if machine is None or pending is None:
+            return
+        try:
+            machine.apply(entry)
+        except EntryOutOfOrderError:
+            return
+        if isinstance(entry, TurnCalled):
+            if not self._is_begun:
+                self._begin_turn(pending, entry.turn_id)
+                self._is_begun = True
+            self._add(self._take_calls(bytes(entry.message), _INTERRUPTED))
+            self._count(entry.call)
+            self._count_tokens(entry.call)
+        elif isinstance(entry, ToolsAnswered):
+            self._take_results(bytes(entry.messages), is_whole=not machine.open_calls)
+        else:
+            waiting = {call_id for call_id, state in machine.open_calls.items() if state in {"waiting", "replied"}}
+            self._open_calls = [
+                msgspec.structs.replace(call, missing=_NOT_PERMITTED if call.given in waiting else _INTERRUPTED)
+                for call in self._open_calls
+            ]
+
+    def _note_outcome(self, turn_id: str, started: TurnStarted | None, outcome: TurnOutcome) -> None:
+        self._outcomes[turn_id] = outcome
+        if started is not None and started.joined:
+            self._outcomes |= dict.fromkeys(started.joined, outcome)
+            self._aliases |= dict.fromkeys(started.joined, turn_id)
+
+    def _begin_turn(self, started: TurnStarted | None, turn_id: str, *, is_empty: bool = False) -> None:
+        """A turn becomes part of the history: it has an answer now."""
+        if started is not None and started.replaces:
+            self._cut(self.place(started.replaces))
+        place = len(self._ids)
+        if self._open_calls:
+            self._inside.add(place)
+        self._ids.append(turn_id)
+        self._starts.append(len(self.rendered))
+        if is_empty:
+            self._tokens.append(self.tokens_before(place))
+            if self._open_calls:
+                self._left_open[place] = self._open_calls
+            return
+        if started is not None:
+            messages = bytes(started.messages)[1:-1]
+            if self._open_calls or b'"tool' in messages:
+                fitted = self._fit(messages, self._open_calls)
+                self._call_ids.update(fitted.call_ids)
+                self._open_calls = []
+                messages = fitted.messages
+            self._add(messages)
+        # Counted when its answer is there.
+        self._tokens.append(0)
+
+    def _cut(self, place: int | None) -> None:
+        """Leave out the turns from `place` on."""
+        if place is None or place >= len(self._ids):
+            return
+        del self.rendered[self._starts[place] :]
+        del self._ids[place:], self._starts[place:], self._tokens[place:]
+        self._inside = {other for other in self._inside if other < place}
+        self._left_open = {other: calls for other, calls in self._left_open.items() if other < place}
+        self._open_calls = self._left_open.get(place - 1, [])
+        self._folds = [fold for fold in self._folds if fold[0] <= place]
+
+    def _fold(self, entry: HistoryFolded) -> None:
+        place = self.place(entry.turn_id) if entry.turn_id else -1
+        if place is not None and place + 1 >= self.folded:
+            self._folds.append((place + 1, bytes(entry.message)))
+
+    def _count(self, call: CallRecord) -> None:
+        self.calls += 1
+        cost = call.cost
+        if cost is None:
+            self.unpriced += 1
+        else:
+            self.cost_usd += cost
+
+    def _count_tokens(self, call: CallRecord) -> None:
+        """Tokens to the end of the last turn: what the reply counted, and what its request had left out."""
+        starts, counted, usage = self._starts, self._tokens, call.usage
+        place = len(starts) - 1
+        before = counted[place - 1] if place else 0
+        prompt = None if usage is None else usage.prompt_tokens
+        if usage is None or not prompt:
+            tokens = before + (len(self.rendered) - starts[place]) // BYTES_PER_TOKEN
+        else:
+            tokens = prompt + (usage.completion_tokens or 0) - self.fixed_tokens
+            details = usage.completion_tokens_details
+            if details is not None and details.reasoning_tokens:
+                tokens -= min(details.reasoning_tokens, usage.completion_tokens or 0)
+            left_out = min(max(self._first, self.folded), place)
+            if left_out:
+                tokens += counted[left_out - 1]
+        counted[place] = max(tokens, before)
 
     def _add(self, encoded: bytes) -> None:
         if self.rendered:
             self.rendered += b","
         self.rendered += encoded
 
-    def _take_calls(self, encoded: bytes) -> bytes:
+    # Calls and results
+
+    def _take_calls(self, encoded: bytes, missing: str) -> bytes:
         """An answer with its calls under distinct ids, which are open from now on."""
         answer = _decode_answer(encoded)
         calls = answer.tool_calls or []
-        self._open_calls = _distinct([call.id for call in calls], self._call_ids)
+        self._open_calls = _distinct([call.id for call in calls], self._call_ids, missing=missing)
         self._call_ids.update(call.rendered for call in self._open_calls)
         if all(call.given == call.rendered for call in self._open_calls):
             return encoded
@@ -142,18 +449,50 @@ class Transcript:
         ]
         return encode_message(msgspec.structs.replace(answer, tool_calls=renamed))
 
-    def _fit(self, messages: bytes) -> _Fitted:
-        if not self._open_calls and b'"tool' not in messages:
+    def _take_results(self, messages: bytes, *, is_whole: bool) -> None:
+        """Results of open calls, which are rendered in the order of the calls, once all are there."""
+        results = cast("list[_Object]", decode_json(messages))
+        self._tokens[-1] += len(messages) // BYTES_PER_TOKEN
+        if is_whole and [(call.rendered, None) for call in self._open_calls] == [
+            (result["tool_call_id"], call.result) for result, call in zip(results, self._open_calls, strict=False)
+        ]:
+            # As they came, to the last byte.
+            self._open_calls = []
+            self._add(messages[1:-1])
+            return
+        given = {result["tool_call_id"]: result for result in results}
+        self._open_calls = [
+            msgspec.structs.replace(call, result={**given[call.given], "tool_call_id": call.rendered})
+            if call.given in given
+            else call
+            for call in self._open_calls
+        ]
+        if is_whole:
+            self._close_calls()
+
+    def _close_calls(self) -> None:
+        closing = self._closing()
+        if closing:
+            self._add(closing)
+        self._open_calls = []
+
+    def _closing(self) -> bytes:
+        """What closes the open calls when nothing else is said."""
+        return self._fit(b"", self._open_calls).messages if self._open_calls else b""
+
+    def _fit(self, messages: bytes, open_calls: list[_Call]) -> _Fitted:
+        if not open_calls and b'"tool' not in messages:
             return _Fitted(messages)
         given = cast("list[_Object]", decode_json(b"[%b]" % messages))
-        fitting = _Fitting(self._open_calls, self._call_ids)
+        fitting = _Fitting(open_calls, self._call_ids)
         for message in given:
             fitting.take(message)
         fitted = fitting.finish()
         added = len(fitted) - len(given)
         # What stays as it came keeps its bytes, to the last digit of a number.
         if all(ours is theirs for ours, theirs in zip(fitted[added:], given, strict=True)):
-            encoded = b",".join([encode_json(message) for message in fitted[:added]] + [messages])
+            own = [messages] if messages else []
+            encoded = b",".join([encode_json(message) for message in fitted[:added]] + own)
         else:
             encoded = b",".join(encode_json(message) for message in fitted)
         return _Fitted(encoded, tuple(fitting.new_ids))
@@ -167,7 +506,7 @@ class _Fitting:
     def __init__(self, open_calls: list[_Call], used: set[str]) -> None:
         self._done: list[_Object] = []
         self._calls = open_calls
-        self._given: list[_Object | None] = [None] * len(open_calls)
+        self._given = [call.result for call in open_calls]
         self._rest: list[_Object] = []
         self._used = used
         self.new_ids: list[str] = []
@@ -202,7 +541,7 @@ class _Fitting:
     def _close(self) -> None:
         """Answer every open call, and let what came meanwhile follow."""
         for call, answer in zip(self._calls, self._given, strict=True):
-            missing: _Object = {"role": "tool", "tool_call_id": call.rendered, "content": _NOT_ANSWERED}
+            missing: _Object = {"role": "tool", "tool_call_id": call.rendered, "content": call.missing}
             self._done.append(missing if answer is None else answer)
         self._done += self._rest
         self._calls, self._given, self._rest = [], [], []
@@ -219,7 +558,7 @@ class _Fitting:
         return {**message, "tool_calls": renamed}
 
 
-def _distinct(ids: Iterable[str], *used: Collection[str]) -> list[_Call]:
+def _distinct(ids: Iterable[str], *used: Collection[str], missing: str = _NOT_ANSWERED) -> list[_Call]:
     """Calls whose rendered ids are in nobody's way."""
     calls: list[_Call] = []
     fresh: set[str] = set()
@@ -232,7 +571,7 @@ def _distinct(ids: Iterable[str], *used: Collection[str]) -> list[_Call]:
             rendered = (given or "call")[: _MAX_ID - len(suffix)] + suffix
             number += 1
         fresh.add(rendered)
-        calls.append(_Call(given, rendered))
+        calls.append(_Call(given, rendered, missing))
     return calls
 
 
@@ -252,17 +591,3 @@ def _is_blank(answer: AssistantMessage) -> bool:
         return False
     content = answer.content
     return not (content.strip() if isinstance(content, str) else content)
-
-
-def entries_of(log: Iterable[LogEntry]) -> list[HistoryEntry]:
-    """The messages of the answered turns of a log, in order, with their calls."""
-    history: list[HistoryEntry] = []
-    started: TurnStarted | None = None
-    for entry in log:
-        if isinstance(entry, TurnStarted):
-            started = entry
-        elif isinstance(entry, TurnAnswered):
-            if started is not None and started.turn_id == entry.turn_id:
-                history += [HistoryEntry(m) for m in decode_messages(bytes(started.messages)[1:-1])]
-            history.append(HistoryEntry(decode_message(bytes(entry.message)), entry.call))
-    return history

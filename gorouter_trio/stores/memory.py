@@ -29,12 +29,20 @@ class MemoryStore:
     async def load(self, key: str) -> StoredHistory:
         """The whole session; one that was never written has version 0 and no entries."""
         await trio.lowlevel.checkpoint()
+        return self.load_nowait(key)
+
+    def load_nowait(self, key: str) -> StoredHistory:
+        """`load`, without a checkpoint."""
         version, entries = self._sessions.get(key, (0, []))
         return StoredHistory(version, tuple(entries))
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries; raises `SessionConflictError` when the version is another one."""
         await trio.lowlevel.checkpoint()
+        return self.append_nowait(key, entries, expected_version=expected_version)
+
+    def append_nowait(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+        """`append`, without a checkpoint."""
         version, stored = self._check(key, expected_version)
         stored.extend(entries)
         self._sessions[key] = (version + 1, stored)

@@ -16,7 +16,7 @@ from msgspec import Struct
 
 from ..errors import ConfigError, DecodeError
 from ..wire.codec import decode_log_entry, decode_roles
-from ..wire.journal import TurnAnswered, TurnStarted
+from ..wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
 from ..wire.result import CallRecord
 
 if TYPE_CHECKING:
@@ -158,10 +158,11 @@ class _Log:
             if isinstance(entry, TurnStarted):
                 started = entry
                 continue
-            if not isinstance(entry, TurnAnswered):
+            if isinstance(entry, TurnAbandoned):
                 self.abandoned += not entry.maybe_billed
                 self.in_doubt += entry.maybe_billed
-            started = None
+            if isinstance(entry, (TurnAnswered, TurnAbandoned)):
+                started = None
         self.in_doubt += started is not None
 
 

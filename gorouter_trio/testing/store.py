@@ -126,7 +126,7 @@ class FaultyStore:
             return
         if isinstance(entry, TurnStarted):
             self._open_turns[key] = entry.turn_id
-        else:
+        elif isinstance(entry, (TurnAnswered, TurnAbandoned)):
             self._open_turns.pop(key, None)
         self.log.record("turn", key=key, **_describe(entry))
 
@@ -163,6 +163,8 @@ def _describe(entry: LogEntry) -> dict[str, object]:
             return {"turn": turn_id, "state": state, "finish_reason": call.finish_reason, "attempts": call.attempts}
         case TurnAbandoned(turn_id=turn_id, reason=reason, maybe_billed=maybe_billed):
             return {"turn": turn_id, "state": "abandoned", "reason": reason, "maybe_billed": maybe_billed}
+        case _:
+            return {"turn": getattr(entry, "turn_id", None), "state": str(entry.__struct_config__.tag)}
 
 
 def _plan(faults: Sequence[Fault], rng: random.Random | None, log: EventLog) -> FaultPlan:

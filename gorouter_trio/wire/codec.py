@@ -38,7 +38,7 @@ from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 __all__ = [
     "Prompt",
@@ -64,9 +64,12 @@ __all__ = [
     "encode_prompt",
     "encode_request",
     "is_utf8",
+    "join_body",
     "join_options",
     "keep_raw",
+    "make_decoder",
     "render_body",
+    "split_list",
     "split_object",
     "to_chunk",
     "to_message",
@@ -364,6 +367,21 @@ def render_body(options: bytes, messages: bytes, *, streaming: bool) -> bytes:
     return b'%b"messages":[%b]}' % (head, messages)
 
 
+def join_body(options: bytes, messages: Iterable[bytes | bytearray], *, streaming: bool) -> bytes:
+    """The body of a request whose messages stand in several places, each encoded and joined by commas, or empty.
+
+    What may be long, the history, is copied once.
+    """
+    parts: list[bytes | bytearray] = [options[:-1], b',"stream":true,"messages":[' if streaming else b',"messages":[']
+    if options == b"{}":
+        parts[1] = b'"stream":true,"messages":[' if streaming else b'"messages":['
+    for piece in messages:
+        if piece:
+            parts += (piece, b",")
+    parts[-1] = b"]}" if len(parts) > 2 else parts[-1] + b"]}"
+    return b"".join(parts)
+
+
 # Replies
 
 
@@ -604,6 +622,19 @@ def decode_json(data: bytes | str) -> object:
         return cast("object", _decode_any(data))
     except _MALFORMED as exc:
         raise DecodeError(f"not JSON: {exc}") from exc
+
+
+def split_list(data: bytes | msgspec.Raw) -> list[msgspec.Raw]:
+    """The items of a JSON list, each as raw JSON, which pins `data`; raises `DecodeError`."""
+    try:
+        return _split_list(data)
+    except _MALFORMED as exc:
+        raise DecodeError(f"not a JSON list: {exc}") from exc
+
+
+def make_decoder(kind: object, *, hook: Callable[[object, object], object]) -> Callable[[bytes | str], object]:
+    """A strict decoder of a user's type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
+    return msgspec.json.Decoder(kind, dec_hook=hook).decode
 
 
 def split_object(data: bytes | msgspec.Raw) -> dict[str, msgspec.Raw]:

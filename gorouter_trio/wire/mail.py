@@ -14,14 +14,17 @@ from msgspec import Struct
 
 __all__ = [
     "DEFAULT_SETTINGS",
+    "AnswerQuestion",
     "CallSettings",
     "ClearHistory",
+    "CompactHistory",
     "ForkHistory",
     "HttpCall",
     "PoolMail",
     "ReadHistory",
     "SessionMail",
     "StartTurn",
+    "UndoTurns",
 ]
 
 
@@ -57,7 +60,11 @@ PoolMail: TypeAlias = HttpCall
 
 
 class StartTurn(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """Take one turn: `messages` are encoded JSON messages joined by commas, `options` an encoded object."""
+    """Take one turn: `messages` are encoded JSON messages joined by commas, `options` an encoded object.
+
+    `resume` takes up a turn whose outcome is in doubt. `replaces` is the id of a turn that gives way to this one, with
+    all after it, "" the last one; without messages this one has those of the other.
+    """
 
     turn_id: str
     messages: bytes
@@ -65,6 +72,8 @@ class StartTurn(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fiel
     streaming: bool = False
     deadline: float = math.inf
     settings: CallSettings = DEFAULT_SETTINGS
+    resume: bool = False
+    replaces: str | None = None
 
 
 class ReadHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -81,4 +90,23 @@ class ForkHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
     target: str
 
 
-SessionMail: TypeAlias = StartTurn | ReadHistory | ClearHistory | ForkHistory
+class UndoTurns(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Leave the turn of this id and all after it out of the history, "" for the last one; answer if there was one."""
+
+    turn_id: str = ""
+
+
+class CompactHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Write the log anew, without what no request needs any more."""
+
+
+class AnswerQuestion(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
+    """Reply to a question that a parked turn waits for: any JSON value, encoded. Answer whether one does."""
+
+    question_id: str
+    answer: bytes
+
+
+SessionMail: TypeAlias = (
+    StartTurn | ReadHistory | ClearHistory | ForkHistory | UndoTurns | CompactHistory | AnswerQuestion
+)

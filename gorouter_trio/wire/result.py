@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from decimal import Decimal
+from typing import TYPE_CHECKING, Generic
 
 from msgspec import UNSET, Struct
 
@@ -10,7 +11,14 @@ from .messages import AssistantMessage, Message
 from .responses import Usage
 
 if TYPE_CHECKING:
-    from decimal import Decimal
+    # With a default, so that a plain `ChatResult` is one whose value is None; at run time the typing module's will do.
+    from typing_extensions import TypeVar
+
+    T_co = TypeVar("T_co", default=None, covariant=True)
+else:
+    from typing import TypeVar
+
+    T_co = TypeVar("T_co", covariant=True)
 
 __all__ = ["CallRecord", "ChatResult", "HistoryEntry"]
 
@@ -45,12 +53,21 @@ class CallRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None if self.usage is None else self.usage.cost
 
 
-class ChatResult(Struct, frozen=True, kw_only=True):
-    """The answer to one chat, stream or session turn."""
+class ChatResult(Struct, Generic[T_co], frozen=True, kw_only=True):
+    """The answer to one chat, stream or session turn.
+
+    `call` is the call that gave it, `rounds` are the calls before that in the same turn: those whose tools
+    were run, and those whose answer had not the form that was asked for. `value` is the answer as the
+    `response_type` that was asked for, None otherwise. `invalid` says why there is no value where an
+    answer without the right form was admitted.
+    """
 
     message: AssistantMessage
     call: CallRecord
     turn_id: str | None = None
+    rounds: tuple[CallRecord, ...] = ()
+    value: T_co = None  # type: ignore[assignment]  # None is right for a plain result, and a typed one is never made without
+    invalid: str | None = None
 
     @property
     def text(self) -> str:
@@ -64,13 +81,26 @@ class ChatResult(Struct, frozen=True, kw_only=True):
 
     @property
     def usage(self) -> Usage | None:
-        """Tokens and cost as the API reported them."""
+        """Tokens and cost as the API reported them, of the call that gave the answer."""
         return self.call.usage
 
     @property
     def cost(self) -> Decimal | None:
-        """USD really charged, or None when the reply did not say."""
-        return self.call.cost
+        """USD really charged for the whole turn, all its rounds, or None when a reply did not say."""
+        if not self.rounds:
+            return self.call.cost
+        costs = [call.cost for call in (*self.rounds, self.call)]
+        return None if None in costs else sum((cost for cost in costs if cost is not None), Decimal(0))
+
+    @property
+    def attempts(self) -> int:
+        """Requests that were sent for the whole turn, retries included."""
+        return self.call.attempts + sum(call.attempts for call in self.rounds)
+
+    @property
+    def maybe_billed(self) -> bool:
+        """Whether an attempt whose answer was lost may have been charged as well."""
+        return self.call.maybe_billed or any(call.maybe_billed for call in self.rounds)
 
     @property
     def model(self) -> str | None:
@@ -99,7 +129,8 @@ class ChatResult(Struct, frozen=True, kw_only=True):
 
 
 class HistoryEntry(Struct, frozen=True):
-    """One message of a session, and the call that made it where a call did."""
+    """One message of a session, the call that made it where a call did, and the id of its turn."""
 
     message: Message
     call: CallRecord | None = None
+    turn_id: str | None = None

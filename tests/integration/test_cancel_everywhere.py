@@ -28,7 +28,7 @@ class Place:
 
     world: World
     store: MemoryStore
-    answers: list[gr.ChatResult] = field(default_factory=list)
+    answers: list[gr.ChatResult[object]] = field(default_factory=list)
     errors: list[gr.GorouterError] = field(default_factory=list)
     is_closed: bool = False
 
@@ -81,6 +81,47 @@ async def chat_with_a_retry(place: Place) -> None:
         place.answers.append(await place.world.client.chat("[[fault 503 x1]] [[say yes]]"))
     except gr.OverloadedError as exc:
         place.errors.append(exc)
+
+
+class Sum(msgspec.Struct):
+    """What the model is asked for."""
+
+    total: int
+
+
+async def structured(place: Place) -> None:
+    """A chat whose first answer has not the form that was asked for."""
+    try:
+        result = await place.world.client.chat("[[say none]]", response_type=Sum)
+    except gr.InvalidOutputError as exc:
+        place.errors.append(exc)
+    else:
+        assert isinstance(result.value, Sum)
+        place.answers.append(result)
+
+
+async def extended(place: Place) -> None:
+    """A chat with a middleware, a hook and a handler of events, all of which wait."""
+    client = place.world.client
+
+    async def wait(*_args: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def around(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        await wait()
+        await proceed()
+        await wait()
+
+    hook = gr.Hook(before=wait, after=wait, on_error=wait)
+    client.use(around)
+    client.add_hook(hook)
+    handler = client.on(gr.RuntimeEvent, wait)
+    try:
+        await chat(place)
+    finally:
+        client.off(handler)
+        client.remove_hook(hook)
+        client.unuse(around)
 
 
 async def chats_in_a_queue(place: Place) -> None:
@@ -191,6 +232,8 @@ async def shutdown(place: Place) -> None:
     [
         (chat, {}),
         (chat_with_a_retry, {}),
+        (structured, {}),
+        (extended, {}),
         (chats_in_a_queue, {"pool": gr.PoolLimits(max_connections=1)}),
         (stream, {}),
         (stream_left_early, {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 import trio.testing
+from failing_store import FailingStore
 from worlds import completion, open_world, replies, there
 
 import gorouter_trio as gr
@@ -262,7 +263,7 @@ async def test_two_clients_on_one_session(autojump_clock):
 
 async def test_two_clients_at_the_same_time(autojump_clock):
     """When two clients start a turn at once, one is answered, the other one conflicts; the log stays in order."""
-    store = MemoryStore()
+    store = FailingStore()  # one that takes its time
     async with open_world(SLOW, store=store) as world, world.another_client() as other:
         outcomes = []
 

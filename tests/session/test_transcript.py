@@ -10,9 +10,20 @@ from hypothesis import strategies as st
 from worlds import there
 
 from gorouter_trio import BadRequestError, ToolMessage, UserMessage
-from gorouter_trio.session.transcript import Transcript, entries_of
-from gorouter_trio.wire.codec import encode_json, encode_prompt
-from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.session.log import compact, entries_of, turns_of
+from gorouter_trio.session.transcript import Transcript
+from gorouter_trio.wire.codec import decode_log_entry, encode_json, encode_prompt
+from gorouter_trio.wire.journal import (
+    HistoryFolded,
+    QuestionAnswered,
+    ToolsAnswered,
+    TurnAbandoned,
+    TurnAnswered,
+    TurnCalled,
+    TurnParked,
+    TurnsDropped,
+    TurnStarted,
+)
 from gorouter_trio.wire.messages import AssistantMessage, FunctionCall, ToolCall
 from gorouter_trio.wire.result import CallRecord
 
@@ -323,3 +334,139 @@ def test_any_log_renders_validly(turns, last):
             transcript.apply(answered(str(number), message, interrupted=end == "interrupted"))
         elif end == "abandoned":
             transcript.apply(TurnAbandoned(str(number), "x"))
+
+
+# Rounds, cuts, folds
+
+Step = tuple[str, tuple[str, ...]]
+rounds = st.lists(
+    st.tuples(
+        st.lists(ids, min_size=1, max_size=3).map(lambda some: tuple(distinct(some))),
+        st.sampled_from(["all", "backwards", "one by one", "some", "none", "parked", "replied"]),
+    ),
+    max_size=3,
+)
+turn_plans = st.tuples(
+    prompts,
+    rounds,
+    st.sampled_from(["answered", "called", "interrupted", "blank", "abandoned", "lost", "in doubt"]),
+    st.sampled_from(["", "", "", "replace", "joined", "undo", "undo earlier", "fold", "first"]),
+)
+
+
+def distinct(some):
+    """Ids as the codec gives them to the calls of one answer: none is empty, none twice."""
+    return [f"{call_id or 'call'}{number}" for number, call_id in enumerate(some)]
+
+
+def round_entries(turn_id, call_ids, how):
+    """One round of tools; whether all its calls have results."""
+    results = [ToolMessage(call_id, f"R {call_id}") for call_id in call_ids]
+    yield TurnCalled(turn_id, msgspec.Raw(encode_json(calling(*call_ids))), CallRecord())
+    if how in {"parked", "replied"}:
+        yield TurnParked(turn_id, "q", call_ids[0])
+    if how == "replied":
+        yield QuestionAnswered(turn_id, "q", msgspec.Raw(b"true"), taken=True)
+    if how == "backwards":
+        results.reverse()
+    if how in {"all", "backwards", "replied"}:
+        yield ToolsAnswered(turn_id, msgspec.Raw(encode_json(results)))
+    elif how == "some":
+        yield ToolsAnswered(turn_id, msgspec.Raw(encode_json(results[1:] or results)))
+    elif how == "one by one":
+        for result in reversed(results):
+            yield ToolsAnswered(turn_id, msgspec.Raw(encode_json([result])))
+
+
+def turn_entries(number, plan, earlier, transcript):
+    """The entries of one turn, as long as each may follow the one before."""
+    prompt, steps, end, extra = plan
+    turn_id = f"t{number}"
+    if extra == "undo" and earlier:
+        yield TurnsDropped(earlier[-1])
+    elif extra == "undo earlier" and earlier:
+        yield TurnsDropped(earlier[len(earlier) // 2])
+    elif extra == "fold" and transcript.length:
+        place = transcript.length // 2
+        if not transcript.is_inside(place + 1):
+            yield HistoryFolded(msgspec.Raw(b'{"role":"system","content":"so far"}'), transcript.turn_at(place))
+    try:
+        transcript.render(encode_prompt(list(prompt)))
+    except BadRequestError:
+        prompt = (HI,)
+    start = started(turn_id, *prompt)
+    if extra == "replace" and earlier:
+        start = msgspec.structs.replace(start, replaces=earlier[len(earlier) // 2])
+    elif extra == "joined":
+        start = msgspec.structs.replace(start, joined=(f"j{number}",))
+    elif extra == "first":
+        start = msgspec.structs.replace(start, first=transcript.length // 2)
+    yield start
+    for call_ids, how in steps:
+        yield from round_entries(turn_id, call_ids, how)
+        if transcript.machine is None or transcript.machine.state == "calling":
+            yield TurnAbandoned(turn_id, "cut", maybe_billed=True)
+            return
+    if end in {"answered", "called", "blank"}:
+        messages = {"answered": AssistantMessage("A"), "called": calling("call_0", "x"), "blank": AssistantMessage("")}
+        yield answered(turn_id, messages[end])
+    elif end == "interrupted":
+        yield answered(turn_id, AssistantMessage(" "), interrupted=True)
+    elif end != "lost":
+        yield TurnAbandoned(turn_id, "x", maybe_billed=end == "in doubt")
+
+
+def every_rendering(transcript):
+    """The requests that may come next: with all of the history, with less at either end, and going on."""
+    for first in range(transcript.length + 1):
+        if not transcript.is_inside(first):
+            yield first, None
+    for end in range(transcript.length):
+        yield 0, end
+
+
+def request(transcript, added, first=0, end=None):
+    return msgspec.json.decode(b"[%b]" % b"".join(transcript.pieces(added, first=first, end=end)))
+
+
+@given(st.lists(turn_plans, max_size=6))
+def test_every_prefix_of_every_log_renders_validly(plans):
+    """Wherever a log ends, with rounds, parked calls, edits, undone and folded turns: providers accept what follows."""
+    transcript, log, earlier = Transcript(), [], []
+    for number, plan in enumerate(plans):
+        for entry in turn_entries(number, plan, earlier, transcript):
+            if isinstance(entry, TurnStarted) and entry.replaces:
+                entry = msgspec.structs.replace(entry, messages=started("", HI).messages)
+            transcript.apply(entry)
+            log.append(entry)
+            for first, end in every_rendering(transcript):
+                assert check_history(request(transcript, encode_prompt("hi"), first, end)) == [], (log, first, end)
+            if transcript.machine is not None and transcript.machine.rounds:
+                assert check_history(request(transcript, b"")) == []
+        earlier = [transcript.turn_at(place) for place in range(transcript.length)]
+    again = transcript_of(*log)
+    assert again.rendered == transcript.rendered
+    check_the_log_alone(log, transcript)
+
+
+def check_the_log_alone(log, transcript):
+    """What people see of a log, and its compact form, say the same as what is sent."""
+    assert [turn.turn_id for turn in turns_of(log)] == [transcript.turn_at(n) for n in range(transcript.length)]
+    seen = [entry.message.content for entry in entries_of(log)]
+    sent = [message.get("content") for message in request(transcript, encode_prompt("hi"))[:-1]]
+    if not transcript.folded:
+        assert [content for content in sent if content in {"A", "so far"}] == [c for c in seen if c in {"A", "so far"}]
+    short = [decode_log_entry(encode_json(entry)) for entry in compact(log)]
+    compacted = transcript_of(*short)
+    texts_only = [(m["role"], m.get("content")) for m in request(transcript, encode_prompt("hi"))]
+    assert [(m["role"], m.get("content")) for m in request(compacted, encode_prompt("hi"))] == texts_only
+    assert check_history(request(compacted, encode_prompt("hi"))) == []
+    assert (compacted.calls, compacted.cost_usd, compacted.unpriced) == (
+        transcript.calls,
+        transcript.cost_usd,
+        transcript.unpriced,
+    )
+    for turn_id in {entry.turn_id for entry in log if isinstance(entry, TurnStarted)}:
+        before, after = transcript.outcome(turn_id), compacted.outcome(turn_id)
+        assert after == before or (before, after) in {("answered", "forgotten"), ("abandoned", None)}
+    assert compact(short) == short

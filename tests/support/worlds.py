@@ -139,13 +139,14 @@ def chunk(delta: Mapping[str, object] | None = None, *, finish: str | None = Non
 DONE = b"data: [DONE]\n\n"
 
 
-def replies(*bodies: bytes) -> Handler:
-    """Answers with these bodies, one after the other, the last one for ever."""
+def replies(*bodies: bytes | tuple[int, bytes]) -> Handler:
+    """Answers with these bodies, one after the other, the last one for ever; a status other than 200 goes before."""
     left = list(bodies)
 
     async def answer(_request: ServerRequest, reply: ServerReply) -> None:
         body = left.pop(0) if len(left) > 1 else left[0]
-        await reply.send(200, JSON, body=body)
+        status, body = body if isinstance(body, tuple) else (200, body)
+        await reply.send(status, JSON, body=body)
 
     return answer
 

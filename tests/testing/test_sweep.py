@@ -315,9 +315,9 @@ def test_an_orphan_in_a_request_is_caught() -> None:
 class DoubleClient(Client):
     """Sends everything twice, and gives out the second answer."""
 
-    async def chat(self, prompt: object, **options: Unpack[ChatKeywords]) -> gr.ChatResult:  # type: ignore[override]
-        await super().chat(prompt, **options)  # type: ignore[arg-type]  # a str
-        return await super().chat(prompt, **options)  # type: ignore[arg-type]  # a str
+    async def chat(self, prompt: str, **options: Unpack[ChatKeywords]) -> gr.ChatResult:  # type: ignore[override]
+        await super().chat(prompt, **options)
+        return await super().chat(prompt, **options)
 
 
 def test_a_double_send_is_caught() -> None:

@@ -1,0 +1,275 @@
+"""Middleware and hooks: what users put around every chat, stream and session turn.
+
+Theory of operation. A chain is a stack of middlewares around one innermost step, and hooks at fixed points
+in that step: `before` may refuse a chat, `after` and `on_error` look at how it ended. A chat that nothing
+is put around never comes here.
+
+What a middleware sees and changes is the request as it would be sent, the history of a session included;
+what a session keeps is what its user said and what the model answered. So nothing that is put around a
+turn can break a history.
+
+Errors of theirs are the chat's errors: a `GorouterError` as it is, anything else in an `ExtensionError`
+that names who raised it. After an answer was given and paid for, a hook cannot take it away any more.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+
+from msgspec import Struct
+
+from ._contain import contain
+from .errors import BadRequestError, ConfigError, ExtensionError, GorouterError
+from .runtime_events import ChatContext, ChatFailed, ChatFinished, ChatStarted, HookFailed
+from .wire.codec import decode_json, encode_json, encode_message, encode_options, split_list
+
+if TYPE_CHECKING:
+    from ._bus import EventBus
+    from .runtime_events import RuntimeEvent
+    from .wire.result import ChatResult
+
+__all__ = ["Chain", "ChatState", "Hook", "Middleware", "Next"]
+
+Next: TypeAlias = Callable[[], Awaitable[None]]
+"""Runs the rest of the chat, to its end; `state.result` is its answer then. To be awaited at most once."""
+
+
+class ChatState:
+    """What a middleware and the hooks of one chat share, and may change.
+
+    `messages` and `options` are the request in wire names, decoded when they are first looked at; change
+    them before the chat is sent, or put others in their place. `result` is the answer: None until there is
+    one, and settable, also without anything having been sent. `meta` is free for notes between extensions.
+    """
+
+    __slots__ = ("_decoded_messages", "_decoded_options", "_messages", "_options", "meta", "result")
+
+    def __init__(self, options: bytes, messages: bytes) -> None:
+        self._options = options
+        self._messages = messages
+        self._decoded_options: dict[str, object] | None = None
+        self._decoded_messages: list[dict[str, object]] | None = None
+        self.result: ChatResult[object] | None = None
+        self.meta: dict[str, object] = {}
+
+    @property
+    def options(self) -> dict[str, object]:
+        """Everything of the request except `messages` and `stream`."""
+        if self._decoded_options is None:
+            self._decoded_options = cast("dict[str, object]", decode_json(self._options))
+        return self._decoded_options
+
+    @options.setter
+    def options(self, options: dict[str, object]) -> None:
+        self._decoded_options = options
+
+    @property
+    def messages(self) -> list[dict[str, object]]:
+        """The messages of the request, the history of a session included."""
+        if self._decoded_messages is None:
+            self._decoded_messages = cast("list[dict[str, object]]", decode_json(b"[%b]" % self._messages))
+        return self._decoded_messages
+
+    @messages.setter
+    def messages(self, messages: list[dict[str, object]]) -> None:
+        self._decoded_messages = messages
+
+    @property
+    def message_count(self) -> int:
+        """How many messages there are, without decoding them."""
+        if self._decoded_messages is not None:
+            return len(self._decoded_messages)
+        return len(split_list(b"[%b]" % self._messages))
+
+    def encoded(self) -> tuple[bytes, bytes]:
+        """Options and messages as they are to be sent; what was not changed keeps its bytes.
+
+        Raises `BadRequestError` for what an extension has made of them, if that is no request.
+        """
+        return self._encoded_options(), self._encoded_messages()
+
+    def _encoded_options(self) -> bytes:
+        options = self._decoded_options
+        if options is None or options == decode_json(self._options):
+            return self._options
+        return encode_options({"extra_body": options})
+
+    def _encoded_messages(self) -> bytes:
+        if self._decoded_messages is None:
+            return self._messages
+        if not self._decoded_messages:
+            raise BadRequestError("messages: an extension has left no message to send", status=400)
+        # The same value in the same words: numbers keep their last digit, and signed blocks their signature.
+        as_it_came = {encode_json(decode_json(bytes(raw))): bytes(raw) for raw in split_list(b"[%b]" % self._messages)}
+        encoded = map(encode_message, self._decoded_messages)
+        return b",".join(as_it_came.get(message, message) for message in encoded)
+
+
+class Middleware(Protocol):
+    """Something around a chat: does its part, awaits `proceed` for the rest, does what is left.
+
+    It may change `state` before, look at `state.result` after, set a result without going on, or raise.
+    Cancelling the chat cancels it.
+    """
+
+    async def __call__(self, context: ChatContext, state: ChatState, proceed: Next, /) -> None:
+        """Be around one chat."""
+
+
+HookFunction: TypeAlias = Callable[[ChatContext, ChatState], Awaitable[object] | object]
+ErrorHookFunction: TypeAlias = Callable[[ChatContext, ChatState, GorouterError], Awaitable[object] | object]
+
+
+class Hook(Struct, frozen=True, kw_only=True):
+    """Functions to call at the three points of a chat, sync or async, each optional.
+
+    `before` is called before anything is sent, and refuses the chat by raising. `after` is called when there is
+    an answer (stored, in a session), `on_error` when there is an error instead; what these two raise is told
+    as `HookFailed` and changes nothing. They are called in the order of registration.
+    """
+
+    before: HookFunction | None = None
+    after: HookFunction | None = None
+    on_error: ErrorHookFunction | None = None
+    name: str = "hook"
+
+    def __post_init__(self) -> None:
+        for phase in ("before", "after", "on_error"):
+            if getattr(self, phase) is not None and not callable(getattr(self, phase)):
+                raise ConfigError(f"{phase}: must be a function, not {getattr(self, phase)!r}")
+
+
+class Chain:
+    """The middlewares and hooks of one runtime. Registering takes effect for the chats that start afterwards."""
+
+    def __init__(self, bus: EventBus, *, wall: Callable[[], float]) -> None:
+        self._bus = bus
+        self._wall = wall
+        self._middlewares: tuple[Middleware, ...] = ()
+        self._hooks: tuple[Hook, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to go through, and nobody to tell."""
+        return not (self._middlewares or self._hooks or self._bus.has_listeners)
+
+    def use(self, middleware: Middleware) -> None:
+        """Put `middleware` inside those that are there: the first one is the outermost."""
+        if not callable(middleware):
+            raise ConfigError(f"middleware: must be an async function of (context, state, proceed), not {middleware!r}")
+        self._middlewares = (*self._middlewares, middleware)
+
+    def remove(self, middleware: Middleware) -> bool:
+        """Take `middleware` out again; False when it is not there."""
+        left = tuple(other for other in self._middlewares if other is not middleware)
+        is_found = len(left) < len(self._middlewares)
+        self._middlewares = left
+        return is_found
+
+    def add_hook(self, hook: Hook) -> None:
+        """Call `hook` from now on."""
+        if not isinstance(hook, Hook):
+            raise ConfigError(f"hook: must be a Hook, not {hook!r}")
+        self._hooks = (*self._hooks, hook)
+
+    def remove_hook(self, hook: Hook) -> bool:
+        """Take `hook` out again; False when it is not there."""
+        left = tuple(other for other in self._hooks if other is not hook)
+        is_found = len(left) < len(self._hooks)
+        self._hooks = left
+        return is_found
+
+    async def run(self, context: ChatContext, state: ChatState, innermost: Next) -> ChatResult[object]:
+        """Run `innermost`, which sets `state.result`, inside everything that is registered now.
+
+        Raises its errors, those of the middlewares and of the `before` hooks.
+        """
+        hooks = self._hooks
+        proceed: Next = partial(self._inside, context, state, innermost=innermost, hooks=hooks)
+        for middleware in reversed(self._middlewares):
+            proceed = partial(_enter, middleware, context, state, _Once(proceed))
+        self._emit(ChatStarted(at_s=self._wall(), context=context))
+        error: GorouterError | None = None
+        try:
+            await proceed()
+            if state.result is not None:
+                self._emit(ChatFinished(at_s=self._wall(), context=context, result=state.result))
+                return state.result
+            error = ExtensionError("a middleware has neither gone on nor given a result")
+        except GorouterError as exc:
+            error = exc
+        except BaseException:
+            self._emit(ChatFailed(at_s=self._wall(), context=context, error=None))
+            raise
+        # What was paid for is not lost with the extension that failed after it.
+        error.partial = error.partial or state.result
+        await self._tell_error(context, state, error, hooks=hooks)
+        self._emit(ChatFailed(at_s=self._wall(), context=context, error=error))
+        raise error
+
+    async def _inside(
+        self, context: ChatContext, state: ChatState, *, innermost: Next, hooks: tuple[Hook, ...]
+    ) -> None:
+        for hook in hooks:
+            if hook.before is not None:
+                await _translated(f"the before hook {hook.name!r}", partial(_call, hook.before, context, state))
+        await innermost()
+        for hook in hooks:
+            if hook.after is not None:
+                work = partial(_call, hook.after, context, state)
+                await contain(work, report=partial(self._tell_failed_hook, hook, "after"))
+
+    async def _tell_error(
+        self, context: ChatContext, state: ChatState, error: GorouterError, *, hooks: tuple[Hook, ...]
+    ) -> None:
+        for hook in hooks:
+            if hook.on_error is not None:
+                work = partial(_call, hook.on_error, context, state, error)
+                await contain(work, report=partial(self._tell_failed_hook, hook, "on_error"))
+
+    def _tell_failed_hook(self, hook: Hook, phase: str, error: Exception) -> None:
+        self._emit(HookFailed(at_s=self._wall(), hook=hook.name, phase=phase, error=error))
+
+    def _emit(self, event: RuntimeEvent) -> None:
+        if self._bus.has_listeners:
+            self._bus.emit(event)
+
+
+class _Once:
+    """A `Next` that may be awaited once: a chat that is sent twice is paid twice."""
+
+    __slots__ = ("_is_used", "_proceed")
+
+    def __init__(self, proceed: Next) -> None:
+        self._proceed = proceed
+        self._is_used = False
+
+    async def __call__(self) -> None:
+        if self._is_used:
+            raise ExtensionError("a middleware has gone on twice")
+        self._is_used = True
+        await self._proceed()
+
+
+async def _enter(middleware: Middleware, context: ChatContext, state: ChatState, proceed: Next) -> None:
+    name = getattr(middleware, "__qualname__", type(middleware).__name__)
+    await _translated(f"the middleware {name!r}", partial(middleware, context, state, proceed))
+
+
+async def _translated(who: str, work: Callable[[], Awaitable[object]]) -> None:
+    """Run what a user has written; an `Exception` of it that is not of this package becomes an `ExtensionError`."""
+    failures: list[Exception] = []
+    await contain(work, report=failures.append)
+    for failure in failures:
+        if isinstance(failure, GorouterError):
+            raise failure
+        raise ExtensionError(f"{who} failed: {type(failure).__name__}: {failure}") from failure
+
+
+async def _call(function: Callable[..., Awaitable[object] | object], *args: object) -> None:
+    returned = function(*args)
+    if inspect.isawaitable(returned):
+        await returned

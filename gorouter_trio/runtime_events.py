@@ -1,0 +1,90 @@
+"""What a runtime tells its listeners (`client.on`, `client.events`): frozen values, past participles.
+
+`at_s` is wall-clock seconds since the epoch. Nothing here holds a key or a token; what users and models
+said is in the `result` of a chat, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from .errors import GorouterError
+from .wire.result import ChatResult
+
+__all__ = [
+    "ChatContext",
+    "ChatFailed",
+    "ChatFinished",
+    "ChatStarted",
+    "HandlerFailed",
+    "HookFailed",
+    "PluginFailed",
+    "RuntimeEvent",
+]
+
+
+class RuntimeEvent(Struct, frozen=True, kw_only=True):
+    """The root of all events; listening to it is listening to everything."""
+
+    at_s: float = 0.0
+
+
+class ChatContext(Struct, frozen=True, kw_only=True):
+    """What a chat is, and stays, from its start to its end.
+
+    `chat_id` is unique within the client. `session` and `turn_id` are None outside sessions; `metadata` is the
+    caller's own, never sent.
+    """
+
+    chat_id: str
+    model: str
+    is_streamed: bool = False
+    session: str | None = None
+    turn_id: str | None = None
+    tenant: str = ""
+    lane: str = "interactive"
+    metadata: Mapping[str, object] = {}
+
+
+class ChatStarted(RuntimeEvent, frozen=True, kw_only=True):
+    """A chat, stream or session turn has begun; nothing was sent yet."""
+
+    context: ChatContext
+
+
+class ChatFinished(RuntimeEvent, frozen=True, kw_only=True):
+    """It has ended with an answer, which is stored where it is a session's."""
+
+    context: ChatContext
+    result: ChatResult[object]
+
+
+class ChatFailed(RuntimeEvent, frozen=True, kw_only=True):
+    """It has ended with an error; None stands for a cancel from outside."""
+
+    context: ChatContext
+    error: GorouterError | None
+
+
+class HookFailed(RuntimeEvent, frozen=True, kw_only=True):
+    """A hook raised where its error has no place to go: after an answer, or while an error was told."""
+
+    hook: str
+    phase: str
+    error: Exception
+
+
+class HandlerFailed(RuntimeEvent, frozen=True, kw_only=True):
+    """A handler of events raised; `event` names the type of the event that it got."""
+
+    event: str
+    error: Exception
+
+
+class PluginFailed(RuntimeEvent, frozen=True, kw_only=True):
+    """A plugin raised after it had begun, or while it ended; it is gone, and so is what it had registered."""
+
+    plugin: str
+    error: Exception

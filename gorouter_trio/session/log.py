@@ -1,0 +1,184 @@
+"""A log as people look at it: the turns of the history and their messages; and a shorter log for the same. Pure."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..wire.codec import decode_message, decode_messages
+from ..wire.journal import (
+    HistoryCompacted,
+    HistoryFolded,
+    LogEntry,
+    ToolsAnswered,
+    TurnAbandoned,
+    TurnAnswered,
+    TurnCalled,
+    TurnEntry,
+    TurnsDropped,
+    TurnStarted,
+)
+from ..wire.result import HistoryEntry
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["LoggedTurn", "compact", "entries_of", "turns_of"]
+
+
+class LoggedTurn:
+    """One turn as it was written down; `started` is None where the log has only its end."""
+
+    __slots__ = ("entries", "started", "turn_id")
+
+    def __init__(self, turn_id: str, started: TurnStarted | None = None) -> None:
+        self.turn_id = turn_id
+        self.started = started
+        self.entries: list[TurnEntry] = [] if started is None else [started]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Its id, and those that were joined to it."""
+        return (self.turn_id, *(self.started.joined if self.started is not None else ()))
+
+    @property
+    def answer(self) -> TurnAnswered | None:
+        """The entry with its answer, if it has one."""
+        last = self.entries[-1]
+        return last if isinstance(last, TurnAnswered) else None
+
+    @property
+    def messages(self) -> bytes:
+        """The user's messages, encoded and joined by commas."""
+        return b"" if self.started is None else bytes(self.started.messages)[1:-1]
+
+    @property
+    def is_said(self) -> bool:
+        """Whether it is part of the history: it has an answer, or has called a tool."""
+        return any(isinstance(entry, (TurnAnswered, TurnCalled)) for entry in self.entries)
+
+
+class _Replay:
+    """Reads a log entry by entry."""
+
+    def __init__(self) -> None:
+        self.turns: list[LoggedTurn] = []
+        self.folds: list[tuple[int, HistoryFolded]] = []
+        self.gone: list[LoggedTurn] = []
+        self.forgotten = HistoryCompacted()
+        self.open: LoggedTurn | None = None
+
+    def read(self, entry: LogEntry) -> None:
+        match entry:
+            case TurnStarted(turn_id=turn_id):
+                self._leave()
+                self.open = LoggedTurn(turn_id, entry)
+            case TurnsDropped(turn_id=turn_id):
+                self._leave()
+                self._cut(turn_id)
+            case HistoryFolded(turn_id=turn_id):
+                places = [n for n, turn in enumerate(self.turns, 1) if turn_id in turn.ids] if turn_id else [0]
+                self.folds += [(place, entry) for place in places[-1:]]
+            case HistoryCompacted():
+                self.forgotten = entry
+            case _:
+                self._go_on(entry)
+
+    def _go_on(self, entry: TurnEntry) -> None:
+        turn = self.open
+        if turn is None or turn.turn_id != entry.turn_id:
+            turn = self.open = LoggedTurn(entry.turn_id)
+        was_said = turn.is_said
+        turn.entries.append(entry)
+        if turn.is_said and not was_said:
+            if turn.started is not None and turn.started.replaces:
+                self._cut(turn.started.replaces)
+            self.turns.append(turn)
+        if isinstance(entry, (TurnAnswered, TurnAbandoned)):
+            self._leave()
+
+    def _leave(self) -> None:
+        turn, self.open = self.open, None
+        if turn is not None and not turn.is_said:
+            self.gone.append(turn)
+
+    def _cut(self, turn_id: str) -> None:
+        places = [n for n, turn in enumerate(self.turns) if turn_id in turn.ids]
+        if places:
+            self.gone += self.turns[places[-1] :]
+            del self.turns[places[-1] :]
+            self.folds = [fold for fold in self.folds if fold[0] <= places[-1]]
+
+
+def _replayed(log: Iterable[LogEntry]) -> _Replay:
+    replay = _Replay()
+    for entry in log:
+        replay.read(entry)
+    return replay
+
+
+def turns_of(log: Iterable[LogEntry]) -> list[LoggedTurn]:
+    """The turns that are part of the history, in order; the one that runs is among them once it has called a tool."""
+    return _replayed(log).turns
+
+
+def entries_of(log: Iterable[LogEntry]) -> list[HistoryEntry]:
+    """The messages of the history, in order, with their calls; what a compacted log has folded is one summary."""
+    replay = _replayed(log)
+    history = [HistoryEntry(decode_message(bytes(fold.message))) for place, fold in replay.folds[-1:] if place == 0]
+    for turn in replay.turns:
+        history += [HistoryEntry(m, turn_id=turn.turn_id) for m in decode_messages(turn.messages)]
+        for entry in turn.entries:
+            if isinstance(entry, (TurnCalled, TurnAnswered)):
+                history.append(HistoryEntry(decode_message(bytes(entry.message)), entry.call, turn_id=turn.turn_id))
+            elif isinstance(entry, ToolsAnswered):
+                results = decode_messages(bytes(entry.messages)[1:-1])
+                history += [HistoryEntry(m, turn_id=turn.turn_id) for m in results]
+    return history
+
+
+def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
+    """A log that renders the same requests and keeps every promise about turn ids, without what no request needs.
+
+    Left out are abandoned turns that were not billed, turns that gave way to others, and turns that a summary
+    stands for; of the answered ones among them the ids stay, and what their calls have cost.
+    """
+    replay = _replayed(log)
+    upto, fold = replay.folds[-1] if replay.folds else (0, None)
+    gone, kept = replay.gone + replay.turns[:upto], replay.turns[upto:]
+    short: list[LogEntry] = []
+    forgotten = _forgotten(replay.forgotten, gone)
+    if forgotten != HistoryCompacted():
+        short.append(forgotten)
+    if fold is not None:
+        short.append(msgspec.structs.replace(fold, turn_id=""))
+    ends = [turn.entries[-1] for turn in gone]
+    short += [end for end in ends if isinstance(end, TurnAbandoned) and end.maybe_billed]
+    for turn in kept:
+        short += [_settled(entry) for entry in turn.entries]
+    if replay.open is not None and not replay.open.is_said:
+        short += replay.open.entries
+    return short
+
+
+def _settled(entry: TurnEntry) -> TurnEntry:
+    """The entry in a log without the turns that it has left out or that gave way to it."""
+    if isinstance(entry, TurnStarted) and (entry.replaces or entry.first):
+        return msgspec.structs.replace(entry, replaces="", first=0)
+    return entry
+
+
+def _forgotten(before: HistoryCompacted, gone: Iterable[LoggedTurn]) -> HistoryCompacted:
+    ids = list(before.turn_ids)
+    calls, cost_usd, unpriced = before.calls, before.cost_usd, before.unpriced
+    for turn in gone:
+        if turn.answer is not None:
+            ids += turn.ids
+        for entry in turn.entries:
+            if isinstance(entry, (TurnCalled, TurnAnswered)):
+                calls += 1
+                cost_usd += entry.call.cost or Decimal(0)
+                unpriced += entry.call.cost is None
+    return HistoryCompacted(tuple(ids), calls, cost_usd, unpriced)

@@ -1,0 +1,171 @@
+"""The rounds of a session's turn: what the loop of tools writes down, and what it waits for outside."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+
+from .._mailbox import ReplySlot
+from ..wire.codec import encode_json
+from ..wire.journal import QuestionAnswered, ToolsAnswered, TurnCalled, TurnParked
+from ..wire.messages import ToolMessage
+from .turn import EntryOutOfOrderError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .._rounds import Question, RoundJournal
+    from ..events import StreamEvent
+    from ..wire.messages import AssistantMessage
+    from ..wire.result import ChatResult
+    from .running import RunningTurn
+    from .turn import TurnMachine
+
+__all__ = ["SessionRounds", "plain_rounds"]
+
+_NOT_REPEATED = "The call was interrupted; whether it was carried out is unknown, and it was not repeated."
+
+
+async def plain_rounds(journal: RoundJournal) -> ChatResult:
+    """The loop of a turn without tools: what is open is closed, and the answer is what comes, with calls or without."""
+    if journal.open_calls:
+        await journal.answered([ToolMessage(call_id, _NOT_REPEATED) for call_id in journal.open_calls])
+    return await journal.send()
+
+
+class _Waiting(ReplySlot[bytes]):
+    """A call that waits for the reply to its question, and whoever brings that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bringer: ReplySlot[bool] = ReplySlot()
+
+
+class SessionRounds:
+    """`RoundJournal` for the turn of a session; see there."""
+
+    def __init__(self, turn: RunningTurn) -> None:
+        self._turn = turn
+        self._actor = turn.actor
+        self._waiting: dict[str, _Waiting] = {}
+        self._lock = trio.Lock()
+        self.deadline = turn.mail.deadline
+
+    @property
+    def pending(self) -> AssistantMessage | None:
+        """The answer whose calls have no results yet."""
+        return self._machine.last_call
+
+    @property
+    def open_calls(self) -> Sequence[str]:
+        """The ids of its calls without a result."""
+        return list(self._machine.open_calls)
+
+    @property
+    def in_doubt(self) -> frozenset[str]:
+        """Those that may have been carried out."""
+        return frozenset(call_id for call_id, state in self._machine.open_calls.items() if state == "unknown")
+
+    @property
+    def waits_for(self) -> str | None:
+        """The first question that a call waits for now."""
+        return next(iter(self._waiting), None)
+
+    @property
+    def _machine(self) -> TurnMachine:
+        machine = self._actor.machine
+        if machine is None or machine.turn_id != self._turn.turn_id:
+            raise EntryOutOfOrderError(f"turn {self._turn.turn_id!r} does not run any more")
+        return machine
+
+    async def send(self) -> ChatResult:
+        """Send the conversation as it is now."""
+        return await self._actor.send(self._turn)
+
+    async def called(self, answer: ChatResult) -> None:
+        """`answer` calls tools."""
+        entry = TurnCalled(self._turn.turn_id, msgspec.Raw(encode_json(answer.message)), answer.call)
+        async with self._lock:
+            await self._actor.write(self._turn, entry, answer=answer)
+            if self._turn.loan is not None:
+                self._turn.loan.take_round()
+
+    async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+        """What open calls returned."""
+        entry = ToolsAnswered(
+            self._turn.turn_id, msgspec.Raw(encode_json(list(messages))), msgspec.Raw(encode_json(list(reports)))
+        )
+        async with self._lock:
+            await self._actor.write(self._turn, entry)
+
+    async def parked(self, question: Question) -> bytes | None:
+        """Wait for the reply to `question`."""
+        known = self._machine.question(question.question_id)
+        if known is not None and known.answer is not None:
+            await trio.lowlevel.checkpoint()
+            return known.answer
+        # A reply may be quicker than the writing down of its question.
+        waiting = self._waiting[question.question_id] = _Waiting()
+        try:
+            until_s = await self._park(question) if known is None else known.until_s
+            return await self._wait(waiting, question.question_id, until_s=until_s)
+        finally:
+            del self._waiting[question.question_id]
+            waiting.bringer.resolve(False)
+
+    async def _park(self, question: Question) -> float | None:
+        asked = TurnParked(
+            self._turn.turn_id,
+            question.question_id,
+            question.call_id,
+            msgspec.Raw(encode_json(question.question)),
+            self._actor.wall(),
+            question.until_s,
+        )
+        async with self._lock:
+            await self._actor.write(self._turn, asked)
+        return question.until_s
+
+    async def _wait(self, waiting: _Waiting, question_id: str, *, until_s: float | None) -> bytes | None:
+        left_s = math.inf if until_s is None else until_s - self._actor.wall()
+        with trio.move_on_after(max(left_s, 0)) as scope:
+            answer = await waiting.wait()
+        if scope.cancelled_caught:
+            return None
+        # Brought in time is in time, however long it takes to write it down.
+        turn_id = self._turn.turn_id
+        entry = QuestionAnswered(turn_id, question_id, msgspec.Raw(answer), self._actor.wall(), taken=True)
+        async with self._lock:
+            await self._actor.write(self._turn, entry)
+        waiting.bringer.resolve(True)
+        return answer
+
+    def reply(self, question_id: str, answer: bytes) -> ReplySlot[bool] | None:
+        """Bring the reply to a question; the slot says when it is stored. None when no call waits for it here."""
+        waiting = self._waiting.get(question_id)
+        if waiting is None or not waiting.resolve(answer):
+            return None
+        return waiting.bringer
+
+    def emit(self, *events: StreamEvent) -> None:
+        """Give events to the reader of the stream."""
+        if self._turn.loan is not None:
+            self._turn.loan.emit(*events)
+
+    @contextmanager
+    def as_tool(self) -> Iterator[None]:
+        """The current task is a tool of this turn."""
+        tasks, task = self._actor.tool_tasks, trio.lowlevel.current_task()
+        before = tasks.get(task)
+        tasks[task] = self._turn
+        try:
+            yield
+        finally:
+            if before is None:
+                del tasks[task]
+            else:
+                tasks[task] = before

@@ -1,0 +1,176 @@
+"""Middlewares, hooks and events around chats."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+import trio
+from worlds import completion, open_world, replies
+
+import gorouter_trio as gr
+
+ANSWER = "Yes."
+
+
+class Refusal(gr.GorouterError):
+    """An error of the program's own."""
+
+
+def noting(notes: list[str], name: str):
+    async def middleware(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        notes.append(f"{name} in")
+        await proceed()
+        assert state.result is not None
+        notes.append(f"{name} out {state.result.text}")
+
+    return middleware
+
+
+def noting_hook(notes: list[str], name: str) -> gr.Hook:
+    return gr.Hook(
+        before=lambda _context, _state: notes.append(f"before {name}"),
+        after=lambda _context, _state: notes.append(f"after {name}"),
+    )
+
+
+async def test_the_order_of_everything(autojump_clock):
+    """The first middleware is the outermost; hooks are called inside, in order; events frame it all."""
+    notes: list[str] = []
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        client = world.client
+        client.use(noting(notes, "a"))
+        client.use(noting(notes, "b"))
+        for name in ("1", "2"):
+            client.add_hook(noting_hook(notes, name))
+        with client.events() as feed:
+            await client.chat("Well?")
+            assert isinstance(await anext(feed), gr.ChatStarted)
+            finished = await anext(feed)
+    assert isinstance(finished, gr.ChatFinished)
+    assert finished.result.text == ANSWER
+    assert notes == ["a in", "b in", "before 1", "before 2", "after 1", "after 2", f"b out {ANSWER}", f"a out {ANSWER}"]
+
+
+async def test_a_middleware_changes_the_request(autojump_clock):
+    """Options and messages may be changed in place or exchanged; what is not changed keeps its bytes."""
+
+    async def change(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        state.options["temperature"] = 0
+        state.options["model"] = "c/d"
+        state.messages.insert(0, {"role": "system", "content": "Be brief."})
+        await proceed()
+
+    exact = {"role": "user", "content": "1", "name": "x", "number": Decimal("1.10")}
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        world.client.use(change)
+        await world.client.chat([exact], seed=5)
+        (sent,) = world.sent
+    assert sent.raw.endswith(b',{"role":"user","content":"1","name":"x","number":1.10}]}')
+    assert {key: sent.body[key] for key in ("model", "temperature", "seed")} == {
+        "model": "c/d",
+        "temperature": 0,
+        "seed": 5,
+    }
+    assert sent.contents == ["Be brief.", "1"]
+
+
+async def test_a_middleware_answers_by_itself(autojump_clock):
+    """With a result set and without going on, nothing is sent."""
+
+    async def remember(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        state.result = kept
+
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        kept = await world.client.chat("Well?")
+        world.client.use(remember)
+        assert await world.client.chat("Well?") is kept
+        assert len(world.sent) == 1
+        assert world.client.unuse(remember)
+        assert not world.client.unuse(remember)
+
+
+def raising(error: Exception):
+    async def middleware(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        raise error
+
+    return middleware
+
+
+async def nothing(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+    """Neither goes on nor answers."""
+
+
+async def twice(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+    await proceed()
+    await proceed()
+
+
+async def test_errors_of_extensions(autojump_clock):
+    """A veto leaves as itself; anything else is the cause of an ExtensionError, and what was paid for is in it."""
+    errors: list[gr.GorouterError] = []
+    async with open_world(answer=replies(*[completion(ANSWER)] * 4)) as world:
+        client = world.client
+        hook = gr.Hook(on_error=lambda _context, _state, error: errors.append(error))
+        client.add_hook(hook)
+        for middleware, kind, cause in (
+            (raising(Refusal("no")), Refusal, None),
+            (raising(ValueError("oops")), gr.ExtensionError, ValueError),
+            (nothing, gr.ExtensionError, None),
+            (twice, gr.ExtensionError, None),
+        ):
+            client.use(middleware)
+            with pytest.raises(kind) as caught:
+                await client.chat("Well?")
+            assert isinstance(caught.value.__cause__, cause or type(None))
+            assert client.unuse(middleware)
+        assert len(world.sent) == 1
+        assert [type(error) for error in errors] == [Refusal, *[gr.ExtensionError] * 3]
+        assert errors[-1].partial is not None
+        assert errors[-1].partial.text == ANSWER
+
+
+async def test_hooks_veto_and_cannot_take_an_answer_away(autojump_clock):
+    """What `before` raises refuses the chat before it is sent; `after` and `on_error` fail with an event only."""
+
+    def refuse(context: gr.ChatContext, state: gr.ChatState) -> None:
+        if state.messages[-1]["content"] == "Bad":
+            raise Refusal("not that")
+
+    async def fail(*_args: object) -> None:
+        raise ValueError("oops")
+
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        world.client.add_hook(gr.Hook(before=refuse, after=fail, on_error=fail, name="mine"))
+        with world.client.events(gr.HookFailed) as feed:
+            with pytest.raises(Refusal):
+                await world.client.chat("Bad")
+            assert not world.sent
+            assert (await world.client.chat("Good")).text == ANSWER
+            failures = [await anext(feed), await anext(feed)]
+    assert [(failure.hook, failure.phase) for failure in failures] == [("mine", "on_error"), ("mine", "after")]
+
+
+async def test_a_cancel_passes_through(autojump_clock, no_leaks):
+    """A chat that is cancelled inside a middleware is cancelled, and told as failed without an error."""
+
+    async def hang(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        await trio.sleep_forever()
+
+    async with no_leaks(), open_world(answer=replies(completion(ANSWER))) as world:
+        world.client.use(hang)
+        with world.client.events(gr.ChatFailed) as feed:
+            with trio.move_on_after(1) as scope:
+                await world.client.chat("Well?")
+            assert scope.cancelled_caught
+            assert (await anext(feed)).error is None
+
+
+@pytest.mark.parametrize("hook", [5, None, print])
+async def test_bad_hooks(hook, autojump_clock):
+    """What is no hook is refused."""
+    async with open_world() as world:
+        with pytest.raises(gr.ConfigError, match="hook"):
+            world.client.add_hook(hook)
+    with pytest.raises(gr.ConfigError, match="before"):
+        gr.Hook(before=5)  # type: ignore[arg-type]  # the point of the test

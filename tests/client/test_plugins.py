@@ -1,0 +1,168 @@
+"""Plugins: begun in order, ended in reverse, taken back whole, harming nobody."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from worlds import completion, open_world, replies
+
+import gorouter_trio as gr
+
+
+class Noted:
+    """A plugin that notes what happens to it, and may fail on purpose."""
+
+    def __init__(self, name: str, notes: list[str], *, fails: str = "") -> None:
+        self.name = name
+        self._notes = notes
+        self._fails = fails
+
+    async def init(self, client: gr.Client) -> None:
+        client.use(self.around)
+        client.add_hook(gr.Hook(after=lambda _context, _state: self._notes.append(f"{self.name} after")))
+        client.on(gr.ChatFinished, lambda _event: self._notes.append(f"{self.name} told"))
+        self._notes.append(f"{self.name} begins")
+        if self._fails == "init":
+            raise ValueError(f"{self.name} cannot begin")
+
+    async def around(self, context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        self._notes.append(f"{self.name} around")
+        await proceed()
+
+    def destroy(self) -> None:
+        self._notes.append(f"{self.name} ends")
+        if self._fails == "destroy":
+            raise ValueError(f"{self.name} cannot end")
+
+
+def yes():
+    return replies(completion("Yes."))
+
+
+async def test_the_life_of_plugins(autojump_clock, no_leaks):
+    """They are around chats while they live; the client ends them in reverse order."""
+    notes: list[str] = []
+    async with no_leaks():
+        async with open_world(answer=yes(), plugins=[Noted("a", notes)]) as world:
+            assert await world.client.register(Noted("b", notes)) == "b"
+            await world.client.chat("Well?")
+        assert notes[:2] == ["a begins", "b begins"]
+        assert notes[2:6] == ["a around", "b around", "a after", "b after"]
+        assert sorted(notes[6:8]) == ["a told", "b told"]
+        assert notes[8:] == ["b ends", "a ends"]
+
+
+async def test_ended_early(autojump_clock):
+    """What a plugin registered goes with it; another time there is nothing to end."""
+    notes: list[str] = []
+    async with open_world(answer=yes()) as world:
+        await world.client.register(Noted("a", notes))
+        assert await world.client.unregister("a")
+        assert not await world.client.unregister("a")
+        await world.client.chat("Well?")
+    assert notes == ["a begins", "a ends"]
+
+
+async def test_one_that_cannot_begin(autojump_clock):
+    """Its error is the caller's, and nothing of it is left; its name is free again."""
+    notes: list[str] = []
+    async with open_world(answer=yes()) as world:
+        with pytest.raises(ValueError, match="a cannot begin"):
+            await world.client.register(Noted("a", notes, fails="init"))
+        await world.client.chat("Well?")
+        await world.client.register(Noted("a", notes))
+    assert notes == ["a begins", "a begins", "a ends"]
+
+
+async def test_errors_of_ending(autojump_clock):
+    """All are ended, and the first error is raised."""
+    notes: list[str] = []
+    with pytest.raises(ValueError, match="c cannot end"):
+        async with open_world(answer=yes()) as world:
+            for name, fails in (("a", "destroy"), ("b", ""), ("c", "destroy")):
+                await world.client.register(Noted(name, notes, fails=fails))
+    assert notes[-3:] == ["c ends", "b ends", "a ends"]
+
+
+async def test_an_async_context_manager(autojump_clock, no_leaks):
+    """A function of the client may give a context manager, which may hold a nursery; it runs in one task."""
+    notes: list[object] = []
+
+    @asynccontextmanager
+    async def audit(client: gr.Client):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            entered = trio.lowlevel.current_task()
+            yield
+            notes.append(trio.lowlevel.current_task() is entered)
+            nursery.cancel_scope.cancel()
+
+    async with no_leaks(), open_world(answer=yes()) as world:
+        assert await world.client.register(audit) == "audit"
+    assert notes == [True]
+
+
+async def test_one_that_fails_later(autojump_clock):
+    """A plugin whose background task fails is gone, with an event; the client goes on."""
+
+    @asynccontextmanager
+    async def brittle(client: gr.Client):
+        async with trio.open_nursery() as nursery:
+
+            async def fail() -> None:
+                await trio.sleep(1)
+                raise ValueError("broken")
+
+            nursery.start_soon(fail)
+            yield
+
+    async with open_world(answer=yes()) as world:
+        await world.client.register(brittle)
+        with world.client.events(gr.PluginFailed) as feed:
+            failed = await anext(feed)
+        assert failed.plugin == "brittle"
+        assert (await world.client.chat("Well?")).text == "Yes."
+
+
+class HangingPlugin:
+    """Never ends."""
+
+    async def init(self, client: gr.Client) -> None:
+        pass
+
+    async def destroy(self) -> None:
+        await trio.sleep_forever()
+
+
+async def test_one_that_does_not_end(autojump_clock, no_leaks):
+    """Ending is bounded, and one that takes longer is an error."""
+    async with no_leaks():
+        start = trio.current_time()
+        with pytest.raises(TimeoutError, match="HangingPlugin"):
+            async with open_world(answer=yes(), plugins=[HangingPlugin()]):
+                pass
+        assert trio.current_time() - start < 25
+
+
+class NoInit:
+    """No plugin."""
+
+
+@pytest.mark.parametrize("plugin", [5, "x", NoInit(), HangingPlugin, lambda: None, None])
+async def test_no_plugins(plugin, autojump_clock):
+    """What is no plugin is refused."""
+    async with open_world() as world:
+        with pytest.raises(gr.ConfigError, match="plugin"):
+            await world.client.register(plugin)
+
+
+async def test_names_are_taken(autojump_clock):
+    """Two plugins cannot have one name."""
+    notes: list[str] = []
+    async with open_world() as world:
+        await world.client.register(Noted("a", notes))
+        with pytest.raises(gr.ConfigError, match="'a'"):
+            await world.client.register(Noted("a", notes))
+    assert notes == ["a begins", "a ends"]
