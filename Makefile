@@ -77,8 +77,12 @@ format: $(VENV)/.installed-lint ## let ruff mend and lay out the code
 check: lint types test ## lint, types and tests
 
 .PHONY: bench
-bench: $(VENV)/.installed-bench ## measure against other clients, on this machine
-	@set -e; for script in $(wildcard benchmarks/bench_*.py); do echo "== $$script"; $(RUN) $$script; done
+bench: $(VENV)/.installed-bench ## measure against other clients on this machine, and write the figures (40 minutes)
+	@set -e; for script in $(wildcard benchmarks/bench_*.py); do \
+		name=$$(basename $$script .py); echo "== $$name"; \
+		$(RUN) $$script --json benchmarks/results/$${name#bench_}.json; \
+	done
+	@$(RUN) benchmarks/report.py
 
 .PHONY: structure
 structure: $(VENV)/.installed-test ## sizes, nesting, import loops, broad excepts, untyped names

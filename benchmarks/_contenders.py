@@ -8,32 +8,27 @@ contender with one connection a worker has a place for it. Imports are inside: a
 from __future__ import annotations
 
 import importlib.util
-import json
 import pathlib
 import socket
 import sys
-from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
+import _peers
 import _wire
+from _reading import HEADERS, Events, plain_facts, url
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     import httpx
+    from _reading import Call, Calls, Opened
 
     import gorouter_trio as gr
 
 # A checkout measures itself, installed or not.
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-Call: TypeAlias = Callable[[], Awaitable[tuple[int, str]]]
-Calls: TypeAlias = Callable[[int], Call]
-Opened: TypeAlias = AbstractAsyncContextManager[Calls]
-
-HEADERS = {"Authorization": f"Bearer {_wire.API_KEY}", "Content-Type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -45,17 +40,14 @@ class Contender:
     loop: Literal["trio", "asyncio"]
     open: Callable[[str, int], Opened]
     needs: tuple[str, ...] = ()
-    """Distributions whose versions are reported, the module of the first must be there."""
+    """Modules that must be there; their versions are reported."""
+    is_heavy: bool = False
+    """Whether it takes so long that a run measures it in its first round only."""
 
     @property
     def is_installed(self) -> bool:
         """Whether what it needs can be imported."""
         return all(importlib.util.find_spec(name) is not None for name in self.needs)
-
-
-def url(base: str) -> str:
-    """The chat endpoint under a base URL."""
-    return f"{base}/chat/completions"
 
 
 # --- this library -----------------------------------------------------------------------------------------------------
@@ -171,7 +163,7 @@ async def transport_chat(base: str, in_flight: int) -> AsyncIterator[Calls]:
         response = await transport.handle_async_request(request(encode(_wire.request(streaming=False))))
         body = b"".join([piece async for piece in response.stream])  # type: ignore[union-attr]  # the async kind
         await response.stream.aclose()  # type: ignore[union-attr]  # the async kind
-        return _plain_facts(decode(body))
+        return plain_facts(decode(body))
 
     yield lambda _worker: call
     await transport.aclose()
@@ -190,7 +182,7 @@ async def transport_stream(base: str, in_flight: int) -> AsyncIterator[Calls]:
 
     async def call() -> tuple[int, str]:
         response = await transport.handle_async_request(request(encode(_wire.request(streaming=True))))
-        events = _Events()
+        events = Events()
         async for piece in response.stream:  # type: ignore[union-attr]  # the async kind
             events.feed(piece)
         await response.stream.aclose()  # type: ignore[union-attr]  # the async kind
@@ -255,10 +247,10 @@ class _Bare:
             await self._receive()
         reply = self._decode(b"".join(self._pieces))
         self._pieces.clear()
-        return _plain_facts(reply)
+        return plain_facts(reply)
 
     async def _stream(self) -> tuple[int, str]:
-        events = _Events()
+        events = Events()
         while not self._is_complete:
             await self._receive()
             events.feed(b"".join(self._pieces))
@@ -283,200 +275,46 @@ def bare_httptools(*, streaming: bool) -> Callable[[str, int], Opened]:
     return opened
 
 
-# --- peers ------------------------------------------------------------------------------------------------------------
+_OURS = ("gorouter_trio", "trio", "httptools", "msgspec")
 
 
-def aiohttp_chat(decoder: Literal["msgspec", "json"], *, lean: bool = False) -> Callable[[str, int], Opened]:
-    """aiohttp and a JSON library; see `_aiohttp_session` for `lean`."""
-
-    @asynccontextmanager
-    async def opened(base: str, in_flight: int) -> AsyncIterator[Calls]:
-        import yarl
-
-        encode, decode = _json(decoder)
-        target = yarl.URL(url(base)) if lean else url(base)
-        async with _aiohttp_session(in_flight, lean=lean) as session:
-
-            async def call() -> tuple[int, str]:
-                body = encode(_wire.request(streaming=False))
-                async with session.post(target, data=body) as response:
-                    return _plain_facts(decode(await response.read()))
-
-            yield lambda _worker: call
-
-    return opened
-
-
-def aiohttp_stream(decoder: Literal["msgspec", "json"], *, lean: bool = False) -> Callable[[str, int], Opened]:
-    """aiohttp, a minimal split into events, and a JSON library."""
-
-    @asynccontextmanager
-    async def opened(base: str, in_flight: int) -> AsyncIterator[Calls]:
-        import yarl
-
-        encode, decode = _json(decoder)
-        target = yarl.URL(url(base)) if lean else url(base)
-        async with _aiohttp_session(in_flight, lean=lean) as session:
-
-            async def call() -> tuple[int, str]:
-                body = encode(_wire.request(streaming=True))
-                events = _Events(decode)
-                async with session.post(target, data=body) as response:
-                    async for piece in response.content.iter_any():
-                        events.feed(piece)
-                return events.facts()
-
-            yield lambda _worker: call
-
-    return opened
-
-
-def _aiohttp_session(in_flight: int, *, lean: bool) -> AbstractAsyncContextManager[Any]:
-    """As documented; or, `lean`, without cookies and time-outs, the least CPU that its options allow."""
-    import aiohttp
-
-    connector = aiohttp.TCPConnector(limit=in_flight)
-    if not lean:
-        return aiohttp.ClientSession(connector=connector, headers=HEADERS)
-    return aiohttp.ClientSession(
-        connector=connector,
-        headers=HEADERS,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
+def _peers_for(*, streaming: bool) -> tuple[Contender, ...]:
+    """Other people's clients, the lightest first."""
+    aiohttp = _peers.aiohttp_stream if streaming else _peers.aiohttp_chat
+    httpx = _peers.httpx_stream if streaming else _peers.httpx_chat
+    openai, sdk = _peers.openai_client, _peers.openrouter_sdk
+    lean = "aiohttp + msgspec, leanest"
+    return (
+        Contender("aiohttp", lean, "asyncio", aiohttp("msgspec", lean=True), ("aiohttp", "msgspec")),
+        Contender("aiohttp-default", "aiohttp + msgspec", "asyncio", aiohttp("msgspec"), ("aiohttp", "msgspec")),
+        Contender("aiohttp-json", "aiohttp + json", "asyncio", aiohttp("json"), ("aiohttp",)),
+        Contender("httpx2", "httpx2.AsyncClient on trio", "trio", httpx("httpx2"), ("httpx2", "trio")),
+        Contender(
+            "openai-aiohttp",
+            "openai, aiohttp extra",
+            "asyncio",
+            openai(streaming=streaming, aiohttp=True),
+            ("openai", "aiohttp"),
+            is_heavy=streaming,
+        ),
+        Contender(
+            "openai", "openai", "asyncio", openai(streaming=streaming, aiohttp=False), ("openai",), is_heavy=streaming
+        ),
+        Contender("litellm", "litellm", "asyncio", _peers.litellm(streaming=streaming), ("litellm",), is_heavy=True),
+        Contender(
+            "pydantic-ai",
+            "pydantic-ai",
+            "asyncio",
+            _peers.pydantic_ai(streaming=streaming),
+            ("pydantic_ai", "openai"),
+            is_heavy=True,
+        ),
+        Contender("httpx", "httpx.AsyncClient on trio", "trio", httpx("httpx"), ("httpx", "trio"), is_heavy=True),
+        Contender(
+            "sdk", "openrouter, the official SDK", "asyncio", sdk(streaming=streaming), ("openrouter",), is_heavy=True
+        ),
     )
 
-
-def openai_client(*, streaming: bool, aiohttp: bool) -> Callable[[str, int], Opened]:
-    """`AsyncOpenAI` on asyncio, with its own HTTP client or with its aiohttp extra."""
-
-    @asynccontextmanager
-    async def opened(base: str, in_flight: int) -> AsyncIterator[Calls]:
-        import openai
-
-        limits = openai.DefaultAioHttpClient if aiohttp else openai.DefaultAsyncHttpxClient
-        http_client = limits(limits=_httpx_of_openai().Limits(max_connections=in_flight))
-        async with openai.AsyncOpenAI(api_key=_wire.API_KEY, base_url=base, http_client=http_client) as client:
-            call = _openai_stream(client) if streaming else _openai_chat(client)
-            yield lambda _worker: call
-
-    return opened
-
-
-def _httpx_of_openai() -> Any:
-    """openai went from httpx to httpx2 with its third version."""
-    import openai
-
-    return importlib.import_module("httpx2" if int(openai.__version__.split(".")[0]) >= 3 else "httpx")
-
-
-def _openai_chat(client: Any) -> Call:
-    async def call() -> tuple[int, str]:
-        reply = await client.chat.completions.create(model=_wire.MODEL, messages=_wire.MESSAGES)
-        choice = reply.choices[0]
-        return len(choice.message.content), choice.finish_reason
-
-    return call
-
-
-def _openai_stream(client: Any) -> Call:
-    async def call() -> tuple[int, str]:
-        length, finish = 0, ""
-        async for chunk in await client.chat.completions.create(
-            model=_wire.MODEL, messages=_wire.MESSAGES, stream=True
-        ):
-            choice = chunk.choices[0]
-            length += len(choice.delta.content or "")
-            finish = choice.finish_reason or finish
-        return length, finish
-
-    return call
-
-
-def httpx_chat(module: Literal["httpx", "httpx2"]) -> Callable[[str, int], Opened]:
-    """`AsyncClient` on trio, shared by all tasks."""
-
-    @asynccontextmanager
-    async def opened(base: str, in_flight: int) -> AsyncIterator[Calls]:
-        library = importlib.import_module(module)
-        encode, decode = _json("msgspec")
-        limits = library.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-        async with library.AsyncClient(limits=limits, timeout=60) as client:
-
-            async def call() -> tuple[int, str]:
-                body = encode(_wire.request(streaming=False))
-                response = await client.post(url(base), content=body, headers=HEADERS)
-                return _plain_facts(decode(response.content))
-
-            yield lambda _worker: call
-
-    return opened
-
-
-def httpx_stream(module: Literal["httpx", "httpx2"]) -> Callable[[str, int], Opened]:
-    """`AsyncClient.stream` on trio, shared by all tasks, the body split and decoded by hand."""
-
-    @asynccontextmanager
-    async def opened(base: str, in_flight: int) -> AsyncIterator[Calls]:
-        library = importlib.import_module(module)
-        encode, decode = _json("msgspec")
-        limits = library.Limits(max_connections=in_flight, max_keepalive_connections=in_flight)
-        async with library.AsyncClient(limits=limits, timeout=60) as client:
-
-            async def call() -> tuple[int, str]:
-                body = encode(_wire.request(streaming=True))
-                events = _Events(decode)
-                async with client.stream("POST", url(base), content=body, headers=HEADERS) as response:
-                    async for piece in response.aiter_raw():
-                        events.feed(piece)
-                return events.facts()
-
-            yield lambda _worker: call
-
-    return opened
-
-
-# --- what they share --------------------------------------------------------------------------------------------------
-
-
-def _json(library: Literal["msgspec", "json"]) -> tuple[Callable[[object], bytes], Callable[[bytes], Any]]:
-    if library == "json":
-        return (lambda value: json.dumps(value).encode()), json.loads
-    import msgspec
-
-    return msgspec.json.Encoder().encode, msgspec.json.Decoder().decode
-
-
-def _plain_facts(reply: Any) -> tuple[int, str]:
-    choice = reply["choices"][0]
-    return len(choice["message"]["content"]), choice["finish_reason"]
-
-
-class _Events:
-    """The least that reads a stream of this API: events split at the blank line, each decoded, text and finish kept."""
-
-    __slots__ = ("_decode", "_finish", "_length", "_rest")
-
-    def __init__(self, decode: Callable[[bytes], Any] | None = None) -> None:
-        self._decode = decode or _json("msgspec")[1]
-        self._rest = b""
-        self._length = 0
-        self._finish = ""
-
-    def feed(self, received: bytes) -> None:
-        *events, self._rest = (self._rest + received).split(b"\n\n")
-        decode = self._decode
-        for event in events:
-            if event.startswith(b"data: ") and event != b"data: [DONE]":
-                choice = decode(event[6:])["choices"][0]
-                self._length += len(choice["delta"]["content"])
-                if choice["finish_reason"] is not None:
-                    self._finish = choice["finish_reason"]
-
-    def facts(self) -> tuple[int, str]:
-        return self._length, self._finish
-
-
-_OURS = ("gorouter_trio", "trio", "httptools", "msgspec")
 
 CHAT = (
     Contender("bare", "bare httptools on trio", "trio", bare_httptools(streaming=False), ("httptools", "trio")),
@@ -485,24 +323,13 @@ CHAT = (
     Contender("ask", "**gr session.ask**, first turn", "trio", gorouter_sessions(1), _OURS),
     Contender("ask8", "**gr session.ask**, 8 turns", "trio", gorouter_sessions(8), _OURS),
     Contender(
-        "aiohttp",
-        "aiohttp + msgspec, leanest",
-        "asyncio",
-        aiohttp_chat("msgspec", lean=True),
-        ("aiohttp", "msgspec"),
+        "httpx-ours",
+        "httpx.AsyncClient on gr.HttpTransport",
+        "trio",
+        _peers.httpx_chat("httpx", ours=True),
+        ("httpx", *_OURS),
     ),
-    Contender("aiohttp-default", "aiohttp + msgspec", "asyncio", aiohttp_chat("msgspec"), ("aiohttp", "msgspec")),
-    Contender("aiohttp-json", "aiohttp + json", "asyncio", aiohttp_chat("json"), ("aiohttp",)),
-    Contender("httpx2", "httpx2.AsyncClient on trio", "trio", httpx_chat("httpx2"), ("httpx2", "trio")),
-    Contender("openai", "openai", "asyncio", openai_client(streaming=False, aiohttp=False), ("openai",)),
-    Contender(
-        "openai-aiohttp",
-        "openai, aiohttp extra",
-        "asyncio",
-        openai_client(streaming=False, aiohttp=True),
-        ("openai", "aiohttp"),
-    ),
-    Contender("httpx", "httpx.AsyncClient on trio", "trio", httpx_chat("httpx"), ("httpx", "trio")),
+    *_peers_for(streaming=False),
 )
 
 STREAM = (
@@ -511,21 +338,11 @@ STREAM = (
     Contender("stream", "**gr client.stream**", "trio", gorouter_stream, _OURS),
     Contender("session", "**gr session.stream**, first turn", "trio", gorouter_session_stream, _OURS),
     Contender(
-        "aiohttp",
-        "aiohttp + msgspec, leanest",
-        "asyncio",
-        aiohttp_stream("msgspec", lean=True),
-        ("aiohttp", "msgspec"),
+        "httpx-ours",
+        "httpx.AsyncClient on gr.HttpTransport",
+        "trio",
+        _peers.httpx_stream("httpx", ours=True),
+        ("httpx", *_OURS),
     ),
-    Contender("aiohttp-default", "aiohttp + msgspec", "asyncio", aiohttp_stream("msgspec"), ("aiohttp", "msgspec")),
-    Contender("aiohttp-json", "aiohttp + json", "asyncio", aiohttp_stream("json"), ("aiohttp",)),
-    Contender("httpx2", "httpx2.AsyncClient on trio", "trio", httpx_stream("httpx2"), ("httpx2", "trio")),
-    Contender("openai", "openai", "asyncio", openai_client(streaming=True, aiohttp=False), ("openai",)),
-    Contender(
-        "openai-aiohttp",
-        "openai, aiohttp extra",
-        "asyncio",
-        openai_client(streaming=True, aiohttp=True),
-        ("openai", "aiohttp"),
-    ),
+    *_peers_for(streaming=True),
 )

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from _contenders import Contender
 
 HERE = pathlib.Path(__file__).resolve().parent
+_LONGEST_S = 600.0
+# Distributions that are not called after their module.
+_OTHER_NAMES = {"pydantic-ai": "pydantic-ai-slim"}
 
 
 @dataclass
@@ -106,7 +109,7 @@ def _version(distribution: str) -> str | None:
 
         return gorouter_trio.__version__
     try:
-        return metadata.version(distribution)
+        return metadata.version(_OTHER_NAMES.get(distribution, distribution))
     except metadata.PackageNotFoundError:
         return None
 
@@ -140,11 +143,14 @@ def chosen(field_: Sequence[Contender], names: str | None) -> list[Contender]:
 
 
 def compete(title: str, contenders: Sequence[Contender], arguments: Sequence[str], *, rounds: int) -> Table:
-    """Run the contenders in turn; `arguments` go to each of their processes after its name."""
+    """Run the contenders in turn, the heavy ones once; `arguments` go to each of their processes after its name."""
     table = Table(title, "µs", "aiohttp", [Row(c.name, c.label) for c in contenders])
+    heavy = {c.name for c in contenders if c.is_heavy}
     with serving() as port:
         for number in range(rounds):
             for row in table.rows:
+                if number and row.name in heavy:
+                    continue
                 result = _run_client([arguments[0], row.name, "--port", str(port), *arguments[1:]])
                 row.values.append(round(float(result["cpu_us"]), 2))
                 row.requests += int(result["requests"])
@@ -155,7 +161,7 @@ def compete(title: str, contenders: Sequence[Contender], arguments: Sequence[str
 
 def _run_client(arguments: Sequence[str]) -> dict[str, float]:
     command = [sys.executable, str(HERE / "_client.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_LONGEST_S)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} failed:\n{done.stderr}")
     result: dict[str, float] = json.loads(done.stdout)

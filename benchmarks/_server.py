@@ -20,6 +20,7 @@ import sys
 import _wire
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_ADDED = {"usage": {"include": True}, "stream_options": {"include_usage": True}}
 _HEADERS_WANTED = (b"authorization: bearer " + _wire.API_KEY.encode(), b"content-type: application/json")
 
 
@@ -70,6 +71,12 @@ class Server:
         # A session sends its history first, and an id that keeps it with one provider; its last message is the one that
         # all send.
         sent.pop("session_id", None)
+        # What SDKs add by themselves and the API takes as its defaults.
+        for name, value in _ADDED.items():
+            if sent.get(name) == value:
+                del sent[name]
+        if not streaming:
+            sent.pop("stream", None)
         if sent | {"messages": messages[-1:]} != _wire.request(streaming=streaming):
             self.wrong.append(body.decode()[:500])
         return streaming

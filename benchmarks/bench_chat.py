@@ -20,7 +20,7 @@ def main() -> None:
         "--only", metavar="A,B", help="these contenders: " + ", ".join(c.name for c in _contenders.CHAT)
     )
     parser.add_argument("--in-flight", type=int, nargs="+", default=[64, 512], metavar="N")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cpu-s", type=float, default=1.0, help="CPU seconds measured a contender and round")
     parser.add_argument("--quick", action="store_true", help="a smoke run: few requests, figures of no meaning")
     args = parser.parse_args()

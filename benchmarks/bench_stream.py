@@ -22,7 +22,9 @@ def main() -> None:
     names = ", ".join(c.name for c in _contenders.STREAM)
     parser.add_argument("--only", metavar="A,B", help=f"these contenders: {names}")
     parser.add_argument("--in-flight", type=int, nargs="*", default=[64, 512], metavar="N")
-    parser.add_argument("--gap-in-flight", type=int, nargs="*", default=[64], metavar="N", help="streams with gaps")
+    parser.add_argument(
+        "--gap-in-flight", type=int, nargs="*", default=[64, 512], metavar="N", help="streams with gaps"
+    )
     parser.add_argument("--gap-s", type=float, default=0.02)
     parser.add_argument("--gap-rounds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3)

@@ -31,6 +31,9 @@ _SUMMARY = (
     ("openai, aiohttp extra", ("openai-aiohttp",)),
     ("openai", ("openai",)),
     ("httpx on trio", ("httpx",)),
+    ("litellm", ("litellm",)),
+    ("pydantic-ai", ("pydantic-ai",)),
+    ("official SDK", ("sdk",)),
 )
 
 # What is aimed at: text, where the row is, and what the goal was as a ratio to bare httptools and to aiohttp.
@@ -66,10 +69,12 @@ def details(report: _harness.Report) -> str:
 def summary() -> str:
     """One line a table of the chat and stream benchmarks."""
     tables = [table for name in ("chat", "stream") for table in load(name).tables]
-    lines = [_line(("CPU µs a request", *(name for name, _ in _SUMMARY))), _line(["---", *["---:"] * len(_SUMMARY)])]
+    measured = {row.name for table in tables for row in table.rows}
+    columns = [(title, names) for title, names in _SUMMARY if measured.intersection(names)]
+    lines = [_line(("CPU µs a request", *(title for title, _ in columns))), _line(["---", *["---:"] * len(columns)])]
     for table in tables:
         found = {row.name: f"{row.median:,.0f}" for row in table.rows}
-        cells = [next((found[name] for name in names if name in found), "") for _, names in _SUMMARY]
+        cells = [next((found[name] for name in names if name in found), "") for _, names in columns]
         lines.append(_line((table.title, *cells)))
     return "\n".join(lines)
 

@@ -8,11 +8,13 @@ inputs from files, such as those that a fuzzer saved: the target is the part of 
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import sys
 import time
 import tracemalloc
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -24,9 +26,14 @@ if __name__ == "__main__":
 import trio
 
 from gorouter_trio.batch.rows import BatchRow, RowProblem, RowReader
-from gorouter_trio.errors import ApiError, BadRequestError, DecodeError, GorouterError, StreamBrokenError
+from gorouter_trio.errors import ApiError, BadRequestError, ConnectError, DecodeError, GorouterError, StreamBrokenError
+from gorouter_trio.network import Proxy
+from gorouter_trio.secret import Secret
 from gorouter_trio.tools.arguments import ArgumentsError, canonical_json, parse_arguments
-from gorouter_trio.transport.http import ConnectionLimits, HttpConnection, Origin, RequestHead
+from gorouter_trio.transport.compression import make_decoder
+from gorouter_trio.transport.connection import HttpConnection
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
+from gorouter_trio.transport.proxy import open_tunnel
 from gorouter_trio.wire.codec import (
     decode_chunks,
     decode_completion,
@@ -53,7 +60,7 @@ from gorouter_trio.wire.sse import SseParser
 from gorouter_trio.wire.stream import ChatChunk, ChunkChoice, Delta
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
     from msgspec import Struct
 
@@ -74,7 +81,8 @@ class Target:
     its peak. Ten is not enough where many short values are allowed: `{}` in a list of choices and `a:` among headers
     take three or four bytes on the wire and a hundred or more in memory, an empty line one byte and sixteen.
     `time_factor` widens the time limit: rows of a batch have a cost of their own however short they are, and so have
-    chunks of a stream whose fields are not of the promised types (15 µs each, from 22 bytes on).
+    chunks of a stream whose fields are not of the promised types (15 µs each, from 22 bytes on). `fixed_bytes` may be
+    held whatever the input is.
     """
 
     name: str
@@ -84,6 +92,7 @@ class Target:
     words: Sequence[bytes] = ()
     memory_factor: int = 10
     time_factor: float = 1.0
+    fixed_bytes: int = FIXED_BYTES
 
 
 class BrokenPromiseError(AssertionError):
@@ -130,7 +139,7 @@ def check_memory(target: Target, data: bytes) -> None:
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    limit = target.memory_factor * len(data) + FIXED_BYTES
+    limit = target.memory_factor * len(data) + target.fixed_bytes
     must(peak <= limit, f"{target.name}: {peak} bytes of memory for {len(data)} bytes, limit {limit}")
 
 
@@ -472,8 +481,12 @@ class ScriptedStream(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self._at == len(self._pieces):
             return b""
+        piece = self._pieces[self._at]
+        if max_bytes is not None and len(piece) > max_bytes:
+            self._pieces[self._at] = piece[max_bytes:]
+            return piece[:max_bytes]
         self._at += 1
-        return self._pieces[self._at - 1]
+        return piece
 
     def close(self) -> None:
         self._at = len(self._pieces)
@@ -581,6 +594,104 @@ HTTP_WORDS = (
 )
 DATE_WORDS = (b"GMT", b"Sun", b"Nov", b"-0000", b"+9999")
 
+# --- compressed bodies ------------------------------------------------------------------------------------------------
+
+CODINGS = ("gzip", "deflate", "br", "zstd")
+# No ratio: when that strikes depends on how much has arrived.
+BODY_LIMITS = ConnectionLimits(max_body_bytes=65_536, max_compression_ratio=10**9)
+
+
+def decompress(coding: str, pieces: Iterable[bytes]) -> bytes:
+    decoder = make_decoder(coding, BODY_LIMITS)
+    if decoder is None:
+        raise BrokenPromiseError(f"no decoder for {coding}")
+    decoded = bytearray()
+    for piece in pieces:
+        decoded += decoder.decode(piece)
+        while not decoder.needs_input:
+            decoded += decoder.decode()
+    decoder.finish()
+    return bytes(decoded)
+
+
+def compressed_subject(data: bytes) -> object:
+    """The first byte says which coding the others are in."""
+    return decompress(CODINGS[data[0] % len(CODINGS)], chop(data[1:])) if data else b""
+
+
+def compressed_check(data: bytes) -> None:
+    if not data:
+        return
+    outcomes: list[bytes | type[GorouterError]] = []
+    for pieces in cuts(data[1:]):
+        try:
+            outcomes.append(decompress(CODINGS[data[0] % len(CODINGS)], pieces))
+        except DecodeError as exc:
+            outcomes.append(type(exc))
+    # libzstd notices a wrong length of an empty frame only when all of it comes at once.
+    bodies = {outcome for outcome in outcomes if isinstance(outcome, bytes)}
+    is_zstd = CODINGS[data[0] % len(CODINGS)] == "zstd"
+    must(len(bodies) <= 1 if is_zstd else len(set(outcomes)) == 1, "depends on the cuts")
+    must(all(len(body) <= BODY_LIMITS.max_body_bytes for body in bodies), "over the limit")
+
+
+COMPRESSED_SEEDS = (
+    b"\x00" + gzip.compress(b"one event and another"),
+    b"\x00" + gzip.compress(b"") + gzip.compress(bytes(100_000)),
+    b"\x01" + zlib.compress(b"one event and another"),
+    b"\x01" + zlib.compress(b"one event and another")[2:-4],
+    bytes.fromhex("020b058068656c6c6f20746964657303"),
+    bytes.fromhex("0328b52ffd200d690000687920746964657379206e6f77"),
+)
+
+# --- what proxies answer ----------------------------------------------------------------------------------------------
+
+PROXIES = (
+    Proxy(scheme="http", host="p", port=1),
+    Proxy(scheme="socks5", host="p", port=1),
+    Proxy(scheme="socks5", host="p", port=1, user=Secret("u"), password=Secret("p")),
+)
+TARGET = Origin("https", "h", 443)
+
+
+async def tunnel(data: bytes) -> None:
+    """The first byte says which proxy answers with the others."""
+    if data:
+        await open_tunnel(ScriptedStream(chop(data[1:])), PROXIES[data[0] % len(PROXIES)], origin=TARGET)
+
+
+def tunnel_subject(data: bytes) -> object:
+    return run_unwaiting(tunnel, data)
+
+
+async def tunnel_outcomes(data: bytes) -> list[str]:
+    outcomes = []
+    for pieces in cuts(data[1:]):
+        try:
+            await open_tunnel(ScriptedStream(pieces), PROXIES[data[0] % len(PROXIES)], origin=TARGET)
+        except ConnectError as exc:
+            outcomes.append("poisoned" if "before anything was asked" in exc.message else exc.message)
+        else:
+            outcomes.append("open")
+    return outcomes
+
+
+def tunnel_check(data: bytes) -> None:
+    """A tunnel stands or not whatever the cuts are; what came with its answer shows when it came with it."""
+    if data:
+        outcomes = set(run_unwaiting(tunnel_outcomes, data))
+        must(len(outcomes) == 1 or outcomes <= {"open", "poisoned"}, f"depends on the cuts: {outcomes}")
+
+
+TUNNEL_SEEDS = (
+    b"\x00HTTP/1.1 200 Connection established\r\nA: b\r\n\r\n",
+    b"\x00HTTP/1.1 100 C\r\n\r\nHTTP/1.0 407 Proxy Authentication Required\r\n\r\nwho?",
+    b"\x01\x05\x00\x05\x00\x00\x03\x04name\x00\x50",
+    b"\x02\x05\x02\x01\x00\x05\x00\x00\x01\x01\x02\x03\x04\x00\x50",
+    b"\x01\x05\x00\x05\x05\x00\x01",
+)
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -600,6 +711,16 @@ TARGETS = {
         Target("retry_after", retry_after_subject, retry_after_check, RETRY_AFTER_SEEDS, DATE_WORDS),
         Target("arguments", arguments_subject, arguments_check, ARGUMENTS_SEEDS, ARGUMENTS_WORDS, memory_factor=60),
         Target("http", http_subject, http_check, HTTP_SEEDS, HTTP_WORDS, memory_factor=50),
+        Target(
+            "compressed",
+            compressed_subject,
+            compressed_check,
+            COMPRESSED_SEEDS,
+            (b"\x1f\x8b", b"\x28\xb5\x2f\xfd"),
+            time_factor=2.0,
+            fixed_bytes=2_000_000,
+        ),
+        Target("tunnel", tunnel_subject, tunnel_check, TUNNEL_SEEDS, (b"HTTP/1.1 ", b"\r\n\r\n")),
     )
 }
 

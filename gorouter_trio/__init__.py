@@ -51,7 +51,6 @@ from .config import PricePolicy as PricePolicy
 from .config import RateLimits as RateLimits
 from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
-from .config import Secret as Secret
 from .config import SessionConfig as SessionConfig
 from .config import ToolLimits as ToolLimits
 from .errors import AccessDeniedError as AccessDeniedError
@@ -116,6 +115,7 @@ from .events import ToolEvent as ToolEvent
 from .events import ToolFinished as ToolFinished
 from .events import ToolProgress as ToolProgress
 from .events import ToolStarted as ToolStarted
+from .network import TlsConfig as TlsConfig
 from .pool.admission import ModelStatistics as ModelStatistics
 from .pool.attempts import AttemptRecord as AttemptRecord
 from .pool.budget import AccountStatistics as AccountStatistics
@@ -142,6 +142,7 @@ from .runtime_events import HandlerFailed as HandlerFailed
 from .runtime_events import HookFailed as HookFailed
 from .runtime_events import PluginFailed as PluginFailed
 from .runtime_events import RuntimeEvent as RuntimeEvent
+from .secret import Secret as Secret
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
 from .tools.context import ToolContext as ToolContext
@@ -157,7 +158,7 @@ from .tools.sources import ToolRegistry as ToolRegistry
 from .tools.supervisor import ToolStatistics as ToolStatistics
 from .tools.turn import ApprovalDecision as ApprovalDecision
 from .tools.turn import ApprovalRequest as ApprovalRequest
-from .transport.http import HttpTransport as HttpTransport
+from .transport.httpx_transport import HttpTransport as HttpTransport
 from .wire.attachments import Annotation as Annotation
 from .wire.attachments import FileAnnotation as FileAnnotation
 from .wire.attachments import OutputAudio as OutputAudio
@@ -463,6 +464,7 @@ __all__ = [
     "TextFormat",
     "TextPart",
     "TextStream",
+    "TlsConfig",
     "TokenAlternative",
     "TokenLogprob",
     "TokenProblem",

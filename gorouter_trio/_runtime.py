@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
-import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
@@ -15,17 +15,23 @@ from ._bus import EventBus
 from ._chain import Chain
 from ._pipeline import ChatPipeline
 from ._plugin_host import PluginHost, open_plugin_host
+from .config import DIRECT
 from .errors import ConfigError
 from .pool.workers import Pool, open_pool
 from .session.directory import SessionDirectory
 from .stores.memory import MemoryStore
-from .transport.http import ConnectionLimits, Connector, Origin, RequestHead, connector
+from .transport.compression import accept_encoding
+from .transport.connector import connector
+from .transport.http import ConnectionLimits, Connector, Origin, RequestHead
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
     from .abc import HistoryStore
-    from .config import ClientConfig, Secret
+    from .config import ClientConfig
+    from .network import Proxy, TlsConfig
+    from .secret import Secret
 
 __all__ = ["Runtime", "open_runtime"]
 
@@ -130,13 +136,28 @@ def _origin(base_url: str) -> Origin:
 
 
 def _connector(config: ClientConfig, origin: Origin) -> Connector:
-    limits = ConnectionLimits(max_header_bytes=config.pool.max_header_bytes, max_body_bytes=config.pool.max_body_bytes)
-    if config.tls is not None and not isinstance(config.tls, ssl.SSLContext):
-        raise ConfigError("tls: must be an ssl.SSLContext")
+    pool = config.pool
+    limits = ConnectionLimits(
+        max_header_bytes=pool.max_header_bytes,
+        max_body_bytes=pool.max_body_bytes,
+        max_compression_ratio=pool.max_compression_ratio,
+    )
     try:
-        return connector(origin, transport=config.transport, tls=config.tls, limits=limits)
+        return connector(
+            origin,
+            transport=config.transport,
+            tls=cast("TlsConfig | ssl.SSLContext | None", config.tls),
+            limits=limits,
+            proxy=_proxy(config),
+            unix_socket=None if config.unix_socket is None else os.fspath(config.unix_socket),
+        )
     except TypeError as exc:
         raise ConfigError(str(exc)) from exc
+
+
+def _proxy(config: ClientConfig) -> Proxy | None:
+    """The proxy of settings that are resolved."""
+    return None if config.proxy == DIRECT else cast("Proxy | None", config.proxy)
 
 
 class _HeadMaker:
@@ -146,6 +167,7 @@ class _HeadMaker:
         self._config = config
         self._origin = origin
         self._prefix = urlsplit(cast("str", config.base_url)).path
+        self._accept_encoding = accept_encoding(config.compression)
 
     def __call__(
         self, method: str, path: str, extra: tuple[tuple[str, str], ...] = (), *, key: Secret | None = None
@@ -154,7 +176,7 @@ class _HeadMaker:
         secret = config.keys[0].secret if key is None else key
         headers = [
             ("User-Agent", _USER_AGENT),
-            ("Accept-Encoding", "identity"),
+            ("Accept-Encoding", self._accept_encoding),
             ("Authorization", f"Bearer {secret.reveal()}"),
         ]
         if method == "POST":
@@ -166,7 +188,9 @@ class _HeadMaker:
         if extra:
             named = {name.lower() for name, _value in extra}
             headers = [*(header for header in headers if header[0].lower() not in named), *extra]
-        return RequestHead(self._origin, method=method, target=self._prefix + path, headers=headers)
+        return RequestHead(
+            self._origin, method=method, target=self._prefix + path, headers=headers, proxy=_proxy(config)
+        )
 
 
 def _head_maker(config: ClientConfig, origin: Origin) -> _HeadMaker:

@@ -15,8 +15,9 @@ from ._services import Services
 from ._stream import ChatStream
 from ._turns import TurnRequest, encode_turn
 from .batch.runner import open_batch
-from .config import ClientConfig
+from .config import DIRECT, ClientConfig
 from .errors import ConfigError
+from .secret import Secret
 from .session.actor import SessionOptions
 from .wire.codec import (
     add_system,
@@ -445,6 +446,7 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
     before anything is opened. Leaving interrupts running turns, saves what they have, and closes
     every connection. An error of the body leaves as itself, not in an exception group.
     """
+    fields = _without_secrets(fields)
     resolved = _merged(config, fields).resolved()
     body: BaseException | None = None
     try:
@@ -462,6 +464,12 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
         raise lone
     finally:
         del body, lone  # a traceback that leads to itself would stay until the next collection
+
+
+def _without_secrets(fields: dict[str, object]) -> dict[str, object]:
+    """The fields with a `Secret` for each secret string: a traceback of what is wrong with others may show locals."""
+    secret = {name: fields[name] for name in ("api_key", "proxy") if isinstance(fields.get(name), str)}
+    return fields | {name: Secret(str(value)) for name, value in secret.items() if value != DIRECT}
 
 
 @asynccontextmanager

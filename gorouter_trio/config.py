@@ -9,17 +9,20 @@ from __future__ import annotations
 import math
 import os
 import random
+import ssl
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Struct
 
 from .errors import BadRequestError, ConfigError
+from .network import Proxy, ProxyEnvironment, TlsConfig, parse_proxy, read_proxy_environment
+from .secret import Secret, is_header_text
 from .wire.catalog import Pricing
 from .wire.codec import encode_call
 from .wire.messages import Message
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_BASE_URL",
     "DEFAULT_MODEL",
+    "DIRECT",
     "LANES",
     "ApiKey",
     "BreakerPolicy",
@@ -57,6 +61,9 @@ __all__ = [
 
 DEFAULT_BASE_URL = "https://openrouter.ai/api/v1"
 DEFAULT_MODEL = "openai/gpt-4o-mini"
+
+DIRECT = "direct"
+"""As `proxy`: no proxy, whatever the environment says."""
 
 LANES = ("interactive", "batch")
 
@@ -135,18 +142,14 @@ def _check_type(name: str, value: object, kind: type | tuple[type, ...]) -> None
 def _check_header(name: str, value: str | None) -> None:
     """Refuse what cannot stand in an HTTP header."""
     _check_type(name, value, (str, type(None)))
-    if value is not None and not _is_header_text(value):
+    if value is not None and not is_header_text(value):
         raise ConfigError(f"{name}: must be printable ASCII text, not {value!r}")
-
-
-def _is_header_text(value: str) -> bool:
-    return value.isascii() and value.isprintable()
 
 
 def _check_base_url(url: str, *, insecure_http: bool) -> None:
     _check_type("base_url", url, str)
     # Before urlsplit, which drops tabs and line ends and keeps everything else.
-    if not _is_header_text(url) or " " in url or "\\" in url:
+    if not is_header_text(url) or " " in url or "\\" in url:
         raise ConfigError("base_url: must be printable ASCII without spaces; write other characters percent-encoded")
     try:
         parts = urlsplit(url)
@@ -164,51 +167,10 @@ def _check_base_url(url: str, *, insecure_http: bool) -> None:
         )
 
 
-class Secret:
-    """A string that shows itself nowhere: not in a repr, a format, a pickle or a traceback's locals."""
-
-    __slots__ = ("__value",)
-
-    def __init__(self, value: str) -> None:
-        if not isinstance(value, str):
-            raise ConfigError(f"a Secret is made of a str, not of a {type(value).__name__}")
-        self.__value = value
-
-    def reveal(self) -> str:
-        """The string itself."""
-        return self.__value
-
-    def stripped(self) -> Secret:
-        """The same without white space around it."""
-        return Secret(self.__value.strip())
-
-    @property
-    def is_blank(self) -> bool:
-        """Whether there is nothing in it to keep secret."""
-        return not self.__value.strip()
-
-    @property
-    def is_header_text(self) -> bool:
-        """Whether it can stand in an HTTP header."""
-        return _is_header_text(self.__value)
-
-    def __repr__(self) -> str:
-        return "Secret(…)"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and self.__value == other.__value
-
-    def __hash__(self) -> int:
-        return hash((Secret, self.__value))
-
-    def __copy__(self) -> Secret:
-        return self
-
-    def __deepcopy__(self, memo: object) -> Secret:
-        return self
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Secret cannot be pickled")
+def _check_socket_path(path: str) -> None:
+    # The kernel's own limit, with the byte that ends it (unix(7)).
+    if not path or len(os.fsencode(path)) > 107:
+        raise ConfigError(f"unix_socket: must be a path of 1 to 107 bytes, not {path!r}")
 
 
 KeyProvider: TypeAlias = Callable[[], str | Secret | Awaitable[str | Secret]]
@@ -291,6 +253,9 @@ class PoolLimits(Struct, frozen=True, kw_only=True):
     too, `overflow` says whether its callers wait or get `PoolFullError`. `lanes` are the shares of the
     lanes while several have something to send; what one does not use is the others'. A connection that
     was idle for `keepalive_s` is not used again.
+
+    `max_body_bytes` bounds a reply's body as decoded. One of more than 8 MiB that is over
+    `max_compression_ratio` times what went over the wire is refused as well: it is made to fill memory.
     """
 
     max_connections: int = 256
@@ -301,6 +266,7 @@ class PoolLimits(Struct, frozen=True, kw_only=True):
     keepalive_s: float = 30.0
     max_header_bytes: int = 64 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
+    max_compression_ratio: int = 100
 
     def __post_init__(self) -> None:
         _check_at_least("pool.max_connections", self.max_connections, 1)
@@ -309,6 +275,7 @@ class PoolLimits(Struct, frozen=True, kw_only=True):
         _check_at_least("pool.queue", self.queue, 1)
         _check_at_least("pool.max_header_bytes", self.max_header_bytes, 1024)
         _check_at_least("pool.max_body_bytes", self.max_body_bytes, 1024)
+        _check_at_least("pool.max_compression_ratio", self.max_compression_ratio, 1)
         _check_choice("pool.overflow", self.overflow, ("block", "reject"))
         _check_type("pool.lanes", self.lanes, Mapping)
         _check_weights("pool.lanes", self.lanes, names=LANES)
@@ -706,11 +673,24 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     the client is opened. Several keys are a sequence of keys or `ApiKey`s, or a mapping from keys to
     weights; a function, async or not, gives the key that is good now. `rates` are the limits that each
     key has, `breaker` says when a failing model is left alone, None for never. `app_name` and `referer`
-    are sent as attribution headers. `tls` is an `ssl.SSLContext`; without one the system's trust store is
-    used. `transport` replaces the built-in HTTP transport: an `httpx.AsyncBaseTransport`, an
-    `httpx.AsyncClient`, or an object with `connect(host, port)` that gives a `trio.abc.Stream`. `store`
-    keeps the histories, in memory when it is None. `insecure_http` allows plain http to hosts other than
-    this machine, which sends the key in the clear.
+    are sent as attribution headers. `store` keeps the histories, in memory when it is None.
+    `insecure_http` allows plain http to hosts other than this machine, which sends the key in the clear.
+    `plugins` are registered in order before the client is given out; see `Client.register`.
+
+    How the API is reached: `tls` is a `TlsConfig` or an `ssl.SSLContext`; without one the system's trust
+    store is used. `proxy` is a URL, http://, https:// or socks5://, with user and password in it where
+    the proxy wants them; without one the environment's HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY
+    hold, and "direct" is no proxy whatever they say. `unix_socket` is the path of a socket to connect to,
+    in place of the base URL's host. `transport` replaces the built-in HTTP transport: an
+    `httpx.AsyncBaseTransport`, an `httpx.AsyncClient`, a callable that makes one of these for each
+    connection of the pool, or an object with `connect(host, port)` that gives a `trio.abc.Stream`. None
+    of them reads the proxies of the environment through this client; httpx's have such settings of their own.
+
+    `compression` asks for compressed replies: True for every coding that can be decoded here, or their
+    names in the order they are liked: zstd and br, with the extra `compression`, gzip and deflate. Off by
+    default, since a reply is small and unpacking it costs CPU (benchmarks/README.md). Whatever was asked
+    for, a reply that comes compressed is decoded.
+
     The defaults of requests: `model`, `models` (fallbacks that the API tries in order), `provider`
     (routing preferences), `response_format`, and any other option of a request in `options`, by its
     keyword name. What a call says itself wins, then what its session says, field by field. `system` is
@@ -738,6 +718,9 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     ledger: LedgerConfig = LedgerConfig()
     prices: PricePolicy = PricePolicy()
     tls: object | None = None
+    proxy: str | Secret | Proxy | None = None
+    unix_socket: str | os.PathLike[str] | None = None
+    compression: bool | Sequence[str] = False
     store: object | None = None
     transport: object | None = None
     plugins: Sequence[object] = ()
@@ -752,6 +735,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
             msgspec.structs.force_setattr(self, "api_key", None)
             raise
         msgspec.structs.force_setattr(self, "api_key", hidden)
+        if isinstance(self.proxy, str) and self.proxy != DIRECT:
+            msgspec.structs.force_setattr(self, "proxy", Secret(self.proxy))
         _check_type("base_url", self.base_url, (str, type(None)))
         _check_type("model", self.model, str)
         if not self.model.strip():
@@ -759,11 +744,26 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         for name in ("app_name", "referer"):
             _check_header(name, getattr(self, name))
         _check_type("system", self.system, (str, type(None)))
+        self._check_network()
         _check_type("plugins", self.plugins, (list, tuple))
         self.call_defaults()
         for name, kind in _PARTS.items():
             _check_type(name, getattr(self, name), kind)
         _check_type("breaker", self.breaker, (BreakerPolicy, type(None)))
+
+    def _check_network(self) -> None:
+        if isinstance(self.proxy, Secret):
+            msgspec.structs.force_setattr(self, "proxy", parse_proxy(self.proxy, field="proxy"))
+        _check_type("proxy", self.proxy, (str, Secret, Proxy, type(None)))
+        _check_type("tls", self.tls, (TlsConfig, ssl.SSLContext, type(None)))
+        _check_type("unix_socket", self.unix_socket, (str, os.PathLike, type(None)))
+        if self.unix_socket is not None:
+            _check_socket_path(os.fspath(self.unix_socket))
+        if isinstance(self.compression, str) or not isinstance(self.compression, (bool, Sequence)):
+            raise ConfigError(f"compression: must be True, False or names of codings, not {self.compression!r}")
+        for name, other in (("unix_socket", "proxy"), ("unix_socket", "transport")):
+            if getattr(self, name) is not None and getattr(self, other) not in {None, DIRECT}:
+                raise ConfigError(f"{name}: cannot be used together with {other}")
 
     def call_defaults(self) -> tuple[bytes, CallSettings]:
         """The defaults of requests, encoded, and what of them is not part of a body.
@@ -782,16 +782,19 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
             raise ConfigError(f"options: {exc}") from None
 
     def resolved(self, environ: Mapping[str, str] | None = None) -> ClientConfig:
-        """The same settings with key and base URL filled in from the environment, and checked.
+        """The same settings with key, base URL and proxy filled in from the environment, and checked.
 
-        Raises `ConfigError` when there is no key, or when the base URL is not one.
+        Raises `ConfigError` when there is no key, or when the base URL or the proxy is not one.
         """
-        api_key, base_url = self._given(os.environ if environ is None else environ)
+        api_key, base_url, proxies = self._given(os.environ if environ is None else environ)
         # A traceback may show locals, and the environment holds more than this package's secrets.
         del environ
         _check_keys(api_key)
-        _check_base_url(base_url, insecure_http=self.insecure_http)
-        return msgspec.structs.replace(self, api_key=api_key, base_url=base_url.rstrip("/"))
+        _check_base_url(base_url, insecure_http=self.insecure_http or self.unix_socket is not None)
+        proxy = self.proxy
+        if proxy is None and self.transport is None and self.unix_socket is None:
+            proxy = proxies.proxy_for(base_url)
+        return msgspec.structs.replace(self, api_key=api_key, base_url=base_url.rstrip("/"), proxy=proxy or DIRECT)
 
     @property
     def keys(self) -> tuple[ApiKey, ...]:
@@ -801,12 +804,12 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
             return (ApiKey(key=api_key),)
         return cast("tuple[ApiKey, ...]", api_key) if isinstance(api_key, tuple) else ()
 
-    def _given(self, environ: Mapping[str, str]) -> tuple[_Hidden, str]:
+    def _given(self, environ: Mapping[str, str]) -> tuple[_Hidden, str, ProxyEnvironment]:
         api_key = cast("_Hidden", self.api_key)
         if api_key is None:
             api_key = Secret(environ.get("OPENROUTER_API_KEY", ""))
         base_url = self.base_url or environ.get("OPENROUTER_BASE_URL", "").strip() or DEFAULT_BASE_URL
-        return _stripped(api_key), base_url
+        return _stripped(api_key), base_url, read_proxy_environment(environ)
 
 
 _Hidden: TypeAlias = "Secret | tuple[ApiKey, ...] | KeyProvider | None"

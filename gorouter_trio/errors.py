@@ -215,7 +215,14 @@ class TransportError(GorouterError):
 
 
 class ConnectError(TransportError):
-    """The connection could not be made: nothing was sent, nothing can have been billed."""
+    """The connection could not be made: nothing was sent, nothing can have been billed.
+
+    `proxy_status` is the HTTP status with which a proxy refused, or None.
+    """
+
+    def __init__(self, message: str, *, proxy_status: int | None = None) -> None:
+        super().__init__(message)
+        self.proxy_status = proxy_status
 
 
 class DeadlineExceededError(TransportError):

@@ -50,6 +50,8 @@ PLACES: tuple[str, ...] = (
     "wire.schema_check",
     "wire.merge",
     # 1, ports
+    "secret",
+    "network",
     "config",
     "events",
     "abc",
@@ -124,6 +126,9 @@ OWNERS: Mapping[str, tuple[str, ...]] = {
     "jiter": ("_partial",),
     "jsonschema_rs": ("wire.schema_check",),
     "pydantic": (),
+    "brotli": ("transport.compression",),
+    "backports": ("transport.compression",),
+    "compression": ("transport.compression",),
 }
 
 # What the simulator must not reach, not even through others: it would check the runtime with the runtime's own code.
@@ -133,6 +138,7 @@ NOT_IN_SIMULATOR = ("pool", "session", "_runtime", "client")
 NOT_AT_THE_DOOR = (
     "aiohttp",
     "asyncio",
+    "backports.zstd",
     "cyclopts",
     "hiredis",
     "joserfc",

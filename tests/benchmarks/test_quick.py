@@ -18,10 +18,13 @@ BENCHMARKS = REPOSITORY / "benchmarks"
 
 # Those that need nothing but the package; peers join in where they are installed.
 OURS = {
-    "bench_chat.py": ["bare", "transport", "chat", "ask", "ask8"],
-    "bench_stream.py": ["bare", "transport", "stream"],
+    "bench_chat.py": ["bare", "transport", "chat", "ask", "ask8", "httpx-ours"],
+    "bench_stream.py": ["bare", "transport", "stream", "httpx-ours"],
 }
 PEERS = {"bench_chat.py": ["aiohttp", "openai"], "bench_stream.py": ["aiohttp"]}
+# All of them, where they are installed: the longest of these takes seconds to import.
+ALL_PEERS = ["aiohttp", "httpx2", "openai", "litellm", "pydantic-ai", "httpx", "sdk"]
+MODULES = {"pydantic-ai": "pydantic_ai", "sdk": "openrouter"}
 
 
 def run_script(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +51,34 @@ def test_a_smoke_run_measures_every_contender(script: str, tmp_path: Path) -> No
     assert set(report["versions"]) > {"gorouter-trio", "trio", "msgspec"}
     assert str(tmp_path) not in written.read_text("utf-8")
     assert "µs, median" in done.stdout
+
+
+@pytest.mark.net
+@pytest.mark.long
+@pytest.mark.parametrize("script", sorted(OURS))
+def test_a_smoke_run_of_every_peer(script: str) -> None:
+    """Whatever peer is installed sends what the others send, and reads the whole reply."""
+    names = [name for name in ALL_PEERS if importlib.util.find_spec(MODULES.get(name, name))]
+    done = run_script(script, "--quick", "--only", ",".join(names))
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        assert f": {name} " in done.stderr
+
+
+def test_the_compression_benchmark_runs() -> None:
+    """A quick run prints what unpacking costs and saves, for every coding."""
+    done = run_script("bench_compression.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    for coding in ("zstd", "br", "gzip", "deflate"):
+        assert coding in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs sockets that keep packets apart")
+def test_the_events_benchmark_runs() -> None:
+    """A quick run prints the cost of an event beside that of bare httptools."""
+    done = run_script("bench_events.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "session.stream" in done.stdout
 
 
 def test_the_import_benchmark_runs() -> None:
@@ -108,21 +139,26 @@ def ask(port: int, method: str, path: str, *, body: bytes = b"", key: str = "sk-
 
 @pytest.mark.net
 def test_the_server_notices_work_that_is_not_equal() -> None:
-    """Another prompt, another field or a missing header is counted as wrong; the right request is not."""
+    """Another prompt, another field or a missing header is counted as wrong; the right request is not.
+
+    Nor is one in which an SDK says what is the default anyway.
+    """
     right = _request()
     other_prompt = right.replace(b"14 ships", b"15 ships")
     more = right.replace(b'"model"', b'"top_p":1,"model"')
+    added = right.replace(b'"model"', b'"usage":{"include":true},"stream":false,"model"')
     with serving() as port:
         for body, key in (
             (right, "sk-benchmark"),
             (other_prompt, "sk-benchmark"),
             (more, "sk-benchmark"),
             (right, "sk-x"),
+            (added, "sk-benchmark"),
         ):
             reply = json.loads(ask(port, "POST", "/api/v1/chat/completions", body=body, key=key))
             assert reply["choices"][0]["finish_reason"] == "stop"
         facts = json.loads(ask(port, "GET", "/stats"))
-        assert (facts["requests"], facts["wrong"]) == (4, 3)
+        assert (facts["requests"], facts["wrong"]) == (5, 3)
         assert json.loads(ask(port, "GET", "/stats"))["requests"] == 0
 
 

@@ -15,7 +15,8 @@ from gorouter_trio.config import ClientConfig, PoolLimits
 from gorouter_trio.errors import GorouterError
 from gorouter_trio.pool.streams import begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, open_pool
-from gorouter_trio.transport.http import ConnectionLimits, Origin, connector
+from gorouter_trio.transport.connector import connector
+from gorouter_trio.transport.http import ConnectionLimits, Origin
 from gorouter_trio.wire.codec import decode_completion
 from gorouter_trio.wire.mail import HttpCall
 

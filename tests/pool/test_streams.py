@@ -41,7 +41,8 @@ from gorouter_trio.errors import (
 )
 from gorouter_trio.pool.streams import begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, open_pool
-from gorouter_trio.transport.http import ConnectionLimits, Origin, connector
+from gorouter_trio.transport.connector import connector
+from gorouter_trio.transport.http import ConnectionLimits, Origin
 from gorouter_trio.wire.mail import HttpCall
 from gorouter_trio.wire.stream import ChatChunk
 

@@ -29,7 +29,8 @@ from gorouter_trio.pool.prices import PriceEvent
 from gorouter_trio.pool.streams import ChatReader, begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, open_pool
 from gorouter_trio.simulator import Simulator, open_simulated_network
-from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead, connector
+from gorouter_trio.transport.connector import connector
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
 from gorouter_trio.wire.catalog import GenerationInfo, Model
 from gorouter_trio.wire.codec import (
     decode_completion,

@@ -15,7 +15,8 @@ from gorouter_trio.config import ClientConfig, Secret
 from gorouter_trio.pool.attempts import AttemptRecord
 from gorouter_trio.pool.streams import ChatReader, begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, PoolStatistics, open_pool
-from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead, connector
+from gorouter_trio.transport.connector import connector
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
 from gorouter_trio.wire.codec import decode_completion, encode_json
 from gorouter_trio.wire.mail import CallSettings, HttpCall
 from gorouter_trio.wire.responses import ChatCompletion

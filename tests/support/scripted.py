@@ -45,6 +45,9 @@ class PlayedStream(trio.abc.Stream):
         piece = self.pieces.pop(0)
         if isinstance(piece, Exception):
             raise piece
+        if max_bytes is not None and len(piece) > max_bytes:
+            self.pieces.insert(0, piece[max_bytes:])
+            return piece[:max_bytes]
         return piece
 
     def close(self) -> None:

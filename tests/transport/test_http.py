@@ -17,17 +17,11 @@ from hypothesis import strategies as st
 from scripted import Peer, PlayedStream, chunks, reply
 
 from gorouter_trio.errors import ConnectError, DecodeError, GorouterError, StreamBrokenError
-from gorouter_trio.transport.http import (
-    ConnectionLimits,
-    HttpConnection,
-    HttpConnector,
-    Origin,
-    RequestHead,
-    SocketNetwork,
-    SocketStream,
-    connector,
-)
+from gorouter_trio.transport.connection import HttpConnection
+from gorouter_trio.transport.connector import HttpConnector, connector
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
 from gorouter_trio.transport.memory import memory_stream_pair
+from gorouter_trio.transport.streams import SocketNetwork, SocketStream
 
 KEY = "sk-or-v1-c4n4ry0f7h3h34d3r"
 ORIGIN = Origin("http", "host.example", 80)

@@ -13,14 +13,10 @@ import trustme
 from scripted import Peer, reply
 
 from gorouter_trio.errors import ConnectError, StreamBrokenError
-from gorouter_trio.transport.http import (
-    ConnectionLimits,
-    HttpConnection,
-    HttpConnector,
-    Origin,
-    RequestHead,
-    SocketNetwork,
-)
+from gorouter_trio.transport.connection import HttpConnection
+from gorouter_trio.transport.connector import HttpConnector
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
+from gorouter_trio.transport.streams import SocketNetwork
 
 KEY = "sk-or-v1-c4n4ry0f7h3tl5"
 LONG = b"x" * 2_000_000

@@ -16,12 +16,15 @@ from scripted import DONE, STREAM_HEAD, Network, Peer, Request, answering, chat,
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConnectError, DecodeError, GorouterError, StreamBrokenError
-from gorouter_trio.transport.http import ConnectionLimits, HttpTransport, HttpxConnection, Origin, RequestHead
+from gorouter_trio.transport.http import ConnectionLimits, Origin, RequestHead
+from gorouter_trio.transport.httpx_connection import HttpxConnection
+from gorouter_trio.transport.httpx_transport import HttpTransport
 
 KEY = "sk-or-v1-c4n4ry0f7h3f4c3"
 HEAD = RequestHead(
     Origin("http", "h.example", 80), method="POST", target="/x", headers=[("Authorization", f"Bearer {KEY}")]
 )
+LIMITS = ConnectionLimits()
 Serve = Callable[[Peer], Awaitable[None]]
 
 
@@ -278,7 +281,7 @@ async def test_a_broken_request_shows_no_key() -> None:
         request = client.build_request("GET", "http://h/", headers={"Authorization": f"Bearer {KEY}"})
         with pytest.raises(httpx.ReadError) as broken:
             await client.send(request)
-    assert "transport/http.py" in shown_by(broken.value)
+    assert "transport/httpx_transport.py" in shown_by(broken.value)
     assert KEY not in shown_by(broken.value)
 
 
@@ -478,7 +481,7 @@ async def test_no_generator_is_left_in_the_middle(recwarn: pytest.WarningsRecord
     def handler(request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, content=pieces())
 
-    connection = HttpxConnection(_mock(handler), max_body_bytes=1000)
+    connection = HttpxConnection(_mock(handler), LIMITS)
     await connection.start(HEAD, b"")
     assert await connection.receive_some() == b"x"
     assert not connection.is_complete
@@ -501,12 +504,12 @@ async def test_close_wakes_whoever_waits_on_a_users_transport() -> None:
         with pytest.raises(StreamBrokenError):
             await connection.start(HEAD, b"")
 
-    connection = HttpxConnection(_mock(handler), max_body_bytes=1000)
+    connection = HttpxConnection(_mock(handler), LIMITS)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(expect_broken, connection)
         await trio.testing.wait_all_tasks_blocked()
         connection.close()
-    other = HttpxConnection(_mock(handler), max_body_bytes=1000)
+    other = HttpxConnection(_mock(handler), LIMITS)
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(other.start, HEAD, b"")
@@ -531,16 +534,16 @@ async def test_errors_below_a_users_transport_show_no_key() -> None:
                 target="/x",
                 headers=[("Authorization", f"Bearer {KEY}")],
             )
-            connection = HttpxConnection(user, max_body_bytes=10**6)
+            connection = HttpxConnection(user, LIMITS)
             with pytest.raises(StreamBrokenError) as cut:
                 await connection.start(head, b"x" * 5_000_000)
                 await connection.receive_all()
             await connection.aclose()
-        connection = HttpxConnection(user, max_body_bytes=10**6)
+        connection = HttpxConnection(user, LIMITS)
         with pytest.raises(ConnectError) as refused:
             await connection.start(head, b"")
     for error in (cut.value, refused.value):
-        assert "transport/http.py" in shown_by(error)
+        assert "transport/httpx_connection.py" in shown_by(error)
         assert KEY not in shown_by(error)
 
 
@@ -561,12 +564,12 @@ async def test_frames_of_a_users_transport_are_let_go() -> None:
     """What holds the key in a local below httpx does not come up with the error; kind and words of the causes do."""
     names: dict[str, type[httpx.AsyncBaseTransport]] = {}
     exec(compile(FOREIGN, "elsewhere/transport.py", "exec"), names)
-    connection = HttpxConnection(names["Transport"](), max_body_bytes=1000)
+    connection = HttpxConnection(names["Transport"](), LIMITS)
     with pytest.raises(StreamBrokenError) as broken:
         await connection.start(HEAD, b"")
     assert isinstance(broken.value.__cause__, httpx.WriteError)
     assert isinstance(broken.value.__cause__.__cause__, OSError)
-    assert "transport/http.py" in shown_by(broken.value)
+    assert "transport/httpx_connection.py" in shown_by(broken.value)
     assert KEY not in shown_by(broken.value)
 
 
