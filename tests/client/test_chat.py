@@ -212,6 +212,19 @@ async def test_service_endpoints(autojump_clock):
         assert (await world.client.key()).usage == 0
 
 
+async def test_a_history_with_parts_newer_than_this_package(autojump_clock):
+    """A mapping with a part of a kind that nobody knew goes through a session, and its history can be read."""
+    newer = {"type": "hologram", "hologram": {"url": "https://a.example/h"}}
+    prompt = {"role": "user", "content": [{"type": "text", "text": "look"}, newer]}
+    async with open_world(answer=replies(completion())) as world:
+        session = world.client.session("k")
+        await session.ask(prompt)
+        await session.ask("and?")
+        assert world.sent[-1].messages[0] == prompt
+        asked = (await session.history())[0].message
+    assert asked == gr.UserMessage([gr.TextPart("look"), msgspec.Raw(msgspec.json.encode(newer))])
+
+
 async def test_chat_after_the_client_is_closed(autojump_clock):
     """A client that is kept beyond its `async with` says so."""
     async with open_world() as world:
