@@ -60,7 +60,7 @@ def test_old_failures_are_forgotten() -> None:
 
 
 def test_one_probe() -> None:
-    """After its time one request goes, no other until that has ended; its success closes, its failure opens for longer."""
+    """After its time one request goes, no other until it has ended; success closes, failure opens for twice as long."""
     breaker = opened()
     assert not breaker.may_pass(4.9)
     assert breaker.may_pass(5.0)
