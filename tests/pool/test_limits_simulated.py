@@ -157,7 +157,7 @@ def test_a_capacity_that_moves(seed: int, record_property) -> None:
 def live_p99_s(
     *, seed: int, has_batch: bool, seconds: float, simulator: SimulatorConfig, **fields: object
 ) -> tuple[float, Counter[str]]:
-    """The 99th percentile of what 50 sessions wait for answers, and who was served; a batch takes all that it can get."""
+    """The 99th percentile of what 50 sessions wait for answers, and who was served; a batch takes all it can get."""
     waits: list[float] = []
     counts: Counter[str] = Counter()
 
