@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,8 +14,9 @@ import trio
 import trio.testing
 from pooled import Asked, Place, open_place, together
 from scripted import DONE, Network, Peer, Request, answering, chat, delta, error, reply, stream
+from source_tree import REPOSITORY
 
-from gorouter_trio.config import BreakerPolicy, PoolLimits, RateLimits, RetryPolicy, Seams
+from gorouter_trio.config import BreakerPolicy, ClientConfig, PoolLimits, RateLimits, RetryPolicy, Seams
 from gorouter_trio.errors import (
     CircuitOpenError,
     DeadlineExceededError,
@@ -25,6 +27,7 @@ from gorouter_trio.errors import (
     ProviderError,
     RateLimitError,
 )
+from gorouter_trio.testing import World, run
 
 NEVER = RetryPolicy(max_retries=0)
 UPSTREAM = {"provider_name": "P", "limit_source": "upstream_provider_shared_pool"}
@@ -623,3 +626,29 @@ async def test_streams_hold_their_place_until_their_end(autojump_clock: trio.tes
         # Two of ten tokens each, at ten a second.
         assert trio.current_time() == pytest.approx(5, abs=1.1)
         await place.check_clean()
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_runs() -> None:
+    """The code of docs/limits.md is right."""
+    page = (REPOSITORY / "docs" / "limits.md").read_text("utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 3
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(block, namespace)
+    shown: list[object] = []
+    namespace["print"] = lambda *values: shown.append(values)
+    config = namespace["named"]
+    assert isinstance(config, ClientConfig)
+    assert [key.name for key in config.resolved({}).keys] == ["team", "spare"]
+
+    async def ask(world: World) -> None:
+        async with world.open_client(rates=namespace["rates"]) as client:
+            await client.chat("Hello", model="openai/gpt-4o")
+            namespace["show"](client)  # type: ignore[operator]  # it is the page's function
+
+    assert run(ask).is_finished
+    assert len(shown) == 1 + 2 + 1 + 1
