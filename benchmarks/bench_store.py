@@ -1,10 +1,14 @@
-"""What durable appends cost: the SQLite store with group commits, without them, and SQLite used plainly.
+"""What durable appends and turns cost: the SQLite store with group commits, without them, and SQLite used plainly.
 
     python benchmarks/bench_store.py --json benchmarks/results/store.json
 
 Every append is one entry of 400 bytes to a session of the writer's own, durable when it returns (`synchronous=FULL`).
 "Plain" is what is usually written: the same statements on one connection, each append in a transaction of its own,
 through `trio.to_thread`. The rounds are interleaved, each on a new file beside this script's temporary directory.
+
+A turn is `session.ask` against an API simulated in this process that answers at once: two appends and everything
+around them. An activation is the first `session.history` of a session that nobody has used since the client was opened,
+in a store of many, while another session takes turns.
 """
 
 from __future__ import annotations
@@ -16,9 +20,9 @@ import sqlite3
 import sys
 import tempfile
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import _harness
 import trio
@@ -26,12 +30,16 @@ import trio
 sys.path.insert(0, str(_harness.HERE.parent))
 
 from gorouter_trio.abc import StoredHistory
+from gorouter_trio.client import open_client
+from gorouter_trio.simulator import Simulator, open_simulated_network
 from gorouter_trio.stores import MemoryStore, SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from gorouter_trio.abc import HistoryStore
+    from gorouter_trio.client import Client
+    from gorouter_trio.session.directory import SessionRef
 
 _ENTRY = b"x" * 400
 _GROUPED = "grouped"
@@ -142,6 +150,61 @@ async def measure_loads(subject: Subject, *, sessions: int, entries: int) -> flo
         return 1e6 * sorted(times)[len(times) * 99 // 100]
 
 
+@asynccontextmanager
+async def _open_client(store: HistoryStore) -> AsyncIterator[Client]:
+    async with (
+        open_simulated_network(Simulator()) as network,
+        open_client(
+            api_key="sk-bench", base_url=network.base_url, insecure_http=True, transport=network, store=store
+        ) as client,
+    ):
+        yield client
+
+
+async def _talk(session: SessionRef, turns: int) -> None:
+    for _ in range(turns):
+        await session.ask("Go on.")
+
+
+async def measure_turns(subject: Subject, *, sessions: int, turns: int) -> float:
+    """Wall µs a turn, with so many sessions at a time."""
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(dir=_harness.HERE))
+        store = cast("HistoryStore", subject.make(pathlib.Path(directory) / "store.db"))
+        stack.push_async_callback(store.aclose)
+        client = await stack.enter_async_context(_open_client(store))
+        began = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for number in range(sessions):
+                nursery.start_soon(_talk, client.session(f"session {number}"), turns)
+        return 1e6 * (time.perf_counter() - began) / (sessions * turns)
+
+
+async def measure_activations(subject: Subject, *, sessions: int, turns: int) -> list[float]:
+    """Wall µs of each activation of a session of `turns` turns, while another takes turns."""
+    async with AsyncExitStack() as stack:
+        directory = stack.enter_context(tempfile.TemporaryDirectory(dir=_harness.HERE))
+        store = cast("HistoryStore", subject.make(pathlib.Path(directory) / "store.db"))
+        stack.push_async_callback(store.aclose)
+        async with _open_client(store) as client:
+            await _talk(client.session("first"), turns)
+        entries = (await store.load("first")).entries
+        async with trio.open_nursery() as nursery:
+            for number in range(sessions):
+                append = partial(store.append, f"session {number}", entries, expected_version=0)
+                nursery.start_soon(append)
+        client = await stack.enter_async_context(_open_client(store))
+        times = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_talk, client.session("busy"), 1_000_000)
+            for number in range(sessions):
+                began = time.perf_counter()
+                await client.session(f"session {number}").history()
+                times.append(1e6 * (time.perf_counter() - began))
+            nursery.cancel_scope.cancel()
+        return sorted(times)
+
+
 async def measure(args: argparse.Namespace) -> list[_harness.Table]:
     """All tables, rounds interleaved."""
     tables = {}
@@ -156,10 +219,22 @@ async def measure(args: argparse.Namespace) -> list[_harness.Table]:
         [],
         subject="store",
     )
-    every = [*tables.values(), loads]
-    for table in every:
+    turns = _harness.Table(f"wall of a turn, {args.talks} sessions at a time", "µs", _GROUPED, [], subject="store")
+    cold = _harness.Table(
+        f"99th percentile of activating one of {args.cold:,} sessions of 20 turns, with one at work",
+        "µs",
+        _GROUPED,
+        [],
+        subject="store",
+    )
+    for table in (*tables.values(), loads):
         table.rows = [_harness.Row(s.name, s.label) for s in SUBJECTS]
+    with_sessions = [s for s in SUBJECTS if s.make is not PlainStore]
+    for table in (turns, cold):
+        table.rows = [_harness.Row(s.name, s.label) for s in with_sessions]
     for _ in range(args.rounds):
+        for position, subject in enumerate(with_sessions):
+            await measure_sessions(subject, args, turns=turns.rows[position], cold=cold.rows[position])
         for position, subject in enumerate(SUBJECTS):
             for writers in args.writers:
                 figures = await measure_appends(subject, writers=writers, appends=args.appends)
@@ -170,7 +245,18 @@ async def measure(args: argparse.Namespace) -> list[_harness.Table]:
             row = loads.rows[position]
             row.values.append(round(await measure_loads(subject, sessions=args.sessions, entries=args.appends), 1))
             row.requests += args.sessions
-    return every
+    return [*tables.values(), loads, turns, cold]
+
+
+async def measure_sessions(
+    subject: Subject, args: argparse.Namespace, *, turns: _harness.Row, cold: _harness.Row
+) -> None:
+    """One round of turns and activations; what is no history store has no sessions."""
+    turns.values.append(round(await measure_turns(subject, sessions=args.talks, turns=args.appends), 1))
+    turns.requests += args.talks * args.appends
+    times = await measure_activations(subject, sessions=args.cold, turns=20)
+    cold.values.append(round(times[len(times) * 99 // 100], 1))
+    cold.requests += args.cold
 
 
 def main() -> None:
@@ -180,9 +266,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a smoke run: one round, few appends")
     args = parser.parse_args()
-    args.appends, args.writers, args.sessions = 20, (1, 16, 256), 200
+    args.appends, args.writers, args.sessions, args.talks, args.cold = 20, (1, 16, 256), 200, 256, 2_000
     if args.quick:
-        args.rounds, args.appends, args.writers, args.sessions = 1, 4, (4,), 4
+        args.rounds, args.appends, args.writers, args.sessions, args.talks, args.cold = 1, 4, (4,), 4, 4, 8
     report = _harness.report("store", trio.run(measure, args), distributions=["gorouter_trio", "trio"])
     report.versions["sqlite"] = sqlite3.sqlite_version
     _harness.show(report)

@@ -7,11 +7,13 @@ python benchmarks/report.py --check     exit 1 when the pages do not show these 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from typing import TYPE_CHECKING
 
 import _harness
+import failure_kinds
 
 if TYPE_CHECKING:
     import pathlib
@@ -91,6 +93,11 @@ def goals() -> str:
     return "\n".join(lines)
 
 
+def failures() -> str:
+    """What clients make of failures."""
+    return "\n".join(failure_kinds.table(json.loads((_RESULTS / "failure_kinds.json").read_text("utf-8"))))
+
+
 def _judged(ratio: float, goal: float) -> str:
     return f"{ratio:.2f}" if ratio <= goal else f"**{ratio:.2f}**, missed"
 
@@ -101,7 +108,7 @@ def _line(cells: tuple[str, ...] | list[str]) -> str:
 
 def render(text: str) -> str:
     """The page with its blocks made anew."""
-    makers: dict[str, Callable[[], str]] = {"summary": summary, "goals": goals}
+    makers: dict[str, Callable[[], str]] = {"summary": summary, "goals": goals, "failures": failures}
 
     def block(found: re.Match[str]) -> str:
         name = found["name"]

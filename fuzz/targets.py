@@ -16,7 +16,7 @@ import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,11 +25,13 @@ import trio
 
 from gorouter_trio.batch.rows import BatchRow, RowProblem, RowReader
 from gorouter_trio.errors import ApiError, BadRequestError, DecodeError, GorouterError, StreamBrokenError
+from gorouter_trio.tools.arguments import ArgumentsError, canonical_json, parse_arguments
 from gorouter_trio.transport.http import ConnectionLimits, HttpConnection, Origin, RequestHead
 from gorouter_trio.wire.codec import (
     decode_chunks,
     decode_completion,
     decode_error,
+    decode_json,
     decode_message,
     encode_message,
     encode_request,
@@ -410,6 +412,44 @@ RETRY_AFTER_SEEDS = (
     b"Sun, 06 Nov 9999999 08:49:37 -9999",
 )
 
+# --- arguments of tools -----------------------------------------------------------------------------------------------
+
+
+def arguments_subject(data: bytes) -> object:
+    try:
+        value = parse_arguments(data.decode("utf-8", "surrogateescape"), max_bytes=UNIT_BYTES)
+    except ArgumentsError as exc:
+        return exc
+    return canonical_json(value)
+
+
+def arguments_check(data: bytes) -> None:
+    found = arguments_subject(data)
+    if isinstance(found, ArgumentsError):
+        must(len(str(found)) <= 300, "a long message")
+        must(str(found).isprintable(), f"control characters in {str(found)!r}")
+        return
+    must(isinstance(found, bytes))
+    # Whoever reads it again, with whatever parser, reads the same.
+    value = decode_json(cast("bytes", found))
+    must(isinstance(value, dict))
+    must(value == parse_arguments(cast("bytes", found).decode(), max_bytes=8 * UNIT_BYTES))
+    if data.strip() not in {b"", b"null"}:
+        must(json.loads(data) == value)
+
+
+ARGUMENTS_SEEDS = (
+    b"",
+    b"null",
+    b'{"city":"Paris","days":3,"more":[1,-2.5e3,true,null,{"a":"\\u00e9\\ud83d\\ude00"}]}',
+    b'{"a":1,"a":2}',
+    b'{"a":NaN}',
+    b'{"a":1e400,"b":18446744073709551616}',
+    b'{"a":"\\ud800"}',
+    b'{"a":' * 70,
+)
+ARGUMENTS_WORDS = (b'"', b"\\", b"\\u", b"\\ud800", b"Infinity", b"NaN", b"[", b"{", b"}", b"]", b":", b",", b"1e309")
+
 # --- HTTP replies -----------------------------------------------------------------------------------------------------
 
 HTTP_LIMITS = ConnectionLimits(max_header_bytes=2_048, max_body_bytes=8_192)
@@ -558,6 +598,7 @@ TARGETS = {
         ),
         Target("batch", batch_subject, batch_check, BATCH_SEEDS, BATCH_WORDS, memory_factor=40, time_factor=20.0),
         Target("retry_after", retry_after_subject, retry_after_check, RETRY_AFTER_SEEDS, DATE_WORDS),
+        Target("arguments", arguments_subject, arguments_check, ARGUMENTS_SEEDS, ARGUMENTS_WORDS, memory_factor=60),
         Target("http", http_subject, http_check, HTTP_SEEDS, HTTP_WORDS, memory_factor=50),
     )
 }

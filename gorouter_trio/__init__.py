@@ -12,9 +12,10 @@ Every conversation is an actor, every request goes through one shared pool::
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from . import abc as abc
+from . import security as security
 from . import stores as stores
 from ._bus import EventFeed as EventFeed
 from ._bus import Handler as Handler
@@ -39,22 +40,32 @@ from .client import open_client as open_client
 from .client import session_key as session_key
 from .config import ApiKey as ApiKey
 from .config import BreakerPolicy as BreakerPolicy
+from .config import Budget as Budget
 from .config import ClientConfig as ClientConfig
+from .config import ContextPolicy as ContextPolicy
 from .config import Deadlines as Deadlines
 from .config import KeyProvider as KeyProvider
+from .config import LedgerConfig as LedgerConfig
 from .config import PoolLimits as PoolLimits
+from .config import PricePolicy as PricePolicy
 from .config import RateLimits as RateLimits
 from .config import RetryPolicy as RetryPolicy
 from .config import Seams as Seams
 from .config import Secret as Secret
 from .config import SessionConfig as SessionConfig
+from .config import ToolLimits as ToolLimits
+from .errors import AccessDeniedError as AccessDeniedError
 from .errors import ActorGoneError as ActorGoneError
 from .errors import ApiError as ApiError
 from .errors import AuthenticationError as AuthenticationError
+from .errors import AuthenticationRequiredError as AuthenticationRequiredError
 from .errors import BadRequestError as BadRequestError
+from .errors import BudgetError as BudgetError
+from .errors import BudgetExceededError as BudgetExceededError
 from .errors import CircuitOpenError as CircuitOpenError
 from .errors import ConfigError as ConfigError
 from .errors import ConnectError as ConnectError
+from .errors import DangerousArgumentError as DangerousArgumentError
 from .errors import DeadlineExceededError as DeadlineExceededError
 from .errors import DeadlinePhase as DeadlinePhase
 from .errors import DecodeError as DecodeError
@@ -63,6 +74,7 @@ from .errors import GorouterError as GorouterError
 from .errors import HistoryNotSaved as HistoryNotSaved
 from .errors import InsufficientCreditsError as InsufficientCreditsError
 from .errors import InvalidOutputError as InvalidOutputError
+from .errors import InvalidTokenError as InvalidTokenError
 from .errors import ModerationError as ModerationError
 from .errors import NotFoundError as NotFoundError
 from .errors import OverloadedError as OverloadedError
@@ -72,6 +84,8 @@ from .errors import PoolError as PoolError
 from .errors import PoolFullError as PoolFullError
 from .errors import ProviderError as ProviderError
 from .errors import RateLimitError as RateLimitError
+from .errors import SecurityConfigError as SecurityConfigError
+from .errors import SecurityError as SecurityError
 from .errors import SessionBusyError as SessionBusyError
 from .errors import SessionConflictError as SessionConflictError
 from .errors import SessionError as SessionError
@@ -79,18 +93,45 @@ from .errors import StoreError as StoreError
 from .errors import StoreErrorKind as StoreErrorKind
 from .errors import StreamBrokenError as StreamBrokenError
 from .errors import StreamNotFinishedError as StreamNotFinishedError
+from .errors import TokenProblem as TokenProblem
+from .errors import ToolError as ToolError
+from .errors import ToolRateLimitError as ToolRateLimitError
 from .errors import TransportError as TransportError
 from .errors import TurnInDoubtError as TurnInDoubtError
 from .errors import TurnInterruptedError as TurnInterruptedError
+from .errors import TurnParkedError as TurnParkedError
+from .errors import UnpriceableRequestError as UnpriceableRequestError
+from .events import AnnotationDelta as AnnotationDelta
+from .events import AudioDelta as AudioDelta
+from .events import ImageDelta as ImageDelta
+from .events import LogprobsDelta as LogprobsDelta
 from .events import RawChunk as RawChunk
 from .events import ReasoningDelta as ReasoningDelta
 from .events import RefusalDelta as RefusalDelta
 from .events import StreamEvent as StreamEvent
+from .events import StreamFinished as StreamFinished
 from .events import TextDelta as TextDelta
 from .events import ToolCallDelta as ToolCallDelta
+from .events import ToolEvent as ToolEvent
+from .events import ToolFinished as ToolFinished
+from .events import ToolProgress as ToolProgress
+from .events import ToolStarted as ToolStarted
 from .pool.admission import ModelStatistics as ModelStatistics
 from .pool.attempts import AttemptRecord as AttemptRecord
+from .pool.budget import AccountStatistics as AccountStatistics
+from .pool.budget import BudgetStatistics as BudgetStatistics
+from .pool.costs import CostRow as CostRow
+from .pool.costs import CostSnapshot as CostSnapshot
+from .pool.costs import CostSums as CostSums
+from .pool.costs import CostTracker as CostTracker
 from .pool.keys import KeyStatistics as KeyStatistics
+from .pool.ledger import LedgerSink as LedgerSink
+from .pool.ledger import LedgerStatistics as LedgerStatistics
+from .pool.ledger_file import LedgerReader as LedgerReader
+from .pool.prices import PriceEvent as PriceEvent
+from .pool.prices import PriceRefreshFailed as PriceRefreshFailed
+from .pool.prices import PricesRefreshed as PricesRefreshed
+from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
 from .runtime_events import ChatContext as ChatContext
@@ -103,13 +144,50 @@ from .runtime_events import PluginFailed as PluginFailed
 from .runtime_events import RuntimeEvent as RuntimeEvent
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
+from .tools.context import ToolContext as ToolContext
+from .tools.outcomes import ToolOutcome as ToolOutcome
+from .tools.registry import AnyTool as AnyTool
+from .tools.registry import Isolation as Isolation
+from .tools.registry import Tool as Tool
+from .tools.registry import ToolSet as ToolSet
+from .tools.registry import ToolSource as ToolSource
+from .tools.registry import tool as tool
+from .tools.sources import ToolQuery as ToolQuery
+from .tools.sources import ToolRegistry as ToolRegistry
+from .tools.supervisor import ToolStatistics as ToolStatistics
+from .tools.turn import ApprovalDecision as ApprovalDecision
+from .tools.turn import ApprovalRequest as ApprovalRequest
 from .transport.http import HttpTransport as HttpTransport
+from .wire.attachments import Annotation as Annotation
+from .wire.attachments import FileAnnotation as FileAnnotation
+from .wire.attachments import OutputAudio as OutputAudio
+from .wire.attachments import OutputImage as OutputImage
+from .wire.attachments import UrlCitation as UrlCitation
+from .wire.catalog import AliasTarget as AliasTarget
 from .wire.catalog import Architecture as Architecture
+from .wire.catalog import Benchmarks as Benchmarks
 from .wire.catalog import Credits as Credits
+from .wire.catalog import EndpointPercentiles as EndpointPercentiles
+from .wire.catalog import FreeModelRequests as FreeModelRequests
+from .wire.catalog import GenerationInfo as GenerationInfo
+from .wire.catalog import KeyBudget as KeyBudget
 from .wire.catalog import KeyInfo as KeyInfo
 from .wire.catalog import Model as Model
+from .wire.catalog import ModelEndpoint as ModelEndpoint
+from .wire.catalog import ModelEndpoints as ModelEndpoints
+from .wire.catalog import ModelReasoning as ModelReasoning
 from .wire.catalog import Pricing as Pricing
+from .wire.catalog import PricingOverride as PricingOverride
+from .wire.catalog import ProviderAttempt as ProviderAttempt
+from .wire.catalog import ProviderInfo as ProviderInfo
 from .wire.catalog import TopProvider as TopProvider
+from .wire.embeddings import Embedding as Embedding
+from .wire.embeddings import EmbeddingInput as EmbeddingInput
+from .wire.embeddings import EmbeddingKeywords as EmbeddingKeywords
+from .wire.embeddings import EmbeddingResult as EmbeddingResult
+from .wire.ledger import LedgerRow as LedgerRow
+from .wire.ledger import LedgerState as LedgerState
+from .wire.ledger import Purpose as Purpose
 from .wire.messages import AssistantMessage as AssistantMessage
 from .wire.messages import AudioPart as AudioPart
 from .wire.messages import CacheControl as CacheControl
@@ -156,36 +234,56 @@ from .wire.preferences import ResponseFormat as ResponseFormat
 from .wire.preferences import ResponseHealingPlugin as ResponseHealingPlugin
 from .wire.preferences import ServerTool as ServerTool
 from .wire.preferences import TextFormat as TextFormat
-from .wire.preferences import Tool as Tool
+from .wire.preferences import Tool as ToolDefinition
 from .wire.preferences import ToolChoice as ToolChoice
 from .wire.preferences import TraceOptions as TraceOptions
 from .wire.preferences import WebFetchPlugin as WebFetchPlugin
 from .wire.preferences import WebPlugin as WebPlugin
 from .wire.preferences import WebSearchOptions as WebSearchOptions
+from .wire.queries import ModelFilters as ModelFilters
 from .wire.requests import AskKeywords as AskKeywords
 from .wire.requests import ChatKeywords as ChatKeywords
 from .wire.requests import ChatOptions as ChatOptions
 from .wire.requests import ChatRequest as ChatRequest
 from .wire.responses import CompletionTokensDetails as CompletionTokensDetails
 from .wire.responses import CostDetails as CostDetails
+from .wire.responses import Logprobs as Logprobs
 from .wire.responses import PromptTokensDetails as PromptTokensDetails
+from .wire.responses import RouterMetadata as RouterMetadata
+from .wire.responses import ServerToolUse as ServerToolUse
+from .wire.responses import TokenAlternative as TokenAlternative
+from .wire.responses import TokenLogprob as TokenLogprob
 from .wire.responses import Usage as Usage
 from .wire.result import CallRecord as CallRecord
 from .wire.result import ChatResult as ChatResult
+from .wire.result import CompletionResult as CompletionResult
 from .wire.result import HistoryEntry as HistoryEntry
+from .wire.toolcalls import ToolCallError as ToolCallError
+from .wire.toolcalls import ToolCallReport as ToolCallReport
+from .wire.toolcalls import ToolStatus as ToolStatus
 
 __all__ = [
+    "AccessDeniedError",
+    "AccountStatistics",
     "ActorGoneError",
+    "AliasTarget",
+    "Annotation",
+    "AnnotationDelta",
+    "AnyTool",
     "ApiError",
     "ApiKey",
+    "ApprovalDecision",
+    "ApprovalRequest",
     "Architecture",
     "AskKeywords",
     "AskTurnKeywords",
     "AssistantMessage",
     "AttemptRecord",
+    "AudioDelta",
     "AudioOutput",
     "AudioPart",
     "AuthenticationError",
+    "AuthenticationRequiredError",
     "AutoRouterPlugin",
     "BadRequestError",
     "Batch",
@@ -193,7 +291,12 @@ __all__ = [
     "BatchResult",
     "BatchRow",
     "BatchStatistics",
+    "Benchmarks",
     "BreakerPolicy",
+    "Budget",
+    "BudgetError",
+    "BudgetExceededError",
+    "BudgetStatistics",
     "CacheControl",
     "CallRecord",
     "ChatContext",
@@ -209,60 +312,94 @@ __all__ = [
     "CircuitOpenError",
     "Client",
     "ClientConfig",
+    "CompletionResult",
     "CompletionTokensDetails",
     "ConfigError",
     "ConnectError",
     "ContentPart",
     "ContextCompressionPlugin",
+    "ContextPolicy",
     "CostDetails",
+    "CostRow",
+    "CostSnapshot",
+    "CostSums",
+    "CostTracker",
     "Credits",
+    "DangerousArgumentError",
     "DeadlineExceededError",
     "DeadlinePhase",
     "Deadlines",
     "DebugOptions",
     "DecodeError",
     "DeveloperMessage",
+    "Embedding",
+    "EmbeddingInput",
+    "EmbeddingKeywords",
+    "EmbeddingResult",
+    "EndpointPercentiles",
     "EventFeed",
     "ExtensionError",
+    "FileAnnotation",
     "FileParserPlugin",
     "FilePart",
     "FileSource",
+    "FreeModelRequests",
     "FunctionCall",
     "FunctionChoice",
     "FunctionSpec",
     "FunctionTool",
+    "GenerationInfo",
     "GorouterError",
     "GrammarFormat",
     "Handler",
     "HandlerFailed",
     "HandlerId",
     "HistoryEntry",
+    "HistoryManager",
     "HistoryNotSaved",
     "Hook",
     "HookFailed",
     "HttpTransport",
+    "ImageDelta",
     "ImagePart",
     "ImageSource",
     "InputAudio",
     "InsufficientCreditsError",
     "InvalidOutputError",
+    "InvalidTokenError",
+    "Isolation",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
+    "KeyBudget",
     "KeyInfo",
     "KeyProvider",
     "KeyStatistics",
     "LaneStatistics",
+    "LedgerConfig",
+    "LedgerReader",
+    "LedgerRow",
+    "LedgerSink",
+    "LedgerState",
+    "LedgerStatistics",
+    "Logprobs",
+    "LogprobsDelta",
     "MaxPrice",
     "Message",
     "Middleware",
     "Model",
+    "ModelEndpoint",
+    "ModelEndpoints",
+    "ModelFilters",
+    "ModelReasoning",
     "ModelStatistics",
     "ModerationError",
     "ModerationPlugin",
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "OutputAudio",
+    "OutputImage",
     "OutputPolicy",
     "OverloadedError",
     "PdfOptions",
@@ -276,12 +413,21 @@ __all__ = [
     "PoolLimits",
     "PoolStatistics",
     "Prediction",
+    "PriceEvent",
+    "PricePolicy",
+    "PriceRefreshFailed",
+    "PriceStatistics",
+    "PricesRefreshed",
     "Pricing",
+    "PricingOverride",
     "PromptCacheOptions",
     "PromptTokensDetails",
+    "ProviderAttempt",
     "ProviderError",
+    "ProviderInfo",
     "ProviderPreferences",
     "ProviderSort",
+    "Purpose",
     "RateLimitError",
     "RateLimits",
     "RawChunk",
@@ -291,11 +437,15 @@ __all__ = [
     "ResponseFormat",
     "ResponseHealingPlugin",
     "RetryPolicy",
+    "RouterMetadata",
     "RowProblem",
     "RuntimeEvent",
     "Seams",
     "Secret",
+    "SecurityConfigError",
+    "SecurityError",
     "ServerTool",
+    "ServerToolUse",
     "SessionBusyError",
     "SessionConfig",
     "SessionConflictError",
@@ -306,23 +456,48 @@ __all__ = [
     "StoreErrorKind",
     "StreamBrokenError",
     "StreamEvent",
+    "StreamFinished",
     "StreamNotFinishedError",
     "SystemMessage",
     "TextDelta",
     "TextFormat",
     "TextPart",
     "TextStream",
+    "TokenAlternative",
+    "TokenLogprob",
+    "TokenProblem",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
+    "ToolCallError",
+    "ToolCallReport",
     "ToolChoice",
+    "ToolContext",
+    "ToolDefinition",
+    "ToolError",
+    "ToolEvent",
+    "ToolFinished",
+    "ToolLimits",
     "ToolMessage",
+    "ToolOutcome",
+    "ToolProgress",
+    "ToolQuery",
+    "ToolRateLimitError",
+    "ToolRegistry",
+    "ToolSet",
+    "ToolSource",
+    "ToolStarted",
+    "ToolStatistics",
+    "ToolStatus",
     "TopProvider",
     "TraceOptions",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
     "TurnKeywords",
+    "TurnParkedError",
+    "UnpriceableRequestError",
+    "UrlCitation",
     "Usage",
     "UserMessage",
     "VideoPart",
@@ -333,10 +508,12 @@ __all__ = [
     "abc",
     "open_client",
     "plugins",
+    "security",
     "session_key",
     "simulator",
     "stores",
     "testing",
+    "tool",
 ]
 
 __version__ = "0.1.0"
@@ -345,6 +522,7 @@ if TYPE_CHECKING:
     from . import plugins as plugins
     from . import simulator as simulator
     from . import testing as testing
+    from .history import HistoryManager as HistoryManager
 
 
 def _show_public_names() -> None:
@@ -363,7 +541,11 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load `plugins`, `simulator` and `testing` when they are first asked for: most programs never do."""
-    if name in {"plugins", "simulator", "testing"}:
+    """Load these modules, and the history manager, when they are first asked for: most programs never do."""
+    if name in {"plugins", "security", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
+    if name == "HistoryManager":
+        manager = importlib.import_module(".history", __name__).HistoryManager
+        manager.__module__ = __name__
+        return cast("object", manager)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

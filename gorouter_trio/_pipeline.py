@@ -15,7 +15,7 @@ from .errors import GorouterError
 from .pool.retry import warrants_fallback
 from .pool.streams import ChatReader, begin_reading
 from .runtime_events import ChatContext
-from .wire.codec import decode_completion, to_message
+from .wire.codec import decode_completion, kept, to_message
 from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
@@ -181,5 +181,11 @@ class ChatPipeline:
                 ttft_s=ticket.reply_at - ticket.started_at,
                 duration_s=trio.current_time() - exchange.started_at,
                 finished_at_s=self._wall(),
+                service_tier=reply.service_tier,
+                system_fingerprint=reply.system_fingerprint,
+                logprobs=choice.logprobs,
+                openrouter_metadata=reply.openrouter_metadata,
+                alignment=kept(reply.alignment),
+                safeguard_results=kept(reply.safeguard_results),
             ),
         )

@@ -68,7 +68,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     listens.
     """
     origin = _origin(cast("str", config.base_url))
-    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore()
+    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=config.seams.wall)
     async with (
         _open_bus() as bus,
         open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool,

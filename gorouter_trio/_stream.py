@@ -1,24 +1,53 @@
-"""The stream that users hold: events, text, or the whole answer, from one reader."""
+"""The stream that users hold: events, text, callbacks, or the whole answer, from one reader."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import inspect
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
 
 import trio
 from msgspec import UNSET
 
-from .errors import StreamNotFinishedError
-from .events import RawChunk, ReasoningDelta, RefusalDelta, StreamEvent, TextDelta, ToolCallDelta
+from .errors import GorouterError, StreamNotFinishedError
+from .events import (
+    AnnotationDelta,
+    AudioDelta,
+    ImageDelta,
+    LogprobsDelta,
+    RawChunk,
+    ReasoningDelta,
+    RefusalDelta,
+    StreamEvent,
+    StreamFinished,
+    TextDelta,
+    ToolCallDelta,
+    ToolFinished,
+    ToolStarted,
+)
+from .wire.attachments import read_annotations, read_audio, read_images, read_texts, read_thoughts
+from .wire.merge import CallMerge
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import msgspec
+
+    from .wire.responses import ReplyToolCall
     from .wire.result import ChatResult
     from .wire.stream import ChatChunk, Delta
+
+    T = TypeVar("T")
+    Handler: TypeAlias = Callable[[T], Awaitable[object] | object]
 
 __all__ = ["ChatStream", "ChunkSource", "TextStream"]
 
 
 class ChunkSource(Protocol):
     """What a stream reads from: the reader of a reply, or a session's loan of one."""
+
+    @property
+    def generation_id(self) -> str | None:
+        """The API's id of the answer, from the header of the reply."""
 
     async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
         """The next chunks, all that arrived together, or, as a tuple, events; an empty list at the end."""
@@ -31,8 +60,9 @@ class ChatStream:
     """A streamed answer, open inside `async with client.stream(...)`.
 
     Iterate it for events, or iterate `text` for the text alone, or await `collect()` for the
-    result; each takes up where the last one stopped. Leaving the `async with` early closes the
-    connection, which stops the server on the providers that can be stopped.
+    result, or `run(...)` with callbacks; each takes up where the last one stopped. Leaving the
+    `async with` early closes the connection, which stops the server on the providers that can be
+    stopped.
 
     Iterating raises what the stream carries, with what had arrived in `partial`. Each socket read
     is a checkpoint; events that arrived together only check for cancellation.
@@ -44,6 +74,9 @@ class ChatStream:
         self._events: list[StreamEvent] = []
         self._position = 0
         self._result: ChatResult | None = None
+        self._calls: CallMerge | None = None
+        self._has_reasoning_text = False
+        self._is_over = False
 
     @classmethod
     def of_result(cls, result: ChatResult) -> ChatStream:
@@ -54,6 +87,11 @@ class ChatStream:
         stream = cls(_NothingToRead(result))
         stream._events = _events_of(result)
         return stream
+
+    @property
+    def generation_id(self) -> str | None:
+        """The API's id of the answer, known from the start: it finds the true cost of a stream that is left early."""
+        return self._source.generation_id
 
     @property
     def text(self) -> TextStream:
@@ -73,6 +111,54 @@ class ChatStream:
             pass
         return self.result
 
+    async def run(
+        self,
+        *,
+        on_content: Handler[str] | None = None,
+        on_reasoning: Handler[str] | None = None,
+        on_chunk: Handler[ChatChunk] | None = None,
+        on_event: Handler[StreamEvent] | None = None,
+        on_tool_executing: Handler[ToolStarted] | None = None,
+        on_tool_result: Handler[ToolFinished] | None = None,
+        on_complete: Handler[ChatResult] | None = None,
+        on_error: Handler[GorouterError] | None = None,
+    ) -> ChatResult:
+        """Read to the end, call what was given for each piece, and return the whole answer.
+
+        A handler is a function or an async one; the next piece waits for it, and an error that it
+        raises leaves as it is. `on_chunk` is called with each chunk before the events made from it,
+        `on_event` with every event before the handler of its own kind. `on_complete` comes last;
+        `on_error` is called with what the stream raises, which is then raised.
+        """
+        self._raw_chunks = self._raw_chunks or on_chunk is not None
+        failure: GorouterError | None = None
+        try:
+            async for event in self:
+                await _call(on_event, event)
+                match event:
+                    case TextDelta(text):
+                        await _call(on_content, text)
+                    case ReasoningDelta(text):
+                        await _call(on_reasoning, text)
+                    case RawChunk(chunk):
+                        await _call(on_chunk, chunk)
+                    case ToolStarted():
+                        await _call(on_tool_executing, event)
+                    case ToolFinished():
+                        await _call(on_tool_result, event)
+                    case _:
+                        pass
+        except GorouterError as exc:
+            failure = exc
+        if failure is not None:
+            await _call(on_error, failure)
+            try:
+                raise failure
+            finally:
+                del failure  # a traceback that leads to itself would stay until the next collection
+        await _call(on_complete, self.result)
+        return self.result
+
     def __aiter__(self) -> ChatStream:
         return self
 
@@ -89,31 +175,93 @@ class ChatStream:
     async def _read(self) -> None:
         """Replace the events that were given out by the next ones."""
         if self._result is not None:
-            await trio.lowlevel.checkpoint()
+            if self._is_over:
+                await trio.lowlevel.checkpoint()
+            else:
+                # The end is like one more event that was there already.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                self._is_over = True
             raise StopAsyncIteration
-        while chunks := await self._source.read():
-            self._events = list(chunks) if isinstance(chunks, tuple) else self._make_events(chunks)
+        while found := await self._source.read():
+            if isinstance(found, tuple):
+                self._events = list(found)
+                # What follows is another answer, whose calls count from 0 again.
+                self._calls = None
+            else:
+                self._events = self._make_events(found)
             if self._events:
                 return
         self._result = self._source.result()
-        raise StopAsyncIteration
+        self._events = [_finish_of(self._result)]
 
     def _make_events(self, chunks: list[ChatChunk]) -> list[StreamEvent]:
+        """The events of chunks. The common chunk, a piece of text and nothing else, takes the short way."""
         events: list[StreamEvent] = []
+        add = events.append
+        raw_chunks = self._raw_chunks
         for chunk in chunks:
-            if self._raw_chunks:
-                events.append(RawChunk(chunk))
-            if not chunk.choices:
+            if raw_chunks:
+                add(RawChunk(chunk))
+            choices = chunk.choices
+            if not choices:
                 continue
-            delta = chunk.choices[0].delta
+            choice = choices[0]
+            delta = choice.delta
             if delta is None:
                 continue
             content = delta.content
-            if content and content.__class__ is str:
-                events.append(TextDelta(content))
-            if delta.reasoning or delta.tool_calls or delta.refusal:
-                events += _rarer_events(delta)
+            if content:
+                if content.__class__ is str:
+                    add(TextDelta(content))
+                else:
+                    events += [TextDelta(text) for text in read_texts(cast("list[msgspec.Raw]", content))]
+            if (
+                delta.reasoning
+                or delta.tool_calls
+                or delta.reasoning_details
+                or delta.refusal
+                or delta.annotations
+                or delta.images
+                or delta.audio
+            ):
+                events += self._rarer_events(delta)
+            if choice.logprobs is not None:
+                add(LogprobsDelta(choice.logprobs))
         return events
+
+    def _rarer_events(self, delta: Delta) -> list[StreamEvent]:
+        events: list[StreamEvent] = []
+        if reasoning := self._reasoning_of(delta):
+            events.append(ReasoningDelta(reasoning))
+        if delta.refusal:
+            events.append(RefusalDelta(delta.refusal))
+        if delta.tool_calls:
+            events += self._call_events(delta.tool_calls)
+        events += [AnnotationDelta(annotation) for annotation in read_annotations(delta.annotations or ())]
+        events += [ImageDelta(image) for image in read_images(delta.images or ())]
+        audio = read_audio(delta.audio) if delta.audio else None
+        if audio is not None:
+            events.append(AudioDelta(audio))
+        return events
+
+    def _reasoning_of(self, delta: Delta) -> str:
+        """A piece of reasoning. Most send it twice, as text and in blocks: the blocks count where there is no text."""
+        if delta.reasoning:
+            self._has_reasoning_text = True
+            return delta.reasoning
+        return "" if self._has_reasoning_text else read_thoughts(delta.reasoning_details or ())
+
+    def _call_events(self, pieces: list[ReplyToolCall]) -> list[StreamEvent]:
+        self._calls = CallMerge() if self._calls is None else self._calls
+        return [
+            ToolCallDelta(
+                index,
+                piece.id or "",
+                (piece.function.name if piece.function else None) or "",
+                (piece.function.arguments if piece.function else None) or "",
+            )
+            for index, piece in zip(self._calls.add(pieces), pieces, strict=True)
+        ]
 
 
 class TextStream:
@@ -138,6 +286,10 @@ class _NothingToRead:
     def __init__(self, answer: ChatResult) -> None:
         self._answer = answer
 
+    @property
+    def generation_id(self) -> str | None:
+        return self._answer.generation_id
+
     async def read(self) -> list[ChatChunk]:
         await trio.lowlevel.checkpoint()
         return []
@@ -147,34 +299,35 @@ class _NothingToRead:
 
 
 def _events_of(result: ChatResult) -> list[StreamEvent]:
-    """A whole answer as events, one a kind and call."""
+    """A whole answer as events, one a kind and call; the finish is not among them."""
     message = result.message
     events: list[StreamEvent] = []
     if result.reasoning:
         events.append(ReasoningDelta(result.reasoning))
+    events += [AnnotationDelta(annotation) for annotation in result.annotations]
     if result.text:
         events.append(TextDelta(result.text))
+    if result.logprobs is not None:
+        events.append(LogprobsDelta(result.logprobs))
     if message.refusal is not UNSET and message.refusal:
         events.append(RefusalDelta(message.refusal))
+    events += [ImageDelta(image) for image in result.images]
+    if result.audio is not None:
+        events.append(AudioDelta(result.audio))
     for index, call in enumerate(message.tool_calls or ()):
         events.append(ToolCallDelta(index, call.id, call.function.name, call.function.arguments))
     return events
 
 
-def _rarer_events(delta: Delta) -> list[StreamEvent]:
-    events: list[StreamEvent] = []
-    if delta.reasoning:
-        events.append(ReasoningDelta(delta.reasoning))
-    if delta.refusal:
-        events.append(RefusalDelta(delta.refusal))
-    for position, call in enumerate(delta.tool_calls or ()):
-        function = call.function
-        events.append(
-            ToolCallDelta(
-                position if call.index is None else call.index,
-                call.id or "",
-                (function.name if function else None) or "",
-                (function.arguments if function else None) or "",
-            )
-        )
-    return events
+def _finish_of(result: ChatResult) -> StreamFinished:
+    return StreamFinished(
+        finish_reason=result.finish_reason, native_finish_reason=result.native_finish_reason, usage=result.usage
+    )
+
+
+async def _call(handler: Handler[T] | None, value: T) -> None:
+    """Call a handler, and wait for what it returns if that is awaitable."""
+    if handler is not None:
+        returned = handler(value)
+        if inspect.isawaitable(returned):
+            await returned

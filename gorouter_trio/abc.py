@@ -7,7 +7,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-__all__ = ["HistoryStore", "ImmediateStore", "StoredHistory"]
+__all__ = ["HistoryStore", "ImmediateStore", "StoredHistory", "StoredSession"]
 
 
 class StoredHistory(Struct, frozen=True):
@@ -15,6 +15,19 @@ class StoredHistory(Struct, frozen=True):
 
     version: int
     entries: Sequence[bytes]
+
+
+class StoredSession(Struct, frozen=True):
+    """What a store tells of a session without its entries: how many there are, of how many bytes together.
+
+    `updated_at_s` is the time of the last change, in wall-clock seconds since the epoch; None where it was not noted.
+    """
+
+    key: str
+    version: int
+    entries: int
+    bytes: int
+    updated_at_s: float | None = None
 
 
 class ImmediateStore(Protocol):
@@ -33,16 +46,28 @@ class ImmediateStore(Protocol):
 class HistoryStore(Protocol):
     """Where sessions are kept. Keys are any non-empty text; entries are opaque bytes.
 
+    Keys have parts, which `stores.SessionKey` makes and reads; a store may keep the text alone. `durability` says what
+    a write that has returned survives: "process" nothing beyond the process, "disk" a kill and a loss of power; a store
+    of another kind names what it has.
+
     A version counts the changes of a session, from 0 for one that was never written. Whoever
     writes names the version that it has seen, so that two writers cannot interleave.
 
     A write that raises or is cancelled may have happened or not, but not in part: whoever asked for it
     loads again before the next one. A store may raise whatever it likes; an answer that it refuses
-    reaches its asker in a `HistoryNotSaved`. Every method is a checkpoint.
+    reaches its asker in a `HistoryNotSaved`. A key that is empty or no valid Unicode is a `ConfigError`. Every method
+    is a checkpoint.
     """
+
+    @property
+    def durability(self) -> str:
+        """What a write that has returned survives."""
 
     async def load(self, key: str) -> StoredHistory:
         """The whole session; one that was never written has version 0 and no entries."""
+
+    async def version(self, key: str) -> int:
+        """The version of the session, 0 for one that was never written; cheap."""
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries and return the new version; durable on return.
@@ -57,10 +82,16 @@ class HistoryStore(Protocol):
         """Remove the session with its version; False when there was none."""
 
     async def erase(self, key: str) -> bool:
-        """Remove the session and every trace of it that the store can reach; False when there was none."""
+        """Remove the session and every trace that the store can reach, also of what was deleted before.
+
+        False when there was no such session. It may take long.
+        """
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Keys with the prefix, in code-point order, at most `limit`, those above `after` only."""
+
+    async def list_sessions(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[StoredSession]:
+        """What is known of the sessions that `list_keys` names, in the same order."""
 
     async def aclose(self) -> None:
         """Release what the store holds; whoever made the store closes it."""

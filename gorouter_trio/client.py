@@ -11,6 +11,7 @@ import trio
 
 from ._output import FormCache
 from ._runtime import Runtime, open_runtime
+from ._services import Services
 from ._stream import ChatStream
 from ._turns import TurnRequest, encode_turn
 from .batch.runner import open_batch
@@ -19,16 +20,14 @@ from .errors import ConfigError
 from .session.actor import SessionOptions
 from .wire.codec import (
     add_system,
-    decode_credits,
-    decode_key,
-    decode_models,
     encode_call,
+    encode_embeddings,
     encode_json,
     encode_prompt,
+    encode_text_prompt,
     join_options,
     render_body,
 )
-from .wire.mail import CallSettings, HttpCall
 from .wire.messages import SystemMessage
 
 if TYPE_CHECKING:
@@ -40,13 +39,17 @@ if TYPE_CHECKING:
     from ._chain import Hook, Middleware
     from ._turns import TurnExtras, TurnKeywords
     from .batch.runner import Batch, BatchRequest
-    from .pool.workers import Exchange, PoolStatistics
+    from .config import ContextPolicy
+    from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
     from .session.directory import SessionRef
-    from .wire.catalog import Credits, KeyInfo, Model
+    from .wire.catalog import Credits, GenerationInfo, KeyInfo, Model, ModelEndpoint, ModelEndpoints, ProviderInfo
     from .wire.codec import Prompt
+    from .wire.embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingResult
+    from .wire.mail import CallSettings
+    from .wire.queries import ModelFilters
     from .wire.requests import AskKeywords, ChatKeywords
-    from .wire.result import ChatResult
+    from .wire.result import ChatResult, CompletionResult
 
     T = TypeVar("T")
     E = TypeVar("E", bound=RuntimeEvent)
@@ -67,6 +70,12 @@ class Client:
         self._forms = FormCache()
         self._has_only_model = self._defaults == encode_json({"model": config.model})
         self._system = b"" if config.system is None else encode_json(SystemMessage(config.system))
+        self._services = Services(
+            runtime.pool,
+            read_retries=config.retry.max_retries,
+            total_s=config.deadlines.total_s,
+            wall=config.seams.wall,
+        )
 
     def __repr__(self) -> str:
         return f"<Client {self._runtime.config.base_url} {self._runtime.config.model}>"
@@ -167,16 +176,33 @@ class Client:
         finally:
             reader.close()
 
-    def session(self, key: str, *, system: str | None = None, **options: Unpack[ChatKeywords]) -> SessionRef:
+    def session(
+        self,
+        key: str,
+        *,
+        system: str | None = None,
+        context: ContextPolicy | None = None,
+        **options: Unpack[ChatKeywords],
+    ) -> SessionRef:
         """The session with this key; no I/O. `system` and the options hold for each of its turns.
 
-        Without a `system` it is the client's default; an empty one is none.
+        Without a `system` it is the client's default; an empty one is none. `context` stands in for the one of
+        `SessionConfig`: how much of the history is sent.
         Any Unicode text of 1 byte to 4 KiB is a key, and different keys are different sessions.
         Raises `ConfigError` for another key, `SessionConflictError` when the session is open with
         different options.
         """
         encoded, settings = self._call(options)
-        return self._runtime.sessions.ref(key, SessionOptions(self._system_message(system), encoded, settings))
+        session = SessionOptions(self._system_message(system), encoded, settings, context)
+        return self._runtime.sessions.ref(key, session)
+
+    async def passivate(self, key: str) -> None:
+        """Let the session with this key give its memory back, once it has answered what it was asked before.
+
+        Its next message activates it again. Whoever changes a stored history while a client runs passivates the session
+        first; `HistoryManager` does. Cancelling leaves it active.
+        """
+        await self._runtime.sessions.passivate(key)
 
     def batch(
         self,
@@ -205,17 +231,77 @@ class Client:
             requests, run=run, max_in_flight=max_in_flight, defaults=defaults, settings=settings, system=self._system
         )
 
-    async def models(self) -> list[Model]:
-        """The models on offer, with prices. Errors as in `chat`."""
-        return await self._get("/models", decode_models)
+    async def models(
+        self, *, offset: int = 0, limit: int | None = None, **filters: Unpack[ModelFilters]
+    ) -> list[Model]:
+        """The models on offer with their prices, as `filters` admit them: all pages, or `limit` from `offset` on.
+
+        Without a limit, an offset or filters the API gives the whole list at once, which is several MB. Raises
+        `BadRequestError` before anything is sent for a filter that is of the wrong kind, and as `chat`.
+        """
+        return await self._services.models("/models", filters, offset=offset, limit=limit)
+
+    async def models_user(
+        self, *, offset: int = 0, limit: int | None = None, **filters: Unpack[ModelFilters]
+    ) -> list[Model]:
+        """Those that the account's own settings admit; the API takes `output_modalities` and `sort`. As `models`."""
+        return await self._services.models("/models/user", filters, offset=offset, limit=limit)
+
+    async def embedding_models(self, *, offset: int = 0, limit: int | None = None) -> list[Model]:
+        """The models that `embeddings` takes. As `models`."""
+        return await self._services.models("/embeddings/models", {}, offset=offset, limit=limit)
+
+    async def model_count(self, **filters: Unpack[ModelFilters]) -> int:
+        """How many models there are; the API takes `output_modalities`. As `models`."""
+        return await self._services.count_models(filters)
+
+    async def model(self, model: str) -> Model:
+        """One model by its id; raises `NotFoundError` when there is none, and as `models`."""
+        return await self._services.model(model)
+
+    async def model_endpoints(self, model: str) -> ModelEndpoints:
+        """Who offers a model: prices, limits, uptime, speed; raises as `model`."""
+        return await self._services.endpoints(model)
+
+    async def zdr_endpoints(self) -> list[ModelEndpoint]:
+        """The endpoints that keep no data of requests. Errors as in `models`."""
+        return await self._services.zdr_endpoints()
+
+    async def providers(self) -> list[ProviderInfo]:
+        """All providers behind the API. Errors as in `models`."""
+        return await self._services.providers()
 
     async def key(self) -> KeyInfo:
-        """Limits and usage of the key in use. Errors as in `chat`."""
-        return await self._get("/key", decode_key)
+        """Limits and usage of the key in use; None for a limit is none. Errors as in `models`."""
+        return await self._services.key()
 
     async def credits(self) -> Credits:
-        """Credits bought and used. Errors as in `chat`."""
-        return await self._get("/credits", decode_credits)
+        """Credits bought and used. Errors as in `models`."""
+        return await self._services.credits()
+
+    async def generation(self, generation_id: str, *, polls: int = 10) -> GenerationInfo:
+        """What the API remembers of a generation: what it cost, also when its reply was lost or left.
+
+        A generation can be looked up some seconds after its end, so one that is not found is asked for again, up to
+        `polls` times with growing pauses (about a minute with 10) and no longer than the total deadline. Raises
+        `NotFoundError` after that, and as `models`.
+        """
+        return await self._services.generation(generation_id, polls=polls)
+
+    async def embeddings(
+        self, inputs: EmbeddingInput, *, model: str, **options: Unpack[EmbeddingKeywords]
+    ) -> EmbeddingResult:
+        """Vectors for a text, texts or tokens, in their order.
+
+        `model` is one of `embedding_models`. Errors as in `chat`; cancelling stops the request, which may be billed.
+        """
+        body, settings = encode_embeddings(inputs, model, keywords=options, beneath=self._settings)
+        return await self._services.embed(body, settings)
+
+    async def completions(self, prompt: str, **options: Unpack[ChatKeywords]) -> CompletionResult:
+        """What follows a prompt, by the endpoint from before chats; options and errors as in `chat`, without tools."""
+        encoded, settings = self._call(options)
+        return await self._services.complete(encode_text_prompt(prompt, encoded), settings)
 
     # What users put around chats, and what they hear of them
 
@@ -278,12 +364,6 @@ class Client:
     def statistics(self) -> PoolStatistics:
         """A snapshot of the pool; cheap."""
         return self._runtime.pool.statistics()
-
-    async def _get(self, path: str, decode: Callable[[bytes], T]) -> T:
-        def decode_reply(exchange: Exchange) -> T:
-            return decode(exchange.ticket.body)
-
-        return await self._runtime.pool.request(HttpCall(method="GET", path=path), decode_reply)
 
     def _call(self, options: ChatKeywords) -> tuple[bytes, CallSettings]:
         """The options of a call above the defaults, encoded, and what is not part of its body."""

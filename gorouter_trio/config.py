@@ -12,6 +12,7 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast
 from urllib.parse import urlsplit
 
@@ -19,9 +20,11 @@ import msgspec
 from msgspec import Struct
 
 from .errors import BadRequestError, ConfigError
+from .wire.catalog import Pricing
 from .wire.codec import encode_call
 from .wire.messages import Message
 from .wire.preferences import ProviderPreferences, ResponseFormat
+from .wire.pricing import find_fault
 from .wire.requests import ChatKeywords
 
 if TYPE_CHECKING:
@@ -33,18 +36,22 @@ __all__ = [
     "LANES",
     "ApiKey",
     "BreakerPolicy",
+    "Budget",
     "ClientConfig",
     "ContextPolicy",
     "Deadlines",
     "DoubleTexting",
     "KeyProvider",
+    "LedgerConfig",
     "PoolLimits",
+    "PricePolicy",
     "RateLimits",
     "RetryPolicy",
     "Seams",
     "Secret",
     "SessionConfig",
     "Summarise",
+    "ToolLimits",
     "check_key",
 ]
 
@@ -73,6 +80,19 @@ def _check_seconds(name: str, value: object, *, zero: bool = False, endless: boo
     if not value >= 0 or (value == 0 and not zero) or (value == math.inf and not endless):
         bounds = ("zero or more" if zero else "more than zero") + ("" if endless else " and finite")
         raise ConfigError(f"{name}: must be {bounds}, not {value!r}")
+
+
+def _checked_usd(name: str, value: object) -> Decimal:
+    """An amount of money as it was written: a float stands for its shortest decimal form."""
+    if isinstance(value, bool) or not isinstance(value, (Decimal, int, float, str)):
+        raise ConfigError(f"{name}: must be an amount in USD, such as Decimal('1.50'), not {value!r}")
+    try:
+        usd = Decimal(str(value).strip())
+    except InvalidOperation:
+        raise ConfigError(f"{name}: must be an amount in USD, not {value!r}") from None
+    if not (usd.is_finite() and usd >= 0):
+        raise ConfigError(f"{name}: must be zero or more and finite, not {value!r}")
+    return usd
 
 
 def _check_number(name: str, value: object, *, least: float = 0.0, most: float = math.inf) -> None:
@@ -295,6 +315,153 @@ class PoolLimits(Struct, frozen=True, kw_only=True):
         _check_seconds("pool.keepalive_s", self.keepalive_s, zero=True)
 
 
+class PricePolicy(Struct, frozen=True, kw_only=True):
+    """Where prices come from, and when a list of them is believed.
+
+    The list of the API is fetched when the client opens, if `on_start`, and then every `refresh_s` seconds, give or
+    take the part `jitter`; a `refresh_s` of None fetches it only when asked. A fetch that takes longer than `timeout_s`
+    is given up. The last good list stays when a new one cannot be had or is refused: when it has fewer than
+    `min_models` models and more were known, or less than the share `min_share` of those that were known.
+
+    `own` prices stand before those of the list: USD for a unit, as the API writes them, by model:
+    `{"author/model": {"prompt": "0.00000015", "completion": "0.0000006"}}`, or `Pricing` values.
+    """
+
+    own: Mapping[str, Pricing | Mapping[str, object]] = {}
+    on_start: bool = True
+    refresh_s: float | None = 6 * 3600.0
+    jitter: float = 0.1
+    timeout_s: float = 60.0
+    min_models: int = 50
+    min_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.refresh_s is not None:
+            _check_seconds("prices.refresh_s", self.refresh_s, endless=False)
+        _check_type("prices.on_start", self.on_start, bool)
+        _check_share("prices.jitter", self.jitter)
+        _check_seconds("prices.timeout_s", self.timeout_s)
+        _check_at_least("prices.min_models", self.min_models, 0)
+        _check_share("prices.min_share", self.min_share)
+        self.own_prices()
+
+    def own_prices(self) -> dict[str, Pricing]:
+        """`own` as `Pricing` values; raises `ConfigError` for what is no price."""
+        _check_type("prices.own", self.own, Mapping)
+        return {model: _checked_pricing(model, given) for model, given in self.own.items()}
+
+
+def _checked_pricing(model: str, given: object) -> Pricing:
+    name = f"prices.own[{model!r}]"
+    if not isinstance(given, (Pricing, Mapping)):
+        raise ConfigError(f"{name}: must be a Pricing or a mapping, not a {type(given).__name__}")
+    if isinstance(given, Mapping):
+        unknown = sorted(set(given) - set(Pricing.__struct_fields__))
+        if unknown:
+            raise ConfigError(f"{name}: there is no price called {unknown[0]!r}")
+        texts = {kind: str(price) if isinstance(price, float) else price for kind, price in given.items()}
+        try:
+            given = msgspec.convert(texts, Pricing)
+        except msgspec.ValidationError as exc:
+            raise ConfigError(f"{name}: {exc}") from None
+    fault = find_fault(given)
+    if fault is not None:
+        raise ConfigError(f"{name}: {fault}")
+    return given
+
+
+class Budget(Struct, frozen=True, kw_only=True):
+    """What may be spent, in USD. With any limit set, the worst case of a request is set aside before it is sent.
+
+    `usd` bounds the client, `tenant_usd`, `session_usd` and `batch_usd` each tenant, session and batch; `tenants` names
+    other bounds for some tenants. A request has to fit all the budgets that it belongs to. `from_credits` also bounds
+    the client by what the API says is left of the credits and of the key's limit, asked for every `credits_refresh_s`
+    seconds.
+
+    A request without a bound on its completion is given `max_tokens`, or fewer where the budget does not pay for that,
+    down to `min_tokens`. One whose price is not known is refused with `UnpriceableRequestError`, unless
+    `unpriced_usd` says what to set aside for it. `headroom` multiplies every worst case: prices are those of the
+    provider that the API prefers, and another one may be dearer unless `provider.max_price` forbids it.
+
+    When what is left is only held by requests in flight, `overflow` says whether a request waits for them, at most
+    `max_waiting` of them, or gets `BudgetExceededError` at once. At most `max_accounts` tenants, sessions and batches
+    have an account at a time.
+    """
+
+    usd: Decimal | float | str | None = None
+    tenant_usd: Decimal | float | str | None = None
+    session_usd: Decimal | float | str | None = None
+    batch_usd: Decimal | float | str | None = None
+    tenants: Mapping[str, Decimal | float | str] = {}
+    from_credits: bool = False
+    credits_refresh_s: float = 300.0
+    max_tokens: int = 4096
+    min_tokens: int = 64
+    unpriced_usd: Decimal | float | str | None = None
+    headroom: Decimal | float | str = Decimal(1)
+    overflow: Literal["block", "reject"] = "block"
+    max_waiting: int = 4096
+    max_accounts: int = 100_000
+
+    def __post_init__(self) -> None:
+        for name in ("usd", "tenant_usd", "session_usd", "batch_usd", "unpriced_usd", "headroom"):
+            value = getattr(self, name)
+            if value is not None:
+                msgspec.structs.force_setattr(self, name, _checked_usd(f"budget.{name}", value))
+        _check_type("budget.tenants", self.tenants, Mapping)
+        tenants = {name: _checked_usd(f"budget.tenants[{name!r}]", usd) for name, usd in self.tenants.items()}
+        msgspec.structs.force_setattr(self, "tenants", tenants)
+        if cast("Decimal", self.headroom) < 1:
+            raise ConfigError(f"budget.headroom: must be at least 1, not {self.headroom}")
+        _check_type("budget.from_credits", self.from_credits, bool)
+        _check_seconds("budget.credits_refresh_s", self.credits_refresh_s, endless=False)
+        for name in ("max_tokens", "min_tokens", "max_accounts"):
+            _check_at_least(f"budget.{name}", getattr(self, name), 1)
+        _check_at_least("budget.max_waiting", self.max_waiting, 0)
+        _check_choice("budget.overflow", self.overflow, ("block", "reject"))
+
+    @property
+    def is_set(self) -> bool:
+        """Whether anything is bounded; without it no money is set aside."""
+        limits = (self.usd, self.tenant_usd, self.session_usd, self.batch_usd)
+        return self.from_credits or bool(self.tenants) or any(limit is not None for limit in limits)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether requests wait for money that is only held."""
+        return self.overflow == "block"
+
+
+class LedgerConfig(Struct, frozen=True, kw_only=True):
+    """The ledger: a row for every attempt at a request, with what it cost.
+
+    `rows` are kept in memory, and `names` sessions, tenants and batches added up apart; sums are exact beyond. With a
+    `path`, every row is also appended to that file, a line of JSON each.
+
+    What an attempt cost whose answer was lost is looked up, `lookups` times at most, the first time `first_lookup_s`
+    after its end and then after waits that double up to `last_lookup_s`; each lookup may take `lookup_timeout_s`. So
+    many as `searches` rows are looked up at a time, by `seekers` tasks.
+    """
+
+    rows: int = 10_000
+    names: int = 10_000
+    path: str | os.PathLike[str] | None = None
+    searches: int = 4096
+    seekers: int = 4
+    lookups: int = 10
+    first_lookup_s: float = 1.0
+    last_lookup_s: float = 60.0
+    lookup_timeout_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "searches", "seekers", "lookups"):
+            _check_at_least(f"ledger.{name}", getattr(self, name), 1)
+        _check_at_least("ledger.names", self.names, self.searches + 1)
+        for name in ("first_lookup_s", "last_lookup_s", "lookup_timeout_s"):
+            _check_seconds(f"ledger.{name}", getattr(self, name), endless=False)
+        _check_type("ledger.path", self.path, (str, os.PathLike, type(None)))
+
+
 class RateLimits(Struct, frozen=True, kw_only=True):
     """What each API key may do: `requests_per_minute`, `tokens_per_minute` (of prompts and completions), and
     `max_in_flight` requests at a time. `models` says the same for single models of each key, beside the key's own.
@@ -469,6 +636,69 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
         _check_seconds("sessions.restart_window_s", self.restart_window_s)
 
 
+_TOOL_COUNTS = (
+    "max_parallel",
+    "max_repeats",
+    "max_running",
+    "max_threads",
+    "max_abandoned_threads",
+    "max_processes",
+)
+
+
+class ToolLimits(Struct, frozen=True, kw_only=True):
+    """Bounds of the tools that a model may call.
+
+    A turn: at most `max_rounds` answers with calls and `max_calls` calls, `max_parallel` of a round at the
+    same time, or one after the other when `parallel` is false; the same call, tool and arguments, at most
+    `max_repeats` times. A call: `timeout_s` from when its turn comes, and `approval_s` more for whoever has
+    to approve it; arguments of at most `max_argument_bytes` and a result of at most `max_result_bytes`, which
+    is cut there and marked. A call that has not ended `grace_s` after its deadline is given up. A tool's own
+    settings stand instead of these. `include_results` keeps the values that tools return in the report.
+
+    The whole client, so of effect in `open_client` only: `max_running` calls at the same time; `max_threads`
+    threads for sync tools, and no new ones while `max_abandoned_threads` hang past their deadline, since
+    threads cannot be killed; `max_processes` processes for tools that have one of their own, each with
+    `max_process_bytes` of memory where that is not None, and with the variables named in `process_env`
+    besides those that a Python needs.
+    """
+
+    max_rounds: int = 5
+    max_calls: int = 32
+    parallel: bool = True
+    max_parallel: int = 8
+    max_repeats: int = 3
+    timeout_s: float = 30.0
+    approval_s: float = 300.0
+    grace_s: float = 0.5
+    max_argument_bytes: int = 256 * 1024
+    max_result_bytes: int = 64 * 1024
+    include_results: bool = False
+    max_running: int = 64
+    max_threads: int = 64
+    max_abandoned_threads: int = 32
+    max_processes: int = 8
+    max_process_bytes: int | None = None
+    process_env: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("max_rounds", "max_calls"):
+            _check_at_least(f"tools.{name}", getattr(self, name), 0)
+        for name in _TOOL_COUNTS:
+            _check_at_least(f"tools.{name}", getattr(self, name), 1)
+        for name in ("max_argument_bytes", "max_result_bytes"):
+            _check_at_least(f"tools.{name}", getattr(self, name), 1024)
+        if self.max_process_bytes is not None:
+            _check_at_least("tools.max_process_bytes", self.max_process_bytes, 64 * 1024 * 1024)
+        _check_seconds("tools.timeout_s", self.timeout_s, endless=False)
+        _check_seconds("tools.approval_s", self.approval_s, endless=False)
+        _check_seconds("tools.grace_s", self.grace_s, endless=False)
+        for name in ("parallel", "include_results"):
+            _check_type(f"tools.{name}", getattr(self, name), bool)
+        if isinstance(self.process_env, str) or not all(isinstance(name, str) for name in self.process_env):
+            raise ConfigError(f"tools.process_env: must be names of variables, not {self.process_env!r}")
+
+
 class ClientConfig(Struct, frozen=True, kw_only=True):
     """Everything a client is opened with; each field can be given to `open_client` by name.
 
@@ -503,6 +733,10 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     breaker: BreakerPolicy | None = BreakerPolicy()
     deadlines: Deadlines = Deadlines()
     sessions: SessionConfig = SessionConfig()
+    tools: ToolLimits = ToolLimits()
+    budget: Budget = Budget()
+    ledger: LedgerConfig = LedgerConfig()
+    prices: PricePolicy = PricePolicy()
     tls: object | None = None
     store: object | None = None
     transport: object | None = None
@@ -635,6 +869,10 @@ _PARTS: dict[str, type] = {
     "rates": RateLimits,
     "deadlines": Deadlines,
     "sessions": SessionConfig,
+    "tools": ToolLimits,
+    "budget": Budget,
+    "ledger": LedgerConfig,
+    "prices": PricePolicy,
     "insecure_http": bool,
     "seams": Seams,
 }

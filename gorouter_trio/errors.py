@@ -29,7 +29,18 @@
     │   ├── TurnInterruptedError      the turn was interrupted; `partial` holds what had arrived
     │   ├── TurnParkedError           the turn waits for a reply from outside, and nobody waits for the turn
     │   └── HistoryNotSaved           the answer was paid for and delivered, but not stored
+    ├── BudgetError
+    │   ├── BudgetExceededError       a budget does not cover the request; nothing was sent
+    │   └── UnpriceableRequestError   nobody can say what the request may cost; nothing was sent
     ├── StoreError                    a store of histories cannot be read or written; `kind` says why
+    ├── SecurityError                 the guard refused
+    │   ├── AccessDeniedError         the caller has no right to it
+    │   ├── AuthenticationRequiredError   nobody is authenticated, and somebody has to be
+    │   ├── InvalidTokenError         the access token is unknown, expired, revoked or malformed
+    │   ├── ToolRateLimitError        too many calls; `retry_after_s` says when there is room again
+    │   ├── DangerousArgumentError    an argument that a rule forbids
+    │   └── SecurityConfigError       a rule that cannot be right (also a ConfigError)
+    ├── ToolError                     raised by a tool: its message is for the model
     ├── ActorGoneError                the actor ended before it could answer
     ├── InvalidOutputError            the answer has not the form that was asked for; it is in `partial`
     ├── ExtensionError                a middleware or a hook failed; its own exception is the cause
@@ -45,17 +56,23 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from decimal import Decimal
 
     from .wire.result import ChatResult
 
 __all__ = [
+    "AccessDeniedError",
     "ActorGoneError",
     "ApiError",
     "AuthenticationError",
+    "AuthenticationRequiredError",
     "BadRequestError",
+    "BudgetError",
+    "BudgetExceededError",
     "CircuitOpenError",
     "ConfigError",
     "ConnectError",
+    "DangerousArgumentError",
     "DeadlineExceededError",
     "DeadlinePhase",
     "DecodeError",
@@ -64,6 +81,7 @@ __all__ = [
     "HistoryNotSaved",
     "InsufficientCreditsError",
     "InvalidOutputError",
+    "InvalidTokenError",
     "ModerationError",
     "NotFoundError",
     "OverloadedError",
@@ -73,6 +91,8 @@ __all__ = [
     "PoolFullError",
     "ProviderError",
     "RateLimitError",
+    "SecurityConfigError",
+    "SecurityError",
     "SessionBusyError",
     "SessionConflictError",
     "SessionError",
@@ -80,10 +100,14 @@ __all__ = [
     "StoreErrorKind",
     "StreamBrokenError",
     "StreamNotFinishedError",
+    "TokenProblem",
+    "ToolError",
+    "ToolRateLimitError",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
     "TurnParkedError",
+    "UnpriceableRequestError",
 ]
 
 DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle", "total"]
@@ -92,6 +116,12 @@ DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle"
 StoreErrorKind = Literal["corrupt", "full", "locked", "denied", "newer", "foreign", "closed", "io"]
 """Why a store failed: its file is damaged, its disk full, another process holds it, the file system does not allow it,
 it was written by a newer version or by something else, it is closed, or the disk failed."""
+
+TokenProblem = Literal[
+    "unknown", "malformed", "expired", "not_yet_valid", "revoked", "too_many_attempts", "unavailable"
+]
+"""Why an access token was refused. Nobody who does not hold a genuine token gets to see anything but `unknown`,
+`malformed` and `too_many_attempts`; `unavailable` is an authenticator of the program's own that failed."""
 
 
 class GorouterError(Exception):
@@ -272,6 +302,47 @@ class HistoryNotSaved(SessionError):  # noqa: N818 - the name is the contract of
     """The answer arrived and is in `partial`, complete; it could not be stored."""
 
 
+class BudgetError(GorouterError):
+    """A request is not paid for; nothing was sent."""
+
+
+class BudgetExceededError(BudgetError):
+    """A budget does not cover what the request may cost at most; nothing was sent.
+
+    `budget` says which one. `left_usd` is what is neither spent nor held by requests in flight, `needed_usd` the worst
+    case of the request. Amounts are None where too many budgets or too many waiting requests are the reason.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        budget: str,
+        limit_usd: Decimal | None = None,
+        left_usd: Decimal | None = None,
+        needed_usd: Decimal | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.budget = budget
+        self.limit_usd = limit_usd
+        self.left_usd = left_usd
+        self.needed_usd = needed_usd
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class UnpriceableRequestError(BudgetError):
+    """There is a budget, and the price of `model`, or of something in the request, is not known; nothing was sent."""
+
+    def __init__(self, message: str, *, model: str = "") -> None:
+        super().__init__(message)
+        self.model = model
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
 class StoreError(GorouterError):
     """A store could not read or write; `kind` says why. What it holds is as it was, or a note says otherwise."""
 
@@ -281,6 +352,60 @@ class StoreError(GorouterError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class ToolError(GorouterError):
+    """Raised inside a tool to tell the model what went wrong: the message becomes the result of the call.
+
+    Any other exception gives the model a short neutral message; the whole of it goes into the log and the
+    execution report. `details` goes into the report only.
+    """
+
+    def __init__(self, message: str, *, details: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.details: Mapping[str, object] = details or {}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class SecurityError(GorouterError):
+    """The guard refused; the message is for the caller's log and holds no secret."""
+
+
+class AccessDeniedError(SecurityError):
+    """The caller has no right to what was asked."""
+
+
+class AuthenticationRequiredError(SecurityError):
+    """No access token was given, and one is required."""
+
+
+class InvalidTokenError(SecurityError):
+    """The access token does not hold. `problem` says why; `retry_after_s` is set after too many failed attempts."""
+
+    def __init__(self, message: str, *, problem: TokenProblem, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.problem: TokenProblem = problem
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class ToolRateLimitError(SecurityError):
+    """Too many calls of a tool; in `retry_after_s` seconds there is room for one again."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.__dict__))
+
+
+class DangerousArgumentError(SecurityError):
+    """An argument that a rule forbids: of a tool call, or a URL or path that leads where it must not."""
 
 
 class ActorGoneError(GorouterError):
@@ -301,6 +426,10 @@ class StreamNotFinishedError(GorouterError):
 
 class ConfigError(GorouterError):
     """A setting is missing or wrong; the message names it."""
+
+
+class SecurityConfigError(SecurityError, ConfigError):
+    """A setting of the guard is wrong; the message names the place. Raised when the setting is made."""
 
 
 def _rebuild(kind: type[GorouterError], message: str, state: dict[str, object]) -> GorouterError:

@@ -6,9 +6,28 @@ from typing import TypeAlias
 
 from msgspec import Struct
 
+from .wire.attachments import Annotation, OutputAudio, OutputImage
+from .wire.responses import Logprobs, Usage
 from .wire.stream import ChatChunk
+from .wire.toolcalls import ToolStatus
 
-__all__ = ["RawChunk", "ReasoningDelta", "RefusalDelta", "StreamEvent", "TextDelta", "ToolCallDelta"]
+__all__ = [
+    "AnnotationDelta",
+    "AudioDelta",
+    "ImageDelta",
+    "LogprobsDelta",
+    "RawChunk",
+    "ReasoningDelta",
+    "RefusalDelta",
+    "StreamEvent",
+    "StreamFinished",
+    "TextDelta",
+    "ToolCallDelta",
+    "ToolEvent",
+    "ToolFinished",
+    "ToolProgress",
+    "ToolStarted",
+]
 
 
 class TextDelta(Struct, frozen=True, gc=False):
@@ -30,12 +49,48 @@ class RefusalDelta(Struct, frozen=True, gc=False):
 
 
 class ToolCallDelta(Struct, frozen=True, gc=False):
-    """A piece of a tool call: `index` tells calls apart, `arguments` is a fragment of JSON text."""
+    """A piece of a tool call: `arguments` is a fragment of JSON text.
+
+    `index` counts the calls of the answer from 0, whatever the provider numbers them by: the pieces of one call have
+    one index, and the call is `message.tool_calls[index]` in the end. `id` and `name` are empty where a piece has none.
+    """
 
     index: int
     id: str
     name: str
     arguments: str
+
+
+class AnnotationDelta(Struct, frozen=True):
+    """A page that the answer cites, or a file that was read for it; whole. It often comes before the text."""
+
+    annotation: Annotation
+
+
+class ImageDelta(Struct, frozen=True):
+    """An image, whole."""
+
+    image: OutputImage
+
+
+class AudioDelta(Struct, frozen=True):
+    """A piece of spoken answer: of its `data` (base64, each piece for itself), of its `transcript`, or of both."""
+
+    audio: OutputAudio
+
+
+class LogprobsDelta(Struct, frozen=True):
+    """Log probabilities of the tokens in the piece of text that came just before."""
+
+    logprobs: Logprobs
+
+
+class StreamFinished(Struct, frozen=True, kw_only=True):
+    """The answer has arrived, whole. The last event, once: on the wire the finish is sent twice."""
+
+    finish_reason: str | None
+    native_finish_reason: str | None = None
+    usage: Usage | None = None
 
 
 class RawChunk(Struct, frozen=True, gc=False):
@@ -44,5 +99,47 @@ class RawChunk(Struct, frozen=True, gc=False):
     chunk: ChatChunk
 
 
-StreamEvent: TypeAlias = TextDelta | ReasoningDelta | RefusalDelta | ToolCallDelta | RawChunk
+class ToolStarted(Struct, frozen=True, gc=False):
+    """A tool begins to run, after all checks; `arguments` is the JSON text that the model wrote."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ToolProgress(Struct, frozen=True, gc=False):
+    """What a running tool says about how far it is; `fraction` is 0 to 1, None when it does not know."""
+
+    call_id: str
+    name: str
+    message: str
+    fraction: float | None = None
+
+
+class ToolFinished(Struct, frozen=True, gc=False):
+    """A call has ended, in whatever way, also one that never ran; `result` is the text that the model gets."""
+
+    call_id: str
+    name: str
+    status: ToolStatus
+    result: str
+    duration_s: float
+
+
+ToolEvent: TypeAlias = ToolStarted | ToolProgress | ToolFinished
+"""What a round of tool calls tells while it runs."""
+
+StreamEvent: TypeAlias = (
+    TextDelta
+    | ReasoningDelta
+    | RefusalDelta
+    | ToolCallDelta
+    | AnnotationDelta
+    | ImageDelta
+    | AudioDelta
+    | LogprobsDelta
+    | ToolEvent
+    | StreamFinished
+    | RawChunk
+)
 """Everything that iterating a stream can give."""

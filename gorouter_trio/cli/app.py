@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from datetime import datetime  # noqa: TC003 - read from the annotations by cyclopts
 from functools import partial
 from importlib import metadata
 from pathlib import Path  # noqa: TC003 - read from the annotations by cyclopts
@@ -13,22 +14,26 @@ from cyclopts import App, CycloptsError, Parameter
 
 from ..errors import GorouterError
 from ..simulator.files import show_config
+from .account import run_credits, run_key
 from .batch import BatchJob, run_batch
 from .chat import ChatJob, run_chat
+from .cost import CostGrouping, CostJob, run_cost
 from .demo import DemoJob, run_demo
 from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tracebacks, report, report_failure, why
+from .history import make_history_app
+from .models import ModelQuery, ModelSort, run_models
 from .options import FLAG, CommonOptions
-from .service import run_credits, run_key, run_models
 from .simulate import choose_config, parse_faults, run_simulate
 from .terminal import drop_stdout, print_text
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["batch", "chat", "credits", "demo", "key", "models", "run", "simulate"]
+__all__ = ["batch", "chat", "cost", "credits", "demo", "key", "models", "run", "simulate"]
 
 # A `-` stands for stdin or stdout, and is no option.
 _PATH = Parameter(allow_leading_hyphen=True)
+_EACH = Parameter(negative="", show_default=False)
 
 
 async def batch(
@@ -161,15 +166,92 @@ async def simulate(
     return await run_simulate(config, listen=listen, as_json=json)
 
 
-async def models(search: str | None = None, /, *, common: CommonOptions | None = None) -> int:
+async def models(
+    *search: str,
+    input: Annotated[list[str] | None, _EACH] = None,  # noqa: A002 - the name of the option
+    output: Annotated[list[str] | None, _EACH] = None,
+    supports: Annotated[list[str] | None, _EACH] = None,
+    max_price: str | None = None,
+    max_output_price: str | None = None,
+    min_context: int | None = None,
+    free: Annotated[bool, FLAG] = False,
+    sort: ModelSort = "name",
+    limit: int | None = None,
+    common: CommonOptions | None = None,
+) -> int:
     """List the models on offer with their prices.
 
     Parameters
     ----------
     search
         Words that the id or the name has.
+    input
+        A kind of input that it takes, such as image; may be given several times.
+    output
+        A kind of output that it makes.
+    supports
+        A parameter that it supports, such as tools.
+    max_price
+        USD for a million tokens of the prompt, at most.
+    max_output_price
+        The same for the completion.
+    min_context
+        Tokens of context, at least.
+    free
+        Only those that cost nothing.
+    sort
+        By name, price, output-price, context or newest.
+    limit
+        List only so many.
     """
-    return await run_models(search, common or CommonOptions())
+    query = ModelQuery(
+        words=[word for words in search for word in words.split()],
+        inputs=input or (),
+        outputs=output or (),
+        parameters=supports or (),
+        max_price=max_price,
+        max_output_price=max_output_price,
+        min_context=min_context,
+        only_free=free,
+        sort=sort,
+        limit=limit,
+    )
+    return await run_models(query, common or CommonOptions())
+
+
+async def cost(
+    source: Annotated[str, _PATH],
+    /,
+    *,
+    by: CostGrouping = "model",
+    since: datetime | None = None,
+    until: datetime | None = None,
+    top: int = 40,
+    plot: Annotated[bool, FLAG] = False,
+    reconcile: Annotated[bool, FLAG] = False,
+    common: CommonOptions | None = None,
+) -> int:
+    """Add up what a ledger file, or a store of conversations, cost.
+
+    Parameters
+    ----------
+    source
+        A ledger (JSON Lines), - for one on standard input, or a SQLite store of sessions.
+    by
+        Rows by model, session, tenant, batch, purpose or state, or over time by day, hour or minute.
+    since
+        Only what ended at this time or later, in UTC, such as 2026-11-25 or 2026-11-25T08:00:00.
+    until
+        Only what ended before this time.
+    top
+        Show only so many rows: the dearest, or the latest.
+    plot
+        Draw a bar for each row.
+    reconcile
+        Ask the API what lost attempts cost, and add the answers to the ledger first.
+    """
+    job = CostJob(source=source, by=by, since=since, until=until, top=top, plot=plot, reconcile=reconcile)
+    return await run_cost(job, common or CommonOptions())
 
 
 async def key(*, common: CommonOptions | None = None) -> int:
@@ -219,8 +301,9 @@ def _make_app() -> App:
         help_format="markdown",
         version=_version,
     )
-    for command in (demo, chat, batch, simulate, models, key, credits):
+    for command in (demo, chat, batch, cost, models, key, credits, simulate):
         app.command(command)
+    app.command(make_history_app())
     return app
 
 

@@ -130,7 +130,7 @@ def describe_call(call: CallRecord) -> str:
         printable(call.model or ""),
         f"{usage.prompt_tokens or 0:,} + {usage.completion_tokens or 0:,} tokens" if usage else "tokens unknown",
         f"cost {format_cost(call.cost)}" if call.cost is None else format_cost(call.cost),
-        format_seconds(call.duration_s),
+        format_seconds(call.duration_s or None),
         "interrupted" if call.interrupted else "",
         f"finish: {printable(call.finish_reason)}" if call.finish_reason not in {None, "stop"} else "",
     ]

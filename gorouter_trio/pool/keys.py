@@ -116,12 +116,15 @@ class KeyState:
         return f"<KeyState {self.name}: {self.in_flight} in flight>"
 
     def head(self, method: str, path: str, *, extra: tuple[tuple[str, str], ...], make: HeadMaker) -> RequestHead:
-        """The head of a request with this key; made once unless it has headers of its own."""
+        """The head of a request with this key; made once unless it has headers or a query of its own."""
         if extra:
             return make(method, path, extra, key=self.secret)
         head = self.heads.get((method, path))
         if head is None:
-            head = self.heads[method, path] = make(method, path, key=self.secret)
+            head = make(method, path, key=self.secret)
+            # What is asked with a GET may have another path each time.
+            if method == "POST":
+                self.heads[method, path] = head
         return head
 
     def statistics(self, now: float) -> KeyStatistics:

@@ -61,6 +61,11 @@ class ChatReader:
         self.ttft_s: float | None = None
 
     @property
+    def generation_id(self) -> str | None:
+        """The API's id of the answer, from the header of the reply: known before its first byte."""
+        return self._exchange.generation_id or self.merge.generation_id
+
+    @property
     def is_ended(self) -> bool:
         """Whether the reply has arrived to its end."""
         return self._ended
@@ -119,6 +124,12 @@ class ChatReader:
             ttft_s=self.ttft_s,
             duration_s=trio.current_time() - exchange.started_at,
             finished_at_s=self._wall(),
+            service_tier=merge.service_tier,
+            system_fingerprint=merge.system_fingerprint,
+            logprobs=merge.logprobs,
+            openrouter_metadata=merge.openrouter_metadata,
+            alignment=merge.alignment,
+            safeguard_results=merge.safeguard_results,
         )
         return ChatResult(message=merge.message(), call=call)
 

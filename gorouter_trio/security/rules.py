@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal, Protocol, TypeAlias
+import math
+from collections.abc import Collection, Mapping
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
 
+import msgspec
 from msgspec import Struct
+
+from ..errors import SecurityConfigError
+from ._checks import check_count, check_name, check_names, check_seconds
+
+if TYPE_CHECKING:
+    from ..config import Secret
 
 __all__ = [
     "Allow",
+    "Authenticator",
     "Decision",
     "Deny",
     "DenyReason",
@@ -23,41 +33,79 @@ __all__ = [
 DenyReason = Literal["access", "authentication", "rate_limit", "dangerous_argument"]
 """Why a call was denied: no right to it, nobody authenticated, too many calls, or an argument that a rule forbids."""
 
+_MAX_LIMIT = 1_000_000
+_MAX_PERIOD_S = 31 * 86_400.0
+
 
 class RateLimit(Struct, frozen=True, kw_only=True):
-    """At most `limit` calls in every window of `period_s` seconds."""
+    """At most `limit` calls in every window of `period_s` seconds.
+
+    `limit` is 1 to 1,000,000, `period_s` at most 31 days; anything else raises `SecurityConfigError`.
+    """
 
     limit: int
     period_s: float
+
+    def __post_init__(self) -> None:
+        check_count("rate_limit.limit", self.limit, least=1, most=_MAX_LIMIT)
+        check_seconds("rate_limit.period_s", self.period_s, most=_MAX_PERIOD_S)
 
 
 class ToolRules(Struct, frozen=True, kw_only=True):
     """What a tool demands of its caller; all of it must hold, whether a guard is configured or not.
 
     `role` is one that the caller must have, `any_role` are roles of which one is enough, `scopes` must all be
-    there, `rate_limit` holds for each caller. `sensitive` calls need an approval.
+    there, `rate_limit` holds for each caller. `sensitive` calls need an approval. A rule that cannot be one, such
+    as a str where several names belong, raises `SecurityConfigError`.
     """
 
     role: str | None = None
-    any_role: tuple[str, ...] = ()
-    scopes: tuple[str, ...] = ()
+    any_role: Collection[str] = ()
+    scopes: Collection[str] = ()
     rate_limit: RateLimit | None = None
     sensitive: bool = False
+
+    def __post_init__(self) -> None:
+        if self.role is not None:
+            check_name("rules.role", self.role)
+        for field in ("any_role", "scopes"):
+            names = check_names(f"rules.{field}", getattr(self, field))
+            msgspec.structs.force_setattr(self, field, names)
+        if not isinstance(self.rate_limit, (RateLimit, type(None))):
+            raise SecurityConfigError("rules.rate_limit: must be a RateLimit")
 
 
 class Principal(Struct, frozen=True, kw_only=True):
     """Who asks: authenticated, and never changed by anything that a model says.
 
     `id` is unique within `tenant`. `expires_at_s` is wall-clock seconds since the epoch, None for never.
+    `credential` says by which access token a security manager knew it, in words that only that manager
+    understands, so that revoking the token reaches calls already under way; it is empty for a principal that the
+    program made itself, and in no repr. Raises `SecurityConfigError` for an id that is blank or roles that are a str.
     """
 
     id: str
     tenant: str = ""
-    roles: frozenset[str] = frozenset()
-    scopes: frozenset[str] = frozenset()
+    roles: AbstractSet[str] = frozenset()
+    scopes: AbstractSet[str] = frozenset()
     username: str | None = None
     expires_at_s: float | None = None
     metadata: Mapping[str, object] = {}
+    credential: str = ""
+
+    def __post_init__(self) -> None:
+        check_name("principal.id", self.id)
+        if self.tenant != "":
+            check_name("principal.tenant", self.tenant)
+        for field in ("roles", "scopes"):
+            names = frozenset(check_names(f"principal.{field}", getattr(self, field)))
+            msgspec.structs.force_setattr(self, field, names)
+        if self.expires_at_s is not None and not _is_time(self.expires_at_s):
+            raise SecurityConfigError(f"principal.expires_at_s: must be a time, not {self.expires_at_s!r}")
+
+    def __repr__(self) -> str:
+        tenant = f", tenant={self.tenant!r}" if self.tenant else ""
+        return f"Principal(id={self.id!r}{tenant}, roles={sorted(self.roles)}, scopes={sorted(self.scopes)})"
 
 
 class ToolCheck(Struct, frozen=True, kw_only=True):
@@ -111,3 +159,20 @@ class ToolGuard(Protocol):
 
     def audit(self, record: ToolAudit) -> None:
         """Take note of a call that has ended, in whatever way."""
+
+
+class Authenticator(Protocol):
+    """What turns an access token into a principal. `now` is the trio clock, `wall` seconds since the epoch."""
+
+    async def authenticate(
+        self, token: str | Secret | None, *, now: float, wall: float, source: str = ""
+    ) -> Principal | None:
+        """The principal that `token` stands for, or None where no token was given and none is required.
+
+        `source` is where the attempt came from, such as an address; failed attempts are counted by it. Raises
+        `InvalidTokenError`, or `AuthenticationRequiredError` where there is no token and one is required.
+        """
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

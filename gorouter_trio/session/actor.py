@@ -42,7 +42,7 @@ from .._mailbox import Mailbox
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
-from ..wire.codec import decode_log_entry, encode_json, encode_message, join_options, render_body
+from ..wire.codec import decode_log_entry, decode_message, encode_json, encode_message, join_options, render_body
 from ..wire.journal import (
     HistoryFolded,
     LogEntry,
@@ -98,6 +98,8 @@ if TYPE_CHECKING:
     from .._rounds import TakeRounds
     from ..abc import HistoryStore, ImmediateStore
     from ..config import SessionConfig, Summarise
+    from ..wire.messages import AssistantMessage
+    from ..wire.result import CallRecord
     from .running import Answer
 
     T = TypeVar("T")
@@ -578,6 +580,8 @@ class SessionActor:
 
     async def _take_turn(self, mail: StartTurn, envelope: Envelope) -> None:
         if mail.deadline != math.inf:
+            if mail.deadline <= self._services.now():
+                raise stopped(mail, is_late=True)
             self._mail_scope.deadline = mail.deadline
         try:
             transcript = self._transcript or await self._load()
@@ -601,9 +605,13 @@ class SessionActor:
         if outcome == "forgotten":
             raise SessionConflictError(f"turn {turn_id!r} was answered before the history was compacted")
         if machine is not None:
-            if transcript.is_unfinished(turn_id) and (machine.is_parked or (mail.resume and machine.rounds)):
-                await self._take_up(mail, envelope, machine)
-                return True
+            if transcript.is_unfinished(turn_id):
+                if machine.is_parked or (mail.resume and machine.rounds):
+                    await self._take_up(mail, envelope, machine)
+                    return True
+                if not mail.resume:
+                    # Left as it is, so that it can still be taken up where it was.
+                    raise in_doubt(turn_id)
             await self._pass_by(machine)
             outcome = transcript.outcome(turn_id)
         if outcome == "in_doubt" and not mail.resume:
@@ -617,6 +625,7 @@ class SessionActor:
         turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
         turn.is_sent = True
         turn.first = cast("Transcript", self._transcript).first
+        turn.earlier = tuple(machine.records)
         await self._carry_out(turn, None)
 
     async def _pass_by(self, machine: TurnMachine) -> None:
@@ -780,7 +789,8 @@ class SessionActor:
         """A turn with tools: the loop has it, and writes down each step through the journal."""
         journal = self._journal = SessionRounds(turn)
         result = await (turn.envelope.rounds or plain_rounds)(journal)
-        answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
+        written = () if self.machine is None else tuple(self.machine.records[len(turn.earlier) :])
+        answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.earlier + (result.rounds or written))
         if turn.loan is not None:
             turn.loan.finish(answer)
             self._wait_for("reader")
@@ -841,6 +851,7 @@ class SessionActor:
                 raise
             raise not_saved(answer, exc) from exc
         turn.unsaved = None
+        self._wait_for("tools")
 
     async def _save(self, turn: RunningTurn) -> None:
         """Write the end of a turn; the watch bounds it, and neither an interrupt nor the turn's deadline stops it."""
@@ -886,8 +897,12 @@ class SessionActor:
             return
         machine = cast("TurnMachine", transcript.machine)
         entries: list[LogEntry] = []
-        if turn.unsaved is not None and machine.fault(cast("TurnEntry", turn.unsaved)) is None:
-            entries.append(turn.unsaved)
+        unsaved = turn.unsaved
+        if isinstance(unsaved, QuestionAnswered):
+            # Whoever takes the turn up begins the call; here it was not.
+            unsaved = msgspec.structs.replace(unsaved, taken=False)
+        if unsaved is not None and machine.fault(cast("TurnEntry", unsaved)) is None:
+            entries.append(unsaved)
         if machine.rounds or entries:
             turn.is_sent = True
             if isinstance(exc, GorouterError):
@@ -1033,10 +1048,15 @@ class SessionActor:
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
         own = cast("Transcript", self._transcript).turn_of(turn_id)
+        rounds: list[CallRecord] = []
         for entry in await self._read_log():
-            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
-                (answer,) = entries_of([entry])
-                return ChatResult(message=answer.message, call=entry.call, turn_id=turn_id)  # type: ignore[arg-type]  # an answer is an assistant's
+            if isinstance(entry, TurnStarted):
+                rounds = []
+            elif isinstance(entry, TurnCalled):
+                rounds.append(entry.call)
+            elif isinstance(entry, TurnAnswered) and entry.turn_id == own:
+                message = cast("AssistantMessage", decode_message(bytes(entry.message)))
+                return ChatResult(message=message, call=entry.call, turn_id=turn_id, rounds=tuple(rounds))
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
 
     async def _clear(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import itertools
 from collections import OrderedDict
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -120,6 +120,14 @@ class SessionDirectory:
         """The session's actor if it is active."""
         return self._actors.get(key)
 
+    async def passivate(self, key: str) -> None:
+        """Wait until the session has nothing to do, and end its actor: what it knew is in the store."""
+        while (actor := self._actors.get(key)) is not None and not self._retire(actor):
+            with suppress(ActorGoneError):
+                # Behind everything that is queued.
+                await actor.ask(ReadHistory())
+        await trio.lowlevel.checkpoint()
+
     async def end_stream(self, loan: TurnLoan) -> GorouterError | None:
         """Give the loan back and wait until the turn is stored; returns what kept it from that."""
         loan.give_back()
@@ -225,7 +233,8 @@ class SessionRef:
         most once: asked again after its answer it gives the stored one, and `TurnInDoubtError` when
         a crash left its outcome unknown, unless it is to `resume="resend"`: then it is sent again, and may be billed
         twice; tools that have run keep their results, and of those whose result is unknown only harmless ones run
-        again. A turn that waits for a reply from outside goes on where it was.
+        again. (Once another turn was taken it begins anew.) A turn that waits for a reply from outside goes on where
+        it was.
 
         `rounds` is the loop that runs tools. Raises the errors of `client.chat`, `SessionBusyError`,
         `TurnInterruptedError`, `HistoryNotSaved` with the answer in `partial`, `TurnParkedError`, `StoreError` and
@@ -386,7 +395,7 @@ class SessionRef:
     ) -> StartTurn:
         if turn_id is not None and not turn_id:
             raise ConfigError("turn_id: must not be empty")
-        if resume is not None and (cast("str", resume) != "resend" or turn_id is None):
+        if resume not in {None, "resend"} or (resume and turn_id is None):
             raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         encoded, settings = b"{}", self._options.settings
         if options:

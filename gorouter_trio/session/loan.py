@@ -87,6 +87,11 @@ class TurnLoan:
 
     # For the asker
 
+    @property
+    def generation_id(self) -> str | None:
+        """As `ChatReader.generation_id`, of the answer that is being read."""
+        return self._reader.generation_id
+
     async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
         """As `ChatReader.read`, over all rounds, or events that came between two of them, as a tuple.
 

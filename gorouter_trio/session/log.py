@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -23,7 +23,9 @@ from ..wire.journal import (
 from ..wire.result import HistoryEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from ..wire.messages import AssistantMessage, ToolMessage
 
 __all__ = ["LoggedTurn", "compact", "entries_of", "turns_of"]
 
@@ -129,14 +131,31 @@ def entries_of(log: Iterable[LogEntry]) -> list[HistoryEntry]:
     replay = _replayed(log)
     history = [HistoryEntry(decode_message(bytes(fold.message))) for place, fold in replay.folds[-1:] if place == 0]
     for turn in replay.turns:
-        history += [HistoryEntry(m, turn_id=turn.turn_id) for m in decode_messages(turn.messages)]
-        for entry in turn.entries:
-            if isinstance(entry, (TurnCalled, TurnAnswered)):
-                history.append(HistoryEntry(decode_message(bytes(entry.message)), entry.call, turn_id=turn.turn_id))
-            elif isinstance(entry, ToolsAnswered):
-                results = decode_messages(bytes(entry.messages)[1:-1])
-                history += [HistoryEntry(m, turn_id=turn.turn_id) for m in results]
+        history += _entries_of_turn(turn)
     return history
+
+
+def _entries_of_turn(turn: LoggedTurn) -> Iterator[HistoryEntry]:
+    for message in decode_messages(turn.messages):
+        yield HistoryEntry(message, turn_id=turn.turn_id)
+    results: dict[str, ToolMessage | None] = {}
+    for entry in turn.entries:
+        if isinstance(entry, ToolsAnswered):
+            messages = cast("list[ToolMessage]", decode_messages(bytes(entry.messages)[1:-1]))
+            results |= {message.tool_call_id: message for message in messages}
+        elif isinstance(entry, (TurnCalled, TurnAnswered)):
+            yield from _results(turn.turn_id, results)
+            message = cast("AssistantMessage", decode_message(bytes(entry.message)))
+            yield HistoryEntry(message, entry.call, turn_id=turn.turn_id)
+            # Results come as they are ready, and are sent in the order of the calls.
+            results = dict.fromkeys(call.id for call in message.tool_calls or ())
+    yield from _results(turn.turn_id, results)
+
+
+def _results(turn_id: str, results: Mapping[str, ToolMessage | None]) -> Iterator[HistoryEntry]:
+    for message in results.values():
+        if message is not None:
+            yield HistoryEntry(message, turn_id=turn_id)
 
 
 def compact(log: Sequence[LogEntry]) -> list[LogEntry]:

@@ -13,6 +13,7 @@ from .._mailbox import ReplySlot
 from ..wire.codec import encode_json
 from ..wire.journal import QuestionAnswered, ToolsAnswered, TurnCalled, TurnParked
 from ..wire.messages import ToolMessage
+from .running import gone
 from .turn import EntryOutOfOrderError
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ class SessionRounds:
             return await self._wait(waiting, question.question_id, until_s=until_s)
         finally:
             del self._waiting[question.question_id]
+            if waiting.is_resolved:
+                waiting.bringer.fail(gone(None))
             waiting.bringer.resolve(False)
 
     async def _park(self, question: Question) -> float | None:

@@ -21,7 +21,7 @@ from ..errors import (
 from ..wire.codec import encode_json
 from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered
 from ..wire.mail import SessionMail, StartTurn
-from ..wire.result import ChatResult, HistoryEntry
+from ..wire.result import CallRecord, ChatResult, HistoryEntry
 from .loan import TurnLoan, interrupted
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ class RunningTurn:
 
     `others` are askers whose messages are taken in the same turn. `first` and `end` bound the part of the history that
     is sent. `unsaved` is what has to be stored even if the turn is cut off: an answer that was paid for, the result of
-    a tool that has run. `body` is the first request of a turn with rounds until it is sent.
+    a tool that has run. `earlier` are the rounds of an earlier life. `body` is the first request of a turn with rounds
+    until it is sent.
     """
 
     __slots__ = (
@@ -133,6 +134,7 @@ class RunningTurn:
         "answer",
         "body",
         "deadline",
+        "earlier",
         "end",
         "envelope",
         "first",
@@ -156,6 +158,7 @@ class RunningTurn:
         self.deadline = mail.deadline
         self.body = b""
         self.others: list[Envelope] = []
+        self.earlier: tuple[CallRecord, ...] = ()
         self.first = 0
         self.end: int | None = None
         self.replaces = ""

@@ -21,7 +21,8 @@ from __future__ import annotations
 import re
 from array import array
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, TypeAlias, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 from msgspec import Struct
@@ -45,7 +46,7 @@ from ..wire.journal import (
 from .turn import EntryOutOfOrderError, TurnMachine
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from ..wire.messages import AssistantMessage, Message
     from ..wire.result import CallRecord
@@ -68,6 +69,7 @@ _Object: TypeAlias = dict[str, object]
 _NOT_ANSWERED = "The call was not carried out: the turn ended before its tools ran."
 _INTERRUPTED = "The call was interrupted; whether it was carried out is unknown."
 _NOT_PERMITTED = "The call was not carried out: it waited for a reply that did not come."
+_NOTHING: Mapping[Any, Any] = MappingProxyType({})
 _MAX_ID = 40
 # The start of an answer that takes a closer look to know whether it says anything: null, a list, a blank of any script,
 # an escape, or a form that this package does not write.
@@ -126,18 +128,19 @@ class Transcript:
         self.cost_usd = Decimal(0)
         self.unpriced = 0
         self._outcomes: dict[str, TurnOutcome] = {}
-        # What was joined to a turn, by the id of its own.
-        self._aliases: dict[str, str] = {}
+        # What was joined to a turn, by the id of its own. What few sessions have takes no memory of the others.
+        self._aliases: Mapping[str, str] = _NOTHING
         # One item for each turn of the history: its id, where it starts in `rendered`, and the tokens to its end.
         self._ids: list[str] = []
         self._starts = array("Q")
         self._tokens = array("Q")
         # The turns that begin within a group of calls and results of the one before.
-        self._inside: set[int] = set()
-        self._left_open: dict[int, list[_Call]] = {}
-        self._folds: list[tuple[int, bytes]] = []
-        self._call_ids: set[str] = set()
-        self._open_calls: list[_Call] = []
+        self._inside: Mapping[int, None] = _NOTHING
+        self._left_open: Mapping[int, Sequence[_Call]] = _NOTHING
+        self._folds: Sequence[tuple[int, bytes]] = ()
+        # As keys: an empty set is three times the size of an empty dict, and most sessions have none.
+        self._call_ids: dict[str, None] = {}
+        self._open_calls: Sequence[_Call] = ()
         self._pending: TurnStarted | None = None
         self._is_begun = False
         self._first = 0
@@ -248,7 +251,7 @@ class Transcript:
         """
         length = len(self._ids)
         if end is not None and end < length:
-            added = self._fit(messages, self._left_open.get(end - 1, [])).messages
+            added = self._fit(messages, self._left_open.get(end - 1, ())).messages
             return self._joined(added, first=first, end=end)
         if self._open_calls or b'"tool' in messages:
             added = self._fit(messages, self._open_calls).messages
@@ -317,7 +320,7 @@ class Transcript:
         if not is_blank:
             self._add(self._take_calls(message, _NOT_ANSWERED) if b'"tool_calls"' in message else message)
             if self._open_calls:
-                self._left_open[len(self._ids) - 1] = self._open_calls
+                self._leave_open(len(self._ids) - 1)
         self._count_tokens(entry.call)
 
     def _apply_end(self, entry: TurnAbandoned) -> None:
@@ -328,7 +331,7 @@ class Transcript:
             entry.turn_id, pending if is_own else None, "in_doubt" if entry.maybe_billed else "abandoned"
         )
         if self._is_begun and self._open_calls:
-            self._left_open[len(self._ids) - 1] = self._open_calls
+            self._leave_open(len(self._ids) - 1)
         self._is_begun = False
 
     def _apply_step(self, entry: TurnCalled | ToolsAnswered | TurnParked | QuestionAnswered | TurnResumed) -> None:
@@ -359,7 +362,7 @@ class Transcript:
         self._outcomes[turn_id] = outcome
         if started is not None and started.joined:
             self._outcomes |= dict.fromkeys(started.joined, outcome)
-            self._aliases |= dict.fromkeys(started.joined, turn_id)
+            self._aliases = {**self._aliases, **dict.fromkeys(started.joined, turn_id)}
 
     def _begin_turn(self, started: TurnStarted | None, turn_id: str, *, is_empty: bool = False) -> None:
         """A turn becomes part of the history: it has an answer now."""
@@ -367,20 +370,20 @@ class Transcript:
             self._cut(self.place(started.replaces))
         place = len(self._ids)
         if self._open_calls:
-            self._inside.add(place)
+            self._inside = {**self._inside, place: None}
         self._ids.append(turn_id)
         self._starts.append(len(self.rendered))
         if is_empty:
             self._tokens.append(self.tokens_before(place))
             if self._open_calls:
-                self._left_open[place] = self._open_calls
+                self._leave_open(place)
             return
         if started is not None:
             messages = bytes(started.messages)[1:-1]
             if self._open_calls or b'"tool' in messages:
                 fitted = self._fit(messages, self._open_calls)
-                self._call_ids.update(fitted.call_ids)
-                self._open_calls = []
+                self._call_ids |= dict.fromkeys(fitted.call_ids)
+                self._open_calls = ()
                 messages = fitted.messages
             self._add(messages)
         # Counted when its answer is there.
@@ -392,15 +395,18 @@ class Transcript:
             return
         del self.rendered[self._starts[place] :]
         del self._ids[place:], self._starts[place:], self._tokens[place:]
-        self._inside = {other for other in self._inside if other < place}
+        self._inside = {other: None for other in self._inside if other < place}
         self._left_open = {other: calls for other, calls in self._left_open.items() if other < place}
-        self._open_calls = self._left_open.get(place - 1, [])
+        self._open_calls = self._left_open.get(place - 1, ())
         self._folds = [fold for fold in self._folds if fold[0] <= place]
+
+    def _leave_open(self, place: int) -> None:
+        self._left_open = {**self._left_open, place: self._open_calls}
 
     def _fold(self, entry: HistoryFolded) -> None:
         place = self.place(entry.turn_id) if entry.turn_id else -1
         if place is not None and place + 1 >= self.folded:
-            self._folds.append((place + 1, bytes(entry.message)))
+            self._folds = [*self._folds, (place + 1, bytes(entry.message))]
 
     def _count(self, call: CallRecord) -> None:
         self.calls += 1
@@ -440,7 +446,7 @@ class Transcript:
         answer = _decode_answer(encoded)
         calls = answer.tool_calls or []
         self._open_calls = _distinct([call.id for call in calls], self._call_ids, missing=missing)
-        self._call_ids.update(call.rendered for call in self._open_calls)
+        self._call_ids |= dict.fromkeys(call.rendered for call in self._open_calls)
         if all(call.given == call.rendered for call in self._open_calls):
             return encoded
         renamed = [
@@ -457,7 +463,7 @@ class Transcript:
             (result["tool_call_id"], call.result) for result, call in zip(results, self._open_calls, strict=False)
         ]:
             # As they came, to the last byte.
-            self._open_calls = []
+            self._open_calls = ()
             self._add(messages[1:-1])
             return
         given = {result["tool_call_id"]: result for result in results}
@@ -474,13 +480,13 @@ class Transcript:
         closing = self._closing()
         if closing:
             self._add(closing)
-        self._open_calls = []
+        self._open_calls = ()
 
     def _closing(self) -> bytes:
         """What closes the open calls when nothing else is said."""
         return self._fit(b"", self._open_calls).messages if self._open_calls else b""
 
-    def _fit(self, messages: bytes, open_calls: list[_Call]) -> _Fitted:
+    def _fit(self, messages: bytes, open_calls: Sequence[_Call]) -> _Fitted:
         if not open_calls and b'"tool' not in messages:
             return _Fitted(messages)
         given = cast("list[_Object]", decode_json(b"[%b]" % messages))
@@ -503,9 +509,9 @@ class _Fitting:
 
     __slots__ = ("_calls", "_done", "_given", "_rest", "_used", "new_ids")
 
-    def __init__(self, open_calls: list[_Call], used: set[str]) -> None:
+    def __init__(self, open_calls: Sequence[_Call], used: Collection[str]) -> None:
         self._done: list[_Object] = []
-        self._calls = open_calls
+        self._calls = list(open_calls)
         self._given = [call.result for call in open_calls]
         self._rest: list[_Object] = []
         self._used = used

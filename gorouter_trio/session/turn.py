@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..wire.messages import AssistantMessage
+    from ..wire.result import CallRecord
 
 __all__ = ["MOVES", "CallState", "EntryOutOfOrderError", "OpenQuestion", "TurnMachine", "TurnState"]
 
@@ -85,20 +86,25 @@ _Tool: TypeAlias = "Mapping[str, object]"
 
 
 class TurnMachine:
-    """One turn, as far as it was written down. `rounds` counts the answers so far that called tools."""
+    """One turn, as far as it was written down. `records` are of the answers so far that called tools."""
 
-    __slots__ = ("_calls", "_message", "_questions", "rounds", "state", "turn_id")
+    __slots__ = ("_calls", "_message", "_questions", "records", "state", "turn_id")
 
     def __init__(self, turn_id: str) -> None:
         self.turn_id = turn_id
         self.state: TurnState = "new"
-        self.rounds = 0
+        self.records: list[CallRecord] = []
         self._message = b""
         self._calls: dict[str, CallState] = {}
         self._questions: dict[str, OpenQuestion] = {}
 
     def __repr__(self) -> str:
         return f"<TurnMachine {self.turn_id!r}: {self.state}, {self.rounds} rounds, {len(self._calls)} open calls>"
+
+    @property
+    def rounds(self) -> int:
+        """How many answers so far have called tools."""
+        return len(self.records)
 
     @property
     def is_over(self) -> bool:
@@ -156,8 +162,8 @@ class TurnMachine:
             raise EntryOutOfOrderError(f"{type(entry).__name__} of turn {self.turn_id!r}: {fault}")
         self.state = MOVES[self.state][type(entry)]
         match entry:
-            case TurnCalled(message=message):
-                self._begin_round(bytes(message))
+            case TurnCalled():
+                self._begin_round(bytes(entry.message), entry.call)
             case ToolsAnswered(messages=messages):
                 self._take_results(_results(bytes(messages)))
             case TurnParked():
@@ -172,8 +178,8 @@ class TurnMachine:
             case _:
                 pass
 
-    def _begin_round(self, message: bytes) -> None:
-        self.rounds += 1
+    def _begin_round(self, message: bytes, record: CallRecord) -> None:
+        self.records.append(record)
         self._message = message
         self._calls = dict.fromkeys(_call_ids(message), "running")
         self._questions = {}

@@ -12,6 +12,8 @@ from .config import SimulatorStatistics as SimulatorStatistics
 from .limits import FreeTier as FreeTier
 from .limits import Limit as Limit
 from .limits import LimitWindow as LimitWindow
+from .recordings import Recording as Recording
+from .recordings import load_recordings as load_recordings
 from .scenario import Behaviour as Behaviour
 from .scenario import Capacity as Capacity
 from .scenario import Latency as Latency
@@ -32,6 +34,7 @@ __all__ = [
     "Limit",
     "LimitWindow",
     "Phase",
+    "Recording",
     "RequestRecord",
     "Scenario",
     "SimulatedNetwork",
@@ -40,6 +43,7 @@ __all__ = [
     "SimulatorStatistics",
     "Spread",
     "Wire",
+    "load_recordings",
     "open_simulated_network",
     "serve_simulator",
 ]

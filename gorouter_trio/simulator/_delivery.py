@@ -9,7 +9,8 @@ import trio
 from msgspec import Struct
 
 from . import forms
-from ._reshape import reshape_ending, reshape_events, reshape_whole
+from ._extras import add_to_ending, add_to_events, add_to_whole
+from ._reshape import reshape_ending, reshape_events, reshape_text, reshape_whole
 from .forms import Event, StreamForm
 from .outlet import JSON_HEADERS, STREAM_HEADERS
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..transport.http_server import ServerReply
+    from ._extras import Extras
+    from ._jobs import Job
     from .config import SimulatorConfig
     from .faults import ErrorReply, FaultKind
     from .forms import Generation
@@ -52,6 +55,7 @@ class Delivery:
         pace: Pace,
         config: SimulatorConfig,
         fault: FaultKind | None,
+        job: Job,
         before_end: Callable[[], None],
     ) -> None:
         self.tokens_sent = 0
@@ -62,6 +66,7 @@ class Delivery:
         self._pace = pace
         self._config = config
         self._fault = fault
+        self._job = job
         self._before_end = before_end
 
     async def send_error(self, error: ErrorReply) -> None:
@@ -106,14 +111,17 @@ class Delivery:
             case "whitespace_200":
                 body = padding
             case "mid_stream_error":
-                body = forms.failed_completion(generation)
+                is_chat = self._job.kind == "chat"
+                body = forms.failed_completion(generation) if is_chat else forms.TIMED_OUT
             case "stream_cut":
-                body = forms.completion(generation)
+                body = self._job.write(generation)
                 await outlet.write(body[: len(body) // 2])
                 self._reply.abort()
                 return
             case _:
-                body = forms.completion(generation)
+                body = self._job.write(generation)
+                if self._job.extras is not None and self._job.kind == "chat":
+                    body = add_to_whole(body, generation, extras=self._job.extras)
                 if wire is not None:
                     body = forms.PADDING * wire.padding + reshape_whole(body, wire)
         self._outlet.status = 200
@@ -124,7 +132,8 @@ class Delivery:
         """Send the stream as far as the fault lets it; says whether the client stayed to the end."""
         form = StreamForm(self._generation)
         wire = self._outlet.wire
-        if self._pace.is_instant and self._fault is None and wire is None and not self._outlet.cuts:
+        is_usual = self._job.kind == "chat" and self._job.extras is None and wire is None and self._fault is None
+        if is_usual and self._pace.is_instant and not self._outlet.cuts:
             body = self._comment() + form.content() + form.ending()
             self._outlet.status = 200
             self._before_end()
@@ -132,7 +141,11 @@ class Delivery:
             return True
         async with self._reply.open_disconnect_scope() as scope:
             script = self._script(form)
-            await self._send_script(script if wire is None else _reshaped(script, wire))
+            if self._job.extras is not None and self._job.kind == "chat":
+                script = self._with_extras(script, self._job.extras)
+            if wire is not None:
+                script = _reshaped(script, wire)
+            await self._send_script(_as_text(script) if self._job.kind == "text" else script)
         return not scope.cancelled_caught
 
     def _script(self, form: StreamForm) -> _Script:
@@ -149,6 +162,11 @@ class Delivery:
                 return _Script(events, b"", events[-1].tokens, is_cut=True)
             case _:
                 return _Script(form.events(), form.ending(), self._generation.answer.completion_tokens)
+
+    def _with_extras(self, script: _Script, extras: Extras) -> _Script:
+        events = add_to_events(script.events, self._generation, extras=extras)
+        last = add_to_ending(script.last, self._generation, extras=extras)
+        return msgspec.structs.replace(script, events=events, last=last)
 
     def _part(self, events: list[Event]) -> list[Event]:
         """At least one event, and not all when there are several."""
@@ -190,3 +208,10 @@ class Delivery:
 def _reshaped(script: _Script, wire: Wire) -> _Script:
     last = reshape_ending(script.last, wire) if forms.DONE in script.last else script.last
     return msgspec.structs.replace(script, events=reshape_events(script.events, wire), last=last)
+
+
+def _as_text(script: _Script) -> _Script:
+    """The same as a stream of /completions."""
+    events = reshape_text(script.events)
+    (last,) = reshape_text([Event(script.last, 0)])
+    return msgspec.structs.replace(script, events=events, last=last.data)

@@ -12,29 +12,52 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Literal, final
 
+import msgspec
 import trio
 from msgspec import Struct
 
+from . import _json
 from ._admission import Admission, Ticket
 from ._books import Books
 from ._delivery import Delivery
 from ._draws import Draws
+from ._extras import find_extras
+from ._jobs import JOBS, Job, Kind
+from ._schemas import find_strict_fault
 from ._slots import Course, Slots
 from .catalog import SimulatedModel
 from .config import RequestRecord, SimulatorConfig
 from .directives import NONE, Directives, read_directives
-from .faults import FAULTS, ErrorReply, FaultContext, FaultKind, bad_request, context_length, with_retry_after
+from .faults import (
+    FAULTS,
+    ErrorReply,
+    FaultContext,
+    FaultKind,
+    bad_request,
+    context_length,
+    schema_refused,
+    with_retry_after,
+)
 from .forms import Face, Generation
 from .ledger import Charge
 from .limits import Demand
-from .model import Writer
+from .model import Answer, Writer
 from .outlet import Outlet, Pace
-from .requests import ChatRequest, Reading, parse_chat
 
 if TYPE_CHECKING:
     from ..transport.http_server import ServerReply, ServerRequest
+    from .requests import ChatRequest, Reading
     from .scenario import Behaviour
 
+_NO_ANSWER: Final = Answer(
+    text="",
+    thoughts="",
+    is_thinking_hidden=True,
+    calls=(),
+    finish_reason="stop",
+    completion_tokens=0,
+    reasoning_tokens=0,
+)
 _DEFAULT_MAX_TOKENS: Final = 4_096
 _CLIENT_CLOSED: Final = 499
 _VARIANTS: Final = frozenset({"nitro", "floor", "exacto", "extended", "thinking", "online"})
@@ -45,6 +68,7 @@ class World(Struct, frozen=True):
 
     config: SimulatorConfig
     models: dict[str, SimulatedModel]
+    embedding_models: dict[str, SimulatedModel]
     faces: dict[str, Face]
     books: Books
     wall: Callable[[], float]
@@ -81,12 +105,15 @@ class World(Struct, frozen=True):
 class Exchange:
     """The life of one chat request."""
 
-    def __init__(self, world: World, request: ServerRequest, reply: ServerReply, *, key: str) -> None:
+    def __init__(
+        self, world: World, request: ServerRequest, *, reply: ServerReply, key: str, kind: Kind = "chat"
+    ) -> None:
         self._world = world
         self._request = request
         self._reply = reply
         self._outlet = Outlet(reply, world.config)
         self._key = key
+        self._kind = kind
         self._started_at_s = trio.current_time()
         self._outcome: Literal["completed", "cancelled", "failed", "refused"] = "failed"
         self._fault: FaultKind | None = None
@@ -109,20 +136,25 @@ class Exchange:
                 self._book()
 
     async def _answer(self) -> None:
-        chat = parse_chat(self._request.body)
-        if isinstance(chat, ErrorReply):
-            await self._refuse_at_once(chat)
+        job = JOBS[self._kind](self._request.body)
+        if isinstance(job, ErrorReply):
+            await self._refuse_at_once(job)
             return
+        chat = job.chat
         self._is_stream = bool(chat.stream)
-        self._model = self._world.find_model(chat)
+        if job.kind == "embeddings":
+            self._model = self._world.embedding_models.get(chat.model or "")
+        else:
+            self._model = self._world.find_model(chat)
         if self._model is None:
             name = chat.model or next(iter(chat.models or ()), "")
             await self._refuse_at_once(bad_request(f"{name} is not a valid model ID"))
         else:
-            await self._consider(chat, self._model)
+            await self._consider(job, self._model)
 
-    async def _consider(self, chat: ChatRequest, model: SimulatedModel) -> None:
+    async def _consider(self, job: Job, model: SimulatedModel) -> None:
         """Draw what happens to the request, and let it happen."""
+        chat = job.chat
         config, books = self._world.config, self._world.books
         reading = chat.read(config.seed, model.id)
         directives = read_directives(reading.prompt) if config.directives else NONE
@@ -156,10 +188,15 @@ class Exchange:
             created=int(self._world.wall()),
             model=model,
             face=self._world.faces[model.id],
-            answer=writer.write(),
+            answer=_NO_ANSWER if job.kind == "embeddings" else writer.write(),
             prompt_tokens=reading.tokens,
         )
-        await self._generate(generation, error)
+        extras = find_extras(chat, refusal=directives.refuse, has_metadata=self._wants_metadata())
+        await self._generate(generation, error, job=msgspec.structs.replace(job, extras=extras))
+
+    def _wants_metadata(self) -> bool:
+        names = ("x-openrouter-metadata", "x-openrouter-experimental-metadata")
+        return any((self._request.get(name) or "").lower() == "enabled" for name in names)
 
     # Before the generation.
 
@@ -212,14 +249,26 @@ class Exchange:
 
     def _admit(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> ErrorReply | None:
         """Refuse what does not fit the model, the account or its limits."""
-        if reading.tokens + min(chat.limit or 1, model.max_completion_tokens) > model.context_length:
+        is_long = reading.tokens + min(chat.limit or 1, model.max_completion_tokens) > model.context_length
+        if is_long and self._kind != "embeddings":
             return context_length(self._context(chat, model, reading))
+        refused = self._find_schema_fault(chat, model, reading)
+        if refused is not None:
+            return refused
         demand = Demand(self._key, model.id, reading.tokens, _max_tokens(chat, model))
         answer = self._world.admission.admit(demand, model=model, context=lambda: self._context(chat, model, reading))
         if isinstance(answer, ErrorReply):
             return answer
         self._ticket = answer
         return None
+
+    def _find_schema_fault(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> ErrorReply | None:
+        """What the provider with the strictest strict mode says about a schema."""
+        form = chat.response_format.json_schema if chat.response_format is not None else None
+        if form is None or not form.strict or model.style != "openai":
+            return None
+        fault = find_strict_fault(_json.decode_any(bytes(form.schema)))
+        return schema_refused(self._context(chat, model, reading), name=form.name, fault=fault) if fault else None
 
     def _context(self, chat: ChatRequest, model: SimulatedModel, reading: Reading) -> FaultContext:
         return FaultContext(
@@ -251,7 +300,7 @@ class Exchange:
 
     # The generation.
 
-    async def _generate(self, generation: Generation, error: ErrorReply | None) -> None:
+    async def _generate(self, generation: Generation, error: ErrorReply | None, *, job: Job) -> None:
         """Send the reply as far as its fault and its client let it, and settle the bill."""
         delivery = Delivery(
             generation,
@@ -260,6 +309,7 @@ class Exchange:
             pace=self._pace,
             config=self._world.config,
             fault=self._fault,
+            job=job,
             before_end=lambda: self._end(generation),
         )
         try:
@@ -310,6 +360,10 @@ class Exchange:
         is_charged = self._fault is None or FAULTS[self._fault].is_charged
         return generation.answer.completion_tokens if is_charged else 0
 
+    def _is_charged_for_its_prompt(self) -> bool:
+        """Whether it has no completion, and costs all the same."""
+        return self._kind == "embeddings" and (self._fault is None or FAULTS[self._fault].is_charged)
+
     def _billed_when_cancelled(self, generation: Generation, tokens_sent: int) -> int:
         """The completion tokens to bill for a stream that its client left."""
         policy = self._world.config.cancel_billing
@@ -333,7 +387,7 @@ class Exchange:
             prompt_tokens=generation.prompt_tokens,
             completion_tokens=tokens,
             reasoning_tokens=min(tokens, answer.reasoning_tokens),
-            nanousd=generation.cost_nanousd(tokens) if tokens else 0,
+            nanousd=generation.cost_nanousd(tokens) if tokens or self._is_charged_for_its_prompt() else 0,
             latency_s=self._pace.latency_s,
             duration_s=now_s - self._started_at_s,
             ended_at_s=now_s,

@@ -8,6 +8,7 @@ Output is what `JSON.stringify` makes: compact, raw UTF-8, and numbers as ECMASc
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -19,6 +20,9 @@ T = TypeVar("T")
 
 NANO: Final = 1_000_000_000
 """Money is counted in integer nano-dollars; this many are one dollar."""
+
+_MAX_PLAIN: Final = 21
+_MIN_PLAIN: Final = -6
 
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final = msgspec.json.Decoder()
@@ -32,6 +36,14 @@ decode_any: Final = _decoder.decode
 
 decode_exact: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(text.encode("ascii"))).decode
 """The same, with numbers that have a point or an exponent kept as they are written."""
+
+
+_sorted: Final = msgspec.json.Encoder(order="sorted").encode
+
+
+def canonical(data: bytes) -> bytes:
+    """The same JSON for the same value, whatever the order of its fields; raises `msgspec.DecodeError`."""
+    return _sorted(_decoder.decode(data))
 
 
 def quote(text: str) -> str:
@@ -52,6 +64,32 @@ def dollars(nanousd: int) -> str:
         point = f".{mantissa[1:]}" if len(mantissa) > 1 else ""
         return f"{mantissa[0]}{point}e-{10 - len(digits)}"
     return f"{whole}.{fraction:09d}".rstrip("0")
+
+
+def number(value: float) -> str:
+    """A finite number as ECMAScript's Number::toString writes it: `0.1`, `0.00001`, `1e-7`, `2`, never `2.0`."""
+    if value == 0:
+        return "0"
+    sign, digits, exponent = Decimal(repr(value)).as_tuple()
+    text = "".join(map(str, digits)).rstrip("0")
+    before = len(digits) + int(exponent)
+    return ("-" if sign else "") + _placed(text, before)
+
+
+def _placed(digits: str, before: int) -> str:
+    """Digits with `before` of them in front of the point, as far as ECMAScript does without an exponent."""
+    if 0 < before <= _MAX_PLAIN:
+        whole = digits[:before].ljust(before, "0")
+        return f"{whole}.{digits[before:]}" if digits[before:] else whole
+    if _MIN_PLAIN < before <= 0:
+        return f"0.{'0' * -before}{digits}"
+    mantissa = f"{digits[0]}.{digits[1:]}" if len(digits) > 1 else digits
+    return f"{mantissa}e{before - 1:+d}"
+
+
+def raw_number(value: float) -> msgspec.Raw:
+    """`number` as a value for `encode`."""
+    return msgspec.Raw(number(value).encode("ascii"))
 
 
 def raw_dollars(nanousd: int) -> msgspec.Raw:

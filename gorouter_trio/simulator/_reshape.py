@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from .scenario import Wire
 
-__all__ = ["reshape_ending", "reshape_events", "reshape_whole"]
+__all__ = ["reshape_ending", "reshape_events", "reshape_text", "reshape_whole"]
 
 Fields: TypeAlias = "dict[str, object]"
 
@@ -54,7 +54,32 @@ def reshape_ending(ending: bytes, wire: Wire) -> bytes:
     chunks = [_shaped(chunk, wire) for chunk in _read(ending)]
     if len(chunks) == 2 and "usage" in chunks[1]:
         chunks = _finish(chunks[0], chunks[1], wire)
+    elif len(chunks) == 1 and chunks[0].get("choices"):
+        chunks = _failure(chunks[0], wire)
     return _event(chunks, 0).data + (forms.DONE if wire.done else b"")
+
+
+def reshape_text(events: Sequence[Event]) -> list[Event]:
+    """The events of a chat as those of a stream of /completions: what a delta says is the choice's own text."""
+    made = []
+    for event in events:
+        chunks = [_with_text(chunk) for chunk in _read(event.data)]
+        rest = (forms.DONE if forms.DONE in event.data else b"") if chunks else event.data
+        made.append(Event(_event(chunks, 0).data + rest, event.tokens))
+    return made
+
+
+def _with_text(chunk: Fields) -> Fields:
+    if "object" in chunk:
+        chunk["object"] = "text_completion"
+    for choice in cast("list[Fields]", chunk.get("choices") or ()):
+        delta = cast("Fields", choice.pop("delta", {}))
+        rest = dict(choice)
+        choice.clear()
+        choice |= {"text": delta.get("content") or "", **rest, "logprobs": None}
+        if "reasoning" in delta:
+            choice["reasoning"] = delta["reasoning"]
+    return chunk
 
 
 def _finish(finish: Fields, usage: Fields, wire: Wire) -> list[Fields]:
@@ -68,6 +93,28 @@ def _finish(finish: Fields, usage: Fields, wire: Wire) -> list[Fields]:
             return [finish, usage]
         case "missing":
             return []
+
+
+def _failure(chunk: Fields, wire: Wire) -> list[Fields]:
+    """An error in the middle of a stream, in the forms that were seen."""
+    error = cast("Fields", chunk["error"])
+    without = {name: value for name, value in chunk.items() if name != "error"}
+    match wire.failure:
+        case "chunk":
+            return [chunk]
+        case "no_choices":
+            return [{**chunk, "choices": []}, without]
+        case "with_usage":
+            choice = cast("list[Fields]", chunk["choices"])[0]
+            usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0, "cost": 0}
+            return [{**chunk, "choices": [{**choice, "finish_reason": None}], "usage": usage}]
+        case "no_error":
+            choice = cast("list[Fields]", chunk["choices"])[0]
+            return [{**without, "choices": [{**choice, "native_finish_reason": "MALFORMED_FUNCTION_CALL"}]}]
+        case "bare":
+            return [{"error": error}]
+        case "named":
+            return [{**chunk, "error": {**error, "code": "server_error"}}]
 
 
 def _read(data: bytes) -> list[Fields]:
@@ -150,6 +197,8 @@ def _grouped(entries: Sequence[Fields], wire: Wire) -> list[list[Fields]]:
             entry = {"index": entry["index"], "id": "", "type": "", "function": function}
         queue.append(entry)
     queues = list(by_call.values())
+    if wire.call_index != "own":
+        queues = [[_renumbered(entry, queues, wire) for entry in queue] for queue in queues]
     match wire.tool_calls:
         case "in_turn":
             return [[entry] for queue in queues for entry in queue]
@@ -162,6 +211,14 @@ def _grouped(entries: Sequence[Fields], wire: Wire) -> list[list[Fields]]:
             heads = [[queue[0]] for queue in queues]
             longest = max(map(len, queues))
             return heads + [[q[turn]] for turn in range(1, longest) for q in queues if turn < len(q)]
+
+
+def _renumbered(entry: Fields, queues: Sequence[Sequence[Fields]], wire: Wire) -> Fields:
+    """A piece of a call without a number, or with that and the id of the first call."""
+    if wire.call_index == "absent":
+        return {name: value for name, value in entry.items() if name != "index"}
+    shared = {"id": queues[0][0]["id"]} if entry.get("id") else {}
+    return {**entry, **shared, "index": 0}
 
 
 def _whole_call(queue: Sequence[Fields]) -> Fields:

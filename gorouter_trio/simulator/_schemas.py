@@ -211,3 +211,46 @@ def make_value(schema: object, draws: Draws, *, words: Sequence[str]) -> Json:
     """A value that satisfies *schema* (decoded JSON); *words* are what free strings are made of."""
     root = cast("Schema", schema) if isinstance(schema, dict) else {}
     return SchemaWriter(root, draws, words=words).value()
+
+
+def find_strict_fault(schema: object) -> str | None:
+    """What keeps a schema from strict mode, in the words of the provider that is strictest; None when nothing does.
+
+    Its root is an object; every object lists all of its properties as required and admits no others.
+    """
+    if not isinstance(schema, dict) or schema.get("type") != "object":
+        return "schema must be a JSON Schema of 'type: \"object\"', got 'type: \"None\"'."
+    return _strict_fault(cast("dict[str, Json]", schema), ())
+
+
+def _strict_fault(schema: Json, place: tuple[str, ...]) -> str | None:
+    if not isinstance(schema, dict):
+        return None
+    context = f"In context=({', '.join(map(repr, place))}),"
+    properties = schema.get("properties")
+    if schema.get("type") == "object" or isinstance(properties, dict):
+        if schema.get("additionalProperties") is not False:
+            return f"{context} 'additionalProperties' is required to be supplied and to be false."
+        names = list(properties) if isinstance(properties, dict) else []
+        required = schema.get("required")
+        missing = [name for name in names if not isinstance(required, list) or name not in required]
+        if missing:
+            return (
+                f"{context} 'required' is required to be supplied and to be an array including every key in "
+                f"properties. Missing '{missing[0]}'."
+            )
+    return next((fault for step, part in _parts(schema) if (fault := _strict_fault(part, (*place, *step)))), None)
+
+
+def _parts(schema: dict[str, Json]) -> list[tuple[tuple[str, ...], Json]]:
+    """The schemas inside a schema, and the way to each."""
+    found: list[tuple[tuple[str, ...], Json]] = []
+    for key in ("properties", "$defs", "definitions"):
+        inner = schema.get(key)
+        if isinstance(inner, dict):
+            found += [((key, name), part) for name, part in inner.items()]
+    for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
+        branches = schema.get(key)
+        if isinstance(branches, list):
+            found += [((key, str(number)), part) for number, part in enumerate(branches)]
+    return [*found, (("items",), schema.get("items"))]

@@ -11,6 +11,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 __all__ = [
+    "EMBEDDING_MODELS",
     "MODELS",
     "SimulatedModel",
     "Style",
@@ -44,6 +45,7 @@ class SimulatedModel(Struct, frozen=True, kw_only=True):
     request_nanousd: int = 0
     """Price of the request itself."""
     inputs: tuple[str, ...] = ("text",)
+    outputs: tuple[str, ...] = ("text",)
     reasoning: bool = False
     """Whether it reasons without being asked to."""
     created: int = 1_735_689_600
@@ -215,3 +217,28 @@ def _is_open(base: str) -> bool:
 
 MODELS: Final = _models()
 """The default catalog."""
+
+EMBEDDING_MODELS: Final = (
+    SimulatedModel(
+        id="openai/text-embedding-3-small",
+        name="OpenAI: Text Embedding 3 Small",
+        provider="OpenAI",
+        served_as="openai/text-embedding-3-small",
+        context_length=8_192,
+        prompt_nanousd=20,
+        outputs=("embeddings",),
+        description="Text Embedding 3 Small, as the simulator imagines it.",
+    ),
+    SimulatedModel(
+        id="qwen/qwen3-embedding-8b",
+        name="Qwen: Qwen3 Embedding 8B",
+        provider="DeepInfra",
+        served_as="qwen/qwen3-embedding-8b",
+        context_length=32_768,
+        prompt_nanousd=10,
+        outputs=("embeddings",),
+        description="Qwen3 Embedding 8B, as the simulator imagines it.",
+        hugging_face_id="qwen/qwen3-embedding-8b",
+    ),
+)
+"""The default models for embeddings."""

@@ -9,9 +9,10 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import ConfigError
-from .catalog import MODELS, SimulatedModel
+from .catalog import EMBEDDING_MODELS, MODELS, SimulatedModel
 from .faults import FaultKind
 from .limits import FreeTier, Limit
+from .recordings import Recording
 from .scenario import Scenario, check_rates
 
 __all__ = [
@@ -55,6 +56,7 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     api_keys: tuple[str, ...] | None = None
     """The keys that are good; None is every key that starts with `sk-`."""
     models: tuple[SimulatedModel, ...] = MODELS
+    embedding_models: tuple[SimulatedModel, ...] = EMBEDDING_MODELS
     default_model: str = "openai/gpt-4o-mini"
     """What a request without a model gets."""
     credits_nanousd: int = 10_000_000_000_000
@@ -70,6 +72,10 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """The limits of the `:free` models; None does not limit them."""
     scenario: Scenario | None = None
     """What happens over time, and how replies look; what it says goes before the times, faults and sizes given here."""
+    recordings: tuple[Recording, ...] = ()
+    """Requests that are answered as they were once: see `simulator.recordings`. They cost what their usage says."""
+    only_recordings: bool = False
+    """Whether a request that was not recorded is answered 404 rather than by the simulator."""
     clock_offset_s: float = 0.0
     """By how much the server's wall clock is ahead of the one that it is given."""
     reply_tokens: int = 110
@@ -103,13 +109,13 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         self._check_models()
 
     def _check_models(self) -> None:
-        ids = [model.id for model in self.models]
+        ids = [model.id for model in (*self.models, *self.embedding_models)]
         if len(set(ids)) != len(ids):
             raise ConfigError("models: an id stands twice")
         unknown = set(self.scenario.models) - set(ids) if self.scenario is not None else ()
         if unknown:
             raise ConfigError(f"scenario.models: {min(unknown)!r} is not among the models")
-        if self.default_model not in ids:
+        if self.default_model not in {model.id for model in self.models}:
             raise ConfigError(f"default_model {self.default_model!r} is not among the models")
 
 
@@ -137,7 +143,7 @@ class SimulatorStatistics(Struct, frozen=True, kw_only=True):
     """
 
     received: int = 0
-    """Chat requests that arrived."""
+    """Requests for a generation that arrived: chats, completions and embeddings."""
     refused: int = 0
     """Answered with an error before any generation: bad requests and refusing faults. Never charged."""
     processed: int = 0
@@ -151,7 +157,7 @@ class SimulatorStatistics(Struct, frozen=True, kw_only=True):
     faults: int = 0
     """Faults injected, refusing ones included."""
     in_flight: int = 0
-    """Chat requests being answered now."""
+    """Such requests that are being answered now."""
     max_in_flight: int = 0
     streamed: int = 0
     """Generations that were streamed."""
@@ -164,7 +170,7 @@ class SimulatorStatistics(Struct, frozen=True, kw_only=True):
 
 
 class RequestRecord(Struct, frozen=True, kw_only=True, gc=False):
-    """One chat request, as the simulator's log tells it when the request has ended."""
+    """One request for a generation, as the simulator's log tells it when the request has ended."""
 
     generation_id: str | None
     """None when it was turned away before it had one."""

@@ -1,6 +1,7 @@
 """Directives: what a prompt may tell the simulator to do, in double square brackets in the last user message.
 
 * `[[say TEXT]]`: reply with exactly TEXT.
+* `[[refuse TEXT]]`: refuse with TEXT, and say nothing else.
 * `[[tokens 200]]`: reply with prose of exactly 200 tokens, and stop there.
 * `[[call NAME]]`, `[[call NAME {"city": "Aber"}]]`: call the offered tool NAME, with these arguments or made-up ones
   that satisfy its schema. Several directives make several calls in one message (only the first when the request says
@@ -35,7 +36,7 @@ __all__ = [
     "without_directives",
 ]
 
-_DIRECTIVE: Final = re.compile(r"\[\[(say|tokens|call\d?|fault)\s+(.*?)\]\](?!\])", re.DOTALL)
+_DIRECTIVE: Final = re.compile(r"\[\[(say|refuse|tokens|call\d?|fault)\s+(.*?)\]\](?!\])", re.DOTALL)
 _CALL: Final = re.compile(r"([A-Za-z0-9_-]{1,64})(?:#([\w-]{1,64}))?\s*(?:=\s*(.*)|(\{.*\})?\s*)", re.DOTALL)
 _BROKEN: Final = re.compile(r"\[\[broken(?:\s+x(\d{1,6}))?\]\]")
 _FAULT: Final = re.compile(r"(\w+)(?:\s+x(\d{1,6}))?")
@@ -56,6 +57,7 @@ class Directives(Struct, frozen=True):
     """What a prompt asks of the simulator."""
 
     say: str | None = None
+    refuse: str | None = None
     tokens: int | None = None
     calls: tuple[CallDirective, ...] = ()
     fault: FaultKind | None = None
@@ -71,12 +73,15 @@ def read_directives(text: str) -> Directives:
     if "[[" not in text:
         return NONE
     say: str | None = None
+    refuse: str | None = None
     tokens: int | None = None
     calls: list[CallDirective] = []
     fault: tuple[FaultKind, int | None] | None = None
     for verb, rest in _DIRECTIVE.findall(text):
         if verb == "say":
             say = rest
+        elif verb == "refuse":
+            refuse = rest
         elif verb == "tokens":
             tokens = _read_tokens(rest)
         elif verb.startswith("call"):
@@ -84,7 +89,7 @@ def read_directives(text: str) -> Directives:
         else:
             fault = _read_fault(rest)
     kind, times = fault or (None, None)
-    return Directives(say=say, tokens=tokens, calls=tuple(calls), fault=kind, fault_times=times)
+    return Directives(say=say, refuse=refuse, tokens=tokens, calls=tuple(calls), fault=kind, fault_times=times)
 
 
 def without_directives(text: str) -> str:

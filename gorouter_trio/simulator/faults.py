@@ -34,6 +34,7 @@ __all__ = [
     "in_flight_full",
     "limited",
     "plain",
+    "schema_refused",
     "with_retry_after",
 ]
 
@@ -192,6 +193,13 @@ def _provider_error(context: FaultContext, status: int, raw: str, **more: object
         **more,
     }
     return ErrorReply(status, error_body("Provider returned error", status, metadata=metadata))
+
+
+def schema_refused(context: FaultContext, *, name: str, fault: str) -> ErrorReply:
+    """A provider's 400 for a schema that its strict mode does not take."""
+    message = f"Invalid schema for response_format '{name}': {fault}"
+    raw = {"error": {"message": message, "type": "invalid_request_error", "param": "response_format", "code": None}}
+    return _provider_error(context, 400, _json.encode(raw).decode("utf-8"))
 
 
 def _unknown_key(_context: FaultContext) -> ErrorReply:

@@ -59,7 +59,7 @@ def parse_config(text: str) -> SimulatorConfig:
 def show_config() -> str:
     """A TOML document with every setting and its default; those that are not set stand there as comments."""
     lines = ["# Settings of a simulated OpenRouter. What is commented out is not set; the values show the form."]
-    catalog = {"models": None}
+    catalog = {"models": None, "embedding_models": None}
     defaults = cast("dict[str, object]", _plain(msgspec.to_builtins(SimulatorConfig())))
     lines += _table(defaults | catalog, is_set=True)
     given = cast("dict[str, object]", _plain(msgspec.to_builtins(_EXAMPLE)))
@@ -91,7 +91,7 @@ def _nested(name: str, fields: dict[str, object]) -> Iterator[str]:
 def _table(fields: Mapping[str, object], *, is_set: bool = False) -> Iterator[str]:
     """The fields of one table that are no tables themselves."""
     for name, value in fields.items():
-        if name in _TABLES or name in _ARRAYS or (name == "models" and not isinstance(value, list)):
+        if name in _TABLES or name in _ARRAYS or (name.endswith("models") and not isinstance(value, list)):
             continue
         mark = "" if is_set and value is not None else "# "
         shown = _UNSET.get(name, "[]") if value is None else _literal(value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 from msgspec import Struct
 
 from . import _tokens
-from ._json import decimal_string, dollars, encode, quote, raw_dollars
+from ._json import decimal_string, dollars, encode, quote, raw_dollars, raw_number
 from .catalog import SimulatedModel, Style
 from .model import Answer, CalledTool
 
@@ -29,11 +29,18 @@ __all__ = [
     "StreamForm",
     "completion",
     "credit_balance",
+    "embeddings",
+    "endpoint_list",
+    "endpoints",
     "failed_completion",
     "key",
     "model_count",
     "models",
     "one_model",
+    "provider_slug",
+    "providers",
+    "supported_parameters",
+    "text_completion",
     "usage",
 ]
 
@@ -43,11 +50,11 @@ PADDING: Final = b"\n         \n"
 TIMED_OUT: Final = b'{"error":{"message":"The operation was aborted","code":504}}'
 
 _NATIVE: Final[dict[Style, dict[str, str]]] = {
-    "openai": {"stop": "stop", "length": "length", "tool_calls": "tool_calls"},
-    "anthropic": {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"},
-    "google": {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"},
-    "xai": {"stop": "completed", "length": "length", "tool_calls": "completed"},
-    "open": {"stop": "stop", "length": "length", "tool_calls": "tool_calls"},
+    "openai": {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
+    "anthropic": {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"},
+    "google": {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP", "content_filter": "SAFETY"},
+    "xai": {"stop": "completed", "length": "length", "tool_calls": "completed", "content_filter": "completed"},
+    "open": {"stop": "stop", "length": "length", "tool_calls": "tool_calls", "content_filter": "content_filter"},
 }
 _REASONING: Final[dict[Style, tuple[str, str, str]]] = {
     "openai": ("reasoning.summary", "summary", "openai-responses-v1"),
@@ -147,6 +154,38 @@ def completion(generation: Generation) -> bytes:
         _tool_calls(answer.calls).encode() if answer.calls else b"",
         usage(generation).encode("ascii"),
     )
+
+
+_TEXT: Final = (
+    b'{"id":"%b","object":"text_completion","created":%d,%b,"choices":[{"text":%b,"index":0,"logprobs":null,'
+    b'"finish_reason":"%b","native_finish_reason":"%b","reasoning":%b}],"usage":%b}'
+)
+
+
+def text_completion(generation: Generation) -> bytes:
+    """The body of a reply of /completions."""
+    answer = generation.answer
+    return _TEXT % (
+        generation.id.encode("ascii"),
+        generation.created,
+        generation.face.names.encode(),
+        encode(answer.text),
+        answer.finish_reason.encode("ascii"),
+        generation.native_finish_reason.encode("ascii"),
+        encode(answer.thoughts) if answer.thoughts and not answer.is_thinking_hidden else b"null",
+        usage(generation).encode("ascii"),
+    )
+
+
+def embeddings(generation: Generation, rows: Sequence[str]) -> bytes:
+    """The body of a reply of /embeddings, whose rows are written already."""
+    cost = dollars(generation.cost_nanousd(0))
+    text = (
+        f'{{"object":"list","data":[{",".join(rows)}],"model":{quote(generation.model.served_as)},'
+        f'"usage":{{"prompt_tokens":{generation.prompt_tokens},"total_tokens":{generation.prompt_tokens},'
+        f'"cost":{cost}}},"id":"{generation.id}"}}'
+    )
+    return text.encode()
 
 
 def failed_completion(generation: Generation) -> bytes:
@@ -268,6 +307,10 @@ class StreamForm:
         )
         return text.encode() + DONE
 
+    def delta(self, more: dict[str, object]) -> bytes:
+        """An event with no text, but with something else."""
+        return self._delta(f'"content":"","role":"assistant",{encode(more).decode("utf-8")[1:-1]}')
+
     def _delta(self, delta: str) -> bytes:
         choice = f'{{"index":0,"delta":{{{delta}}},"finish_reason":null,"native_finish_reason":null}}'
         return f'{self._head},"choices":[{choice}]}}\n\n'.encode()
@@ -360,9 +403,9 @@ def _model(model: SimulatedModel) -> dict[str, object]:
         "description": model.description,
         "context_length": model.context_length,
         "architecture": {
-            "modality": f"{'+'.join(model.inputs)}->text",
+            "modality": f"{'+'.join(model.inputs)}->{'+'.join(model.outputs)}",
             "input_modalities": list(model.inputs),
-            "output_modalities": ["text"],
+            "output_modalities": list(model.outputs),
             "tokenizer": model.tokenizer,
             "instruct_type": None,
         },
@@ -373,7 +416,7 @@ def _model(model: SimulatedModel) -> dict[str, object]:
             "is_moderated": model.style in {"openai", "anthropic"},
         },
         "per_request_limits": None,
-        "supported_parameters": _parameters(model),
+        "supported_parameters": supported_parameters(model),
         "default_parameters": {},
         "supported_voices": None,
         "knowledge_cutoff": model.knowledge_cutoff,
@@ -394,10 +437,75 @@ def _pricing(model: SimulatedModel) -> dict[str, str]:
     return pricing
 
 
-def _parameters(model: SimulatedModel) -> list[str]:
+def supported_parameters(model: SimulatedModel) -> list[str]:
+    """What requests to the model may have."""
+    if model.outputs == ("embeddings",):
+        return ["dimensions"]
     names = ["max_tokens", "response_format", "seed", "stop", "structured_outputs", "temperature"]
     names += ["tool_choice", "tools", "top_p"]
     return sorted([*names, "include_reasoning", "reasoning"]) if model.reasoning else names
+
+
+def endpoints(model: SimulatedModel, *, is_known: bool) -> bytes:
+    """Who offers a model. Speeds are told to those only who have a key."""
+    entry = _model(model)
+    data = {name: entry[name] for name in ("id", "name", "created", "description", "architecture")}
+    return encode({"data": {**data, "endpoints": [_endpoint(model, is_known=is_known)]}})
+
+
+def endpoint_list(catalog: Sequence[SimulatedModel], *, is_known: bool) -> bytes:
+    """The endpoints of several models."""
+    return encode({"data": [_endpoint(model, is_known=is_known) for model in catalog]})
+
+
+def _endpoint(model: SimulatedModel, *, is_known: bool) -> dict[str, object]:
+    is_open = model.hugging_face_id is not None
+    return {
+        "name": f"{model.provider} | {model.served_as}",
+        "model_id": model.id,
+        "model_name": model.name,
+        "context_length": model.context_length,
+        "pricing": {**_pricing(model), "discount": 0},
+        "provider_name": model.provider,
+        "tag": f"{provider_slug(model.provider)}/fp8" if is_open else provider_slug(model.provider),
+        "quantization": "fp8" if is_open else "unknown",
+        "max_completion_tokens": model.max_completion_tokens,
+        "max_prompt_tokens": None,
+        "supported_parameters": supported_parameters(model),
+        "status": 0,
+        "uptime_last_5m": 100,
+        "uptime_last_30m": raw_number(99.98),
+        "uptime_last_1d": raw_number(99.93),
+        "supports_implicit_caching": model.cache_read_nanousd is not None,
+        "supports_tool_choice": {"auto": True, "none": True, "required": True, "function": True},
+        "supports_diarization": False,
+        "native_tools": {},
+        "service_tier": None,
+        "latency_last_30m": {"p50": 420, "p75": 610, "p90": 980, "p99": 2100} if is_known else None,
+        "throughput_last_30m": {"p50": 71, "p75": 58, "p90": 40, "p99": 17} if is_known else None,
+    }
+
+
+def provider_slug(name: str) -> str:
+    """The name of a provider as requests write it."""
+    return name.lower().replace(" ", "-").replace(".", "-")
+
+
+def providers(names: Sequence[str]) -> bytes:
+    """The list of providers."""
+    data = [
+        {
+            "name": name,
+            "slug": provider_slug(name),
+            "privacy_policy_url": f"https://{provider_slug(name)}.example/privacy",
+            "terms_of_service_url": f"https://{provider_slug(name)}.example/terms",
+            "status_page_url": None,
+            "headquarters": "US",
+            "datacenters": ["US"],
+        }
+        for name in names
+    ]
+    return encode({"data": data})
 
 
 def credit_balance(bought_nanousd: int, used_nanousd: int) -> bytes:

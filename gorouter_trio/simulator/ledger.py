@@ -76,6 +76,12 @@ class Ledger:
         if len(self._charges) > self._size:
             self._charges.popitem(last=False)
 
+    def count(self, prompt_tokens: int, completion_tokens: int, *, nanousd: int) -> None:
+        """Add what a recorded reply cost to the totals; it can not be looked up."""
+        self.total_nanousd += nanousd
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+
     def find(self, generation_id: str) -> Charge | None:
         """The charge of a generation, or None when it is unknown, unfinished or forgotten."""
         return self._charges.get(generation_id)
@@ -144,7 +150,7 @@ def _provider_side(charge: Charge, latency_ms: int, cost: Raw) -> dict[str, obje
         "request_id": f"req-{charge.generation_id[4:]}",
         "session_id": None,
         "preset_id": None,
-        "api_type": "completions",
+        "api_type": "embeddings" if charge.model.outputs == ("embeddings",) else "completions",
         "id": charge.generation_id,
         "upstream_id": response["id"],
         "provider_responses": [response],

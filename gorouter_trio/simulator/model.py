@@ -32,7 +32,7 @@ __all__ = [
     "Writer",
 ]
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 _EFFORTS: Final = {"max": 4.0, "xhigh": 3.0, "high": 2.0, "medium": 1.0, "low": 0.5, "minimal": 0.2}
 _THOUGHT_TOKENS: Final = 40
@@ -103,7 +103,9 @@ class Writer:
         calls = self._calls()
         text = ""
         finish: FinishReason = "stop"
-        if calls:
+        if self._directives.refuse is not None:
+            calls, tokens, finish = [], _tokens.count(self._directives.refuse), "content_filter"
+        elif calls:
             calls, tokens, is_cut = _cut_calls(calls, budget)
             finish = "length" if is_cut else "tool_calls"
         else:

@@ -19,6 +19,7 @@ __all__ = [
     "Message",
     "OfferedFunction",
     "Part",
+    "Plugin",
     "Reading",
     "Reasoning",
     "ResponseFormat",
@@ -92,6 +93,7 @@ class ToolChoice(Struct):
 class JsonSchema(Struct):
     name: str = ""
     schema: msgspec.Raw = _NOTHING
+    strict: bool | None = None
 
 
 class ResponseFormat(Struct):
@@ -103,6 +105,11 @@ class Reasoning(Struct):
     effort: str | None = None
     max_tokens: int | None = None
     exclude: bool | None = None
+    enabled: bool | None = None
+
+
+class Plugin(Struct):
+    id: str = ""
     enabled: bool | None = None
 
 
@@ -126,6 +133,10 @@ class ChatRequest(Struct):
     reasoning: Reasoning | None = None
     reasoning_effort: str | None = None
     include_reasoning: bool | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    modalities: list[str] | None = None
+    plugins: list[Plugin] | None = None
 
     @property
     def conversation(self) -> list[Message]:
@@ -214,6 +225,8 @@ def _find_fault(request: ChatRequest) -> ErrorReply | None:
         return _invalid("max_tokens must be at least 1")
     if request.temperature is not None and not 0 <= request.temperature <= 2:
         return _invalid("temperature must be 0 to 2")
+    if "audio" in (request.modalities or ()) and not request.stream:
+        return bad_request("Audio output requires stream: true")
     if len(request.stops) > _MAX_STOPS:
         return _invalid(f"stop takes at most {_MAX_STOPS} sequences")
     return _find_tool_fault(request)

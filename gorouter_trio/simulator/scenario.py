@@ -55,6 +55,12 @@ class Wire(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     or each call in one delta."""
     call_ids: Literal["once", "empty"] = "once"
     """Whether the fragments of a call repeat its id, type and name as empty strings."""
+    call_index: Literal["own", "shared", "absent"] = "own"
+    """The number of a call in a stream: its own, 0 for all and their id for all as well, or none."""
+    failure: Literal["chunk", "no_choices", "with_usage", "no_error", "bare", "named"] = "chunk"
+    """How `mid_stream_error` looks in a stream: a chunk with error and finish; the error with `choices: []` and the
+    finish in another chunk; the error beside a usage and no finish; the finish alone; nothing but the error; or with a
+    name for its code."""
     call_content: Literal["null", "empty"] = "null"
     """The `content` beside tool calls: null or an empty string."""
     details: Literal["full", "null", "absent"] = "full"
@@ -77,6 +83,8 @@ class Wire(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if min(self.comments_before, self.comment_every, self.padding) < 0:
             raise ConfigError("comments_before, comment_every and padding must be 0 or more")
+        if self.call_index != "own" and self.tool_calls not in {"in_turn", "whole"}:
+            raise ConfigError("call_index: calls without a number of their own come in_turn or whole (tool_calls)")
         if self.max_write_bytes < 1:
             raise ConfigError(f"max_write_bytes must be at least 1, not {self.max_write_bytes}")
 

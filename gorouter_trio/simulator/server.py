@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, TypeAlias, final
-from urllib.parse import parse_qs
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+from urllib.parse import parse_qs, parse_qsl, unquote
 
 import trio
 
@@ -22,13 +23,19 @@ from . import forms
 from ._admission import Admission
 from ._books import Books
 from ._exchange import Exchange, World
-from ._json import encode
+from ._listing import keeps_nothing, read_listing
+from ._replay import replay
 from ._slots import Course
 from .config import RequestRecord, SimulatorConfig, SimulatorStatistics
 from .faults import ErrorReply, plain
 from .ledger import Ledger, generation_body
 from .limits import LimitWindow, masked
 from .outlet import JSON_HEADERS, Outlet
+from .recordings import Recordings
+
+if TYPE_CHECKING:
+    from ._jobs import Kind
+    from .catalog import SimulatedModel
 
 __all__ = [
     "Simulator",
@@ -41,7 +48,7 @@ _MODELS_HEADERS: Final = encode_headers(
 )
 _NO_HEADERS: Final = encode_headers([])
 _PRIVATE_HEADERS: Final = encode_headers([("Cache-Control", "private, no-store")])
-_MAX_PAGE: Final = 1_000
+_ENDPOINTS: Final = "/endpoints"
 _BEARER: Final = "bearer "
 
 _Route: TypeAlias = Callable[[ServerRequest, ServerReply], Awaitable[None]]
@@ -66,16 +73,28 @@ class Simulator:
         self.config = config or SimulatorConfig()
         self._books = Books(self.config)
         models = {model.id: model for model in self.config.models}
-        faces = {model.id: forms.Face(model) for model in self.config.models}
+        self._catalog = (*self.config.models, *self.config.embedding_models)
+        embedding_models = {model.id: model for model in self.config.embedding_models}
+        faces = {model.id: forms.Face(model) for model in self._catalog}
         server_wall = _with_offset(wall, self.config.clock_offset_s)
         admission = Admission(self.config, self._books.ledger, wall=server_wall)
         course = Course(self.config.scenario) if self.config.scenario is not None else None
-        self._world = World(self.config, models, faces, self._books, server_wall, on_request, admission, course)
+        self._world = World(
+            self.config, models, embedding_models, faces, self._books, server_wall, on_request, admission, course
+        )
+        self._recordings = Recordings(self.config.recordings)
+        self._replays = bool(self.config.recordings) or self.config.only_recordings
         self._keys = None if self.config.api_keys is None else frozenset(self.config.api_keys)
         self._routes: Mapping[tuple[str, str], _Route] = {
-            ("POST", "/chat/completions"): self._chat,
+            ("POST", "/chat/completions"): partial(self._generate, kind="chat"),
+            ("POST", "/completions"): partial(self._generate, kind="text"),
+            ("POST", "/embeddings"): partial(self._generate, kind="embeddings"),
             ("GET", "/models"): self._models,
+            ("GET", "/models/user"): self._models_of_the_user,
             ("GET", "/models/count"): self._count_models,
+            ("GET", "/embeddings/models"): self._embedding_models,
+            ("GET", "/endpoints/zdr"): self._zdr_endpoints,
+            ("GET", "/providers"): self._providers,
             ("GET", "/key"): self._key,
             ("GET", "/auth/key"): self._key,
             ("GET", "/credits"): self._credits,
@@ -115,45 +134,99 @@ class Simulator:
     async def handler(self, request: ServerRequest, reply: ServerReply) -> None:
         """Answer one request of any kind."""
         path = request.path
+        if self._replays and await self._replay(request, reply):
+            return
         route = self._routes.get((request.method, path.removeprefix(_PREFIX))) if path.startswith(_PREFIX) else None
         if route is not None:
             await route(request, reply)
         elif request.method == "GET" and path.startswith(f"{_PREFIX}/model/"):
             await self._model(request, reply)
+        elif request.method == "GET" and path.startswith(f"{_PREFIX}/models/") and path.endswith(_ENDPOINTS):
+            await self._endpoints(request, reply)
         else:
             await self._error(reply, plain(404, "Not Found"))
 
-    # Chat.
+    # Generations.
 
-    async def _chat(self, request: ServerRequest, reply: ServerReply) -> None:
+    async def _replay(self, request: ServerRequest, reply: ServerReply) -> bool:
+        """Answer as it was recorded; says whether that answered it."""
+        target = request.path.removeprefix(_PREFIX) + (f"?{request.query}" if request.query else "")
+        recording = self._recordings.take(request.method, target, body=bytes(request.body))
+        if recording is not None:
+            await replay(self._world, reply, recording=recording, body=bytes(request.body))
+        elif self.config.only_recordings:
+            await self._error(reply, plain(404, f"No recording of {request.method} {target} with this body"))
+        return recording is not None or self.config.only_recordings
+
+    async def _generate(self, request: ServerRequest, reply: ServerReply, *, kind: Kind) -> None:
         key = await self._authorized(request, reply)
         if key is not None:
-            await Exchange(self._world, request, reply, key=key).run()
+            await Exchange(self._world, request, reply=reply, key=key, kind=kind).run()
 
     # The catalog; it needs no key.
 
     async def _models(self, request: ServerRequest, reply: ServerReply) -> None:
-        query = parse_qs(request.query)
-        offset, limit = _whole_number(query, "offset", 0), _whole_number(query, "limit", _MAX_PAGE)
-        if offset is None or limit is None or not 1 <= limit <= _MAX_PAGE:
-            await self._error(reply, _bad_query("offset and limit must be whole numbers, limit 1 to 1000"))
+        await self._list(request, reply, catalog=self._catalog)
+
+    async def _models_of_the_user(self, request: ServerRequest, reply: ServerReply) -> None:
+        if await self._authorized(request, reply) is not None:
+            await self._list(request, reply, catalog=self._catalog)
+
+    async def _embedding_models(self, request: ServerRequest, reply: ServerReply) -> None:
+        await self._list(request, reply, catalog=self.config.embedding_models, default_output="all")
+
+    async def _list(
+        self,
+        request: ServerRequest,
+        reply: ServerReply,
+        catalog: Sequence[SimulatedModel],
+        *,
+        default_output: str = "text",
+    ) -> None:
+        query = parse_qsl(request.query, keep_blank_values=True)
+        listing = read_listing(query, catalog, now_s=self.wall(), default_output=default_output)
+        if isinstance(listing, ErrorReply):
+            await self._error(reply, listing)
             return
-        catalog = self.config.models
-        page = catalog[offset : offset + limit]
-        end = offset + len(page)
-        following = f"{_PREFIX}/models?offset={end}&limit={limit}" if end < len(catalog) else None
-        body = forms.models(page, total=len(catalog), next_url=following)
+        following = None
+        if listing.next_query is not None:
+            following = f"{request.path}?{listing.next_query}"
+        body = forms.models(listing.page, total=listing.total, next_url=following)
         await self._send(reply, body, extra=_MODELS_HEADERS)
 
-    async def _count_models(self, _request: ServerRequest, reply: ServerReply) -> None:
-        await self._send(reply, forms.model_count(len(self.config.models)))
+    async def _count_models(self, request: ServerRequest, reply: ServerReply) -> None:
+        listing = read_listing(parse_qsl(request.query), self._catalog, now_s=self.wall())
+        if isinstance(listing, ErrorReply):
+            await self._error(reply, listing)
+        else:
+            await self._send(reply, forms.model_count(listing.total))
+
+    async def _zdr_endpoints(self, request: ServerRequest, reply: ServerReply) -> None:
+        kept = [model for model in self.config.models if keeps_nothing(model)]
+        body = forms.endpoint_list(kept, is_known=request.get("authorization") is not None)
+        await self._send(reply, body)
+
+    async def _providers(self, _request: ServerRequest, reply: ServerReply) -> None:
+        await self._send(reply, forms.providers(sorted({model.provider for model in self._catalog})))
 
     async def _model(self, request: ServerRequest, reply: ServerReply) -> None:
-        model = self._world.models.get(request.path.removeprefix(f"{_PREFIX}/model/"))
+        model = self._find(request.path.removeprefix(f"{_PREFIX}/model/"))
         if model is None:
             await self._error(reply, plain(404, "Not Found"))
         else:
             await self._send(reply, forms.one_model(model))
+
+    async def _endpoints(self, request: ServerRequest, reply: ServerReply) -> None:
+        model = self._find(request.path.removeprefix(f"{_PREFIX}/models/").removesuffix(_ENDPOINTS))
+        if model is None:
+            await self._error(reply, plain(404, "Not Found"))
+        else:
+            body = forms.endpoints(model, is_known=request.get("authorization") is not None)
+            await self._send(reply, body)
+
+    def _find(self, quoted: str) -> SimulatedModel | None:
+        name = unquote(quoted)
+        return self._world.models.get(name) or self._world.embedding_models.get(name)
 
     # The account.
 
@@ -202,16 +275,6 @@ class Simulator:
 
 def _with_offset(wall: Callable[[], float], offset_s: float) -> Callable[[], float]:
     return (lambda: wall() + offset_s) if offset_s else wall
-
-
-def _whole_number(query: Mapping[str, list[str]], name: str, default: int) -> int | None:
-    text = query.get(name, [str(default)])[0]
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else None
-
-
-def _bad_query(reason: str) -> ErrorReply:
-    issues = encode([{"code": "custom", "message": reason}]).decode("utf-8")
-    return ErrorReply(400, encode({"success": False, "error": {"name": "ZodError", "message": issues}}))
 
 
 async def serve_simulator(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from .keys import SessionKey as SessionKey
 from .memory import MemoryStore as MemoryStore
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "HistoryStatistics",
     "MemoryStore",
     "ModelUsage",
+    "SessionKey",
     "SqliteStore",
 ]
 

@@ -6,22 +6,38 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ..abc import StoredHistory
+from ..abc import StoredHistory, StoredSession
+from ..config import Seams
 from ..errors import SessionConflictError
+from .keys import check_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["MemoryStore"]
 
 
+class _Session:
+    __slots__ = ("bytes", "entries", "updated_at_s", "version")
+
+    def __init__(self) -> None:
+        self.version = 0
+        self.entries: list[bytes] = []
+        self.bytes = 0
+        self.updated_at_s = 0.0
+
+
 class MemoryStore:
-    """Sessions in a dict. Each method changes everything or nothing, in one step, after its checkpoint."""
+    """Sessions in a dict. Each method changes everything or nothing, in one step, after its checkpoint.
+
+    `wall` gives the time of changes, in seconds since the epoch; by default that of the system.
+    """
 
     durability = "process"
 
-    def __init__(self) -> None:
-        self._sessions: dict[str, tuple[int, list[bytes]]] = {}
+    def __init__(self, *, wall: Callable[[], float] | None = None) -> None:
+        self._sessions: dict[str, _Session] = {}
+        self._wall = wall or Seams().wall
 
     def __repr__(self) -> str:
         return f"<MemoryStore: {len(self._sessions)} sessions>"
@@ -33,8 +49,18 @@ class MemoryStore:
 
     def load_nowait(self, key: str) -> StoredHistory:
         """`load`, without a checkpoint."""
-        version, entries = self._sessions.get(key, (0, []))
-        return StoredHistory(version, tuple(entries))
+        session = self._sessions.get(key)
+        if session is None:
+            check_key(key)
+            return StoredHistory(0, ())
+        return StoredHistory(session.version, tuple(session.entries))
+
+    async def version(self, key: str) -> int:
+        """The version of the session, 0 for one that was never written."""
+        await trio.lowlevel.checkpoint()
+        check_key(key)
+        session = self._sessions.get(key)
+        return 0 if session is None else session.version
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries; raises `SessionConflictError` when the version is another one."""
@@ -43,21 +69,25 @@ class MemoryStore:
 
     def append_nowait(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """`append`, without a checkpoint."""
-        version, stored = self._check(key, expected_version)
-        stored.extend(entries)
-        self._sessions[key] = (version + 1, stored)
-        return version + 1
+        size = sum(map(len, entries))
+        session = self._changed(key, expected_version)
+        session.entries.extend(entries)
+        session.bytes += size
+        return session.version
 
     async def rewrite(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Replace all entries; raises `SessionConflictError` when the version is another one."""
         await trio.lowlevel.checkpoint()
-        version, _stored = self._check(key, expected_version)
-        self._sessions[key] = (version + 1, list(entries))
-        return version + 1
+        size = sum(map(len, entries))
+        session = self._changed(key, expected_version)
+        session.entries = list(entries)
+        session.bytes = size
+        return session.version
 
     async def delete(self, key: str) -> bool:
         """Remove the session; False when there was none."""
         await trio.lowlevel.checkpoint()
+        check_key(key)
         return self._sessions.pop(key, None) is not None
 
     async def erase(self, key: str) -> bool:
@@ -68,14 +98,29 @@ class MemoryStore:
         """Keys with the prefix, in code-point order, above `after`."""
         await trio.lowlevel.checkpoint()
         keys = sorted(key for key in self._sessions if key.startswith(prefix) and key > after)
-        return keys[:limit]
+        return keys[: max(limit, 0)]
+
+    async def list_sessions(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[StoredSession]:
+        """What is known of these sessions besides their entries."""
+        return [
+            StoredSession(key, session.version, len(session.entries), session.bytes, session.updated_at_s)
+            for key in await self.list_keys(prefix, after=after, limit=limit)
+            for session in [self._sessions[key]]
+        ]
 
     async def aclose(self) -> None:
         """Nothing to release; the histories stay readable."""
         await trio.lowlevel.checkpoint()
 
-    def _check(self, key: str, expected_version: int) -> tuple[int, list[bytes]]:
-        version, stored = self._sessions.get(key) or (0, [])
+    def _changed(self, key: str, expected_version: int) -> _Session:
+        """The session, one version on; made if it was never written."""
+        session = self._sessions.get(key)
+        version = 0 if session is None else session.version
         if version != expected_version:
             raise SessionConflictError(f"the session is at version {version}, not at {expected_version}")
-        return version, stored
+        if session is None:
+            check_key(key)
+            session = self._sessions[key] = _Session()
+        session.version += 1
+        session.updated_at_s = self._wall()
+        return session

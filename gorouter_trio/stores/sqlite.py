@@ -5,23 +5,42 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from ..abc import StoredHistory
-from ..errors import SessionConflictError
+from msgspec import Struct
+
+from ..abc import StoredHistory, StoredSession
+from ..config import Seams
+from ..errors import SessionConflictError, StoreError
 from ..transport.sqlite import SqliteFile
+from . import sqlite_query
+from .keys import SessionKey, check_key
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from ..transport.sqlite import Connection, SqliteStatistics
+    from ..transport.sqlite import Connection, SchemaStep, SqliteStatistics
+    from .query import CostPoint, HistoryFilter, HistoryStatistics
 
 __all__ = ["SqliteStore"]
 
 _APPLICATION_ID = 0x67725472
+_ENTRY_FORMAT = 1
+"""Of what is in the entries. A session that a later one has written to is not read: an answer may be missing there."""
+
+
+def _add_parts(connection: Connection) -> None:
+    """Split the keys of sessions that were written before their parts had columns."""
+    for session, key in connection.execute("SELECT id, key FROM sessions").fetchall():
+        parts = SessionKey.parse(key.decode())
+        if parts.tenant or parts.principal:
+            change = "UPDATE sessions SET tenant = ?, principal = ? WHERE id = ?"
+            connection.execute(change, (parts.tenant, parts.principal, session))
+
+
 # Keys are bytes of UTF-8, which sort as code points do, hold any text, and have no collation.
 # Entries stand in the order of their writing, which makes writing sequential.
-_SCHEMA = (
+_SCHEMA: tuple[SchemaStep, ...] = (
     (
         "CREATE TABLE sessions"
         " (id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, version INTEGER NOT NULL, entries INTEGER NOT NULL)",
@@ -29,18 +48,50 @@ _SCHEMA = (
         " (id INTEGER PRIMARY KEY, session INTEGER NOT NULL, number INTEGER NOT NULL, data BLOB NOT NULL)",
         "CREATE UNIQUE INDEX entries_by_session ON entries (session, number)",
     ),
+    (
+        "ALTER TABLE sessions ADD COLUMN tenant TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sessions ADD COLUMN principal TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE sessions ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE sessions ADD COLUMN updated_at REAL",
+        "ALTER TABLE sessions ADD COLUMN format INTEGER NOT NULL DEFAULT 1",
+        "UPDATE sessions SET bytes ="
+        " (SELECT coalesce(sum(length(data)), 0) FROM entries WHERE entries.session = sessions.id)",
+        _add_parts,
+        "CREATE INDEX sessions_by_owner ON sessions (tenant, principal) WHERE tenant != '' OR principal != ''",
+    ),
 )
 _LOAD = (
-    "SELECT s.version, e.data FROM sessions s LEFT JOIN entries e ON e.session = s.id WHERE s.key = ? ORDER BY e.number"
+    "SELECT s.version, s.format, e.data FROM sessions s LEFT JOIN entries e ON e.session = s.id"
+    " WHERE s.key = ? ORDER BY e.number"
 )
-_BEGIN = "INSERT INTO sessions (key, version, entries) VALUES (?, 1, ?) ON CONFLICT (key) DO NOTHING RETURNING id, ?"
+_BEGIN = (
+    "INSERT INTO sessions (key, version, entries, bytes, updated_at, format, tenant, principal)"
+    " VALUES (?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING RETURNING id, entries"
+)
 _GO_ON = (
-    "UPDATE sessions SET version = version + 1, entries = entries + ? WHERE key = ? AND version = ?"
-    " RETURNING id, entries"
+    "UPDATE sessions SET version = version + 1, entries = entries + ?, bytes = bytes + ?, updated_at = ?,"
+    " format = max(format, ?) WHERE key = ? AND version = ? RETURNING id, entries"
 )
-_REPLACE = "UPDATE sessions SET version = version + 1, entries = ? WHERE key = ? AND version = ? RETURNING id, entries"
+_REPLACE = (
+    "UPDATE sessions SET version = version + 1, entries = ?, bytes = ?, updated_at = ?, format = ?"
+    " WHERE key = ? AND version = ? RETURNING id, entries"
+)
 _ADD = "INSERT INTO entries (session, number, data) VALUES (?, ?, ?)"
 _LIST = "SELECT key FROM sessions WHERE key > ? AND key >= ? AND (? = x'' OR key < ?) ORDER BY key LIMIT ?"
+_DESCRIBE = (
+    "SELECT key, version, entries, bytes, updated_at FROM sessions"
+    " WHERE key > ? AND key >= ? AND (? = x'' OR key < ?) ORDER BY key LIMIT ?"
+)
+
+
+class _Change(Struct, frozen=True):
+    """Entries for a session that is at a version, and when they came."""
+
+    key: bytes
+    entries: tuple[bytes, ...]
+    size: int
+    expected: int
+    at_s: float
 
 
 class SqliteStore:
@@ -56,13 +107,25 @@ class SqliteStore:
     Every method raises `StoreError` when the file cannot be read or written: `kind` says whether it is
     damaged, the disk full, another process in the way for more than `busy_s` seconds, and so on. A file
     that was not closed is checked for damage when it is opened, which takes as long as reading it.
-    `max_group` bounds the writes of one commit.
+    `max_group` bounds the writes of one commit. `erase_rewrites=False` is for files so large that an erasure would keep
+    the sessions waiting too long: `vacuum` at a quiet hour is its other half then. `wall` gives the time of changes, in
+    seconds since the epoch; by default that of the system.
     """
 
     durability = "disk"
 
-    def __init__(self, path: str | os.PathLike[str], *, busy_s: float = 5.0, max_group: int = 512) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        busy_s: float = 5.0,
+        max_group: int = 512,
+        erase_rewrites: bool = True,
+        wall: Callable[[], float] | None = None,
+    ) -> None:
+        self._erase_rewrites = erase_rewrites
         self._file = SqliteFile(path, _SCHEMA, application_id=_APPLICATION_ID, busy_s=busy_s, max_group=max_group)
+        self._wall = wall or Seams().wall
 
     def __repr__(self) -> str:
         return f"<SqliteStore on {self._file!r}>"
@@ -76,37 +139,73 @@ class SqliteStore:
         await self.aclose()
 
     async def load(self, key: str) -> StoredHistory:
-        """The whole session; one that was never written has version 0 and no entries."""
-        return await self._file.read(partial(_load, key=key.encode()), subject=key)
+        """The whole session; one that was never written has version 0 and no entries.
+
+        Raises `StoreError` of the kind "newer" when a later version of this package has written to it.
+        """
+        return await self._file.read(partial(_load, key=check_key(key)), subject=key)
+
+    async def version(self, key: str) -> int:
+        """The version of the session, 0 for one that was never written."""
+        return await self._file.read(partial(_version, key=check_key(key)), subject=key)
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries; raises `SessionConflictError` when the version is another one."""
-        work = partial(_append, key=key.encode(), entries=tuple(entries), expected=expected_version)
-        return await self._file.write(work, subject=key)
+        change = self._change(key, entries, expected_version)
+        return await self._file.write(partial(_append, change=change), subject=key)
 
     async def rewrite(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Replace all entries; raises `SessionConflictError` when the version is another one."""
-        work = partial(_rewrite, key=key.encode(), entries=tuple(entries), expected=expected_version)
-        return await self._file.write(work, subject=key)
+        change = self._change(key, entries, expected_version)
+        return await self._file.write(partial(_rewrite, change=change), subject=key)
 
     async def delete(self, key: str) -> bool:
         """Remove the session; False when there was none. The write-ahead log may keep what it held for a while."""
-        return await self._file.write(partial(_delete, key=key.encode()), subject=key)
+        return await self._file.write(partial(_delete, key=check_key(key)), subject=key)
 
     async def erase(self, key: str) -> bool:
-        """Remove the session and every trace of it in the files of the store; False when there was none.
+        """Remove the session and every trace of it, and of what was deleted before, in the files of the store.
 
-        Raises `StoreError` of the kind "locked" when the session is gone but another process kept the
-        log from being emptied: erase again.
+        False when there was none. It rewrites the file, unless the store was made with `erase_rewrites=False`: what
+        moves in a file leaves copies that nothing else reaches. Raises `StoreError` when the session is gone but its
+        traces may be there, of the kind "locked" when another process kept the log from being emptied: erase again.
         """
         existed = await self.delete(key)
-        await self._file.scrub()
+        await self._file.scrub(rewrite=self._erase_rewrites)
         return existed
+
+    async def vacuum(self) -> None:
+        """Rewrite the file: it becomes as small as it can be, and no trace of what was deleted is left.
+
+        It takes as long as writing the file does, and needs as much room again; other changes wait meanwhile.
+        """
+        await self._file.scrub(rewrite=True)
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """Keys with the prefix, in code-point order, above `after`."""
-        work = partial(_list, prefix=prefix.encode(), after=after.encode(), limit=limit)
+        work = partial(_list, find=_find(prefix, after, limit))
         return await self._file.read(work, subject="")
+
+    async def list_sessions(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[StoredSession]:
+        """What is known of these sessions besides their entries."""
+        work = partial(_describe, find=_find(prefix, after, limit))
+        return await self._file.read(work, subject="")
+
+    def can_summarize(self) -> bool:
+        """Whether the SQLite that this Python has can cut JSON."""
+        return sqlite_query.CAN_QUERY
+
+    async def summarize(self, *, key: str | None, prefix: str, only: HistoryFilter) -> HistoryStatistics:
+        """What `HistoryAnalyzer.statistics` gives; it keeps nobody else waiting."""
+        asked = sqlite_query.question(*_range(key, prefix), only=only)
+        return await self._file.survey(partial(sqlite_query.summarize, asked=asked))
+
+    async def summarize_over_time(
+        self, width_s: int, *, key: str | None, prefix: str, only: HistoryFilter
+    ) -> list[CostPoint]:
+        """What `HistoryAnalyzer.cost_over_time` gives; it keeps nobody else waiting."""
+        asked = sqlite_query.question(*_range(key, prefix), only=only)
+        return await self._file.survey(partial(sqlite_query.summarize_over_time, asked=asked, width_s=width_s))
 
     def statistics(self) -> SqliteStatistics:
         """How many writes and commits there were."""
@@ -116,49 +215,62 @@ class SqliteStore:
         """Finish what was begun and close the file; later calls raise `StoreError`."""
         await self._file.aclose()
 
+    def _change(self, key: str, entries: Sequence[bytes], expected_version: int) -> _Change:
+        size = sum(map(len, entries))
+        return _Change(check_key(key), tuple(entries), size, expected_version, self._wall())
+
 
 def _load(connection: Connection, *, key: bytes) -> StoredHistory:
     rows = connection.execute(_LOAD, (key,)).fetchall()
     if not rows:
         return StoredHistory(0, ())
-    return StoredHistory(rows[0][0], tuple(data for _version, data in rows if data is not None))
+    version, written_in, _ = rows[0]
+    if written_in > _ENTRY_FORMAT:
+        raise StoreError(
+            f"the session was written by a newer version (entries of format {written_in}, this one knows"
+            f" {_ENTRY_FORMAT})",
+            kind="newer",
+        )
+    return StoredHistory(version, tuple(data for _version, _format, data in rows if data is not None))
 
 
-def _append(connection: Connection, *, key: bytes, entries: Sequence[bytes], expected: int) -> int:
-    if expected == 0:
-        rows = connection.execute(_BEGIN, (key, len(entries), len(entries))).fetchall()
+def _version(connection: Connection, *, key: bytes) -> int:
+    rows = connection.execute("SELECT version FROM sessions WHERE key = ?", (key,)).fetchall()
+    return int(rows[0][0]) if rows else 0
+
+
+def _append(connection: Connection, *, change: _Change) -> int:
+    count, size = len(change.entries), change.size
+    if change.expected == 0:
+        parts = SessionKey.parse(change.key.decode())
+        new = (change.key, count, size, change.at_s, _ENTRY_FORMAT, parts.tenant, parts.principal)
+        rows = connection.execute(_BEGIN, new).fetchall()
     else:
-        rows = connection.execute(_GO_ON, (len(entries), key, expected)).fetchall()
-    _add(connection, rows, key=key, entries=entries, expected=expected)
-    return expected + 1
+        known = (count, size, change.at_s, _ENTRY_FORMAT, change.key, change.expected)
+        rows = connection.execute(_GO_ON, known).fetchall()
+    _add(connection, rows, change=change)
+    return change.expected + 1
 
 
-def _rewrite(connection: Connection, *, key: bytes, entries: Sequence[bytes], expected: int) -> int:
-    if expected == 0:
-        return _append(connection, key=key, entries=entries, expected=0)
-    rows = connection.execute(_REPLACE, (len(entries), key, expected)).fetchall()
+def _rewrite(connection: Connection, *, change: _Change) -> int:
+    if change.expected == 0:
+        return _append(connection, change=change)
+    new = (len(change.entries), change.size, change.at_s, _ENTRY_FORMAT, change.key, change.expected)
+    rows = connection.execute(_REPLACE, new).fetchall()
     for session, _count in rows:
         connection.execute("DELETE FROM entries WHERE session = ?", (session,))
-    _add(connection, rows, key=key, entries=entries, expected=expected)
-    return expected + 1
+    _add(connection, rows, change=change)
+    return change.expected + 1
 
 
-def _add(
-    connection: Connection,
-    rows: Sequence[tuple[int, int]],
-    *,
-    key: bytes,
-    entries: Sequence[bytes],
-    expected: int,
-) -> None:
+def _add(connection: Connection, rows: Sequence[tuple[int, int]], *, change: _Change) -> None:
     """Write the entries of the session that the one row is of; no row means that the version is another one."""
     if not rows:
-        found = connection.execute("SELECT version FROM sessions WHERE key = ?", (key,)).fetchall()
-        version = found[0][0] if found else 0
-        raise SessionConflictError(f"the session is at version {version}, not at {expected}")
+        version = _version(connection, key=change.key)
+        raise SessionConflictError(f"the session is at version {version}, not at {change.expected}")
     ((session, count),) = rows
-    first = count - len(entries)
-    connection.executemany(_ADD, [(session, first + n, entry) for n, entry in enumerate(entries)])
+    first = count - len(change.entries)
+    connection.executemany(_ADD, [(session, first + n, entry) for n, entry in enumerate(change.entries)])
 
 
 def _delete(connection: Connection, *, key: bytes) -> bool:
@@ -168,8 +280,31 @@ def _delete(connection: Connection, *, key: bytes) -> bool:
     return bool(rows)
 
 
-def _list(connection: Connection, *, prefix: bytes, after: bytes, limit: int) -> list[str]:
+def _range(key: str | None, prefix: str) -> tuple[bytes, bytes]:
+    """The least key asked about, and one that is above all of them."""
+    if key is not None:
+        return check_key(key), check_key(key) + b"\0"
+    start, end = _prefix_range(prefix)
+    # No UTF-8 has such a byte.
+    return start, end or b"\xff"
+
+
+def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
+    """The least key with the prefix and the least text above all of them, which is empty where there is none."""
+    start = check_key(prefix) if prefix else b""
     # No UTF-8 ends in 0xFF, so the last byte can be raised.
-    end = prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else b""
-    rows = connection.execute(_LIST, (after, prefix, end, end, limit)).fetchall()
-    return [key.decode() for (key,) in rows]
+    return start, start[:-1] + bytes([start[-1] + 1]) if start else b""
+
+
+def _find(prefix: str, after: str, limit: int) -> tuple[bytes, bytes, bytes, bytes, int]:
+    """What the keys of a listing are found by."""
+    start, end = _prefix_range(prefix)
+    return (check_key(after) if after else b"", start, end, end, max(limit, 0))
+
+
+def _list(connection: Connection, *, find: tuple[bytes, bytes, bytes, bytes, int]) -> list[str]:
+    return [key.decode() for (key,) in connection.execute(_LIST, find).fetchall()]
+
+
+def _describe(connection: Connection, *, find: tuple[bytes, bytes, bytes, bytes, int]) -> list[StoredSession]:
+    return [StoredSession(key.decode(), *rest) for key, *rest in connection.execute(_DESCRIBE, find).fetchall()]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
 __all__ = [
+    "CallFault",
     "CommandCrash",
     "Crash",
     "CrashError",
@@ -78,6 +79,19 @@ class Kill(Struct, frozen=True, kw_only=True):
     delay_s: float = 0.0
     syscall: str = ""
     nth: int = 1
+
+
+class CallFault(Struct, frozen=True, kw_only=True):
+    """A system call that fails: the `nth` of its name, and with `sticky` all after it as well, with this `error`.
+
+    `error` is a name such as "EIO"; the call is not carried out then. Calls are counted as for `Kill`, but the process
+    goes on.
+    """
+
+    syscall: str
+    error: str
+    nth: int = 1
+    sticky: bool = False
 
 
 class Crash(Struct, frozen=True, kw_only=True):
@@ -134,12 +148,13 @@ class CrashHarness:
         self._buffer = bytearray()
         self._is_busy = False
 
-    async def run(self, *args: str, kill: Kill | None = None) -> Crash:
+    async def run(self, *args: str, kill: Kill | CallFault | None = None) -> Crash:
         """Call the target with `ack` and `args` in a process of its own, and end it as `kill` says.
 
-        Without `kill`, or when the moment does not come, the process runs to its end. Raises `CrashError` when the
-        target raised, with its traceback on stderr, or cannot be run. A cancel kills the process and leaves the harness
-        unusable. Only one task may run at a time (`trio.BusyResourceError`).
+        With a `CallFault` the process meets that instead of its end. Without `kill`, or when the moment does not come,
+        the process runs to its end. Raises `CrashError` when the target raised, with its traceback on stderr, or cannot
+        be run. A cancel kills the process and leaves the harness unusable. Only one task may run at a time
+        (`trio.BusyResourceError`).
         """
         if self._is_busy:
             raise trio.BusyResourceError("another run is going on, or one was cancelled")
@@ -199,10 +214,10 @@ class CrashHarness:
 
 @final
 class _Run:
-    def __init__(self, pid: int, kill: Kill | None) -> None:
+    def __init__(self, pid: int, kill: Kill | CallFault | None) -> None:
         self.pid = pid
         self.acks: list[str] = []
-        self._kill = kill
+        self._kill = kill if isinstance(kill, Kill) else None
         self._due = trio.Event()
         self._mind()
 
@@ -392,12 +407,12 @@ async def can_trace() -> bool:
 
 
 @asynccontextmanager
-async def _traced(pid: int, kill: Kill | None) -> AsyncIterator[None]:
+async def _traced(pid: int, kill: Kill | CallFault | None) -> AsyncIterator[None]:
     """Have strace in place where a kill asks for it. It ends with the process that it traces."""
     if kill is None or not kill.syscall:
         yield
         return
-    inject = f"inject={kill.syscall}:signal=KILL:when={kill.nth}"
+    inject = f"inject={kill.syscall}:{_injection(kill)}"
     command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={kill.syscall}", "-e", inject, "-p", str(pid)]
     tracer = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
@@ -410,6 +425,12 @@ async def _traced(pid: int, kill: Kill | None) -> AsyncIterator[None]:
     finally:
         with trio.move_on_after(_END_S, shield=True):
             await _end(tracer)
+
+
+def _injection(kill: Kill | CallFault) -> str:
+    if isinstance(kill, Kill):
+        return f"signal=KILL:when={kill.nth}"
+    return f"error={kill.error}:when={kill.nth}{'+' if kill.sticky else ''}"
 
 
 def _is_traced(pid: int) -> bool:

@@ -57,7 +57,9 @@ __all__ = [
 Direction = Literal["request", "reply"]
 """Which way bytes go: from the client, or to it."""
 
-StoreOperation = Literal["load", "append", "rewrite", "delete", "erase", "list_keys", "aclose"]
+StoreOperation = Literal[
+    "load", "version", "append", "rewrite", "delete", "erase", "list_keys", "list_sessions", "aclose"
+]
 """The methods of a `HistoryStore`."""
 
 

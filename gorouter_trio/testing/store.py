@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 import trio
 
 from ..errors import DecodeError
+from ..stores.keys import check_key
 from ..wire.codec import decode_log_entry
 from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered, TurnStarted
 from .faults import FailStore, FaultPlan, HangStore
@@ -17,7 +18,7 @@ from .log import EventLog
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from ..abc import HistoryStore, StoredHistory
+    from ..abc import HistoryStore, StoredHistory, StoredSession
     from .faults import Aim, Fault, StoreOperation
 
 __all__ = ["FaultyStore"]
@@ -55,6 +56,11 @@ class FaultyStore:
         return f"<FaultyStore around {self.inside!r}>"
 
     @property
+    def durability(self) -> str:
+        """That of the store inside."""
+        return self.inside.durability
+
+    @property
     def keys_seen(self) -> list[str]:
         """The keys that were written to through this object, in the order of their first writing."""
         return list(self._keys)
@@ -67,6 +73,10 @@ class FaultyStore:
     async def load(self, key: str) -> StoredHistory:
         """As the store inside does it."""
         return await self._run("load", key, lambda: self.inside.load(key))
+
+    async def version(self, key: str) -> int:
+        """As the store inside does it."""
+        return await self._run("version", key, lambda: self.inside.version(key))
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """As the store inside does it; what the entries say of turns is written down once they are stored."""
@@ -102,11 +112,18 @@ class FaultyStore:
         """As the store inside does it."""
         return await self._run("list_keys", None, lambda: self.inside.list_keys(prefix, after=after, limit=limit))
 
+    async def list_sessions(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[StoredSession]:
+        """As the store inside does it."""
+        inside = self.inside
+        return await self._run("list_sessions", None, lambda: inside.list_sessions(prefix, after=after, limit=limit))
+
     async def aclose(self) -> None:
         """Close the store inside."""
         await self._run("aclose", None, self.inside.aclose)
 
     async def _run(self, operation: StoreOperation, key: str | None, work: Callable[[], Awaitable[T]]) -> T:
+        if key is not None:
+            check_key(key)
         self.log.record("store", operation=operation, key=key)
         if self._plan.on_operation(operation):
             self.struck += 1

@@ -20,13 +20,15 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TypeAlias, TypeVar, cast
 
 import outcome
 import trio
@@ -36,18 +38,19 @@ from .._contain import contain_sync
 from .._mailbox import ReplySlot
 from ..errors import GorouterError, StoreError, StoreErrorKind
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-__all__ = ["Connection", "SqliteFile", "SqliteStatistics"]
+__all__ = ["SQLITE_VERSION", "Connection", "SchemaStep", "SqliteFile", "SqliteStatistics"]
 
 T = TypeVar("T")
 
 Connection: TypeAlias = sqlite3.Connection
 """What jobs run on; they end no transaction and leave no statement open."""
 
-if TYPE_CHECKING:
-    _Work: TypeAlias = Callable[[Connection], T]
+_Work: TypeAlias = Callable[[Connection], T]
+
+SchemaStep: TypeAlias = Sequence[str | Callable[[Connection], object]]
+"""What brings a file from one format to the next, in one transaction: statements, and functions of the connection."""
+
+SQLITE_VERSION = sqlite3.sqlite_version_info
 
 _KINDS: dict[str, StoreErrorKind] = {
     "SQLITE_CORRUPT": "corrupt",
@@ -60,7 +63,17 @@ _KINDS: dict[str, StoreErrorKind] = {
     "SQLITE_AUTH": "denied",
     "SQLITE_CANTOPEN": "denied",
     "SQLITE_IOERR": "io",
+    "SQLITE_PROTOCOL": "locked",
+    "SQLITE_INTERRUPT": "closed",
 }
+_ERRNO_KINDS: dict[int | None, StoreErrorKind] = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EIO: "io",
+}
+# What the log may keep of a time of many writes, once it was written back.
+_LOG_BYTES = 16 * 1024 * 1024
+_MEMORY_BYTES = 64 * 1024 * 1024
 _SAYINGS: dict[StoreErrorKind, str] = {
     "corrupt": "the file is damaged; nothing was written to it: keep a copy, then recover it with the sqlite3 program",
     "foreign": "the file is no SQLite database; choose another path",
@@ -68,6 +81,7 @@ _SAYINGS: dict[StoreErrorKind, str] = {
     "locked": "another process holds the file",
     "denied": "the file or its directory cannot be opened or written",
     "io": "the disk failed",
+    "closed": "the store was closed meanwhile",
 }
 
 
@@ -96,8 +110,8 @@ class _Job(ReplySlot[object]):
 class SqliteFile:
     """The file at `path`, made when it is not there, open from the first job until `aclose`.
 
-    `schema` is a list of steps, each a list of statements; the file keeps the number of steps that it
-    has taken, and takes the others when it is opened. `application_id` marks files of this kind.
+    `schema` is a list of steps; the file keeps the number of steps that it has taken, and takes the others
+    when it is opened. `application_id` marks files of this kind.
     `busy_s` bounds the wait for another process. `max_group` bounds the jobs of one transaction; with
     1 there are no groups.
 
@@ -107,7 +121,7 @@ class SqliteFile:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        schema: Sequence[Sequence[str]],
+        schema: Sequence[SchemaStep],
         *,
         application_id: int,
         busy_s: float = 5.0,
@@ -118,6 +132,7 @@ class SqliteFile:
         self._in_doubt: dict[str, int] = {}
         self._writer = _Writer(self._file, self._lock, self._in_doubt, max_group=max_group)
         self._reader = _Reader(self._file, self._lock)
+        self._surveyor = _Surveyor(self._file, self._lock)
 
     def __repr__(self) -> str:
         return f"<SqliteFile {str(self._file.path)!r}>"
@@ -135,6 +150,17 @@ class SqliteFile:
         (self._writer if behind else self._reader).post(job)
         return cast("T", await job.wait())
 
+    async def survey(self, work: _Work[T]) -> T:
+        """Run `work`, which may take long, on a connection that sees everything committed; others do not wait for it.
+
+        Raises `StoreError`, and what `work` raises. Cancelling stops the statement that it runs.
+        """
+        if not self._file.is_made:
+            await self.read(_do_nothing, subject="")
+        job = _Survey(cast("_Work[object]", work), self._surveyor)
+        self._surveyor.post(job)
+        return cast("T", await job.wait())
+
     async def write(self, work: _Work[T], *, subject: str) -> T:
         """Run `work` in a transaction and return what it returned once that is on the disk.
 
@@ -146,12 +172,16 @@ class SqliteFile:
         self._writer.post(job)
         return cast("T", await job.wait())
 
-    async def scrub(self) -> None:
-        """Empty the write-ahead log, which keeps what was deleted since.
+    async def scrub(self, *, rewrite: bool) -> None:
+        """Remove what is left of deleted rows; durable on return.
 
-        Raises `StoreError` of the kind "locked" where another process reads it.
+        That is what the write-ahead log keeps and, with `rewrite`, what lies unused in the pages of the file:
+        `secure_delete` overwrites what is deleted, but not the copies that moving rows between pages has left before.
+        Then it takes as long as writing the whole file, and nobody else writes meanwhile.
+
+        Raises `StoreError`, of the kind "locked" where another process reads the log.
         """
-        job = _Job(_empty_log, subject="", writes=False)
+        job = _Job(partial(_scrub, path=self._file.log_path, rewrite=rewrite), subject="", writes=False)
         self._writer.post(job)
         await job.wait()
 
@@ -165,6 +195,8 @@ class SqliteFile:
 
         A cancel stops the waiting, not the closing.
         """
+        self._surveyor.stop()
+        await self._surveyor.aclose()
         await self._reader.aclose()
         await self._writer.aclose()
 
@@ -172,8 +204,9 @@ class SqliteFile:
 class _File:
     """Opens connections to the file; what it says, it says to threads."""
 
-    def __init__(self, path: Path, schema: Sequence[Sequence[str]], *, application_id: int, busy_s: float) -> None:
+    def __init__(self, path: Path, schema: Sequence[SchemaStep], *, application_id: int, busy_s: float) -> None:
         self.path = path
+        self.log_path = path.with_name(f"{path.name}-wal")
         self.is_made = False
         self._schema = schema
         self._application_id = application_id
@@ -183,7 +216,7 @@ class _File:
         """A connection to the file, made and brought up to date; `check` looks for damage first."""
         self._make()
         # A log that was left behind is one of a crash.
-        was_cut_off = _size(Path(f"{self.path}-wal")) > 0
+        was_cut_off = _size(self.log_path) > 0
         connection = self._connect()
         with _closed_on_error(connection):
             self._prepare(connection, check=check or was_cut_off)
@@ -195,6 +228,8 @@ class _File:
         connection = self._connect()
         with _closed_on_error(connection):
             connection.execute("PRAGMA query_only=ON")
+            # What is sorted stands in no file beside this one.
+            connection.execute("PRAGMA temp_store=MEMORY")
         return connection
 
     def explain(self, exc: Exception) -> Exception:
@@ -202,7 +237,7 @@ class _File:
         name = getattr(exc, "sqlite_errorname", "") if isinstance(exc, sqlite3.Error) else ""
         kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), None)
         if isinstance(exc, OSError):
-            kind = "full" if exc.errno == errno.ENOSPC else "denied"
+            kind = _ERRNO_KINDS.get(exc.errno, "denied")
         if kind is None:
             return exc
         reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
@@ -213,13 +248,21 @@ class _File:
     def _connect(self) -> Connection:
         # By URI, because a plain path would make a file that somebody has removed meanwhile.
         uri = f"{self.path.absolute().as_uri()}?mode=rw"
-        return sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=self._busy_s)
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False, timeout=self._busy_s)
+        with _closed_on_error(connection):
+            # SQLite follows a link in the place of the file (of its log it does not).
+            if not stat.S_ISREG(os.lstat(self.path).st_mode):
+                raise self._is_a_link()
+        return connection
+
+    def _is_a_link(self) -> StoreError:
+        return StoreError(f"{self.path}: is a symbolic link or no file; name the file itself", kind="denied")
 
     def _make(self) -> None:
         """Make the file if it is not there, for its owner only, and refuse a link in its place."""
         if self.path.is_symlink():
-            raise StoreError(f"{self.path}: is a symbolic link; name the file itself", kind="denied")
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            raise self._is_a_link()
+        _make_directories(self.path.absolute().parent)
         # Never opened here when it exists: closing it again would drop the locks of this process.
         with suppress(FileExistsError):
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
@@ -234,6 +277,7 @@ class _File:
         run("PRAGMA secure_delete=ON").fetchone()
         run("PRAGMA foreign_keys=ON")
         run("PRAGMA trusted_schema=OFF")
+        run(f"PRAGMA journal_size_limit={_LOG_BYTES}").fetchone()
         self._migrate(connection)
         _sync_directory(self.path.parent)
 
@@ -259,8 +303,8 @@ class _File:
             connection.execute("BEGIN IMMEDIATE")
             # Another process may have been faster.
             if connection.execute("PRAGMA user_version").fetchone()[0] == step:
-                for statement in self._schema[step]:
-                    connection.execute(statement)
+                for action in self._schema[step]:
+                    connection.execute(action) if isinstance(action, str) else action(connection)
                 connection.execute(f"PRAGMA application_id={self._application_id}")
                 connection.execute(f"PRAGMA user_version={step + 1}")
             connection.execute("COMMIT")
@@ -299,12 +343,15 @@ class _Thread:
         ended = trio.Event()
         with self._wake:
             self._is_closing = True
-            if self._thread is None:
+            thread = self._thread
+            if thread is None:
                 ended.set()
             else:
                 self._waiting.append((trio.lowlevel.current_trio_token(), ended))
                 self._wake.notify()
         await ended.wait()
+        if thread is not None:
+            thread.join()  # it has nothing left to do
 
     def take_note(self, job: _Job) -> None:
         """`job` is being queued; called with the lock."""
@@ -322,7 +369,10 @@ class _Thread:
 
     def _run(self) -> None:
         while jobs := self._next_jobs():
-            self.execute(jobs)
+            failed = _capture(partial(self.execute, jobs), self._file)
+            for job in jobs:
+                # Whatever happens, nobody waits for ever.
+                job.result = job.result or failed
             self._deliver(jobs)
         if self.connection is not None:
             with suppress(sqlite3.Error):  # everything in it is committed
@@ -375,6 +425,42 @@ class _Reader(_Thread):
         return job.work(self.connection)
 
 
+class _Survey(_Job):
+    """A job that is stopped when nobody waits for it any more."""
+
+    __slots__ = ("_surveyor",)
+
+    def __init__(self, work: _Work[object], surveyor: _Surveyor) -> None:
+        super().__init__(work, subject="", writes=False)
+        self._surveyor = surveyor
+
+    def on_abandon(self) -> None:
+        """Stop the statement."""
+        self._surveyor.stop(self)
+
+
+class _Surveyor(_Reader):
+    """Answers what takes long, one question after the other."""
+
+    def __init__(self, file: _File, lock: threading.Lock) -> None:
+        super().__init__(file, lock)
+        self._current: _Job | None = None
+
+    def execute(self, jobs: list[_Job]) -> None:
+        """Run the one job, which `stop` ends."""
+        with self._wake:
+            (self._current,) = jobs
+        super().execute(jobs)
+        with self._wake:
+            self._current = None
+
+    def stop(self, job: _Job | None = None) -> None:
+        """Let the statement that runs fail, if it is that of `job` or none is named."""
+        with self._wake:
+            if self._current is not None and job in {None, self._current} and self.connection is not None:
+                self.connection.interrupt()
+
+
 class _Writer(_Thread):
     """Runs writes in groups, and what has to be behind them."""
 
@@ -420,6 +506,8 @@ class _Writer(_Thread):
 
     def _write(self, jobs: list[_Job]) -> None:
         failure = self._commit(jobs)
+        if isinstance(failure, StoreError) and failure.kind == "full" and self._shrink():
+            failure = self._commit(jobs)
         if failure is None:
             return
         if len(jobs) > 1 and not isinstance(failure, StoreError):
@@ -428,6 +516,17 @@ class _Writer(_Thread):
             return
         for job in jobs:
             job.result = outcome.Error(failure)
+
+    def _shrink(self) -> bool:
+        """Make room on a full disk: write the log back, which holds each page as often as it was changed."""
+        connection = self.connection
+        if connection is None:
+            return False
+        failures: list[Exception] = []
+        log = contain_sync(
+            lambda: connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone(), report=failures.append
+        )
+        return not failures and log is not None and not log[0]
 
     def _open(self) -> None:
         if self.connection is None:
@@ -458,9 +557,7 @@ class _Writer(_Thread):
     def _give_up(self, error: Exception) -> Exception:
         """Roll back; where the disk failed, throw the connection away. Returns `error`, which says so then."""
         connection = cast("Connection", self.connection)
-        if connection.in_transaction:
-            with suppress(sqlite3.Error):
-                connection.execute("ROLLBACK")
+        _roll_back(connection)
         is_certain = not isinstance(error, StoreError) or error.kind in {"locked", "full"}
         if is_certain and not connection.in_transaction:
             return error
@@ -484,7 +581,19 @@ class _closed_on_error:  # noqa: N801 - reads as a statement
 
     def __exit__(self, kind: type[BaseException] | None, *_rest: object) -> None:
         if kind is not None:
+            # Closing alone would wait for cursors that the traceback holds, and keep the lock meanwhile.
+            _roll_back(self._connection)
             self._connection.close()
+
+
+def _roll_back(connection: Connection) -> None:
+    if connection.in_transaction:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+
+
+def _do_nothing(_connection: Connection) -> None:
+    pass
 
 
 def _capture(work: Callable[[], object], file: _File) -> outcome.Outcome[object]:
@@ -514,13 +623,35 @@ def _copy(error: StoreError) -> StoreError:
     return copied
 
 
-def _empty_log(connection: Connection) -> None:
+def _scrub(connection: Connection, *, path: Path, rewrite: bool) -> None:
+    if rewrite:
+        (pages,), (size,) = (connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        # What is rewritten stands in no other file, unless it is too much for memory.
+        connection.execute(f"PRAGMA temp_store={'MEMORY' if pages * size <= _MEMORY_BYTES else 'FILE'}")
+        connection.execute("VACUUM")
     busy, _pages, _moved = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     if busy:
         raise StoreError(
             "the deletion is done, but its traces stay in the log while another process reads it; try again",
             kind="locked",
         )
+    # SQLite cuts the log without a sync: after a loss of power it would be as long as before.
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_directories(path: Path) -> None:
+    """Make what is missing of the path, for its owner only, and the names durable."""
+    missing = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        directory.mkdir(mode=0o700, exist_ok=True)
+        _sync_directory(directory.parent)
 
 
 def _size(path: Path) -> int:

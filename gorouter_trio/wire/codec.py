@@ -16,23 +16,49 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
-from .catalog import Credits, KeyInfo, Model
+from .catalog import (
+    Credits,
+    GenerationInfo,
+    KeyInfo,
+    Model,
+    ModelEndpoint,
+    ModelEndpoints,
+    ModelPage,
+    ProviderInfo,
+)
+from .embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingReply
 from .faults import api_error, body_summary, error_from_reply
-from .formcheck import check_form, check_headers, check_message
+from .formcheck import check_embedding_form, check_form, check_headers, check_message
 from .journal import LogEntry
+from .ledger import LedgerRow
 from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
     AssistantMessage,
+    ContentPart,
     DeveloperMessage,
     FunctionCall,
     Message,
     SystemMessage,
+    TextPart,
     ToolCall,
     ToolMessage,
     UserMessage,
 )
+from .outline import LogOutline
 from .requests import ChatKeywords, ChatOptions, ChatRequest
-from .responses import ChatCompletion, Choice, CostDetails, ErrorBody, ReplyFunction, ReplyMessage, ReplyToolCall, Usage
+from .responses import (
+    ChatCompletion,
+    Choice,
+    CompletionTokensDetails,
+    CostDetails,
+    ErrorBody,
+    PromptTokensDetails,
+    ReplyFunction,
+    ReplyMessage,
+    ReplyToolCall,
+    TextCompletion,
+    Usage,
+)
 from .result import CallRecord, ChatResult
 from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
@@ -49,24 +75,38 @@ __all__ = [
     "decode_chunks",
     "decode_completion",
     "decode_credits",
+    "decode_embeddings",
+    "decode_endpoint_list",
+    "decode_endpoints",
     "decode_error",
+    "decode_generation",
     "decode_json",
     "decode_key",
+    "decode_ledger_row",
     "decode_log_entry",
+    "decode_log_outline",
     "decode_message",
     "decode_messages",
+    "decode_model",
+    "decode_model_count",
+    "decode_model_page",
     "decode_models",
+    "decode_providers",
     "decode_roles",
+    "decode_text_completion",
     "encode_call",
+    "encode_embeddings",
     "encode_json",
     "encode_message",
     "encode_options",
     "encode_prompt",
     "encode_request",
+    "encode_text_prompt",
     "is_utf8",
     "join_body",
     "join_options",
     "keep_raw",
+    "kept",
     "make_decoder",
     "render_body",
     "split_list",
@@ -98,12 +138,20 @@ _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
 _chunk_decoder = msgspec.json.Decoder(ChatChunk)
 _decode_message = msgspec.json.Decoder(Message).decode
 _decode_messages = msgspec.json.Decoder(list[Message]).decode
+_decode_part = cast("Callable[[msgspec.Raw], ContentPart]", msgspec.json.Decoder(ContentPart).decode)
+_decode_text_part = msgspec.json.Decoder(TextPart).decode
+_decode_role = msgspec.json.Decoder(_Role).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
+_decode_log_outline = msgspec.json.Decoder(LogOutline).decode
+_decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
 _NO_DETAILS = CostDetails()
+_NO_PROMPT_DETAILS = PromptTokensDetails()
+_NO_COMPLETION_DETAILS = CompletionTokensDetails()
+_EMPTY = msgspec.Raw(b'""')
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
@@ -164,12 +212,20 @@ class _OptionKinds(msgspec.Struct, frozen=True):
     debug: dict[str, object] = {}
 
 
-class _ModelsReply(msgspec.Struct, frozen=True):
-    data: list[Model]
-
-
 class _ErrorReply(msgspec.Struct, frozen=True):
+    """The body of an error: that of this API, or of those that it speaks beside its own."""
+
     error: ErrorBody | str | None = None
+    error_type: str | None = None
+    request_id: str | None = None
+    openrouter_metadata: dict[str, object] | None = None
+
+
+class _ZodIssue(msgspec.Struct, frozen=True):
+    """One complaint about a query, in the list that a refused query's message holds as JSON."""
+
+    message: str = ""
+    path: list[str | int] = []
 
 
 class _CreditsReply(msgspec.Struct, frozen=True):
@@ -180,14 +236,48 @@ class _KeyReply(msgspec.Struct, frozen=True):
     data: KeyInfo
 
 
-_decode_models_reply = msgspec.json.Decoder(_ModelsReply).decode
+class _ModelReply(msgspec.Struct, frozen=True):
+    data: Model
+
+
+class _Count(msgspec.Struct, frozen=True):
+    count: int
+
+
+class _CountReply(msgspec.Struct, frozen=True):
+    data: _Count
+
+
+class _EndpointsReply(msgspec.Struct, frozen=True):
+    data: ModelEndpoints
+
+
+class _EndpointListReply(msgspec.Struct, frozen=True):
+    data: list[ModelEndpoint]
+
+
+class _ProvidersReply(msgspec.Struct, frozen=True):
+    data: list[ProviderInfo]
+
+
+class _GenerationReply(msgspec.Struct, frozen=True):
+    data: GenerationInfo
+
+
+_decode_model_page = msgspec.json.Decoder(ModelPage).decode
+_decode_model_reply = msgspec.json.Decoder(_ModelReply).decode
+_decode_count_reply = msgspec.json.Decoder(_CountReply).decode
+_decode_endpoints_reply = msgspec.json.Decoder(_EndpointsReply).decode
+_decode_endpoint_list_reply = msgspec.json.Decoder(_EndpointListReply).decode
+_decode_providers_reply = msgspec.json.Decoder(_ProvidersReply).decode
+_decode_generation_reply = msgspec.json.Decoder(_GenerationReply).decode
+_decode_embedding_reply = msgspec.json.Decoder(EmbeddingReply).decode
+_decode_text_completion = msgspec.json.Decoder(TextCompletion).decode
 _decode_error_reply = msgspec.json.Decoder(_ErrorReply).decode
+_decode_zod_issues = msgspec.json.Decoder(list[_ZodIssue]).decode
 _decode_credits_reply = msgspec.json.Decoder(_CreditsReply).decode
 _decode_key_reply = msgspec.json.Decoder(_KeyReply).decode
-_salvage = Salvage(
-    lambda kind: msgspec.json.Decoder(kind).decode,
-    *(ChatCompletion, ChatChunk, _ModelsReply, _ErrorReply, _CreditsReply, _KeyReply),
-)
+_salvage = Salvage(lambda kind: msgspec.json.Decoder(kind).decode)
 
 
 # Requests
@@ -352,6 +442,41 @@ def encode_request(
     return render_body(options, add_system(system, encoded), streaming=False), settings
 
 
+def encode_embeddings(
+    given: EmbeddingInput, model: str, *, keywords: EmbeddingKeywords, beneath: CallSettings = DEFAULT_SETTINGS
+) -> tuple[bytes, CallSettings]:
+    """The body of POST /embeddings, and its settings.
+
+    Raises `BadRequestError` when there is nothing to embed or a value is of the wrong kind, and `TypeError` for an
+    unknown name.
+    """
+    fields = dict(cast("Mapping[str, object]", keywords))
+    unknown = fields.keys() - EmbeddingKeywords.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"there is no keyword {min(unknown)!r}; use extra_body for one that is newer than this package")
+    extra = _extra_body(fields.pop("extra_body", None))
+    headers = tuple((dict(beneath.headers) | dict(check_headers(fields.pop("extra_headers", None)))).items())
+    if "routing_id" in fields:
+        fields["session_id"] = fields.pop("routing_id")
+    fields = {"model": model, "input": given, **fields, **extra}
+    check_embedding_form(fields)
+    try:
+        body = encode_json(fields)
+    except _NOT_JSON as exc:
+        raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
+    return body, msgspec.structs.replace(beneath, headers=headers, model=cast("str", fields["model"]), max_tokens=None)
+
+
+def encode_text_prompt(prompt: object, options: bytes) -> bytes:
+    """The body of POST /completions from its prompt and encoded options; raises `BadRequestError`."""
+    if not isinstance(prompt, str) or not prompt:
+        raise _bad_request(f"prompt: must be a text, and not empty, not {prompt!r:.200}")
+    try:
+        return join_options(options, encode_json({"prompt": prompt}))
+    except _NOT_JSON as exc:
+        raise _bad_request(f"prompt: cannot be written as JSON: {exc}") from exc
+
+
 def join_options(first: bytes, second: bytes) -> bytes:
     """Two encoded objects as one; where both have a name, `second` wins."""
     if first == b"{}" or second == b"{}":
@@ -399,7 +524,8 @@ def decode_completion(body: bytes, *, generation_id: str | None = None) -> ChatC
         reply = _salvaged_reply(body, exc, generation_id=generation_id)
     choice = reply.choices[0] if reply.choices else None
     if reply.error is not None or (choice is not None and _is_failed(choice)):
-        raise _error_in_reply(reply, choice, generation_id=reply.id or generation_id)
+        error = None if reply.error is None else _error_of(body) or reply.error
+        raise _error_in_reply(reply, choice, error=error, generation_id=reply.id or generation_id)
     if choice is None or choice.message is None:
         raise _decode_error("the reply has no choices", generation_id=reply.id or generation_id)
     usage = reply.usage
@@ -420,6 +546,9 @@ def checked_usage(usage: Usage) -> Usage:
     details = usage.cost_details
     return msgspec.structs.replace(
         usage,
+        prompt_tokens_details=_without_negatives(usage.prompt_tokens_details),
+        completion_tokens_details=_without_negatives(usage.completion_tokens_details),
+        server_tool_use_details=_without_negatives(usage.server_tool_use_details),
         cost=usage.cost if _is_plausible(Usage(cost=usage.cost)) else None,
         cost_details=details if _is_plausible(Usage(cost_details=details)) else None,
         prompt_tokens=_count_or_none(usage.prompt_tokens),
@@ -431,12 +560,21 @@ def checked_usage(usage: Usage) -> Usage:
 def _is_plausible(usage: Usage) -> bool:
     """Whether one request can have used that; every reply passes here, so it is one expression."""
     details = usage.cost_details or _NO_DETAILS
+    prompt = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
+    completion = usage.completion_tokens_details or _NO_COMPLETION_DETAILS
     try:
         return (
             _FREE <= (usage.cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_prompt_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_completions_cost or _FREE) < _TOO_MUCH
+            and _FREE <= (details.server_tool_cost or _FREE) < _TOO_MUCH
+            and (prompt.cached_tokens or 0) >= 0
+            and (prompt.cache_write_tokens or 0) >= 0
+            and (prompt.audio_tokens or 0) >= 0
+            and (completion.reasoning_tokens or 0) >= 0
+            and (completion.image_tokens or 0) >= 0
+            and (completion.audio_tokens or 0) >= 0
             and (usage.prompt_tokens or 0) >= 0
             and (usage.completion_tokens or 0) >= 0
             and (usage.total_tokens or 0) >= 0
@@ -453,10 +591,10 @@ def to_message(reply: ReplyMessage) -> AssistantMessage:
         content=content if content is None or isinstance(content, str) else keep_raw(content),
         refusal=UNSET if reply.refusal is None else reply.refusal,
         reasoning=UNSET if reply.reasoning is None else reply.reasoning,
-        reasoning_details=UNSET if reply.reasoning_details is UNSET else _kept(reply.reasoning_details),
-        annotations=UNSET if reply.annotations is UNSET else _kept(reply.annotations),
-        images=UNSET if reply.images is UNSET else _kept(reply.images),
-        audio=UNSET if reply.audio is UNSET else _kept(reply.audio),
+        reasoning_details=UNSET if reply.reasoning_details is UNSET else kept(reply.reasoning_details),
+        annotations=UNSET if reply.annotations is UNSET else kept(reply.annotations),
+        images=UNSET if reply.images is UNSET else kept(reply.images),
+        audio=UNSET if reply.audio is UNSET else kept(reply.audio),
         tool_calls=to_tool_calls(reply.tool_calls),
     )
 
@@ -468,6 +606,13 @@ def keep_raw(pieces: list[msgspec.Raw]) -> list[msgspec.Raw]:
     echoed, they would spoil every later request.
     """
     return [piece.copy() for piece in pieces if is_utf8(piece)]
+
+
+def kept(raw: msgspec.Raw | UnsetType) -> msgspec.Raw | UnsetType:
+    """A copy of a field of raw JSON, if it is there and text; null is the same as absent."""
+    if raw is UNSET or bytes(raw) == b"null" or not is_utf8(raw):
+        return UNSET
+    return raw.copy()
 
 
 def is_utf8(raw: msgspec.Raw) -> bool:
@@ -494,13 +639,17 @@ def to_chunk(reply: ChatCompletion) -> ChatChunk:
         audio=message.audio,
     )
     return ChatChunk(
-        choices=[ChunkChoice(delta, choice.finish_reason or "stop", choice.native_finish_reason)],
+        choices=[ChunkChoice(delta, choice.finish_reason or "stop", choice.native_finish_reason, choice.logprobs)],
         id=reply.id,
         model=reply.model,
         provider=reply.provider,
         usage=reply.usage,
         created=reply.created,
         service_tier=reply.service_tier,
+        system_fingerprint=reply.system_fingerprint,
+        openrouter_metadata=reply.openrouter_metadata,
+        alignment=reply.alignment,
+        safeguard_results=reply.safeguard_results,
     )
 
 
@@ -565,14 +714,48 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
     return chunks, None
 
 
+def decode_model_page(body: bytes) -> ModelPage:
+    """A page of GET /models and its kin, without rows that have no id; raises as `decode_completion` does."""
+    return _finite(_service(ModelPage, _decode_model_page, body=body))
+
+
 def decode_models(body: bytes) -> list[Model]:
-    """The rows of GET /models, without rows that have no id; raises as `decode_completion` does."""
-    rows = _service(_ModelsReply, _decode_models_reply, body=body).data
-    return [_without_odd_prices(model) for model in rows]
+    """The rows of such a page."""
+    return decode_model_page(body).data
+
+
+def decode_model(body: bytes) -> Model:
+    """GET /model/{author}/{slug}, out of its `data` envelope as all that follow; raises as `decode_completion` does."""
+    return _finite(_service(_ModelReply, _decode_model_reply, body=body).data)
+
+
+def decode_model_count(body: bytes) -> int:
+    """GET /models/count."""
+    return _service(_CountReply, _decode_count_reply, body=body).data.count
+
+
+def decode_endpoints(body: bytes) -> ModelEndpoints:
+    """GET /models/{author}/{slug}/endpoints."""
+    return _finite(_service(_EndpointsReply, _decode_endpoints_reply, body=body).data)
+
+
+def decode_endpoint_list(body: bytes) -> list[ModelEndpoint]:
+    """GET /endpoints/zdr."""
+    return _finite(_service(_EndpointListReply, _decode_endpoint_list_reply, body=body)).data
+
+
+def decode_providers(body: bytes) -> list[ProviderInfo]:
+    """GET /providers."""
+    return _service(_ProvidersReply, _decode_providers_reply, body=body).data
+
+
+def decode_generation(body: bytes) -> GenerationInfo:
+    """GET /generation."""
+    return _finite(_service(_GenerationReply, _decode_generation_reply, body=body).data)
 
 
 def decode_credits(body: bytes) -> Credits:
-    """GET /credits, out of its `data` envelope; raises as `decode_completion` does."""
+    """GET /credits."""
     credit = _service(_CreditsReply, _decode_credits_reply, body=body).data
     if not (credit.total_credits.is_finite() and credit.total_usage.is_finite()):
         raise _decode_error("the credits are not numbers")
@@ -580,8 +763,35 @@ def decode_credits(body: bytes) -> Credits:
 
 
 def decode_key(body: bytes) -> KeyInfo:
-    """GET /key, out of its `data` envelope; raises as `decode_completion` does."""
+    """GET /key."""
     return _finite(_service(_KeyReply, _decode_key_reply, body=body).data)
+
+
+def decode_embeddings(body: bytes) -> EmbeddingReply:
+    """POST /embeddings, whose `data` is there and in the order of the inputs; raises as `decode_completion` does."""
+    reply = _service(EmbeddingReply, _decode_embedding_reply, body=body)
+    if reply.error is not None:
+        raise api_error(reply.error, status=200, generation_id=reply.id)
+    if reply.data is None:
+        raise _decode_error("the reply has no embeddings", generation_id=reply.id)
+    ordered = sorted(reply.data, key=lambda embedding: embedding.index or 0)
+    usage = None if reply.usage is None else checked_usage(reply.usage)
+    return msgspec.structs.replace(reply, data=ordered, usage=usage)
+
+
+def decode_text_completion(body: bytes) -> TextCompletion:
+    """POST /completions, which has at least one choice; raises as `decode_completion` does."""
+    reply = _service(TextCompletion, _decode_text_completion, body=body)
+    choice = reply.choices[0] if reply.choices else None
+    error = reply.error or (choice.error if choice is not None else None)
+    if error is not None:
+        raise api_error(error, status=200, generation_id=reply.id)
+    if choice is None:
+        raise _decode_error("the reply has no choices", generation_id=reply.id)
+    if choice.finish_reason == "error":
+        raise api_error(_unsaid(choice.native_finish_reason), status=200, generation_id=reply.id)
+    usage = None if reply.usage is None else checked_usage(reply.usage)
+    return msgspec.structs.replace(reply, usage=usage)
 
 
 def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], *, body: bytes, now_s: float) -> ApiError:
@@ -597,18 +807,78 @@ def decode_error(status: int, headers: Sequence[tuple[bytes, bytes]], *, body: b
 
 
 def decode_message(data: bytes) -> Message:
-    """A message that was encoded by `encode_message`; raises `DecodeError`."""
-    return cast("Message", _stored(_decode_message, data))
+    """A message that was encoded by `encode_message`; raises `DecodeError`.
+
+    What a mapping had that is newer than this package does not make it unreadable: parts of another kind
+    stay raw JSON, calls without an id or a name get one as in a reply, other fields are left out.
+    """
+    try:
+        return cast("Message", _decode_message(data))
+    except _MALFORMED:
+        return _stored(_newer_message, data)
 
 
 def decode_messages(joined: bytes) -> list[Message]:
-    """Messages that were joined by `encode_prompt`; raises `DecodeError`."""
-    return _stored(_decode_messages, b"[%b]" % joined)
+    """Messages that were joined by `encode_prompt`, each as by `decode_message`; raises `DecodeError`."""
+    listed = b"[%b]" % joined
+    try:
+        return _decode_messages(listed)
+    except _MALFORMED:
+        return [decode_message(bytes(raw)) for raw in _stored(_split_list, listed)]
+
+
+def _newer_message(data: bytes) -> Message:
+    fields = _split_object(data)
+    role = _decode_role(data).role
+    if role == "assistant":
+        message = to_message(_salvage.decode(ReplyMessage, data))
+        return msgspec.structs.replace(message, name=_named(fields))
+    if role not in _ROLES or "content" not in fields:
+        raise msgspec.ValidationError(f"a message of role {role!r}, or one without content")
+    content, name = fields["content"], _named(fields)
+    match role:
+        case "system":
+            return SystemMessage(_read_content(content, _decode_text_part), name)
+        case "developer":
+            return DeveloperMessage(_read_content(content, _decode_text_part), name)
+        case "user":
+            return UserMessage(_read_content(content, _decode_part), name)
+        case _:
+            call_id = fields.get("tool_call_id", _EMPTY)
+            return ToolMessage(str(_decode_any(call_id)), _read_content(content, _decode_part), name)
+
+
+def _named(fields: Mapping[str, msgspec.Raw]) -> str | UnsetType:
+    name = _decode_any(fields["name"]) if "name" in fields else None
+    return name if isinstance(name, str) else UNSET
+
+
+def _read_content(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], T]) -> str | list[T | msgspec.Raw]:
+    """A content with its parts, those of a kind that is not known as they are."""
+    if bytes(raw)[:1] == b'"':
+        return str(_decode_any(raw))
+    parts: list[T | msgspec.Raw] = []
+    for part in _split_list(raw):
+        try:
+            parts.append(decode(part))
+        except _MALFORMED:
+            parts.append(part.copy())
+    return parts
 
 
 def decode_log_entry(data: bytes) -> LogEntry:
     """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
     return cast("LogEntry", _stored(_decode_log_entry, data))
+
+
+def decode_log_outline(data: bytes) -> LogOutline:
+    """What can be counted in an entry of a session's log, whatever its tag; raises `DecodeError`."""
+    return _stored(_decode_log_outline, data)
+
+
+def decode_ledger_row(data: bytes) -> LedgerRow:
+    """A row of a ledger file; raises `DecodeError`."""
+    return _stored(_decode_ledger_row, data)
 
 
 def decode_roles(data: bytes) -> list[str]:
@@ -632,8 +902,10 @@ def split_list(data: bytes | msgspec.Raw) -> list[msgspec.Raw]:
         raise DecodeError(f"not a JSON list: {exc}") from exc
 
 
-def make_decoder(kind: object, *, hook: Callable[[object, object], object]) -> Callable[[bytes | str], object]:
-    """A strict decoder of a user's type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
+def make_decoder(
+    kind: object, *, hook: Callable[[object, object], object] | None = None
+) -> Callable[[bytes | str], object]:
+    """A strict decoder of any type; `hook` is msgspec's `dec_hook`. Raises msgspec's own errors."""
     return msgspec.json.Decoder(kind, dec_hook=hook).decode
 
 
@@ -696,13 +968,15 @@ def _is_failed(choice: Choice) -> bool:
     return choice.error is not None or choice.finish_reason == "error"
 
 
-def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_id: str | None) -> ApiError:
-    body = reply.error
+def _error_in_reply(
+    reply: ChatCompletion, choice: Choice | None, *, error: ErrorBody | None, generation_id: str | None
+) -> ApiError:
+    body = error
     if body is None and choice is not None:
-        native = choice.native_finish_reason or "no reason given"
-        body = choice.error or ErrorBody(message=f"the provider ended the reply with an error ({native})", code=502)
-    error = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
-    if choice is not None and choice.message is not None and (choice.message.content or choice.message.reasoning):
+        body = choice.error or _unsaid(choice.native_finish_reason)
+    made = api_error(body or ErrorBody(), status=200, generation_id=generation_id)
+    message = None if choice is None else choice.message
+    if choice is not None and message is not None and (message.content or message.reasoning or message.tool_calls):
         call = CallRecord(
             generation_id=generation_id,
             model=reply.model,
@@ -712,38 +986,85 @@ def _error_in_reply(reply: ChatCompletion, choice: Choice | None, *, generation_
             usage=None if reply.usage is None else checked_usage(reply.usage),
             interrupted=True,
         )
-        error.partial = ChatResult(message=to_message(choice.message), call=call)
-    return error
+        made.partial = ChatResult(message=to_message(message), call=call)
+    return made
+
+
+def _unsaid(native_finish_reason: str | None) -> ErrorBody:
+    """The error of a reply that ended with one and does not say which."""
+    native = native_finish_reason or "no reason given"
+    return ErrorBody(message=f"the provider ended the reply with an error ({native})", code=502)
 
 
 def _error_of(body: bytes) -> ErrorBody | None:
-    """The error object of a body, if it has one."""
+    """The error object of a body, if it has one, with what stands beside it."""
     try:
-        error = _decode_error_reply(body).error
+        reply = _decode_error_reply(body)
     except _MALFORMED as exc:
         try:
-            error = _salvaged(_ErrorReply, body, exc).error
+            reply = _salvaged(_ErrorReply, body, exc)
         except _MALFORMED:
             return None
-    return ErrorBody(message=error) if isinstance(error, str) else error
+    error = reply.error
+    if error is None:
+        return None
+    if isinstance(error, str):
+        error = ErrorBody(message=error)
+    if error.name == "ZodError":
+        error = msgspec.structs.replace(error, message=_zod_message(error.message or ""))
+    beside = {"request_id": reply.request_id, "openrouter_metadata": reply.openrouter_metadata}
+    beside = {name: value for name, value in beside.items() if value is not None}
+    return msgspec.structs.replace(
+        error,
+        error_type=error.error_type or reply.error_type,
+        metadata={**beside, **(error.metadata or {})} if beside else error.metadata,
+    )
 
 
-def _without_odd_prices(model: Model) -> Model:
-    return model if model.pricing is None else msgspec.structs.replace(model, pricing=_finite(model.pricing))
+def _zod_message(text: str) -> str:
+    """What was wrong with a query, a clause for each complaint, instead of a list in JSON."""
+    try:
+        issues = _decode_zod_issues(text)
+    except _MALFORMED:
+        return text
+    clauses = [
+        f"{'.'.join(map(str, issue.path))}: {issue.message}" if issue.path else issue.message for issue in issues
+    ]
+    return "; ".join(clauses) or text
 
 
-def _finite(amounts: S) -> S:
+def _finite(value: S) -> S:
     """The same with None, unknown, for amounts that are NaN or infinite: msgspec takes those from texts."""
-    odd = {
-        name: None
-        for name, value in msgspec.structs.asdict(amounts).items()
-        if isinstance(value, Decimal) and not value.is_finite()
-    }
-    return msgspec.structs.replace(amounts, **odd) if odd else amounts
+    odd: dict[str, object] = {}
+    for name in value.__struct_fields__:
+        old = getattr(value, name)
+        new = _finite_field(old)
+        if new is not old:
+            odd[name] = new
+    return msgspec.structs.replace(value, **odd) if odd else value
+
+
+def _finite_field(value: object) -> object:
+    if isinstance(value, Decimal):
+        return value if value.is_finite() else None
+    if isinstance(value, msgspec.Struct):
+        return _finite(value)
+    if isinstance(value, list) and value and isinstance(value[0], msgspec.Struct):
+        checked = [_finite(item) for item in value]
+        return checked if any(new is not old for new, old in zip(checked, value, strict=True)) else value
+    return value
 
 
 def _count_or_none(count: int | None) -> int | None:
     return count if count is not None and count >= 0 else None
+
+
+def _without_negatives(counts: S | None) -> S | None:
+    """The same with None for counts below zero."""
+    if counts is None:
+        return None
+    odd = {name: None for name, value in msgspec.structs.asdict(counts).items() if value is not None and value < 0}
+    return msgspec.structs.replace(counts, **odd) if odd else counts
 
 
 def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:
@@ -754,11 +1075,6 @@ def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:
         return _split_list(raw)
     except _MALFORMED:
         return None
-
-
-def _kept(raw: msgspec.Raw) -> msgspec.Raw | UnsetType:
-    """A copy to keep; null is the same as absent."""
-    return raw.copy() if bytes(raw) != b"null" and is_utf8(raw) else UNSET
 
 
 def _checked_mapping(message: object) -> dict[str, object]:

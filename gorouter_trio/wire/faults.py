@@ -52,25 +52,47 @@ _BY_STATUS: dict[int, type[ApiError]] = {
     529: OverloadedError,
 }
 
-# Names that stand where a number should: `error.code` of streams and `metadata.error_type`.
+# Names that stand where a number should: `metadata.error_type` of this API, and the types and codes of the APIs that it
+# speaks beside its own (/messages and /responses).
 _STATUS_BY_NAME = {
+    "api_error": 500,
     "authentication": 401,
+    "authentication_error": 401,
+    "billing_error": 402,
     "content_policy_violation": 403,
     "context_length_exceeded": 400,
+    "image_content_policy_violation": 403,
+    "image_download_failed": 400,
+    "image_not_found": 404,
+    "image_too_large": 400,
+    "image_too_small": 400,
+    "invalid_image": 400,
     "invalid_prompt": 400,
     "invalid_request": 400,
+    "invalid_request_error": 400,
+    "max_tokens_exceeded": 400,
     "not_found": 404,
+    "not_found_error": 404,
+    "overloaded_error": 529,
     "payload_too_large": 413,
     "payment_required": 402,
     "permission_denied": 403,
+    "permission_error": 403,
+    "precondition_failed": 412,
     "provider_overloaded": 503,
     "provider_unavailable": 502,
+    "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
     "refusal": 403,
     "server": 500,
     "server_error": 500,
+    "string_too_long": 400,
     "timeout": 504,
+    "timeout_error": 504,
+    "token_limit_exceeded": 400,
+    "unmapped": 500,
     "unprocessable": 422,
+    "unsupported_image_format": 400,
 }
 
 
@@ -131,8 +153,14 @@ def error_from_reply(
         error,
         status=status,
         retry_after_s=_retry_after(status, headers, error.metadata or {}, now_s=now_s),
-        generation_id=find_header(headers, b"x-generation-id"),
+        generation_id=find_header(headers, b"x-generation-id") or _generation_in(error.metadata or {}),
     )
+
+
+def _generation_in(metadata: Mapping[str, object]) -> str | None:
+    """The generation's id where a body has it, in place of the header: the request id of /messages."""
+    request_id = metadata.get("request_id")
+    return request_id if isinstance(request_id, str) and request_id.startswith("gen-") else None
 
 
 def api_error(
@@ -143,7 +171,7 @@ def api_error(
     generation_id: str | None = None,
 ) -> ApiError:
     """The exception for an error object; inside a 200 the object's own code decides the class."""
-    metadata = error.metadata or {}
+    metadata = _metadata_of(error)
     decisive = status if status >= 300 else status_of(error.code, metadata)
     kind = _BY_STATUS.get(decisive, BadRequestError if 400 <= decisive < 500 else ProviderError)
     if kind is PermissionDeniedError and "reasons" in metadata:
@@ -156,6 +184,17 @@ def api_error(
         retry_after_s=_metadata_retry_after(metadata, now_s=None) if retry_after_s is None else retry_after_s,
         generation_id=generation_id,
     )
+
+
+def _metadata_of(error: ErrorBody) -> Mapping[str, object]:
+    """The metadata, and in it what other forms of an error have beside them."""
+    kind = error.error_type or error.type
+    found: dict[str, object] = {}
+    if kind is not None:
+        found["error_type"] = kind
+    if error.availability is not None:
+        found["availability"] = error.availability
+    return {**found, **(error.metadata or {})} if found else error.metadata or {}
 
 
 def body_summary(body: bytes) -> str:
@@ -199,6 +238,9 @@ def _retry_after(
 def _metadata_retry_after(metadata: Mapping[str, object], *, now_s: float | None) -> float | None:
     names = ("retry_after_seconds", "retry_after_seconds_raw", "retry_after")
     asked = [metadata.get(name) for name in names]
+    availability = metadata.get("availability")
+    if isinstance(availability, dict):
+        asked.append(availability.get("retry_after"))
     return _first_wait([*asked, _metadata_header(metadata, "retry-after")], now_s=now_s)
 
 

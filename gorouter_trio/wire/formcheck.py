@@ -17,7 +17,7 @@ from msgspec import UNSET, Struct
 
 from ..errors import BadRequestError
 
-__all__ = ["check_form", "check_headers", "check_message"]
+__all__ = ["check_embedding_form", "check_form", "check_headers", "check_message"]
 
 _MAX_MODELS = 3
 _MAX_STOPS = 4
@@ -56,6 +56,18 @@ def check_form(fields: Mapping[str, object]) -> None:
         if check is not None:
             check(name, value)
     _check_together(fields)
+
+
+def check_embedding_form(fields: Mapping[str, object]) -> None:
+    """The same for a request of POST /embeddings."""
+    _check_model("model", fields.get("model"))
+    given = fields.get("input")
+    if isinstance(given, bytes) or not isinstance(given, Sequence) or not given:
+        raise _refuse("input", "a text, or a list of texts or of tokens, and not empty", given)
+    if fields.get("dimensions") is not None:
+        _whole(1)("dimensions", fields["dimensions"])
+    if fields.get("encoding_format") not in {None, "float", "base64"}:
+        raise _refuse("encoding_format", "float or base64", fields["encoding_format"])
 
 
 def check_headers(headers: object) -> tuple[tuple[str, str], ...]:

@@ -6,21 +6,23 @@ the finish is sent twice, the role with every delta, tool calls in pieces that i
 
 from __future__ import annotations
 
+import base64
+import binascii
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import DecodeError
-from .codec import checked_usage, decode_json, encode_json, is_utf8, keep_raw, split_object, to_tool_calls
+from .codec import checked_usage, decode_json, encode_json, is_utf8, keep_raw, kept, split_object, to_tool_calls
 from .messages import AssistantMessage
-from .responses import ErrorBody, ReplyFunction, ReplyToolCall, Usage
+from .responses import ErrorBody, Logprobs, ReplyFunction, ReplyToolCall, RouterMetadata, TokenLogprob, Usage
 
 if TYPE_CHECKING:
     from .stream import ChatChunk, ChunkChoice, Delta
 
-__all__ = ["ChunkMerge"]
+__all__ = ["CallMerge", "ChunkMerge"]
 
 _NULL = b"null"
 _DETAIL_TEXTS = frozenset({"text", "summary", "data"})
@@ -32,9 +34,21 @@ _LOOSE_KINDS = frozenset({b'"reasoning.text"', b'"reasoning.summary"'})
 class _CallPieces:
     """One tool call while its pieces arrive."""
 
-    __slots__ = ("_depth", "_escaped", "_in_text", "_scanned", "arguments", "id", "name", "named_again", "type")
+    __slots__ = (
+        "_depth",
+        "_escaped",
+        "_in_text",
+        "_scanned",
+        "arguments",
+        "id",
+        "name",
+        "named_again",
+        "number",
+        "type",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
+        self.number = number
         self.id = ""
         self.name = ""
         self.type = "function"
@@ -62,9 +76,9 @@ class _CallPieces:
         repeats = bool(name and self.name) or self.named_again
         return repeats and bool(piece.function and piece.function.arguments) and self._is_complete()
 
-    def next_call(self) -> _CallPieces:
+    def next_call(self, number: int) -> _CallPieces:
         """A call of the same name: what a piece opens that has none of its own."""
-        call = _CallPieces()
+        call = _CallPieces(number)
         call.id, call.name, call.type = self.id, self.name, self.type
         return call
 
@@ -100,6 +114,43 @@ class _CallPieces:
             self._depth -= 1
 
 
+class CallMerge:
+    """Tool calls of one answer, merged from their pieces."""
+
+    __slots__ = ("_calls", "_current")
+
+    def __init__(self) -> None:
+        self._calls: list[_CallPieces] = []
+        self._current: dict[int | str, _CallPieces] = {}
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, pieces: list[ReplyToolCall]) -> list[int]:
+        """Merge the pieces of one delta, and say which call of the answer each belongs to, counted from 0."""
+        return [self._add(piece, position) for position, piece in enumerate(pieces)]
+
+    def whole(self) -> list[ReplyToolCall]:
+        """The calls as far as they have arrived."""
+        return [call.whole() for call in self._calls]
+
+    def _add(self, piece: ReplyToolCall, position: int) -> int:
+        name = piece.function.name if piece.function else None
+        slot: int | str = position if piece.index is None else piece.index
+        if piece.index is None and piece.id and (name or piece.id in self._current):
+            slot = piece.id
+        call = self._current.get(slot)
+        if call is None or call.starts_another(piece):
+            call = _CallPieces(len(self._calls)) if name or call is None else call.next_call(len(self._calls))
+            self._calls.append(call)
+        self._current[slot] = call
+        if piece.index is None:
+            # Where pieces have no index, those without an id belong to the call that was spoken of last.
+            self._current[position] = call
+        call.add(piece)
+        return call.number
+
+
 class _Block:
     """An object that comes in pieces: the fields in `texts` are appended, the others are set."""
 
@@ -128,6 +179,10 @@ class _Block:
     def whole(self) -> dict[str, object]:
         return self._fields | {name: "".join(pieces) for name, pieces in self._pieces.items()}
 
+    def pieces(self, name: str) -> list[str]:
+        """What has arrived of a text."""
+        return self._pieces.get(name, [])
+
 
 class ChunkMerge:
     """Chunks of one streamed reply, merged.
@@ -141,20 +196,25 @@ class ChunkMerge:
         "_annotations",
         "_audio",
         "_calls",
-        "_current_call",
         "_details",
         "_images",
+        "_logprobs",
         "_loose",
         "_parts",
         "_reasoning",
         "_refusal",
         "_text",
+        "alignment",
         "error",
         "finish_reason",
         "generation_id",
         "model",
         "native_finish_reason",
+        "openrouter_metadata",
         "provider",
+        "safeguard_results",
+        "service_tier",
+        "system_fingerprint",
         "usage",
     )
 
@@ -166,39 +226,49 @@ class ChunkMerge:
         self.native_finish_reason: str | None = None
         self.usage: Usage | None = None
         self.error: ErrorBody | None = None
+        self.service_tier: str | None = None
+        self.system_fingerprint: str | None = None
+        self.openrouter_metadata: RouterMetadata | None = None
+        self.alignment: msgspec.Raw | UnsetType = UNSET
+        self.safeguard_results: msgspec.Raw | UnsetType = UNSET
         self._text: list[str] = []
         self._parts: list[msgspec.Raw] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
         self._details: dict[tuple[object, bytes], _Block] = {}
         self._loose: tuple[bytes, _Block] | None = None
-        self._calls: list[_CallPieces] = []
-        self._current_call: dict[int | str, _CallPieces] = {}
+        self._calls = CallMerge()
         self._annotations: list[msgspec.Raw] = []
         self._images: list[msgspec.Raw] = []
         self._audio = _Block(_AUDIO_TEXTS)
+        self._logprobs: list[Logprobs] = []
 
     def add(self, chunks: list[ChatChunk]) -> None:
         """Merge chunks, in order. The common one, a piece of text and nothing else, takes the short way."""
         text = self._text
+        is_headless = self.generation_id is None
         for chunk in chunks:
             choices = chunk.choices
-            if not choices or chunk.usage is not None or chunk.error is not None or self.generation_id is None:
+            if not choices or chunk.usage is not None or chunk.error is not None or is_headless:
                 self._add_head(chunk)
+                is_headless = self.generation_id is None
                 if not choices:
                     continue
             choice = choices[0]
             if choice.finish_reason or choice.error is not None:
                 self._finish(choice)
+                self._add_head(chunk)
+            if choice.logprobs is not None:
+                self._logprobs.append(choice.logprobs)
             delta = choice.delta
             if delta is None:
                 continue
             content = delta.content
             if content:
-                if isinstance(content, str):
+                if content.__class__ is str:
                     text.append(content)
                 else:
-                    self._parts += keep_raw(content)
+                    self._parts += keep_raw(cast("list[msgspec.Raw]", content))
             if delta.reasoning or delta.tool_calls or delta.reasoning_details:
                 self._add_thought(delta)
             if delta.refusal or delta.annotations or delta.images or delta.audio:
@@ -219,9 +289,17 @@ class ChunkMerge:
             reasoning_details=_raw([block.whole() for block in self._details.values()]),
             annotations=_raw(self._annotations),
             images=_raw(self._images),
-            audio=_raw(self._audio.whole()),
-            tool_calls=to_tool_calls([call.whole() for call in self._calls]),
+            audio=_raw(_joined_audio(self._audio)),
+            tool_calls=to_tool_calls(self._calls.whole()),
         )
+
+    @property
+    def logprobs(self) -> Logprobs | None:
+        """Log probabilities of all tokens that have arrived, where any came."""
+        if not self._logprobs:
+            return None
+        content = _chained([piece.content for piece in self._logprobs])
+        return Logprobs(content, _chained([piece.refusal for piece in self._logprobs]))
 
     def _content(self) -> str | list[msgspec.Raw] | None:
         text = "".join(self._text)
@@ -234,10 +312,18 @@ class ChunkMerge:
         self.generation_id = self.generation_id or chunk.id
         self.model = chunk.model or self.model
         self.provider = chunk.provider or self.provider
+        self.service_tier = chunk.service_tier or self.service_tier
+        self.system_fingerprint = chunk.system_fingerprint or self.system_fingerprint
         if chunk.usage is not None:
             self.usage = checked_usage(chunk.usage)
         if chunk.error is not None:
             self.error = chunk.error
+        if chunk.openrouter_metadata is not None:
+            self.openrouter_metadata = chunk.openrouter_metadata
+        if chunk.alignment is not UNSET:
+            self.alignment = kept(chunk.alignment)
+        if chunk.safeguard_results is not UNSET:
+            self.safeguard_results = kept(chunk.safeguard_results)
 
     def _finish(self, choice: ChunkChoice) -> None:
         self.finish_reason = self.finish_reason or choice.finish_reason or None
@@ -249,25 +335,9 @@ class ChunkMerge:
         if delta.reasoning:
             self._reasoning.append(delta.reasoning)
         if delta.tool_calls:
-            self._add_tool_calls(delta.tool_calls)
+            self._calls.add(delta.tool_calls)
         if delta.reasoning_details:
             self._add_details(delta.reasoning_details)
-
-    def _add_tool_calls(self, pieces: list[ReplyToolCall]) -> None:
-        for position, piece in enumerate(pieces):
-            name = piece.function.name if piece.function else None
-            slot: int | str = position if piece.index is None else piece.index
-            if piece.index is None and piece.id and (name or piece.id in self._current_call):
-                slot = piece.id
-            call = self._current_call.get(slot)
-            if call is None or call.starts_another(piece):
-                call = _CallPieces() if name or call is None else call.next_call()
-                self._calls.append(call)
-            self._current_call[slot] = call
-            if piece.index is None:
-                # Where pieces have no index, those without an id belong to the call that was spoken of last.
-                self._current_call[position] = call
-            call.add(piece)
 
     def _add_details(self, pieces: list[msgspec.Raw]) -> None:
         for raw in pieces:
@@ -302,6 +372,22 @@ def _fields_of(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:
         return split_object(raw)
     except DecodeError:
         return {}
+
+
+def _joined_audio(block: _Block) -> dict[str, object]:
+    """The audio of an answer; pieces of base64 that are padded each for itself are joined as what they stand for."""
+    audio = block.whole()
+    pieces = block.pieces("data")
+    if any(piece.endswith("=") for piece in pieces[:-1]):
+        with suppress(binascii.Error, ValueError):
+            content = b"".join([base64.b64decode(piece, validate=True) for piece in pieces])
+            audio["data"] = base64.b64encode(content).decode("ascii")
+    return audio
+
+
+def _chained(lists: list[list[TokenLogprob] | None]) -> list[TokenLogprob] | None:
+    found = [part for part in lists if part is not None]
+    return [token for part in found for token in part] if found else None
 
 
 def _raw(value: list[dict[str, object]] | list[msgspec.Raw] | dict[str, object]) -> msgspec.Raw | UnsetType:

@@ -1,7 +1,8 @@
 """Messages and their parts, as a request carries them (openrouter API, POST /chat/completions, "Messages").
 
 The Structs are frozen values: no ids of storage, no clocks, no parents. A field left at `UNSET` is not
-sent; `None` is sent as null; zero and the empty string are values like any other.
+sent; `None` is sent as null; zero and the empty string are values like any other. A part of a content
+that is newer than this package is raw JSON.
 """
 
 from __future__ import annotations
@@ -123,21 +124,21 @@ class ToolCall(Struct, frozen=True):
 class SystemMessage(Struct, frozen=True, tag_field="role", tag="system"):
     """Instructions."""
 
-    content: str | list[TextPart]
+    content: str | list[TextPart | msgspec.Raw]
     name: str | UnsetType = UNSET
 
 
 class DeveloperMessage(Struct, frozen=True, tag_field="role", tag="developer"):
     """Instructions, in the newer role name."""
 
-    content: str | list[TextPart]
+    content: str | list[TextPart | msgspec.Raw]
     name: str | UnsetType = UNSET
 
 
 class UserMessage(Struct, frozen=True, tag_field="role", tag="user"):
     """What the user says."""
 
-    content: str | list[ContentPart]
+    content: str | list[ContentPart | msgspec.Raw]
     name: str | UnsetType = UNSET
 
 
@@ -163,7 +164,7 @@ class ToolMessage(Struct, frozen=True, tag_field="role", tag="tool"):
     """The result of one tool call."""
 
     tool_call_id: str
-    content: str | list[TextPart]
+    content: str | list[ContentPart | msgspec.Raw]
     name: str | UnsetType = UNSET
 
 

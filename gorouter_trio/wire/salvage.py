@@ -20,8 +20,18 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, Union, cast, get_args, get
 import msgspec
 from msgspec import Struct
 
-from .catalog import Model
-from .responses import ChatCompletion, Choice, ErrorBody, ReplyFunction, ReplyMessage, ReplyToolCall
+from .catalog import Model, ModelEndpoint, PricingOverride, ProviderInfo
+from .embeddings import Embedding, EmbeddingReply
+from .responses import (
+    ChatCompletion,
+    Choice,
+    ErrorBody,
+    ReplyFunction,
+    ReplyMessage,
+    ReplyToolCall,
+    TextChoice,
+    TextCompletion,
+)
 from .stream import ChatChunk, ChunkChoice, Delta
 
 if TYPE_CHECKING:
@@ -46,10 +56,19 @@ _ESSENTIAL: frozenset[tuple[type[Struct], str]] = frozenset(
         (ChunkChoice, "delta"),
         (Delta, "content"),
         (Delta, "tool_calls"),
+        (TextCompletion, "choices"),
+        (TextChoice, "text"),
+        (EmbeddingReply, "data"),
+        (Embedding, "embedding"),
+        # Without one of its conditions, an override would hold when it should not.
+        (PricingOverride, "min_prompt_tokens"),
+        (PricingOverride, "utc_start"),
+        (PricingOverride, "utc_end"),
+        (PricingOverride, "utc_days"),
     }
 )
 # Rows of lists that stand for themselves, so that one bad row costs only itself.
-_ROWS = frozenset({Model})
+_ROWS = frozenset({Model, ModelEndpoint, PricingOverride, ProviderInfo})
 _NO_ERROR = frozenset({b"false", b"0", b'""', b"[]"})
 _REFUSED = (msgspec.ValidationError, RecursionError)
 _TEXT_BYTES = 4096
@@ -60,25 +79,28 @@ _ESCAPE = re.compile(
 
 
 class Salvage:
-    """Decodes `kinds`, and what they hold, field by field.
+    """Decodes Structs, and what they hold, field by field.
 
-    `make_decoder` gives the strict decoder of a type. Annotations are read when this is made.
+    `make_decoder` gives the strict decoder of a type. Decoders for a type and all that is in it are made
+    when the first reply of it has to be saved: most programs never see one, and making them all takes
+    a tenth of the import.
     """
 
-    def __init__(self, make_decoder: Callable[[object], _Decode], *kinds: type[Struct]) -> None:
+    def __init__(self, make_decoder: Callable[[object], _Decode]) -> None:
         self._make_decoder = make_decoder
         self._decoders: dict[object, _Decode] = {}
         self._fields: dict[type[Struct], tuple[msgspec.structs.FieldInfo, ...]] = {}
         self._split_object = cast("Callable[[bytes], dict[str, bytes]]", make_decoder(dict[str, msgspec.Raw]))
         self._split_list = cast("Callable[[bytes], list[bytes]]", make_decoder(list[msgspec.Raw]))
-        for kind in (str, float, *kinds):
-            self._learn(kind)
+        self._learn(str)
+        self._learn(float)
 
     def decode(self, kind: type[S], data: bytes) -> S:
         """A `kind` from a JSON object, without the fields that do not fit.
 
         Raises `msgspec.ValidationError` when it is no object, or lacks what is essential.
         """
+        self._learn(kind)
         return cast("S", self._decode_object(kind, data))
 
     def _decode_object(self, kind: type[Struct], data: bytes) -> Struct:

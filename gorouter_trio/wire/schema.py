@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -25,7 +26,7 @@ from .codec import make_decoder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["JsonType", "Schema", "decode_as", "json_schema_of", "make_strict"]
+__all__ = ["JsonType", "Schema", "decode_as", "json_schema_of", "make_strict", "to_json_value"]
 
 T = TypeVar("T")
 
@@ -128,6 +129,11 @@ def make_strict(schema: Mapping[str, object]) -> Schema:
     if definitions:
         strict["$defs"] = {name: _strict(part, f"$defs.{name}") for name, part in definitions.items()}
     return strict
+
+
+def to_json_value(value: object) -> object:
+    """A value of any type that has a schema as what JSON is made of; raises `TypeError` for others."""
+    return msgspec.to_builtins(value, builtin_types=(Decimal,), str_keys=True, enc_hook=_dump)
 
 
 # Schemas
@@ -334,7 +340,17 @@ def _from_pydantic(kind: object, value: object) -> object:
         return value
     if not _is_pydantic(kind):
         raise TypeError(f"{kind!r} is not a type that can be read from JSON")
-    return cast("object", kind.model_validate(value))  # type: ignore[attr-defined]  # is there
+    try:
+        return cast("object", kind.model_validate(value))  # type: ignore[attr-defined]  # is there
+    except ValueError as exc:
+        raise ValueError(_reason(exc)) from exc
+
+
+def _dump(value: object) -> object:
+    """A value of a class that msgspec does not know, as one that it knows."""
+    if not _is_pydantic(type(value)):
+        raise TypeError(f"a {type(value).__name__} cannot be written as JSON")
+    return cast("object", value.model_dump(mode="json", by_alias=True))  # type: ignore[attr-defined]  # is there
 
 
 def _reason(exc: Exception) -> str:

@@ -64,6 +64,19 @@ def test_the_store_benchmark_runs() -> None:
     assert "SqliteStore without groups" in done.stdout
 
 
+@pytest.mark.net
+def test_failures_are_told_apart(tmp_path: Path) -> None:
+    """This library gives a typed error for every kind that does not take its time; the page counts those of all."""
+    written = tmp_path / "failures.json"
+    chosen = ["--only", "gorouter_trio", "--kinds", "HTTP,200,stream: e,closed,cut"]
+    done = run_script("failure_kinds.py", *chosen, "--json", str(written))
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(written.read_text("utf-8"))["outcomes"]["gorouter_trio"]
+    assert len(rows) > 25
+    assert {row["outcome"] for row in rows.values()} == {"typed error"}
+    assert f"**{len(rows)} of {len(rows)}**" in done.stdout
+
+
 def test_an_unknown_contender_is_refused() -> None:
     """A name that is no contender is said, with those that are."""
     done = run_script("bench_chat.py", "--quick", "--only", "curl")

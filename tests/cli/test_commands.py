@@ -80,7 +80,7 @@ def test_models(inside) -> None:
 
 def test_account(inside) -> None:
     """Key and credits, for people and as JSON."""
-    assert "free tier   no\n" in inside("key", "--simulate").out
+    assert "free tier      no\n" in inside("key", "--simulate").out
     assert json.loads(inside("key", "--simulate", "--json").out)["limit"] is None
     assert "left    $10,000.00\n" in inside("credits", "--simulate").out
     assert json.loads(inside("credits", "--simulate", "--json").out) == {"total_credits": 10_000, "total_usage": 0}

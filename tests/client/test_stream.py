@@ -12,6 +12,9 @@ from worlds import DONE, EVENTS, JSON, chunk, open_world, streams, there
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.transport.http_server import encode_headers
+from gorouter_trio.wire.responses import ReplyFunction, ReplyToolCall
+from gorouter_trio.wire.stream import ChatChunk, ChunkChoice, Delta
 
 USAGE = chunk({}, usage={"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "cost": 0.5})
 HELLO = (chunk({"content": "Hel"}), chunk({"content": "lo"}), chunk({}, finish="stop"), USAGE, DONE)
@@ -21,7 +24,9 @@ SLOW = SimulatorConfig(latency_s=1, tokens_per_s=10, comment_interval_s=0.2)
 async def test_events(autojump_clock):
     """Iterating gives the deltas in order, and the result is there at the end."""
     async with open_world(answer=streams(*HELLO)) as world, world.client.stream("hi", temperature=0) as stream:
-        assert [event async for event in stream] == [gr.TextDelta("Hel"), gr.TextDelta("lo")]
+        *deltas, finished = [event async for event in stream]
+        assert deltas == [gr.TextDelta("Hel"), gr.TextDelta("lo")]
+        assert finished == gr.StreamFinished(finish_reason="stop", usage=stream.result.usage)
         assert stream.result.text == "Hello"
         assert stream.result.finish_reason == "stop"
         assert there(stream.result.usage).total_tokens == 3
@@ -90,33 +95,185 @@ async def test_raw_chunks(autojump_clock):
         async with world.client.stream("hi", raw_chunks=True) as stream:
             events = [event async for event in stream]
         kinds = [type(event).__name__ for event in events]
-        assert kinds == ["RawChunk", "TextDelta", "RawChunk", "TextDelta", "RawChunk", "RawChunk"]
-        last = events[-1]
+        assert kinds == ["RawChunk", "TextDelta", "RawChunk", "TextDelta", "RawChunk", "RawChunk", "StreamFinished"]
+        last = events[-2]
         assert isinstance(last, gr.RawChunk)
         assert there(last.chunk.usage).total_tokens == 3
 
 
+CITED = {"type": "url_citation", "url_citation": {"url": "https://a.example/", "title": "A", "start_index": 0}}
+LOGPROBS = {"content": [{"token": "yes", "logprob": -0.5, "bytes": [121], "top_logprobs": [{"token": "no"}]}]}
+
+
 async def test_every_kind_of_delta(autojump_clock):
-    """Reasoning, refusals and pieces of tool calls arrive as events of their own."""
+    """Each kind of delta arrives as an event of its own, and the answer has them all."""
     call = {"index": 1, "id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a"'}}
     more = {"index": 1, "function": {"arguments": ":1}"}}
     pieces = [
         chunk({"reasoning": "hm"}),
         chunk({"refusal": "no"}),
+        chunk({"annotations": [CITED, {"type": "newer"}]}),
+        chunk({"content": "yes"}, choice={"logprobs": LOGPROBS}),
+        chunk({"images": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}]}),
+        chunk({"audio": {"id": "a", "data": "aGk=", "transcript": "h"}}),
+        chunk({"audio": {"data": "aG8=", "transcript": "o", "expires_at": 7}}),
         chunk({"tool_calls": [call]}),
         chunk({"tool_calls": [more]}),
-        chunk({}, finish="tool_calls"),
+        chunk({}, finish="tool_calls", choice={"native_finish_reason": "tool_use"}),
+        chunk({}, finish="tool_calls", usage={"total_tokens": 3}, service_tier="flex"),
         DONE,
     ]
     async with open_world(answer=streams(*pieces)) as world, world.client.stream("hi") as stream:
-        assert [event async for event in stream] == [
-            gr.ReasoningDelta("hm"),
-            gr.RefusalDelta("no"),
-            gr.ToolCallDelta(1, "c1", "f", '{"a"'),
-            gr.ToolCallDelta(1, "", "", ":1}"),
-        ]
-        (merged,) = stream.result.message.tool_calls or []
-        assert (merged.id, merged.function.name, merged.function.arguments) == ("c1", "f", '{"a":1}')
+        events = [event async for event in stream]
+        result = stream.result
+    cited, newer = result.annotations
+    (image,) = result.images
+    assert events == [
+        gr.ReasoningDelta("hm"),
+        gr.RefusalDelta("no"),
+        gr.AnnotationDelta(cited),
+        gr.AnnotationDelta(newer),
+        gr.TextDelta("yes"),
+        gr.LogprobsDelta(there(result.logprobs)),
+        gr.ImageDelta(image),
+        gr.AudioDelta(gr.OutputAudio(id="a", data="aGk=", transcript="h")),
+        gr.AudioDelta(gr.OutputAudio(data="aG8=", transcript="o", expires_at=7)),
+        gr.ToolCallDelta(0, "c1", "f", '{"a"'),
+        gr.ToolCallDelta(0, "", "", ":1}"),
+        gr.StreamFinished(finish_reason="tool_calls", native_finish_reason="tool_use", usage=result.usage),
+    ]
+    assert there(cited.url_citation).url == "https://a.example/"
+    assert (newer.type, newer.url_citation) == ("newer", None)
+    assert (image.media_type, image.data) == ("image/png", b"hi")
+    assert result.audio == gr.OutputAudio(id="a", data="aGlobw==", transcript="ho", expires_at=7)
+    assert there(result.audio).content == b"hiho"
+    (merged,) = result.message.tool_calls or []
+    assert (merged.id, merged.function.name, merged.function.arguments) == ("c1", "f", '{"a":1}')
+    assert (result.refusal, result.service_tier) == ("no", "flex")
+
+
+async def test_calls_that_share_an_index(autojump_clock):
+    """An engine that numbers all its calls 0 is understood: the events count the calls of the answer."""
+    calls = [{"index": 0, "id": "c", "function": {"name": name, "arguments": "{}"}} for name in "fg"]
+    pieces = [*(chunk({"tool_calls": [call]}) for call in calls), chunk({}, finish="tool_calls"), DONE]
+    async with open_world(answer=streams(*pieces)) as world, world.client.stream("hi") as stream:
+        events = [event async for event in stream if isinstance(event, gr.ToolCallDelta)]
+        assert [(event.index, event.name) for event in events] == [(0, "f"), (1, "g")]
+        assert [call.function.name for call in stream.result.message.tool_calls or ()] == ["f", "g"]
+
+
+async def test_reasoning_that_comes_in_blocks_alone(autojump_clock):
+    """Blocks of reasoning are told once: only where there is no text of the same beside them."""
+    blocks = [
+        {"type": "reasoning.text", "text": "one ", "index": 0},
+        {"type": "reasoning.summary", "summary": "two", "index": 1},
+        {"type": "reasoning.encrypted", "data": "x", "index": 2},
+    ]
+    alone = [*(chunk({"reasoning_details": [block]}) for block in blocks), chunk({}, finish="stop"), DONE]
+    both = [chunk({"reasoning": "one ", "reasoning_details": [blocks[0]]}), chunk({}, finish="stop"), DONE]
+    for pieces, told in ((alone, ["one ", "two"]), (both, ["one "])):
+        async with open_world(answer=streams(*pieces)) as world, world.client.stream("hi") as stream:
+            events = [event async for event in stream]
+            assert [event.text for event in events if isinstance(event, gr.ReasoningDelta)] == told
+            assert stream.result.reasoning == "".join(told)
+
+
+async def test_the_generation_is_known_before_its_first_byte(autojump_clock):
+    """The id in the header is there at once, and it is the id of a body that has none."""
+    start = trio.Event()
+
+    async def slow(_request, reply):
+        named = encode_headers([("Content-Type", "text/event-stream"), ("X-Generation-Id", "gen-7")])
+        await reply.start(200, named)
+        await reply.write(b'data: {"choices":[{"delta":{"reasoning":"hm"}}]}\n\n')
+        await start.wait()
+        await reply.write(b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n' + DONE)
+        await reply.finish()
+
+    async with open_world(answer=slow) as world, world.client.stream("hi") as stream:
+        assert stream.generation_id == "gen-7"
+        start.set()
+        assert (await stream.collect()).generation_id == "gen-7"
+
+
+async def test_callbacks(autojump_clock):
+    """Handlers, plain and async, are called in the order of the stream, and the result is returned."""
+    told = []
+
+    async def on_content(text):
+        await trio.sleep(1)
+        told.append(("content", text))
+
+    async with open_world(answer=streams(chunk({"reasoning": "hm"}), *HELLO)) as world:
+        async with world.client.stream("hi") as stream:
+            result = await stream.run(
+                on_content=on_content,
+                on_reasoning=lambda text: told.append(("reasoning", text)),
+                on_chunk=lambda one: told.append(("chunk", len(one.choices or ()))),
+                on_complete=lambda whole: told.append(("complete", whole.text)),
+                on_error=lambda exc: told.append(("error", exc)),
+            )
+        assert result is stream.result
+    assert told == [
+        ("chunk", 1),
+        ("reasoning", "hm"),
+        ("chunk", 1),
+        ("content", "Hel"),
+        ("chunk", 1),
+        ("content", "lo"),
+        ("chunk", 1),
+        ("chunk", 1),
+        ("complete", "Hello"),
+    ]
+
+
+async def test_callbacks_of_a_stream_that_fails(autojump_clock):
+    """`on_error` has the error, which is raised; an error of a handler is nobody else's."""
+    failure = chunk({}, finish="error", error={"code": "server_error", "message": "gone"})
+    told = []
+    async with open_world(answer=streams(HELLO[0], failure, DONE)) as world:
+        async with world.client.stream("hi") as stream:
+            with pytest.raises(gr.ProviderError, match="gone") as caught:
+                await stream.run(on_content=told.append, on_error=told.append, on_complete=told.append)
+        assert told == ["Hel", caught.value]
+    async with open_world(answer=streams(*HELLO)) as world, world.client.stream("hi") as stream:
+        with pytest.raises(ZeroDivisionError):
+            await stream.run(on_content=lambda text: 1 // 0, on_error=told.append)
+    assert len(told) == 2
+
+
+class Rounds:
+    """Two answers with a tool between them, as a loop of tools gives them out."""
+
+    generation_id = None
+
+    def __init__(self, result):
+        call = ReplyToolCall(0, "c", "function", ReplyFunction("f", "{}"))
+        asked = ChatChunk(choices=[ChunkChoice(Delta(tool_calls=[call]))])
+        self.started = gr.ToolStarted(call_id="c", name="f", arguments="{}")
+        self.finished = gr.ToolFinished(call_id="c", name="f", status="success", result="1", duration_s=0.0)
+        self.steps = [[asked], (self.started,), (self.finished,), [asked], []]
+        self.answer = result
+
+    async def read(self):
+        await trio.lowlevel.checkpoint()
+        return self.steps.pop(0)
+
+    def result(self):
+        return self.answer
+
+
+async def test_tools_between_answers(autojump_clock):
+    """What tools do is told between the answers, whose calls are counted each for itself."""
+    async with open_world() as world:
+        result = await world.client.chat("[[say done]]")
+    rounds = Rounds(result)
+    asked = gr.ToolCallDelta(0, "c", "f", "{}")
+    events = [event async for event in gr.ChatStream(rounds)]
+    assert events[:4] == [asked, rounds.started, rounds.finished, asked]
+    told = []
+    await gr.ChatStream(Rounds(result)).run(on_tool_executing=told.append, on_tool_result=told.append)
+    assert told == [rounds.started, rounds.finished]
 
 
 async def test_deltas_come_as_they_arrive(autojump_clock):

@@ -29,7 +29,7 @@ def load_targets() -> ModuleType:
 
 targets = load_targets()
 
-NAMES = ("sse", "completion", "error", "stream", "batch", "retry_after", "http")
+NAMES = ("sse", "completion", "error", "stream", "batch", "retry_after", "arguments", "http")
 
 # Machines differ; what must not pass is ten times over the limit.
 SLACK = 4.0
@@ -239,6 +239,10 @@ HEAVY: dict[str, tuple[str, bytes]] = {
     "an id of a long number": ("batch", b'{"prompt":"x","id":' + b"9" * UNIT + b"}"),
     "halves of pairs": ("batch", b'{"prompt":"' + b"\\ud800" * (UNIT // 6) + b'"}'),
     "nearly numbers": ("batch", b'{"a":[' + b"-Na," * (UNIT // 4)),
+    "quotes": ("arguments", b'"' * UNIT),
+    "open objects": ("arguments", b'{"' * (UNIT // 2)),
+    "empty lists": ("arguments", b'{"a":[' + b"[]," * (UNIT // 3 - 5) + b"[]]}"),
+    "many names": ("arguments", b"{" + b",".join(b'"%d":0' % n for n in range(UNIT // 9)) + b"}"),
     "digits": ("retry_after", b"1" * UNIT),
     "spaces": ("retry_after", b" " * UNIT),
     "words": ("retry_after", b"Sun, " * (UNIT // 5)),

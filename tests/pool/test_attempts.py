@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import trio
@@ -21,7 +22,7 @@ USAGE = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "cost": 
 
 
 @asynccontextmanager
-async def recorded(serve: Serve, **fields: object) -> AsyncIterator[tuple[Place, list[AttemptRecord]]]:
+async def recorded(serve: Serve, **fields: Any) -> AsyncIterator[tuple[Place, list[AttemptRecord]]]:
     """A place, and the records of its attempts; afterwards there is one for each request that the server has seen."""
     records: list[AttemptRecord] = []
     async with open_place(serve, on_attempt=records.append, **fields) as place:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,7 +42,8 @@ def test_half_of_the_attempts() -> None:
     while breaker.is_closed:
         attempts += 2
         breaker.fail(attempts * 0.1)
-        breaker.succeed() if breaker.is_closed else None
+        if cast("bool", breaker.is_closed):
+            breaker.succeed()
     assert 20 <= attempts <= 24
     fewer = Breaker(POLICY)
     for number in range(1_000):
@@ -60,7 +63,7 @@ def test_old_failures_are_forgotten() -> None:
 
 
 def test_one_probe() -> None:
-    """After its time one request goes, no other until it has ended; success closes, failure opens for twice as long."""
+    """After its time one request goes, and no other until that ended; success closes, failure opens for longer."""
     breaker = opened()
     assert not breaker.may_pass(4.9)
     assert breaker.may_pass(5.0)

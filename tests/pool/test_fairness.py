@@ -7,6 +7,7 @@ import random
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -167,7 +168,7 @@ OPERATIONS = st.lists(
 
 
 @given(OPERATIONS)
-def test_nothing_is_lost_and_order_holds(operations: list[tuple]) -> None:
+def test_nothing_is_lost_and_order_holds(operations: list[tuple[Any, ...]]) -> None:
     """After anything: each item leaves once, in the order of its flow, held models do not, and the sizes are right."""
     queue: FairQueue[Item] = FairQueue(WEIGHTS)
     inside: list[Item] = []

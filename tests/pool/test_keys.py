@@ -35,11 +35,11 @@ def refusing(key: str, refusal: bytes):
     return answering(lambda request: refusal if key_of(request) == key else chat(key_of(request)))
 
 
-async def ask(place: Place, count: int, **settings: object) -> Counter[str]:
+async def ask(place: Place, count: int, *, model: str = "") -> Counter[str]:
     """Requests one after the other; with which key each was sent."""
     before = len(place.network.requests)
     for _ in range(count):
-        await place.ask(**settings)
+        await place.ask(model=model)
     return Counter(keys_of(place.network)[before:])
 
 

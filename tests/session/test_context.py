@@ -137,7 +137,7 @@ def test_what_cannot_be_a_policy(fields):
     with pytest.raises(gr.ConfigError, match="context"):
         ContextPolicy(**fields)
     with pytest.raises(gr.ConfigError, match=r"sessions\.context"):
-        gr.SessionConfig(context=5)  # type: ignore[arg-type]  # the point of the test
+        gr.SessionConfig(context=5)  # type: ignore[arg-type]  # on purpose
 
 
 # In a session
@@ -163,6 +163,20 @@ async def test_the_last_turns_are_sent(autojump_clock):
         await session.aclose()
         await session.edit((await session.history())[4].turn_id or "", "c?")
         assert world.sent[-1].contents == ["s", "a", "A", "b", "B", "c?"]
+
+
+async def test_a_session_of_its_own_kind(autojump_clock):
+    """A session may be opened with a policy of its own, which is part of what it was opened with."""
+    async with open_world(answer=replies(*ABC), sessions=sessions(max_turns=2)) as world:
+        session = world.client.session("k", context=ContextPolicy(max_turns=1))
+        for text in "abc":
+            await session.ask(text)
+        assert world.sent[-1].contents == ["b", "B", "c"]
+        with pytest.raises(gr.SessionConflictError):
+            world.client.session("k")
+        fork = await session.fork("k2")
+        await fork.ask("d")
+        assert world.sent[-1].contents == ["c", "C", "d"]
 
 
 async def test_rounds_have_the_same_context(autojump_clock):
@@ -251,17 +265,16 @@ async def test_undoing_what_is_folded(autojump_clock):
 @pytest.mark.parametrize("how", ["error", "bad message"])
 async def test_a_summary_that_fails(autojump_clock, how):
     """The turn is taken with the whole history, the failure is told, and the next turn tries again."""
-    failing = Summary()
-    failing.error = ZeroDivisionError("no")
-    summary = failing if how == "error" else _bad
-    config = sessions(max_turns=1, keep_turns=0, summarise=summary)
+    summary = Summary()
+    summary.error = ZeroDivisionError("no")
+    config = sessions(max_turns=1, keep_turns=0, summarise=summary if how == "error" else _bad)
     async with open_world(answer=replies(*ABC), sessions=config) as world:
         session = world.client.session("k")
         for text in "abc":
             await session.ask(text)
         assert world.sent[-1].contents == ["a", "A", "b", "B", "c"]
         assert (await session.statistics()).failure
-        if isinstance(summary, Summary):
+        if how == "error":
             summary.error = None
             await session.ask("d")
             assert world.sent[-1].contents == ["so far 2", "d"]

@@ -7,7 +7,7 @@ import trio
 from failing_store import FailingStore
 from histories import check_history
 from tool_loop import ONE_ROUND, TOOLS, Loop
-from worlds import completion, errors, open_world, replies
+from worlds import completion, errors, open_world, replies, there
 
 import gorouter_trio as gr
 from gorouter_trio.stores import MemoryStore
@@ -58,8 +58,7 @@ async def test_edit(autojump_clock):
         with pytest.raises(gr.ConfigError):
             await session.edit("", "q")
         (first,) = [entry.turn_id for entry in await session.history() if entry.message.content == "a"]
-        assert first is not None
-        await session.edit(first, "A?")
+        await session.edit(there(first), "A?")
         assert world.sent[-1].contents == ["A?"]
 
 

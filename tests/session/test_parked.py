@@ -182,7 +182,6 @@ async def test_a_crash_behind_the_reply(autojump_clock):
             session, loop = client.session("k"), Loop(asked=("a1",))
             with pytest.raises(gr.TurnInDoubtError):
                 await ask(session, loop)
-            # That has ended the turn for good, as another turn would have.
             await next_is_right(world, session)
             assert "whether it was carried out is unknown" in results(world)["a1"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -87,7 +88,10 @@ async def test_rounds_are_written_down_as_they_go(autojump_clock, how):
         for before, after in itertools.pairwise(world.sent):
             assert after.messages[: len(before.messages)] == before.messages, "the prefix stays, as caches want it"
         assert [len(sent.messages) for sent in world.sent] == [1, 4, 6]
-        assert (await take(session, "", None, turn_id="t")).text == reply.text
+        again = await take(session, "", None, turn_id="t")
+        assert (again.text, again.rounds) == (reply.text, reply.rounds)
+        assert reply.rounds == tuple(there(entry.call) for entry in history if brief([entry]) == ["calls"])
+        assert reply.cost is not None
         assert len(world.sent) == 3
         await next_is_right(world, session)
 
@@ -352,12 +356,13 @@ async def test_a_crash_anywhere(autojump_clock, at_s, entries, harmless):
         async with world.another_client(store=store) as client:
             session = client.session("k")
             loop = Loop(tool_s=1, harmless=harmless)
-            if entries == 1:
+            for _ in range(2):
                 with pytest.raises(gr.TurnInDoubtError):
                     await take(session, TWO_ROUNDS, loop, turn_id="t")
             assert len(world.sent) == asked
             reply = await take(session, TWO_ROUNDS, loop, turn_id="t", resume="resend")
             assert reply.text
+            assert len(reply.rounds) == 2
             was_running = {2: ["a1", "a2"], 4: ["b1"]}.get(entries, [])
             later = {1: ["a1", "a2", "b1"], 2: ["b1"], 3: ["b1"]}.get(entries, [])
             assert sorted(loop.ran) == sorted(later + (was_running if harmless else []))
@@ -441,4 +446,8 @@ async def test_a_deadline_of_mail_from_elsewhere(autojump_clock):
         assert caught.value.phase == "total"
         assert caught.value.maybe_billed
         assert trio.current_time() == pytest.approx(0.5)
+        with pytest.raises(gr.DeadlineExceededError) as caught:
+            await session._actor().ask(msgspec.structs.replace(late, turn_id="u"))
+        assert not caught.value.maybe_billed
+        assert len(world.sent) == 1, "whose time is over when its turn comes is not even begun"
         await next_is_right(world, session)

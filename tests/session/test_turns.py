@@ -230,7 +230,12 @@ async def test_a_stored_answer_is_streamed_as_well(autojump_clock):
                 _ = stream.result
             events = [event async for event in stream]
             assert stream.result == first
-        assert events == [gr.ReasoningDelta("hm"), gr.TextDelta("Yes."), gr.ToolCallDelta(0, "c", "f", "{}")]
+        assert events == [
+            gr.ReasoningDelta("hm"),
+            gr.TextDelta("Yes."),
+            gr.ToolCallDelta(0, "c", "f", "{}"),
+            gr.StreamFinished(finish_reason="tool_calls"),
+        ]
         async with session.stream("q", turn_id="t") as stream:
             assert [text async for text in stream.text] == ["Yes."]
         assert first.turn_id == "t"

@@ -57,6 +57,27 @@ def test_dollars_are_exact(nanousd: int) -> None:
     assert float(written) == nanousd / 10**9
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        (0.0, "0"), (-0.0, "0"), (1.0, "1"), (-2.5, "-2.5"), (0.1, "0.1"), (1e-06, "0.000001"), (1e-07, "1e-7"),
+        (1.5e-09, "1.5e-9"), (123456789.125, "123456789.125"), (1e20, "100000000000000000000"), (1e21, "1e+21"),
+        (1.25e22, "1.25e+22"), (5e-324, "5e-324"), (99.98, "99.98"), (100.0, "100"), (0.00001234, "0.00001234"),
+    ],
+)  # fmt: skip
+def test_numbers_are_written_as_ecmascript_does(value: float, written: str) -> None:
+    """Known answers of Number::toString."""
+    assert _json.number(value) == written
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_read_back_the_same(value: float) -> None:
+    """Whatever the number, reading gives it again, and there is no `.0` and no padded exponent."""
+    written = _json.number(value)
+    assert float(written) == value
+    assert not re.search(r"\.0?$|\.\d*0(e|$)|e[+-]0|^\+", written)
+
+
 def test_prices_are_plain_decimals_in_strings() -> None:
     """The model list never has exponents."""
     assert [_json.decimal_string(n) for n in (0, 5, 75, 150, 15_000)] == [

@@ -13,9 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gorouter_trio.simulator import forms
-from gorouter_trio.simulator.catalog import MODELS
-from gorouter_trio.simulator.faults import FAULTS, FaultContext, bad_request, plain
-from gorouter_trio.simulator.forms import Face, Generation, StreamForm
+from gorouter_trio.simulator._extras import Extras, add_to_ending, add_to_events, add_to_whole
+from gorouter_trio.simulator._jobs import JOBS
+from gorouter_trio.simulator._listing import Listing, read_listing
+from gorouter_trio.simulator._reshape import reshape_text
+from gorouter_trio.simulator.catalog import EMBEDDING_MODELS, MODELS, SimulatedModel
+from gorouter_trio.simulator.faults import FAULTS, ErrorReply, FaultContext, bad_request, plain
+from gorouter_trio.simulator.forms import Event, Face, Generation, StreamForm
 from gorouter_trio.simulator.ledger import Charge, generation_body
 from gorouter_trio.simulator.model import Answer, CalledTool
 
@@ -102,6 +106,53 @@ CHARGE = Charge(
     key="sk-or-v1-0",
 )
 
+EXTRAS = Extras(top_logprobs=2, cites=True, images=True, refusal="No.", has_metadata=True)
+
+
+def extended_stream(generation: Generation, extras: Extras) -> bytes:
+    """The same with what an answer may have besides its text."""
+    form = StreamForm(generation)
+    events = add_to_events(form.events(), generation, extras=extras)
+    return b"".join(event.data for event in events) + add_to_ending(form.ending(), generation, extras=extras)
+
+
+def text_stream(generation: Generation) -> bytes:
+    """A stream of /completions."""
+    form = StreamForm(generation)
+    return b"".join(event.data for event in reshape_text([*form.events(), Event(form.ending(), 0)]))
+
+
+def embedded(**fields: object) -> bytes:
+    """A reply of /embeddings."""
+    model = EMBEDDING_MODELS[0]
+    body = json.dumps({"model": model.id, "input": ["high tide", "low"], "dimensions": 5, **fields})
+    job = JOBS["embeddings"](body.encode())
+    assert not isinstance(job, ErrorReply)
+    answer = Answer(
+        text="", thoughts="", is_thinking_hidden=True, calls=(), finish_reason="stop", completion_tokens=0,
+        reasoning_tokens=0,
+    )  # fmt: skip
+    generation = Generation(
+        id="gen-1795300001-Kq3VtR8mZx1LwPd7NyB2", created=1_795_300_001, model=model, face=Face(model), answer=answer,
+        prompt_tokens=11,
+    )  # fmt: skip
+    return job.write(generation)
+
+
+def listed(query: str, catalog: tuple[SimulatedModel, ...] = MODELS) -> Listing:
+    """What a query lists."""
+    listing = read_listing([tuple(pair.split("=")) for pair in query.split("&")], catalog, now_s=1_795_300_001)  # type: ignore[misc]  # pairs
+    assert isinstance(listing, Listing)
+    return listing
+
+
+def refused(query: str) -> bytes:
+    """What the API says to a query that is wrong."""
+    error = read_listing([tuple(query.split("="))], MODELS, now_s=0)  # type: ignore[list-item]  # a pair
+    assert isinstance(error, ErrorReply)
+    return error.body
+
+
 FORMS: dict[str, bytes] = {
     **{f"whole-{name}.json": forms.completion(generation) for name, generation in GENERATIONS.items()},
     **{f"stream-{name}.sse": whole_stream(generation) for name, generation in GENERATIONS.items()},
@@ -112,6 +163,20 @@ FORMS: dict[str, bytes] = {
         total=79,
         next_url="/api/v1/models?offset=3&limit=3",
     ),
+    "whole-extras.json": add_to_whole(
+        forms.completion(GENERATIONS["openai-text"]), GENERATIONS["openai-text"], extras=EXTRAS
+    ),
+    "stream-extras.sse": extended_stream(GENERATIONS["openai-text"], EXTRAS),
+    "stream-speech.sse": extended_stream(make_generation(MINI, text="Low tide"), Extras(speaks=True)),
+    "text-whole.json": forms.text_completion(GENERATIONS["open-reasoning"]),
+    "text-stream.sse": text_stream(GENERATIONS["open-reasoning"]),
+    "embeddings.json": embedded(),
+    "embeddings-base64.json": embedded(encoding_format="base64"),
+    "models-embeddings.json": forms.models(EMBEDDING_MODELS, total=2, next_url=None),
+    "models-refused.json": refused("sort=by-colour"),
+    "endpoints.json": forms.endpoints(CATALOG[SONNET], is_known=True),
+    "endpoints-unknown.json": forms.endpoints(CATALOG["deepseek/deepseek-r1-0528:free"], is_known=False),
+    "providers.json": forms.providers(["Amazon Bedrock", "Z.AI"]),
     "key.json": forms.key("sk-or-v1-0a1...f9e", 41_500_000_000),
     "credits.json": forms.credit_balance(50_000_000_000, 41_500_000_000),
     "generation.json": generation_body(CHARGE, created_at="2026-11-22T12:00:00.000+00:00"),
@@ -304,3 +369,55 @@ def test_the_services_have_the_captured_shape(reference_dir: Path) -> None:
     assert (key["data"].pop("budgets"), key["data"].pop("effective_budget")) == ([], None)
     assert shape(key) == shape(captured_key)
     assert FORMS["credits.json"] == captured(reference_dir, "16-credits")
+
+
+def test_pages_keep_the_query() -> None:
+    """The link to the next page has the filters and the order of this one."""
+    listing = listed("q=gpt&sort=newest&limit=2")
+    assert (len(listing.page), listing.total > 2) == (2, True)
+    assert listing.next_query == "q=gpt&sort=newest&limit=2&offset=2"
+    assert listed("q=gpt&sort=newest&limit=2&offset=900").page == []
+    assert listed("q=gpt&unknown=x").next_query is None
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("limit=0", "Number must be 1 to 1000"),
+        ("limit=1001", "Number must be 1 to 1000"),
+        ("offset=-1", "Expected a whole number"),
+        ("context=x", "Expected a whole number"),
+        ("max_price=NaN", "Expected a number"),
+        ("min_age_days=x", "Expected a number"),
+        ("zdr=1", "Invalid enum value"),
+        ("region=mars", "Invalid enum value"),
+    ],
+)
+def test_wrong_queries(query: str, says: str) -> None:
+    """Each is refused in the form of the API's validator, with its name."""
+    error = json.loads(refused(query))
+    assert (error["success"], error["error"]["name"]) == (False, "ZodError")
+    (issue,) = json.loads(error["error"]["message"])
+    assert issue["path"] == [query.split("=")[0]]
+    assert says in issue["message"]
+
+
+def test_every_order_is_one() -> None:
+    """Each way to sort keeps all models, and the ends of a price are those of the other way."""
+    orders = [
+        "most-popular", "newest", "top-weekly", "pricing-low-to-high", "pricing-high-to-low", "context-high-to-low",
+        "throughput-high-to-low", "latency-low-to-high", "intelligence-high-to-low", "coding-high-to-low",
+        "agentic-high-to-low", "design-arena-elo-high-to-low",
+    ]  # fmt: skip
+    for order in orders:
+        assert {model.id for model in listed(f"sort={order}").page} == set(CATALOG), order
+    cheap, dear = (listed(f"sort=pricing-{order}").page for order in ("low-to-high", "high-to-low"))
+    assert cheap[0].prompt_nanousd == 0
+    assert dear[-1].prompt_nanousd == 0
+    for end in ("min", "max"):
+        for name in ("intelligence_index", "coding_index", "agentic_index"):
+            assert 0 < listed(f"{end}_{name}=40").total < len(MODELS)
+        assert 0 < listed(f"{end}_age_days=800").total < len(MODELS)
+    assert 0 < listed("min_tool_success_rate=0.95").total < len(MODELS)
+    for query in ("category=programming", "region=eu", "zdr=true", "providers=amazon-bedrock"):
+        assert 0 < listed(query).total < len(MODELS), query

@@ -359,7 +359,7 @@ def test_the_printed_file_has_every_default() -> None:
     assert parse_config(text) == SimulatorConfig()
     names = set(re.findall(r"(?m)^(?:# )?(\w+) = ", text))
     for kind in (SimulatorConfig, Wire, Capacity, Spread, Phase):
-        tables = {"limits", "free_tier", "scenario", "capacity", "latency", "wire", "models"}
+        tables = {"limits", "free_tier", "scenario", "capacity", "latency", "wire", "models", "embedding_models"}
         assert set(kind.__struct_fields__) - tables <= names
     opened = parse_config(re.sub(r"(?m)^# (?=\w+ = |\[)", "", text))
     assert opened.scenario is not None

@@ -154,9 +154,20 @@ whole = client.chat.completions.create(model="openai/gpt-4o-mini", messages=mess
 stream = client.chat.completions.create(model="openai/gpt-4o-mini", messages=message, stream=True)
 chunks = list(stream)
 tool = {"type": "function", "function": {"name": "tide", "parameters": {"type": "object", "properties": {}}}}
-called = client.chat.completions.create(
-    model="anthropic/claude-sonnet-4.5", messages=message, tools=[tool], tool_choice="required"
-)
+offer = {"model": "anthropic/claude-sonnet-4.5", "tools": [tool]}
+called = client.chat.completions.create(messages=message, tool_choice="required", **offer)
+asked = called.choices[0].message
+result = {"role": "tool", "tool_call_id": asked.tool_calls[0].id, "content": "low"}
+answered = client.chat.completions.create(messages=[*message, asked, result], **offer)
+collect = getattr(client.chat.completions, "stream", None) or client.beta.chat.completions.stream
+with collect(messages=message, tool_choice="required", **offer) as stream:
+    final = stream.get_final_completion()
+schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+form = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, "strict": True}}
+shaped = client.chat.completions.create(model="openai/gpt-4o-mini", messages=message, response_format=form)
+vectors = client.embeddings.create(model="openai/text-embedding-3-small", input=["tide", "sea"]).data
+prompted = client.completions.create(model="openai/gpt-4o-mini", prompt="What is 17 * 23?")
+typed = client.completions.create(model="openai/gpt-4o-mini", prompt="What is 17 * 23?", stream=True)
 try:
     client.chat.completions.create(model="no/such", messages=message)
 except openai.BadRequestError as exc:
@@ -169,6 +180,14 @@ print(json.dumps({
     "finish": [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1],
     "stream_usage": chunks[-1].usage.total_tokens,
     "called": called.choices[0].message.tool_calls[0].function.name,
+    "answered": answered.choices[0].message.content,
+    "collected": final.choices[0].message.tool_calls[0].function.name,
+    "shaped": list(json.loads(shaped.choices[0].message.content)),
+    "embedded": [len(row.embedding) for row in vectors],
+    "prompted": prompted.choices[0].text,
+    "typed": "".join(chunk.choices[0].text for chunk in typed),
+    "label": client.get("/key", cast_to=object)["data"]["label"],
+    "credits": client.get("/credits", cast_to=object)["data"]["total_credits"],
     "refused": refused,
     "models": len(models),
 }))
@@ -177,7 +196,7 @@ print(json.dumps({
 
 @pytest.mark.skipif(importlib.util.find_spec("openai") is None, reason="the openai package is not installed")
 async def test_the_openai_sdk_is_served() -> None:
-    """Its sync client, in a process of its own: a chat, a stream, a tool call, an error and the models."""
+    """Its sync client, in a process of its own: chats, streams, rounds of tools, embeddings, an error, the account."""
     async with trio.open_nursery() as nursery:
         base_url: str = await nursery.start(serve_simulator, Simulator())
         finished = await trio.run_process(
@@ -193,5 +212,13 @@ async def test_the_openai_sdk_is_served() -> None:
         "streamed": "17 * 23 = 391\n#### 391",
         "finish": "stop",
         "called": "tide",
+        "answered": "According to tide: low",
+        "collected": "tide",
+        "shaped": ["n"],
+        "embedded": [256, 256],
+        "prompted": "17 * 23 = 391\n#### 391",
+        "typed": "17 * 23 = 391\n#### 391",
+        "label": "sk-or-v1-tes...est",
+        "credits": 10_000,
         "refused": "no/such is not a valid model ID",
     }

@@ -17,8 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gorouter_trio as gr
-from gorouter_trio.abc import HistoryStore, StoredHistory
-from gorouter_trio.stores import MemoryStore, SqliteStore
+from gorouter_trio.abc import HistoryStore, StoredHistory, StoredSession
+from gorouter_trio.stores import MemoryStore, SessionKey, SqliteStore
+from gorouter_trio.testing import FaultyStore
+
+AT_S = 1_750_000_000.25
+"""What every wall clock here says."""
 
 KEYS = [
     "k",
@@ -45,21 +49,29 @@ ENTRIES = [b"{}", b'{"a":"\\u0000"}', "größe 🌍".encode(), bytes(range(256))
 @asynccontextmanager
 async def open_memory_store() -> AsyncIterator[MemoryStore]:
     """A store that lives as long as the process."""
-    store = MemoryStore()
+    store = MemoryStore(wall=lambda: AT_S)
     yield store
     await store.aclose()
+
+
+@asynccontextmanager
+async def open_wrapped_store() -> AsyncIterator[HistoryStore]:
+    """A store behind one that fails on demand, with no demand."""
+    async with open_memory_store() as store:
+        yield FaultyStore(store)
 
 
 @asynccontextmanager
 async def open_sqlite_store() -> AsyncIterator[SqliteStore]:
     """A store in a file of its own."""
     with tempfile.TemporaryDirectory() as directory:
-        async with SqliteStore(Path(directory) / "histories.db") as store:
+        async with SqliteStore(Path(directory) / "histories.db", wall=lambda: AT_S) as store:
             yield store
 
 
 STORES: dict[str, Callable[[], AbstractAsyncContextManager[HistoryStore]]] = {
     "memory": open_memory_store,
+    "memory behind faults": open_wrapped_store,
     "sqlite": open_sqlite_store,
 }
 
@@ -80,6 +92,7 @@ async def store(opened):
 async def test_a_session_that_was_never_written(store):
     """It has version 0 and no entries, and reading it creates nothing."""
     assert await store.load("k") == StoredHistory(0, ())
+    assert await store.version("k") == 0
     assert list(await store.list_keys()) == []
     assert not await store.delete("k")
 
@@ -177,6 +190,65 @@ async def test_list_keys(store):
     assert pages == [f"u:{number:03}" for number in range(25)]
 
 
+async def test_list_sessions(store):
+    """What is known without the entries: version, how many entries, their bytes, and when the last change was."""
+    await store.append("a", [b"12", b""], expected_version=0)
+    await store.append("a", [b"345"], expected_version=1)
+    await store.append("b", [b"1" * 100], expected_version=0)
+    await store.rewrite("b", [b"22"], expected_version=1)
+    await store.rewrite("c", [], expected_version=0)
+    await store.append("gone", [b"1"], expected_version=0)
+    await store.delete("gone")
+    everything = [
+        StoredSession("a", 2, 3, 5, AT_S),
+        StoredSession("b", 2, 1, 2, AT_S),
+        StoredSession("c", 1, 0, 0, AT_S),
+    ]
+    assert list(await store.list_sessions()) == everything
+    assert list(await store.list_sessions("b")) == everything[1:2]
+    assert list(await store.list_sessions(after="a", limit=1)) == everything[1:2]
+
+
+async def test_a_limit_of_nothing(store):
+    """Asked for no key, or for fewer, a store lists none."""
+    await store.append("a", [], expected_version=0)
+    for limit in (0, -1):
+        assert list(await store.list_keys(limit=limit)) == []
+        assert list(await store.list_sessions(limit=limit)) == []
+
+
+async def test_owners(store):
+    """All of a tenant, or of a principal within it, has one prefix, however the names are written."""
+    names = ["acme", "acme/x", "acme:", "ac%me", "", "acme/principal:bob"]
+    made = [SessionKey(tenant=t, principal=p, id=i) for t in names for p in ("bob", "") for i in ("1", "bob/2")]
+    for key in made:
+        await store.append(str(key), [str(key).encode()], expected_version=0)
+    for tenant in filter(None, names):
+        found = [SessionKey.parse(key) for key in await store.list_keys(SessionKey.prefix(tenant=tenant))]
+        assert sorted(found) == sorted(key for key in made if key.tenant == tenant)
+        mine = await store.list_keys(SessionKey.prefix(tenant=tenant, principal="bob"))
+        assert {SessionKey.parse(key).principal for key in mine} == {"bob"}
+    for key in made:
+        assert list((await store.load(str(key))).entries) == [str(key).encode()]
+
+
+@pytest.mark.parametrize("key", ["", "\ud800"])
+async def test_keys_that_cannot_be(store, key):
+    """An empty key, and one that is no Unicode, is refused by every method and named."""
+    for call in (store.load, store.version, store.delete, store.erase):
+        with pytest.raises(gr.ConfigError, match="session: the key"):
+            await call(key)
+    for write in (store.append, store.rewrite):
+        with pytest.raises(gr.ConfigError, match="session: the key"):
+            await write(key, [b"1"], expected_version=0)
+    assert list(await store.list_keys()) == []
+
+
+async def test_durability_is_told(store):
+    """A store says what a write survives."""
+    assert store.durability in {"process", "disk"}
+
+
 async def test_what_was_loaded_stays_as_it_was(store):
     """A loaded history is a snapshot, and the caller's list is the caller's own."""
     mine = [b"1"]
@@ -228,10 +300,13 @@ async def test_sessions_do_not_wait_for_each_other(store):
 
 CALLS = {
     "load": lambda store: store.load("k"),
+    "version": lambda store: store.version("k"),
     "append": lambda store: store.append("k", [b"2"], expected_version=1),
     "rewrite": lambda store: store.rewrite("k", [b"2"], expected_version=1),
     "delete": lambda store: store.delete("k"),
+    "erase": lambda store: store.erase("k"),
     "list_keys": lambda store: store.list_keys(),
+    "list_sessions": lambda store: store.list_sessions(),
 }
 
 
@@ -261,6 +336,16 @@ async def test_a_cancelled_call_did_everything_or_nothing(store, name):
         (0, []),
     ]
     await store.append("k", [b"3"], expected_version=after.version)
+
+
+async def test_erase(store):
+    """What was erased is gone, and the others are not."""
+    await store.append("k", [b"1"], expected_version=0)
+    await store.append("other", [b"2"], expected_version=0)
+    assert await store.erase("k")
+    assert not await store.erase("k")
+    assert list(await store.list_keys()) == ["other"]
+    assert (await store.load("k")).version == 0
 
 
 async def test_repr_shows_no_history(store):
@@ -299,6 +384,12 @@ class Model:
             prefix, after, limit = args
             expected = sorted(key for key in self.sessions if key.startswith(prefix) and key > after)[:limit]
             assert list(await store.list_keys(prefix, after=after, limit=limit)) == expected
+            told = await store.list_sessions(prefix, after=after, limit=limit)
+            assert list(told) == [self.describe(key) for key in expected]
+
+    def describe(self, key):
+        version, entries = self.sessions[key]
+        return StoredSession(key, version, len(entries), sum(map(len, entries)), AT_S)
 
     async def write(self, store, name, key, entries, offset):
         version, stored = self.sessions.get(key, (0, []))
@@ -313,6 +404,7 @@ class Model:
         for key in ("a", "b", "ab"):
             loaded = await store.load(key)
             assert (loaded.version, list(loaded.entries)) == self.sessions.get(key, (0, []))
+            assert await store.version(key) == loaded.version
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

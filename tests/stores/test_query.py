@@ -15,7 +15,15 @@ from worlds import open_world
 import gorouter_trio as gr
 from gorouter_trio.stores import HistoryAnalyzer, HistoryFilter, MemoryStore
 from gorouter_trio.wire.codec import encode_json
-from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.wire.journal import (
+    HistoryCompacted,
+    ToolsAnswered,
+    TurnAbandoned,
+    TurnAnswered,
+    TurnCalled,
+    TurnParked,
+    TurnStarted,
+)
 from gorouter_trio.wire.responses import Usage
 from gorouter_trio.wire.result import CallRecord
 
@@ -83,7 +91,7 @@ async def test_statistics():
 
 
 async def test_turns_without_an_answer():
-    """Abandoned turns, those in doubt and those without an end are counted; unreadable entries too."""
+    """Abandoned turns, those in doubt and those without an end are counted; entries that are no JSON too."""
     log = [
         *turn("1", 1),
         *turn("2", 2)[:1],
@@ -96,12 +104,12 @@ async def test_turns_without_an_answer():
     ]
     analyzer = await fill(MemoryStore(), {"k": log})
     found = await analyzer.statistics()
-    assert (found.calls, found.entries, found.abandoned, found.in_doubt, found.unreadable) == (1, 2, 1, 2, 2)
+    assert (found.calls, found.entries, found.abandoned, found.in_doubt, found.unreadable) == (1, 2, 1, 2, 1)
 
 
 async def test_cost_over_time():
     """Calls fall into minutes, hours and days of UTC."""
-    times = [0, 59, 60, 3_599, 3_600, DAY_S - 2, DAY_S, 2 * DAY_S]
+    times = [1, 59, 60, 3_599, 3_600, DAY_S - 2, DAY_S, 2 * DAY_S]
     entries = [entry for number, at in enumerate(times) for entry in turn(str(number), at - 1, cost="1")]
     analyzer = await fill(MemoryStore(), {"k": entries})
     for bucket, width in (("minute", 60), ("hour", 3_600), ("day", DAY_S)):
@@ -156,6 +164,70 @@ async def test_any_filter_gives_what_a_loop_gives(seed):
         assert found.cost_usd == sum((Decimal(row["cost"]) for row in wanted if row["cost"]), Decimal(0))
         assert found.unpriced == sum(row["cost"] is None for row in wanted)
         assert sum(point.calls for point in await analyzer.cost_over_time("minute", only=only)) == len(wanted)
+
+
+async def test_what_has_no_time():
+    """Imported entries have none: they count, but in no stretch of time, and are neither first nor last."""
+    log = [*turn("1", -1.0), *turn("2", 500)]
+    analyzer = await fill(MemoryStore(), {"k": [log[0].replace(b"-1.0", b"0.0"), *log[1:]]})
+    everything = await analyzer.statistics()
+    assert (everything.calls, everything.first_at_s, everything.last_at_s) == (2, 500, 501)
+    for only in (HistoryFilter(start_s=-5), HistoryFilter(end_s=1e9)):
+        assert (await analyzer.statistics(only=only)).calls == 1
+    assert [(point.at_s, point.calls) for point in await analyzer.cost_over_time("minute")] == [(0, 1), (480, 1)]
+
+
+async def test_rounds_of_tools():
+    """Each round of a turn was a call and is counted as one, and what the tools returned as messages."""
+    usage = Usage(prompt_tokens=7, cost=Decimal("0.25"))
+    call = CallRecord(model="m", finish_reason="tool_calls", usage=usage, finished_at_s=5)
+    started, answered = turn("1", 1)
+    results = msgspec.Raw(
+        b'[{"role":"tool","tool_call_id":"a","content":""},{"role":"tool","tool_call_id":"b","content":""}]'
+    )
+    log = [
+        started,
+        encode_json(TurnCalled("1", msgspec.Raw(b'{"role":"assistant","content":null}'), call)),
+        encode_json(TurnParked("1", "q", "a")),
+        encode_json(ToolsAnswered("1", results)),
+        answered,
+    ]
+    analyzer = await fill(MemoryStore(), {"k": log, "open": log[:4]})
+    found = await analyzer.statistics()
+    assert (found.calls, found.entries, found.in_doubt, found.abandoned) == (3, 8, 1, 0)
+    assert (found.cost_usd, found.finish_reasons) == (Decimal("0.501"), {"tool_calls": 2, "stop": 1})
+    assert (await analyzer.statistics(only=HistoryFilter(roles={"tool"}))).entries == 4
+
+
+async def test_compacted_logs():
+    """What they have left out still counts, where nothing is filtered: number and cost are all that is known of it."""
+    compacted = HistoryCompacted(turn_ids=("a", "b"), calls=5, cost_usd=Decimal("1.5"), unpriced=2)
+    analyzer = await fill(MemoryStore(), {"k": [encode_json(compacted), *turn("c", 100)]})
+    found = await analyzer.statistics()
+    assert (found.calls, found.cost_usd, found.unpriced) == (6, Decimal("1.501"), 2)
+    assert found.by_model["compacted"].calls == 5
+    assert [(point.at_s, point.calls) for point in await analyzer.cost_over_time("minute")] == [(0, 5), (60, 1)]
+    only = HistoryFilter(models={"m"})
+    assert (await analyzer.statistics(only=only)).calls == 1
+    assert len(await analyzer.cost_over_time(only=only)) == 1
+
+
+async def test_entries_of_later_tags():
+    """A tag that this version does not know is counted by what it has: its call was paid for, whatever it is called."""
+    usage = Usage(prompt_tokens=7, cost=Decimal("0.25"))
+    call = encode_json(CallRecord(model="m", finish_reason="tool_calls", usage=usage, finished_at_s=5)).decode()
+    log = [
+        *turn("1", 1)[:1],
+        b'{"type":"round","turn_id":"1","message":{"role":"assistant","content":null},"call":%b}' % call.encode(),
+        b'{"type":"results","turn_id":"1","at_s":6.5,"messages":[{"role":"tool"},{"role":"tool"}]}',
+        b'{"type":"parked","turn_id":"1"}',
+        *turn("1", 1)[1:],
+    ]
+    analyzer = await fill(MemoryStore(), {"k": log})
+    found = await analyzer.statistics()
+    assert (found.calls, found.entries, found.unreadable, found.in_doubt) == (2, 5, 0, 0)
+    assert (found.cost_usd, found.finish_reasons) == (Decimal("0.251"), {"stop": 1, "tool_calls": 1})
+    assert (await analyzer.statistics(only=HistoryFilter(roles={"tool"}))).entries == 2
 
 
 def test_filters_are_checked():

@@ -117,9 +117,10 @@ async def test_a_broken_write_does_not_take_its_group_along(path: Path) -> None:
         failures = []
 
         async def write(number: int) -> None:
-            entries: list[bytes] = [object()] if number == 7 else [b"1"]  # type: ignore[list-item]
             try:
-                await store.append(f"k{number}", entries, expected_version=0)
+                if number == 7:
+                    await store._file.write(lambda c: c.execute("INSERT INTO nowhere VALUES (1)"), subject="k7")
+                await store.append(f"k{number}", [b"1"], expected_version=0)
             except sqlite3.Error as exc:
                 failures.append((number, exc))
 
@@ -331,6 +332,19 @@ async def test_a_failed_commit_is_looked_into(path: Path, monkeypatch: pytest.Mo
             await store._file.write(fail, subject="k")
         assert await store.append("k", [b"2"], expected_version=1) == 2
         assert opened == [True]
+
+
+async def test_a_thread_that_meets_the_unexpected_answers_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for ever: the error goes to the asker, and the next one is served."""
+    async with SqliteStore(path) as store:
+        await store.append("k", [b"1"], expected_version=0)
+        monkeypatch.setattr(store._file._writer, "_write", lambda _jobs: [][0])
+        with trio.fail_after(5), pytest.raises(IndexError):
+            await store.append("k", [b"2"], expected_version=1)
+        monkeypatch.undo()
+        assert await store.append("k", [b"2"], expected_version=1) == 2
 
 
 async def test_migrations_are_taken_once_and_in_order(path: Path) -> None:

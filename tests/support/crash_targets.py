@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
 from gorouter_trio.client import open_client
+from gorouter_trio.errors import SessionConflictError, StoreError
 from gorouter_trio.session.directory import SessionRef
 from gorouter_trio.simulator import Simulator, open_simulated_network
+from gorouter_trio.stores.sqlite import _APPLICATION_ID as APPLICATION_ID
+from gorouter_trio.stores.sqlite import _SCHEMA as SCHEMA
 from gorouter_trio.stores.sqlite import SqliteStore
-from gorouter_trio.transport.sqlite import SqliteFile
+from gorouter_trio.transport.sqlite import Connection, SqliteFile
 from gorouter_trio.wire.messages import UserMessage
 
 Ack = Callable[[str], None]
@@ -119,48 +123,105 @@ async def take_turns(ack: Ack, path: str) -> None:
             nursery.start_soon(_talk, client.session(f"s{number}"), ack)
 
 
+def digest(text: str) -> str:
+    """A text that is too long for an acknowledgement, in short."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 async def _talk(session: SessionRef, ack: Ack) -> None:
     turn = sum(isinstance(entry.message, UserMessage) for entry in await session.history())
     while True:
         # Whatever a crash left in doubt has used its id up.
         turn_id = f"{turn}-{os.getpid()}"
         result = await session.ask(f"turn {turn}", turn_id=turn_id)
-        ack(json.dumps([session.key, turn_id, result.text]))
+        ack(json.dumps([session.key, turn_id, digest(result.text)]))
         turn += 1
 
 
-async def change_everything(ack: Ack, path: str) -> None:
-    """Append, replace, delete and erase, on a file whose format is brought up to date first."""
-    async with SqliteStore(path) as store:
-        ack("append" if await store.append("new", [b"1", b"2"], expected_version=0) else "")
-        ack("rewrite" if await store.rewrite("old", [b"3"], expected_version=2) else "")
-        ack("delete" if await store.delete("gone") else "")
-        ack("erase" if await store.erase("erased") else "")
-
-
-async def fill_for_changes(path: str) -> None:
-    """What `change_everything` starts from."""
-    async with SqliteStore(path) as store:
-        await store.append("old", [b"1"], expected_version=0)
-        await store.append("old", [b"2"], expected_version=1)
-        await store.append("gone", [b"x" * 9000], expected_version=0)
-        await store.append("erased", [b"the canary sings"], expected_version=0)
-
-
-def migrate(ack: Ack, path: str) -> None:
-    """Bring a file up to date through two steps, and say so."""
-
-    async def run() -> None:
-        file = SqliteFile(path, MIGRATIONS, application_id=7)
-        await file.write(lambda connection: None, subject="")
-        ack("migrated")
-        await file.aclose()
-
-    trio.run(run)
-
-
-MIGRATIONS = (
-    ("CREATE TABLE t (a)", "INSERT INTO t VALUES (1), (2)"),
-    ("ALTER TABLE t ADD COLUMN b", "UPDATE t SET b = a * 2"),
-    ("CREATE TABLE u AS SELECT * FROM t", "DROP TABLE t", "ALTER TABLE u RENAME TO t"),
+CANARY = b"the canary sings"
+OLD_FILE = (
+    (b"old", 2, (b"1", b"2")),
+    (b"gone", 1, (b"x" * 9000,)),
+    (b"erased", 1, (CANARY,)),
+    (b"tenant:acme/principal:bob/1", 1, (b"theirs",)),
 )
+"""The sessions of a file in the first format: key, version, entries."""
+
+
+async def make_old_file(path: str) -> None:
+    """A file in the first format, with the sessions of `OLD_FILE`."""
+
+    def fill(connection: Connection) -> None:
+        for number, (key, version, entries) in enumerate(OLD_FILE, 1):
+            connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (number, key, version, len(entries)))
+            for place, data in enumerate(entries):
+                row = (number, place, data)
+                connection.execute("INSERT INTO entries (session, number, data) VALUES (?, ?, ?)", row)
+
+    file = SqliteFile(path, SCHEMA[:1], application_id=APPLICATION_ID)
+    await file.write(fill, subject="")
+    await file.aclose()
+
+
+CHANGES: dict[str, Callable[[SqliteStore], Awaitable[object]]] = {
+    "load": lambda store: store.load("old"),
+    "append": lambda store: store.append("new", [b"1", b"2"], expected_version=0),
+    "rewrite": lambda store: store.rewrite("old", [b"3"], expected_version=2),
+    "delete": lambda store: store.delete("gone"),
+    "erase": lambda store: store.erase("erased"),
+}
+"""Everything that a store does to a file; the first one brings it up to date."""
+
+
+async def change_everything(ack: Ack, path: str) -> None:
+    """Bring a file of the first format up to date, then append, replace, delete and erase."""
+    async with SqliteStore(path) as store:
+        for name, change in CHANGES.items():
+            await change(store)
+            ack(name)
+
+
+async def change_under_faults(ack: Ack, path: str) -> None:
+    """The same, each step a second time when the disk failed, saying what became of it; other errors end the run."""
+    async with SqliteStore(path, busy_s=0.05) as store:
+        for name, change in CHANGES.items():
+            for _ in range(2):
+                try:
+                    await change(store)
+                except StoreError as exc:
+                    ack(f"{name} failed: {exc.kind}")
+                except SessionConflictError:
+                    # The first time it was written, although the disk failed.
+                    ack(name)
+                    break
+                else:
+                    ack(name)
+                    break
+
+
+async def recover(ack: Ack, path: str) -> None:
+    """What is done after a crash: open, look at everything, write and remove something, close."""
+    async with SqliteStore(path) as store:
+        for key in await store.list_keys():
+            await store.load(key)
+        ack("looked")
+        await store.append("recovered", [], expected_version=await store.version("recovered"))
+        ack("written")
+        await store.erase("recovered")
+        ack("erased")
+
+
+async def append_everywhere(ack: Ack, path: str, count: str = "40") -> None:
+    """Append to several sessions, some entries larger than a page; acknowledge each; compact one, delete one."""
+    async with SqliteStore(path) as store:
+        for number in range(int(count)):
+            key, version = f"s{number % 4}", number // 4
+            entry = b"%d:" % number + b"y" * (9000 if number % 5 == 0 else 40)
+            await store.append(key, [entry], expected_version=version)
+            ack(json.dumps([key, version + 1]))
+        await store.rewrite("s1", [b"compacted"], expected_version=int(count) // 4)
+        ack(json.dumps(["s1", int(count) // 4 + 1]))
+        await store.delete("s2")
+        ack(json.dumps(["s2", 0]))
+        await store.erase("s3")
+        ack(json.dumps(["s3", 0]))

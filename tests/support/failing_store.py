@@ -7,7 +7,7 @@ from typing import Literal, TypeVar
 
 import trio
 
-from gorouter_trio.abc import HistoryStore, StoredHistory
+from gorouter_trio.abc import HistoryStore, StoredHistory, StoredSession
 from gorouter_trio.stores import MemoryStore
 
 T = TypeVar("T")
@@ -40,8 +40,15 @@ class FailingStore:
         """Let the next operation fail, or the one after `skip` others."""
         self.faults[len(self.operations) + 1 + skip] = moment
 
+    @property
+    def durability(self) -> str:
+        return self.inner.durability
+
     async def load(self, key: str) -> StoredHistory:
         return await self._run("load", lambda: self.inner.load(key))
+
+    async def version(self, key: str) -> int:
+        return await self._run("version", lambda: self.inner.version(key))
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         return await self._run("append", lambda: self.inner.append(key, entries, expected_version=expected_version))
@@ -57,6 +64,9 @@ class FailingStore:
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         return await self._run("list_keys", lambda: self.inner.list_keys(prefix, after=after, limit=limit))
+
+    async def list_sessions(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[StoredSession]:
+        return await self._run("list_sessions", lambda: self.inner.list_sessions(prefix, after=after, limit=limit))
 
     async def aclose(self) -> None:
         await self.inner.aclose()

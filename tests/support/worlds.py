@@ -129,9 +129,15 @@ def completion(
     )
 
 
-def chunk(delta: Mapping[str, object] | None = None, *, finish: str | None = None, **more: object) -> bytes:
-    """One event of a streamed reply."""
-    choice = {"index": 0, "delta": {"role": "assistant", **(delta or {})}, "finish_reason": finish}
+def chunk(
+    delta: Mapping[str, object] | None = None,
+    *,
+    finish: str | None = None,
+    choice: Mapping[str, object] | None = None,
+    **more: object,
+) -> bytes:
+    """One event of a streamed reply; `choice` are further fields of its choice, the others are the event's own."""
+    choice = {"index": 0, "delta": {"role": "assistant", **(delta or {})}, "finish_reason": finish, **(choice or {})}
     event = {"id": "gen-1", "model": "test/model", "provider": "Test", "choices": [choice], **more}
     return b"data: " + msgspec.json.encode(event) + b"\n\n"
 

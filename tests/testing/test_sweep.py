@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Unpack
 
 import pytest
@@ -79,8 +80,8 @@ async def _limited(world: World) -> None:
             await reply.collect()
 
     async with trio.open_nursery() as nursery:
-        for prompt, lane in (("[[fault 429_upstream x1]]", "batch"), ("Hello?", "interactive")):
-            nursery.start_soon(lambda p=prompt, at=lane: world.client.chat(p, lane=at, tenant=p))
+        nursery.start_soon(partial(world.client.chat, "[[fault 429_upstream x1]]", lane="batch", tenant="t"))
+        nursery.start_soon(world.client.chat, "Hello?")
         nursery.start_soon(stream)
 
 
@@ -109,7 +110,9 @@ def _name(scenario: object) -> str:
 
 
 def _setup(scenario: Scenario) -> Callable[[World], AbstractAsyncContextManager[object]] | None:
-    return {_shutdown: lambda _world: nullcontext(), _limited: _with_limits, _paced: _with_limits}.get(scenario)
+    if scenario in {_limited, _paced}:
+        return _with_limits
+    return (lambda _world: nullcontext()) if scenario is _shutdown else None
 
 
 def _lively(world: World) -> Awaitable[None] | None:

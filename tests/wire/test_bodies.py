@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from gorouter_trio.errors import (
     GorouterError,
     InsufficientCreditsError,
     ModerationError,
+    PermissionDeniedError,
     ProviderError,
     RateLimitError,
 )
@@ -26,6 +27,7 @@ from gorouter_trio.wire.codec import (
     decode_credits,
     decode_error,
     decode_key,
+    decode_model_page,
     decode_models,
     encode_message,
     to_message,
@@ -299,12 +301,69 @@ def test_example_services(examples: Path) -> None:
 
 
 def test_example_bodies_are_whole_or_errors(examples: Path) -> None:
-    """Each shorter part of the JSON bodies is a typed error."""
-    for name in ("01-plain", "02-tool-call-padded", "06-error-in-200"):
+    """Each shorter part of the JSON bodies is a typed error, of the replies as of the services."""
+    decoders: dict[str, Callable[[bytes], object]] = {
+        "01-plain": decode_completion,
+        "02-tool-call-padded": decode_completion,
+        "06-error-in-200": decode_completion,
+        "14-models": decode_model_page,
+        "15-key": decode_key,
+        "16-credits": decode_credits,
+    }
+    for name, decode in decoders.items():
         body = reply_of(examples, name)[2]
         for place in range(len(body)):
             with pytest.raises(GorouterError):
-                decode_completion(body[:place])
+                decode(body[:place])
+
+
+def test_example_errors_that_are_cut(examples: Path) -> None:
+    """An error whose body is cut keeps its class, its status, its wait and its generation, by the head alone."""
+    for name in sorted(path.stem for path in examples.glob("*.body") if path.stem[:2] in {*ERROR_NUMBERS}):
+        status, headers, body = reply_of(examples, name)
+        whole = decode_error(status, headers, body=body, now_s=NOW_S)
+        kind = PermissionDeniedError if isinstance(whole, ModerationError) else type(whole)
+        for place in range(len(body)):
+            cut = decode_error(status, headers, body=body[:place], now_s=NOW_S)
+            assert (type(cut), cut.status, cut.code) == (kind, status, status)
+            assert (cut.retry_after_s, cut.generation_id) == (whole.retry_after_s, whole.generation_id)
+            assert cut.message
+
+
+ERROR_NUMBERS = ("07", "08", "09", "10", "11", "12", "13")
+
+
+def test_example_streams_that_are_cut(examples: Path) -> None:
+    """A stream that is cut anywhere before its finish is not finished, and what it says is a start of the whole."""
+    for name in ("03-stream-text", "04-stream-parallel-tools", "05-stream-error-mid"):
+        body = reply_of(examples, name)[2]
+        whole, _ = merge_stream([body])
+        end = body.index(b'"finish_reason":"')
+        for place in range(end):
+            merge, done = merge_stream([body[:place]])
+            message, complete = merge.message(), whole.message()
+            assert (merge.finish_reason, done) == (None, False)
+            assert str(complete.content or "").startswith(str(message.content or ""))
+            assert str(complete.reasoning or "").startswith(str(message.reasoning or ""))
+            for part, call in zip(message.tool_calls or (), complete.tool_calls or (), strict=False):
+                assert call.function.arguments.startswith(part.function.arguments)
+
+
+def test_every_field_of_the_example_services(examples: Path) -> None:
+    """No field of the captured model, key or usage is lost: each has a typed place."""
+    page = decode_model_page(reply_of(examples, "14-models")[2])
+    assert (page.total_count, page.links.next if page.links else "") == (1, None)
+    key = decode_key(reply_of(examples, "15-key")[2])
+    for name, typed, dropped in (("14-models", page.data[0], set()), ("15-key", key, {"rate_limit"})):
+        data = json.loads(reply_of(examples, name)[2])["data"]
+        fields = data[0] if isinstance(data, list) else data
+        assert set(fields) - dropped <= set(typed.__struct_fields__), name
+        for field, value in fields.items():
+            if isinstance(value, (str, bool, int)) and field not in dropped:
+                assert getattr(typed, field) == value, (name, field)
+    usage = decode_completion(reply_of(examples, "01-plain")[2]).usage
+    assert usage is not None
+    assert set(json.loads(reply_of(examples, "01-plain")[2])["usage"]) <= set(usage.__struct_fields__)
 
 
 def test_absent_raw_fields_stay_absent() -> None:

@@ -22,6 +22,7 @@ from gorouter_trio.wire import codec
 from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
 from gorouter_trio.wire.messages import (
     AssistantMessage,
+    DeveloperMessage,
     FunctionCall,
     ImagePart,
     ImageSource,
@@ -530,3 +531,47 @@ def test_tool_calls_keep_unique_ids() -> None:
     assert calls is not UNSET
     assert [call.id for call in calls] == ["a", "a_1", "call_2", "call_2_3", "call_4"]
     assert {(call.function.name, call.function.arguments, call.type) for call in calls} == {("", "", "function")}
+
+
+NEWER: list[tuple[dict[str, Any], Message]] = [
+    (
+        {"role": "user", "content": [{"type": "text", "text": "see"}, {"type": "newer", "x": [1.50]}], "flag": True},
+        UserMessage([TextPart("see"), msgspec.Raw(b'{"type":"newer","x":[1.5]}')]),
+    ),
+    (
+        {"role": "user", "content": [{"type": "text"}], "name": "Ada"},
+        UserMessage([msgspec.Raw(b'{"type":"text"}')], "Ada"),
+    ),
+    ({"role": "system", "content": [{"type": "y"}], "name": 5}, SystemMessage([msgspec.Raw(b'{"type":"y"}')])),
+    ({"role": "developer", "content": [5]}, DeveloperMessage([msgspec.Raw(b"5")])),
+    (
+        {"role": "tool", "tool_call_id": "c", "content": [{"type": "image_url", "image_url": 5}]},
+        ToolMessage("c", [msgspec.Raw(b'{"type":"image_url","image_url":5}')]),
+    ),
+    (
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": None}}, {"id": "c"}], "name": "B"},
+        AssistantMessage(None, "B", tool_calls=[ToolCall("call_0", FunctionCall("")), ToolCall("c", FunctionCall(""))]),
+    ),
+    ({"role": "assistant", "content": [{"type": "y"}]}, AssistantMessage([msgspec.Raw(b'{"type":"y"}')])),
+]
+
+
+@pytest.mark.parametrize(("sent", "read"), NEWER, ids=range(len(NEWER)))
+def test_messages_newer_than_this_package_can_be_read(sent: dict[str, Any], read: Message) -> None:
+    """What a mapping was sent with, and our types do not know, is raw or left out; the rest is there."""
+    encoded = json.dumps(sent, separators=(",", ":")).encode()
+    assert codec.decode_messages(encoded + b',{"role":"user","content":"and"}') == [read, UserMessage("and")]
+    assert codec.decode_message(encoded) == read
+    again = codec.encode_message(read)
+    assert codec.decode_message(again) == read
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"role":"x","content":"y"}', b"5", b"{}", b'{"role":"user"}', b'{"role":"user"', b""]
+)
+def test_what_is_no_message_is_not_read(data: bytes) -> None:
+    """It is a `DecodeError`, alone and among others."""
+    with pytest.raises(DecodeError):
+        codec.decode_message(data)
+    with pytest.raises(DecodeError):
+        codec.decode_messages(b'{"role":"user","content":"z"},' + data)

@@ -99,6 +99,109 @@ def test_class_by_error_type() -> None:
     assert status_of(None, {"error_type": "timeout"}) == 504
 
 
+ERROR_TYPES = {
+    400: [
+        "context_length_exceeded", "max_tokens_exceeded", "token_limit_exceeded", "string_too_long", "invalid_request",
+        "invalid_prompt", "invalid_image", "image_too_large", "image_too_small", "unsupported_image_format",
+        "image_download_failed", "invalid_request_error",
+    ],
+    401: ["authentication", "authentication_error"],
+    402: ["payment_required", "billing_error"],
+    403: ["permission_denied", "content_policy_violation", "refusal", "permission_error"],
+    404: ["not_found", "image_not_found", "not_found_error"],
+    412: ["precondition_failed"],
+    413: ["payload_too_large"],
+    422: ["unprocessable"],
+    429: ["rate_limit_exceeded", "rate_limit_error"],
+    500: ["server", "unmapped", "server_error", "api_error"],
+    502: ["provider_unavailable"],
+    503: ["provider_overloaded"],
+    504: ["timeout", "timeout_error"],
+    529: ["overloaded_error"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "names"), ERROR_TYPES.items())
+def test_every_error_type_has_its_class(status: int, names: list[str]) -> None:
+    """The names of the API's errors, and of the APIs that it speaks beside its own, as code and as type."""
+    for name in names:
+        assert status_of(name, {}) == status_of(None, {"error_type": name}) == status, name
+        assert type(in_200(name)) is CLASSES[status]
+        assert type(in_200(None, error_type=name)) is CLASSES[status]
+
+
+def test_errors_in_the_form_of_messages() -> None:
+    """The error of /messages: its type is kept, and its request id is the generation when no header names it."""
+    inner = {"type": "rate_limit_error", "message": "slow down", "error_type": "rate_limit_exceeded"}
+    body = {"type": "error", "error": inner, "request_id": "gen-1-abc"}
+    made = error(429, body)
+    assert (type(made), made.message, made.generation_id) == (RateLimitError, "slow down", "gen-1-abc")
+    assert made.metadata == {"error_type": "rate_limit_exceeded", "request_id": "gen-1-abc"}
+    assert error(429, body, X_Generation_Id="gen-2").generation_id == "gen-2"
+    assert error(429, {**body, "request_id": None}).generation_id is None
+    assert error(429, {**body, "request_id": "req-7"}).generation_id is None
+    del inner["error_type"]
+    with pytest.raises(RateLimitError) as caught:
+        decode_completion(json.dumps(body).encode())
+    assert caught.value.metadata["error_type"] == "rate_limit_error"
+
+
+def test_errors_in_the_form_of_responses() -> None:
+    """The error of /responses has a name for its code, and the type of it beside it."""
+    body = {
+        "id": "resp_1",
+        "status": "failed",
+        "error": {"code": "image_content_policy_violation", "message": "no"},
+        "error_type": "content_policy_violation",
+    }
+    with pytest.raises(PermissionDeniedError) as caught:
+        decode_completion(json.dumps(body).encode())
+    assert (caught.value.code, caught.value.metadata) == (
+        "image_content_policy_violation", {"error_type": "content_policy_violation"},
+    )  # fmt: skip
+
+
+ISSUES = [
+    {"code": "invalid_type", "path": ["limit"], "message": "Expected number, received string"},
+    {"code": "custom", "path": ["a", 0], "message": "no"},
+    {"code": "custom", "path": [], "message": "nothing to do"},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (json.dumps(ISSUES), "limit: Expected number, received string; a.0: no; nothing to do"),
+        (json.dumps(ISSUES, indent=2), "limit: Expected number, received string; a.0: no; nothing to do"),
+        ("[]", "[]"),
+        ("plain words", "plain words"),
+        ("[5]", "[5]"),
+        ("", "the API reported an error without a message"),
+    ],
+)
+def test_refused_queries(text: str, message: str) -> None:
+    """What a validator says in JSON is said in a line."""
+    made = error(400, {"success": False, "error": {"name": "ZodError", "message": text}})
+    assert (type(made), made.code, made.message) == (BadRequestError, 400, message)
+
+
+def test_what_stands_beside_an_error() -> None:
+    """Availability and routing are kept in the metadata; the wait in the former counts when no other is given."""
+    availability = {"code": "no_endpoints", "retryable": True, "retry_after": 7, "fallback_models": ["a/b"]}
+    routing = {"requested": "a/b", "attempt": 2}
+    body = {
+        "error": {"code": 503, "message": "m", "availability": availability, "metadata": {"a": 1}},
+        "user_id": "user_1",
+        "openrouter_metadata": routing,
+    }
+    made = error(503, body)
+    assert made.metadata == {"availability": availability, "openrouter_metadata": routing, "a": 1}
+    assert made.retry_after_s == 7
+    assert error(503, body, Retry_After="2").retry_after_s == 2
+    body["error"] = "only words"
+    assert error(503, body).message == "only words"
+
+
 def test_moderation() -> None:
     """A 403 with reasons is a moderation, one without is not."""
     body = {"error": {"message": "flagged", "code": 403, "metadata": {"reasons": ["violence"], "flagged_input": "x"}}}

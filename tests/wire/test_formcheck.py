@@ -16,6 +16,8 @@ import gorouter_trio as gr
 from gorouter_trio.errors import BadRequestError
 from gorouter_trio.wire import codec
 from gorouter_trio.wire.formcheck import check_form, check_headers
+from gorouter_trio.wire.preferences import ProviderPreferences
+from gorouter_trio.wire.queries import ModelFilters
 from gorouter_trio.wire.requests import ChatOptions
 
 TOOL = {"type": "function", "function": {"name": "f"}}
@@ -263,14 +265,24 @@ messages: st.SearchStrategy[Any] = st.lists(
 
 
 @pytest.fixture(scope="session")
-def described(reference_dir: Path) -> Any:
-    """What the API's own description says about a chat request."""
+def description(reference_dir: Path) -> Any:
+    """The API's own description."""
     yaml = pytest.importorskip("yaml")
-    jsonschema = pytest.importorskip("jsonschema")
+    pytest.importorskip("jsonschema")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    described = yaml.load((reference_dir / "openrouter" / "openapi.yaml").read_text("utf-8"), Loader=loader)
-    schema = {"$ref": "#/components/schemas/ChatRequest", "components": described["components"]}
-    return jsonschema.Draft202012Validator(schema)
+    return yaml.load((reference_dir / "openrouter" / "openapi.yaml").read_text("utf-8"), Loader=loader)
+
+
+def validator(description: Any, schema: Any) -> Any:
+    """What judges values by a schema of the description."""
+    jsonschema = pytest.importorskip("jsonschema")
+    return jsonschema.Draft202012Validator({**schema, "components": description["components"]})
+
+
+@pytest.fixture(scope="session")
+def described(description: Any) -> Any:
+    """What it says about a chat request."""
+    return validator(description, {"$ref": "#/components/schemas/ChatRequest"})
 
 
 @settings(max_examples=150)
@@ -286,3 +298,48 @@ def test_money_is_sent_as_a_number() -> None:
     """A ceiling given as a Decimal keeps its digits."""
     sent = codec.encode_options({"provider": {"max_price": {"prompt": Decimal("0.10")}}})
     assert sent == b'{"provider":{"max_price":{"prompt":0.10}}}'
+
+
+@pytest.fixture(scope="session")
+def described_embeddings(description: Any) -> Any:
+    """What it says about a request for embeddings."""
+    content = description["paths"]["/embeddings"]["post"]["requestBody"]["content"]
+    return validator(description, content["application/json"]["schema"])
+
+
+words = st.text(min_size=1, max_size=20).filter(str.strip)
+tokens = st.integers(0, 100_000)
+embedding_inputs = st.one_of(
+    words,
+    st.lists(words, min_size=1, max_size=5),
+    st.lists(tokens, min_size=1, max_size=5),
+    st.lists(st.lists(tokens, min_size=1, max_size=5), min_size=1, max_size=3),
+    st.lists(st.just({"content": [{"type": "text", "text": "tide"}]}), min_size=1, max_size=2),
+)
+embedding_keywords = st.fixed_dictionaries(
+    {},
+    optional={
+        "dimensions": st.integers(1, 4096),
+        "encoding_format": st.sampled_from(["float", "base64"]),
+        "input_type": words,
+        "provider": st.just(ProviderPreferences(order=["openai"], allow_fallbacks=False)),
+        "user": words,
+        "routing_id": words,
+    },
+)
+
+
+@settings(max_examples=100)
+@given(inputs=embedding_inputs, keywords=embedding_keywords)
+def test_embeddings_are_what_the_api_describes(described_embeddings: Any, inputs: Any, keywords: Any) -> None:
+    """So is any request for embeddings."""
+    body, _ = codec.encode_embeddings(inputs, "openai/text-embedding-3-small", keywords=keywords)
+    errors = described_embeddings.iter_errors(json.loads(body))
+    assert [f"{list(error.absolute_path)}: {error.message[:200]}" for error in errors] == []
+
+
+def test_every_filter_is_described_and_every_described_one_is_there(description: Any) -> None:
+    """The filters of models are those of the API, but for its feeds."""
+    described = {parameter["name"] for parameter in description["paths"]["/models"]["get"]["parameters"]}
+    ours = set(ModelFilters.__annotations__) - {"extra"}
+    assert ours | {"offset", "limit"} == described - {"use_rss", "use_rss_chat_links"}

@@ -7,7 +7,18 @@ import math
 import msgspec
 import pytest
 
-from gorouter_trio.wire.mail import ClearHistory, ForkHistory, HttpCall, PoolMail, ReadHistory, SessionMail, StartTurn
+from gorouter_trio.wire.mail import (
+    AnswerQuestion,
+    ClearHistory,
+    CompactHistory,
+    ForkHistory,
+    HttpCall,
+    PoolMail,
+    ReadHistory,
+    SessionMail,
+    StartTurn,
+    UndoTurns,
+)
 
 MAIL: list[tuple[object, SessionMail | PoolMail]] = [
     (PoolMail, HttpCall(method="GET", path="/models", body=b"\xff\x00", streaming=True, deadline=12.5)),
@@ -15,6 +26,10 @@ MAIL: list[tuple[object, SessionMail | PoolMail]] = [
     (SessionMail, ReadHistory()),
     (SessionMail, ClearHistory()),
     (SessionMail, ForkHistory("other")),
+    (SessionMail, StartTurn(turn_id="t", messages=b"", options=b"{}", resume=True, replaces="")),
+    (SessionMail, UndoTurns()),
+    (SessionMail, CompactHistory()),
+    (SessionMail, AnswerQuestion("q", b"true")),
 ]
 
 

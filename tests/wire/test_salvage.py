@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from gorouter_trio.errors import BadRequestError, DecodeError, RateLimitError
 from gorouter_trio.wire import codec
+from gorouter_trio.wire.catalog import PricingOverride
 from gorouter_trio.wire.responses import ReplyFunction, Usage
 from gorouter_trio.wire.salvage import mend_text
 
@@ -239,3 +240,20 @@ def test_sound_text_is_not_touched() -> None:
     """What needs no mending is the same object, escapes and all."""
     for data in (b'{"a":"\\\\ud800 \\u00e9 \\ud83d\\ude80 \xc3\xa9"}', b"", b"no json \\"):
         assert mend_text(data) is data
+
+
+def test_overrides_of_prices() -> None:
+    """An override keeps its conditions or goes: without one of them it would hold when it should not."""
+    overrides = [
+        {"min_prompt_tokens": 200000.0, "prompt": "0.00000250", "completion": "x"},
+        {"utc_start": "late", "prompt": "0.1"},
+        {"utc_start": 2200, "utc_end": 400, "utc_days": ["monday"], "prompt": "NaN", "audio": "0.5"},
+    ]
+    pricing = {"prompt": "0.1", "discount": 0.25, "overrides": overrides}
+    (model,) = codec.decode_models(json.dumps({"data": [{"id": "a/b", "pricing": pricing}]}).encode())
+    assert model.pricing is not None
+    assert model.pricing.discount == Decimal("0.25")
+    assert model.pricing.overrides == [
+        PricingOverride(min_prompt_tokens=200_000, prompt=Decimal("0.00000250")),
+        PricingOverride(utc_start=2200, utc_end=400, utc_days=["monday"], audio=Decimal("0.5")),
+    ]

@@ -78,7 +78,7 @@ class Person(Struct):
     unique: set[int]
     colour: Colour = Colour.RED
     level: Level = Level.LOW
-    kind: Literal["a", "b", 3] = "a"
+    kind: Literal["a", "b"] = "a"
     when: datetime.datetime | None = None
     id: uuid.UUID | None = None
     price: Decimal = Decimal("1.50")
@@ -115,7 +115,7 @@ PERSON: dict[str, Any] = {
     "unique": [1, 2],
     "colour": "blue",
     "level": 2,
-    "kind": 3,
+    "kind": "b",
     "when": None,
     "id": None,
     "price": "2.50",
@@ -184,7 +184,8 @@ def test_strict_describes_what_it_cannot_say() -> None:
     definitions: Any = json_schema_of(Person, strict=True)["$defs"]
     assert definitions["Place"]["properties"]["city"]["description"] == "Name of the city (minLength: 1)"
     assert definitions["Colour"]["type"] == "string"
-    assert properties["kind"]["type"] == ["integer", "string"]
+    assert properties["kind"]["type"] == "string"
+    assert make_strict({"enum": ["a", 3]})["type"] == ["integer", "string"]
 
 
 def test_strict_values_decode() -> None:
@@ -212,7 +213,8 @@ def test_numbers_keep_their_digits() -> None:
 def test_recursive() -> None:
     """A type that holds itself keeps its definition; the root is in place nevertheless."""
     schema: Any = json_schema_of(Node, strict=True)
-    assert schema["properties"]["next"] == {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}
+    variants = schema["properties"]["next"]["anyOf"]
+    assert sorted(variants, key=str) == [{"$ref": "#/$defs/Node"}, {"type": "null"}]
     assert_strict(schema)
     assert decode_as(Node, '{"value":1,"next":{"value":2,"next":null}}').next == Node(2)
 

@@ -1,0 +1,191 @@
+"""The history manager: what it reads, keeps and changes, and how it gets on with active sessions."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from failing_store import FailingStore
+from worlds import completion, open_world, replies
+
+import gorouter_trio as gr
+from gorouter_trio.stores import MemoryStore
+from gorouter_trio.wire.messages import AssistantMessage, ToolMessage, UserMessage
+from gorouter_trio.wire.result import CallRecord, HistoryEntry
+
+TALK: list[Any] = [UserMessage("hi"), HistoryEntry(AssistantMessage("hello"), CallRecord(model="m", finished_at_s=5.0))]
+
+
+def texts(entries):
+    return [entry.message.content for entry in entries]
+
+
+async def test_reading_and_adding():
+    """What was added is read, by key, with its calls; a session that is not there is empty."""
+    manager = gr.HistoryManager(MemoryStore())
+    assert await manager.entries("k") == []
+    await manager.add("k", TALK)
+    await manager.add("k", [UserMessage("more"), AssistantMessage("done")])
+    entries = await manager.entries("k")
+    assert texts(entries) == ["hi", "hello", "more", "done"]
+    assert entries[1].call is not None
+    assert entries[1].call.model == "m"
+    assert [type(message) for message in await manager.messages("k")] == [UserMessage, AssistantMessage] * 2
+    assert (await manager.analyzer.statistics()).calls == 1
+    await manager.add("k", [])
+    assert (await manager.sessions())[0].version == 2
+
+
+async def test_what_cannot_stand_is_refused():
+    """A question without its answer and a result without its call are named, and nothing is written."""
+    manager = gr.HistoryManager(MemoryStore())
+    for entries, says in (
+        ([UserMessage("hi")], "the message at 0 was never answered"),
+        ([*TALK, ToolMessage("x", "y"), AssistantMessage("z")], "the message at 2 answers no open call"),
+    ):
+        with pytest.raises(gr.ConfigError, match=says):
+            await manager.add("k", entries)
+    assert await manager.keys() == []
+    for key in ("", "\ud800"):
+        with pytest.raises(gr.ConfigError, match="session"):
+            await manager.add(key, TALK)
+
+
+async def test_clear_delete_erase():
+    """Clearing leaves an empty session, deleting none; by key, by prefix, or all."""
+    manager = gr.HistoryManager(MemoryStore())
+    for key in ("u:1", "u:2", "v"):
+        await manager.add(key, TALK)
+    await manager.clear("u:1")
+    assert await manager.entries("u:1") == []
+    assert await manager.keys() == ["u:1", "u:2", "v"]
+    assert await manager.delete("u:1")
+    assert not await manager.delete("u:1")
+    assert await manager.erase("u:2")
+    await manager.add("u:3", TALK)
+    assert await manager.clear_all("u:") == 1
+    assert texts(await manager.entries("v")) == ["hi", "hello"]
+    assert await manager.delete_all("u:") == 1
+    assert await manager.erase_all("") == 1
+    assert await manager.keys() == []
+
+
+async def test_the_cache_is_asked_for_its_version():
+    """What was read once is not loaded again, unless somebody has changed it since."""
+    store = FailingStore()
+    manager = gr.HistoryManager(store)
+    await manager.add("k", TALK)
+    for _ in range(3):
+        assert texts(await manager.entries("k")) == ["hi", "hello"]
+    assert store.operations.count("load") == 1
+    await store.rewrite("k", [], expected_version=1)
+    assert await manager.entries("k") == []
+    await store.delete("k")
+    assert await manager.entries("k") == []
+    statistics = manager.statistics()
+    assert (statistics.hits, statistics.misses, statistics.sessions) == (2, 3, 0)
+
+
+async def test_a_caller_may_change_what_it_got():
+    """The list is the caller's own."""
+    manager = gr.HistoryManager(MemoryStore())
+    await manager.add("k", TALK)
+    (await manager.entries("k")).clear()
+    assert len(await manager.entries("k")) == 2
+
+
+async def test_the_cache_is_bounded(autojump_clock):
+    """By bytes, the least recently used going first, and by the time since the last use."""
+    store = MemoryStore()
+    manager = gr.HistoryManager(store, max_bytes=1_000, ttl_s=100, cleanup_s=10)
+    for key in "abcd":
+        await manager.add(key, TALK)
+        await manager.entries(key)
+    held = manager.statistics()
+    assert 0 < held.bytes <= 1_000
+    assert 0 < held.sessions < 4
+    await trio.sleep(99)
+    await manager.entries("d")
+    await trio.sleep(50)
+    await manager.entries("d")
+    assert manager.statistics().sessions == 1
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manager.run)
+        await trio.sleep(120)
+        assert manager.statistics() == gr.history.HistoryCacheStatistics(0, 0, 2, 4)
+        nursery.cancel_scope.cancel()
+    await manager.entries("a")
+    manager.forget()
+    assert manager.statistics().bytes == 0
+
+
+@pytest.mark.parametrize("field", ["ttl_s", "cleanup_s", "max_bytes"])
+def test_settings_are_checked(field):
+    """A number that cannot be is named."""
+    with pytest.raises(gr.ConfigError, match=field):
+        gr.HistoryManager(MemoryStore(), **{field: -1})  # type: ignore[arg-type]  # one of the numbers
+
+
+async def test_changes_of_an_active_session(autojump_clock):
+    """The turn that runs ends first; the next one knows what was added, and nobody meets a conflict."""
+    store = MemoryStore()
+    async with open_world(answer=replies(completion()), store=store) as world:
+        manager = gr.HistoryManager(store, owner=world.client)
+        session = world.client.session("k")
+        await session.ask("one")
+        await manager.add("k", TALK)
+        await session.ask("two")
+        assert world.sent[-1].contents == ["one", "Yes.", "hi", "hello", "two"]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(session.ask, "three")
+            await trio.testing.wait_all_tasks_blocked()
+            await manager.clear("k")
+        await session.ask("four")
+        assert world.sent[-1].contents == ["four"]
+        assert await manager.delete("k")
+        await session.ask("five")
+        assert texts(await manager.entries("k")) == ["five", "Yes."]
+
+
+async def test_many_changes_at_once(autojump_clock, seed):
+    """Whatever comes together, nothing is lost: turns that meet a change ask again."""
+    store = MemoryStore()
+    async with open_world(answer=replies(completion()), store=store) as world:
+        manager = gr.HistoryManager(store, owner=world.client)
+        session = world.client.session("k")
+
+        async def add(number):
+            await trio.sleep(random.Random(seed + number).random())
+            await manager.add("k", [UserMessage(f"added {number}"), AssistantMessage("ok")])
+
+        async def ask(number):
+            await trio.sleep(random.Random(seed - number).random())
+            while True:
+                try:
+                    return await session.ask(f"asked {number}")
+                except gr.SessionConflictError:
+                    pass
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(add, number)
+                nursery.start_soon(ask, number)
+        asked = [e.message.content for e in await manager.entries("k") if isinstance(e.message, UserMessage)]
+        assert sorted(asked) == sorted(f"{kind} {n}" for kind in ("added", "asked") for n in range(20))
+
+
+async def test_somebody_faster_each_time():
+    """A writer that never stops is named in the end."""
+
+    class Busy(FailingStore):
+        async def version(self, key):
+            found = await super().version(key)
+            await self.inner.append(key, [], expected_version=found)
+            return found
+
+    manager = gr.HistoryManager(Busy())
+    with pytest.raises(gr.SessionConflictError):
+        await manager.add("k", TALK)
