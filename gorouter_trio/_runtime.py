@@ -19,6 +19,7 @@ from .config import DIRECT
 from .errors import ConfigError
 from .pool.workers import Pool, open_pool
 from .session.directory import SessionDirectory
+from .session.ownership import open_ownership
 from .stores.memory import MemoryStore
 from .transport.compression import accept_encoding
 from .transport.connector import connector
@@ -79,6 +80,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         _open_bus() as bus,
         open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool,
         open_plugin_host(bus, wall=config.seams.wall) as plugins,
+        open_ownership(store, config.sessions, seams=config.seams) as ownership,
         trio.open_nursery() as nursery,
     ):
         chain = Chain(bus, wall=config.seams.wall)
@@ -90,6 +92,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             config=config.sessions,
             seams=config.seams,
             routing_key=_routing_key(config),
+            ownership=ownership,
         )
         nursery.start_soon(sessions.run)
         try:

@@ -576,6 +576,10 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     A session that nobody has written to for `idle_s` gives its memory back, and so do those that were
     used the longest time ago when more than `max_active` are active; the next message loads it from
     the store again. Only idle sessions go, so while more than that have something to do there are more.
+
+    Where processes share a store that can lease sessions (`RedisStore`), a session is owned while a turn of it runs.
+    `lease_s` is how long the owner has it without a sign of life: another process takes it over then. Owners renew
+    theirs three times as often. None goes without: the version of a session alone decides who may write.
     """
 
     mailbox: int = 16
@@ -589,9 +593,12 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     idle_s: float = 900.0
     max_active: int = 10_000
     routing: bool = True
+    lease_s: float | None = 15.0
 
     def __post_init__(self) -> None:
         _check_at_least("sessions.mailbox", self.mailbox, 1)
+        if self.lease_s is not None:
+            _check_seconds("sessions.lease_s", self.lease_s)
         _check_at_least("sessions.max_active", self.max_active, 1)
         _check_seconds("sessions.idle_s", self.idle_s)
         _check_at_least("sessions.max_id_bytes", self.max_id_bytes, 1)

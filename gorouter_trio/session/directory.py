@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..wire.codec import Prompt
     from ..wire.requests import ChatKeywords
     from ..wire.result import ChatResult, HistoryEntry
+    from .ownership import SessionOwnership
 
 __all__ = ["SessionDirectory", "SessionRef"]
 
@@ -51,6 +52,7 @@ class SessionDirectory:
         config: SessionConfig,
         seams: Seams,
         routing_key: bytes = b"",
+        ownership: SessionOwnership | None = None,
     ) -> None:
         self._nursery = nursery
         self._config = config
@@ -66,6 +68,7 @@ class SessionDirectory:
             wall=seams.wall,
             turn_ids=map(f"{seams.new_id()}-{{}}".format, itertools.count(1)),
             on_gone=self._forget,
+            ownership=ownership,
         )
 
     def __repr__(self) -> str:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .query import HistoryFilter as HistoryFilter
     from .query import HistoryStatistics as HistoryStatistics
     from .query import ModelUsage as ModelUsage
+    from .redis import RedisStore as RedisStore
+    from .redis import RedisStoreStatistics as RedisStoreStatistics
     from .sqlite import SqliteStore as SqliteStore
 
 __all__ = [
@@ -23,14 +25,19 @@ __all__ = [
     "HistoryStatistics",
     "MemoryStore",
     "ModelUsage",
+    "RedisStore",
+    "RedisStoreStatistics",
     "SessionKey",
     "SqliteStore",
 ]
 
 
+_MODULES = {"SqliteStore": "sqlite", "RedisStore": "redis", "RedisStoreStatistics": "redis"}
+
+
 def __getattr__(name: str) -> object:
-    """Load the SQLite store and the analyzer when they are first asked for: many programs never do."""
+    """Load what many programs never ask for when it is asked for: the SQLite and Redis stores, the analyzer."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "sqlite" if name == "SqliteStore" else "query"
+    module = _MODULES.get(name, "query")
     return getattr(importlib.import_module(f".{module}", __name__), name)

@@ -38,7 +38,7 @@ Argument: TypeAlias = str | bytes | int | float
 """What a command is made of."""
 
 Reply: TypeAlias = "object"
-"""What a server answers: bytes, int, float, bool, None, lists and dicts of these. RESP2 has no dicts, but flat lists."""
+"""What a server answers: bytes, int, float, bool, None, lists and dicts of these. RESP2 has flat lists for dicts."""
 
 _MORE: Final = object()
 _MOST_PENDING = 65_536
@@ -90,7 +90,8 @@ def store_error(reply: ErrorReply, command: str = "") -> StoreError:
 
 def pack(command: tuple[Argument, ...]) -> bytes:
     """A command as it goes over the wire; raises `TypeError` for what cannot be part of one."""
-    return hiredis.pack_command(command)  # type: ignore[no-any-return]  # its stub says nothing of the result
+    # Its stub asks for one argument, and says nothing of the result.
+    return hiredis.pack_command(command)  # type: ignore[arg-type,no-any-return]
 
 
 class RespReader:

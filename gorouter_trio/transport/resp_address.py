@@ -1,10 +1,10 @@
 """Where a Redis is and who asks: the URL forms, checked before anything is connected. Pure.
 
-    redis://[[user]:password@]host[:port][/db]           TCP
-    rediss://...                                         the same with TLS
-    unix://[[user]:password@]/path/to/socket[?db=1]      a Unix domain socket
-    redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/name[/db]
-    rediss+sentinel://...                                the master that the sentinels name; TLS with all of them
+redis://[[user]:password@]host[:port][/db]           TCP
+rediss://...                                         the same with TLS
+unix://[[user]:password@]/path/to/socket[?db=1]      a Unix domain socket
+redis+sentinel://[[user]:password@]host[:port][,host[:port]...]/name[/db]
+rediss+sentinel://...                                the master that the sentinels name; TLS with all of them
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def parse_url(url: str) -> RedisAddress:
     authority, _, path = rest.partition("/")
     master = ""
     if scheme == "unix":
-        places = (_socket(rest),)
+        places: tuple[Place, ...] = (_socket(rest),)
     else:
         is_sentinel = scheme.endswith("+sentinel")
         if is_sentinel:

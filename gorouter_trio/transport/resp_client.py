@@ -1,12 +1,8 @@
 """`RedisClient`: a Redis, a master that sentinels name, or a cluster, behind one `execute`.
 
-Theory of operation. Each node has a *link*: one connection for all callers, made by the first who needs it, in that
-caller's own task. Who comes meanwhile waits for it; if the first is cancelled, the next goes on. Between two attempts
-lies a wait with full jitter, the same for all callers, so that however many there are, a server that comes back sees one
-attempt in 0.1 to 0.9 s from each process.
-
-A command is sent once. When its connection breaks, nobody knows whether it was carried out, and the caller is told so;
-`execute_again` is for commands that may be carried out twice without harm: it sends them anew until their time is over.
+Theory of operation. A command is sent once. When its connection breaks, nobody knows whether it was carried out, and
+the caller is told so; `execute_again` is for commands that may be carried out twice without harm: it sends them anew
+until their time is over.
 
 Commands that block, and subscriptions, would hold up everybody on a shared connection. They have connections of their
 own; a blocking command that is cancelled takes its connection with it.
@@ -17,32 +13,28 @@ In a cluster the slot of a command's key says whose it is. What nodes answer wit
 from __future__ import annotations
 
 import binascii
-import os
-import random
-from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, Protocol, Self, cast
 
 import trio
 from msgspec import Struct
 
-from ..errors import ConfigError, ConnectError, StoreError, StoreErrorKind
-from .resp import Argument, ErrorReply, Reply, RespConnection, RespReader, pack, store_error
-from .resp_address import Place, RedisAddress, parse_place, parse_url
-from .streams import SocketNetwork, UnixNetwork, bottom, closable, drop, reason_of
-from .tls import make_tls_context, open_tls
+from ..errors import ConfigError, StoreError
+from .resp import ErrorReply, RespReader, pack, store_error
+from .resp_address import Place, parse_place, parse_url
+from .resp_link import PASSING, SPACING_S, RedisLink, RedisSettings
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
 
     from ..network import TlsConfig
     from .http import Network
+    from .resp import Argument, Reply, RespConnection
 
 __all__ = [
     "Published",
-    "RedisBackoff",
     "RedisClient",
     "RedisExecutor",
     "RedisScript",
@@ -50,24 +42,20 @@ __all__ = [
     "Subscription",
 ]
 
-_OLDEST = (5, 0)
-_SPACING_S = 0.1
-_FIRST_BACKOFF_S = 0.05
-_MOST_BACKOFF_S = 0.8
 _MOST_REDIRECTS = 5
 _MOST_IDLE_BLOCKING = 4
 _SLOTS = 16_384
 
 _BLOCKING: Final = frozenset(
-    "BLPOP BRPOP BLMOVE BLMPOP BRPOPLPUSH BZPOPMIN BZPOPMAX BZMPOP XREAD XREADGROUP WAIT WAITAOF".split()
+    ("BLPOP", "BRPOP", "BLMOVE", "BLMPOP", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF")
 )
+_MAY_BLOCK: Final = frozenset(("XREAD", "XREADGROUP"))
 _STATEFUL: Final = frozenset(
-    "SUBSCRIBE PSUBSCRIBE SSUBSCRIBE MONITOR SYNC PSYNC MULTI EXEC DISCARD WATCH UNWATCH SELECT HELLO AUTH QUIT RESET "
-    "ASKING READONLY READWRITE".split()
+    (
+        *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "SYNC", "PSYNC", "MULTI", "EXEC", "DISCARD", "WATCH"),
+        *("UNWATCH", "SELECT", "HELLO", "AUTH", "QUIT", "RESET", "ASKING", "READONLY", "READWRITE"),
+    )
 )
-_SHUT: Final = _STATEFUL | (_BLOCKING - {"XREAD", "XREADGROUP"})
-# An error that says that the command was not carried out, and may be once the server is itself again.
-_PASSING: Final[frozenset[StoreErrorKind]] = frozenset({"unreachable", "io", "loading", "locked"})
 
 
 class RedisExecutor(Protocol):
@@ -101,211 +89,6 @@ class RedisStatistics(Struct, frozen=True, kw_only=True):
     failure: str
 
 
-class RedisBackoff:
-    """When the next attempt to connect may be made. Pure: `now` is given."""
-
-    __slots__ = ("_failures", "_rng", "next_at")
-
-    def __init__(self, rng: random.Random) -> None:
-        self._rng = rng
-        self._failures = 0
-        self.next_at = float("-inf")
-
-    def begin(self, now: float) -> None:
-        """An attempt is made."""
-        self.next_at = now + _SPACING_S
-
-    def fail(self, now: float) -> None:
-        """It failed: a wait of up to 0.05 s, 0.1, 0.2 and so on up to 0.8, on top of the least distance."""
-        longest = min(_FIRST_BACKOFF_S * 2.0**self._failures, _MOST_BACKOFF_S)
-        self._failures = min(self._failures + 1, 16)
-        self.next_at = max(self.next_at, now + _SPACING_S + self._rng.uniform(0.0, longest))
-
-    def succeed(self) -> None:
-        """A connection is there."""
-        self._failures = 0
-
-
-class _Settings:
-    """What all connections of a client have in common."""
-
-    def __init__(
-        self,
-        address: RedisAddress,
-        *,
-        timeout_s: float,
-        tls: TlsConfig | ssl.SSLContext | None,
-        network: Network | None,
-        name: str,
-        seed: int | None,
-    ) -> None:
-        self.address = address
-        self.timeout_s = timeout_s
-        self.name = name
-        self.rng = random.Random(seed)
-        self.context = make_tls_context(tls, environ=os.environ) if address.has_tls else None
-        self._network = network
-        self.attempts = self.connected = 0
-        self.failure = ""
-        self.is_cluster = False
-
-    async def connect(self, place: Place, *, db: int = 0, has_credentials: bool = True) -> RespConnection:
-        """A connection that has been greeted; raises `StoreError`. Cancelling leaves nothing open."""
-        self.attempts += 1
-        connection = RespConnection(await self._dial(place), name=str(place))
-        try:
-            await self._greet(connection, db=db, has_credentials=has_credentials)
-        except BaseException:
-            connection.close()
-            raise
-        self.connected += 1
-        return connection
-
-    async def open_stream(self, place: Place) -> RespConnection:
-        """As `connect`, to the data's own server and database."""
-        return await self.connect(place, db=self.address.db)
-
-    async def _dial(self, place: Place) -> trio.abc.Stream:
-        network = self._network or (SocketNetwork() if place.port else UnixNetwork(place.host))
-        try:
-            stream = closable(await network.connect(place.host, place.port))
-        except (OSError, UnicodeError) as exc:
-            raise StoreError(f"cannot connect to Redis at {place}: {reason_of(exc)}", kind="unreachable") from exc
-        if self.context is None:
-            return stream
-        try:
-            return await open_tls(stream, self.context, host=place.host, name=f"Redis at {place}")
-        except ConnectError as exc:
-            await drop(bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
-            raise StoreError(exc.message, kind="unreachable") from exc
-        except BaseException:
-            await drop(bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
-            raise
-
-    async def _greet(self, connection: RespConnection, *, db: int, has_credentials: bool) -> None:
-        """Agree on RESP3, or on RESP2 with a server that has no other, and show the password."""
-        address = self.address
-        password = None if address.password is None or not has_credentials else address.password.reveal()
-        credentials: tuple[str, ...] = () if password is None else ("AUTH", address.username or "default", password)
-        deadline = trio.current_time() + self.timeout_s
-        hello = await connection.call(pack(("HELLO", "3", *credentials, "SETNAME", self.name)), deadline=deadline)
-        if isinstance(hello, ErrorReply):
-            if hello.code not in {"NOPROTO", "ERR"}:
-                raise self._refused(hello, connection)
-            await self._greet_as_resp2(connection, password, deadline=deadline)
-            hello = None
-        if hello is not None or db == 0:
-            told = hello if isinstance(hello, dict) else await self._ask_info(connection, deadline=deadline)
-            self._check_version(told, connection)
-        if db:
-            self._expect_ok(await connection.call(pack(("SELECT", db)), deadline=deadline), connection)
-
-    async def _greet_as_resp2(self, connection: RespConnection, password: str | None, *, deadline: float) -> None:
-        if password is not None:
-            user = (self.address.username,) if self.address.username else ()
-            reply = await connection.call(pack(("AUTH", *user, password)), deadline=deadline)
-            self._expect_ok(reply, connection)
-        await connection.call(pack(("CLIENT", "SETNAME", self.name)), deadline=deadline)
-
-    async def _ask_info(self, connection: RespConnection, *, deadline: float) -> dict[object, object]:
-        """What HELLO would have told, from a server without it."""
-        reply = await connection.call(pack(("INFO", "server")), deadline=deadline)
-        if isinstance(reply, ErrorReply):
-            raise self._refused(reply, connection)
-        lines = (line.partition(b":") for line in cast("bytes", reply).splitlines())
-        info = {name: value for name, _, value in lines}
-        return {b"version": info.get(b"redis_version", b""), b"mode": info.get(b"redis_mode", b"")}
-
-    def _check_version(self, told: dict[object, object], connection: RespConnection) -> None:
-        version = cast("bytes", told.get(b"version") or b"").decode(errors="replace")
-        numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-        if numbers and numbers < _OLDEST:
-            raise StoreError(
-                f"Redis at {connection.name} is version {version}; at least {_OLDEST[0]}.{_OLDEST[1]} is needed",
-                kind="refused",
-            )
-        if told.get(b"mode") == b"cluster":
-            self.is_cluster = True
-
-    def _expect_ok(self, reply: Reply, connection: RespConnection) -> None:
-        if isinstance(reply, ErrorReply):
-            raise self._refused(reply, connection)
-
-    def _refused(self, reply: ErrorReply, connection: RespConnection) -> StoreError:
-        error = store_error(reply)
-        if reply.code == "ERR" and ("AUTH" in reply.text or "password" in reply.text):
-            error.kind = "denied"
-        error.message = f"{connection.name}: {error.message}"
-        error.args = (error.message,)
-        return error
-
-
-class _Link:
-    """The connection to one node, made when it is needed; `find` tells where the node is."""
-
-    def __init__(self, settings: _Settings, find: Callable[[], Awaitable[RespConnection]]) -> None:
-        self._settings = settings
-        self._find = find
-        self._lock = trio.Lock()
-        self._backoff = RedisBackoff(settings.rng)
-        self._failure: StoreError | None = None
-        self.connection: RespConnection | None = None
-        self.old = [0, 0, 0]
-
-    async def ready(self, deadline: float) -> RespConnection:
-        """The connection that is open, or a new one; raises `StoreError`, at the deadline the last attempt's."""
-        while True:
-            with trio.CancelScope(deadline=deadline) as scope:
-                async with self._lock:
-                    connection = self.connection
-                    if connection is not None and connection.is_open:
-                        return connection
-                    if await self._try():
-                        return cast("RespConnection", self.connection)
-            if scope.cancelled_caught:
-                failure = self._failure
-                kind: StoreErrorKind = "unreachable" if failure is None else failure.kind
-                why = f"{self._settings.address} cannot be reached in time" if failure is None else failure.message
-                raise StoreError(why, kind=kind) from failure
-
-    async def _try(self) -> bool:
-        """One attempt, when it is time for one; raises what trying again would not change."""
-        self._retire()
-        await trio.sleep_until(self._backoff.next_at)
-        self._backoff.begin(trio.current_time())
-        try:
-            self.connection = await self._find()
-        except StoreError as exc:
-            self._backoff.fail(trio.current_time())
-            self._failure = exc
-            self._settings.failure = exc.message
-            if exc.kind not in _PASSING and exc.kind != "timeout":
-                raise
-            return False
-        self._backoff.succeed()
-        self._failure = None
-        return True
-
-    def drop(self, connection: RespConnection, why: str) -> None:
-        """This connection is of no use any more: its node has another part now."""
-        connection.fail("io", why)
-
-    def _retire(self) -> None:
-        connection, self.connection = self.connection, None
-        if connection is not None:
-            connection.close()
-            self.old = [a + b for a, b in zip(self.old, _counts(connection), strict=True)]
-
-    def counts(self) -> list[int]:
-        """Commands, sends and dropped replies of all connections so far."""
-        current = [0, 0, 0] if self.connection is None else _counts(self.connection)
-        return [a + b for a, b in zip(self.old, current, strict=True)]
-
-
-def _counts(connection: RespConnection) -> list[int]:
-    return [connection.commands, connection.sends, connection.dropped]
-
-
 class RedisClient:
     """The Redis at `url`: `async with RedisClient("redis://localhost") as redis: ...`, or `aclose` at the end.
 
@@ -335,15 +118,15 @@ class RedisClient:
         if not name.isascii() or not name.isprintable() or " " in name or not name:
             raise ConfigError("redis: name must be printable ASCII without spaces")
         self.address = parse_url(url)
-        self._settings = _Settings(
+        self._settings = RedisSettings(
             self.address, timeout_s=timeout_s, tls=tls, network=network, name=name, seed=seed
         )
-        self._link = _Link(self._settings, self._find)
-        self._links: dict[Place, _Link] = {}
-        self._slots: dict[int, _Link] = {}
+        self._link = RedisLink(self._settings, self._find)
+        self._links: dict[Place, RedisLink] = {}
+        self._slots: dict[int, RedisLink] = {}
         self._idle: list[RespConnection] = []
         self._now: Callable[[], float] | None = None
-        self._known: set[tuple[_Link, str]] = set()
+        self._known: set[tuple[RedisLink, str]] = set()
         self._resent = 0
         self._is_closed = False
 
@@ -362,6 +145,11 @@ class RedisClient:
     def timeout_s(self) -> float:
         """How long a call may take."""
         return self._settings.timeout_s
+
+    @property
+    def connected(self) -> int:
+        """How many connections were made so far: another number may mean another server."""
+        return self._settings.connected
 
     @property
     def is_cluster(self) -> bool:
@@ -409,10 +197,10 @@ class RedisClient:
         for command in commands:
             _check(tuple(command))
         deadline = self._deadline()
-        first = tuple(commands[0]) if commands else ()
+        if self._settings.is_cluster:
+            raise StoreError(f"{self.address}: transactions are not supported in a cluster", kind="refused")
         packed = [pack(("MULTI",)), *(pack(tuple(command)) for command in commands), pack(("EXEC",))]
-        link = self._link_for(first)
-        connection = await link.ready(deadline)
+        connection = await self._link.ready(deadline)
         replies = await connection.call_all(packed, deadline=deadline)
         if isinstance(replies, ErrorReply):
             raise store_error(replies, "EXEC")
@@ -488,7 +276,7 @@ class RedisClient:
     async def _send(self, args: tuple[Argument, ...], deadline: float) -> Reply:
         link = self._link_for(args)
         data = pack(args)
-        commands = (data,)
+        commands: tuple[bytes, ...] = (data,)
         for _ in range(_MOST_REDIRECTS):
             connection = link.connection
             if connection is None or not connection.is_open:
@@ -511,29 +299,29 @@ class RedisClient:
             try:
                 return await self._send(args, deadline)
             except StoreError as exc:
-                is_passing = exc.kind in _PASSING or (exc.kind == "read_only" and bool(self.address.master))
-                if self._is_closed or not is_passing or trio.current_time() + _SPACING_S >= deadline:
+                is_passing = exc.kind in PASSING or (exc.kind == "read_only" and bool(self.address.master))
+                if self._is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
                     raise
                 self._resent += 1
                 if exc.kind != "io":
-                    await trio.sleep(self._settings.rng.uniform(0.0, _SPACING_S))
+                    await trio.sleep(self._settings.rng.uniform(0.0, SPACING_S))
 
     # Who has what
 
-    def _link_for(self, args: tuple[Argument, ...]) -> _Link:
+    def _link_for(self, args: tuple[Argument, ...]) -> RedisLink:
         """The link to the node that has the command's key, as far as the cluster has told."""
         if not self._slots:
             return self._link
         at = 3 if str(args[0]).upper() in {"EVAL", "EVALSHA"} else 1
         return self._slots.get(_slot(args[at]), self._link) if len(args) > at else self._link
 
-    def _redirected(self, reply: ErrorReply, data: bytes) -> tuple[_Link, tuple[bytes, ...]]:
+    def _redirected(self, reply: ErrorReply, data: bytes) -> tuple[RedisLink, tuple[bytes, ...]]:
         """Where a node says that a command belongs, and what is to be sent there."""
         parts = reply.text.split(" ")
         place = parse_place(parts[2])
         link = self._links.get(place)
         if link is None:
-            link = self._links[place] = _Link(self._settings, lambda: self._settings.open_stream(place))
+            link = self._links[place] = RedisLink(self._settings, lambda: self._settings.open_stream(place))
         if reply.code == "ASK":
             return link, (pack(("ASKING",)), data)
         self._slots[int(parts[1])] = link
@@ -555,14 +343,18 @@ class RedisClient:
         raise failure or StoreError(f"{address}: there is no sentinel", kind="unreachable")
 
     async def _ask_sentinel(self, place: Place) -> Place:
-        """Where a sentinel says that the master is."""
-        deadline = trio.current_time() + self._settings.timeout_s / 2
-        connection = await self._settings.connect(place, has_credentials=False)
-        try:
-            question = pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.master))
-            reply = await connection.call(question, deadline=deadline)
-        finally:
-            connection.close()
+        """Where a sentinel says that the master is; each gets its part of the time."""
+        deadline = trio.current_time() + self._settings.timeout_s / (1 + len(self.address.places))
+        reply: Reply = None
+        with trio.CancelScope(deadline=deadline) as scope:
+            connection = await self._settings.connect(place, has_credentials=False)
+            try:
+                question = pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.master))
+                reply = await connection.call(question, deadline=deadline)
+            finally:
+                connection.close()
+        if scope.cancelled_caught:
+            raise StoreError(f"the sentinel {place} does not answer", kind="unreachable")
         if isinstance(reply, ErrorReply):
             raise store_error(reply, "SENTINEL")
         if not isinstance(reply, list):
@@ -592,9 +384,8 @@ class RedisClient:
     async def _open_own(self, deadline: float) -> RespConnection:
         if self._settings.is_cluster:
             raise StoreError(f"{self.address}: blocking commands are not supported in a cluster", kind="refused")
-        with trio.CancelScope(deadline=deadline) as scope:
+        with trio.CancelScope(deadline=deadline):
             return await self._find()
-        assert scope.cancelled_caught
         raise StoreError(f"{self.address} cannot be reached in time", kind="unreachable")
 
 
@@ -615,7 +406,9 @@ class Subscription:
 
     async def begin(self, channels: Sequence[str], patterns: Sequence[str], *, deadline: float) -> None:
         """Subscribe, and wait until the server says so for each."""
-        commands = [pack((name, *wanted)) for name, wanted in (("SUBSCRIBE", channels), ("PSUBSCRIBE", patterns)) if wanted]
+        commands = [
+            pack((name, *wanted)) for name, wanted in (("SUBSCRIBE", channels), ("PSUBSCRIBE", patterns)) if wanted
+        ]
         missing = len(channels) + len(patterns)
         with trio.CancelScope(deadline=deadline) as scope:
             await self._connection.send_raw(b"".join(commands))
@@ -651,10 +444,19 @@ def _check(args: tuple[Argument, ...]) -> None:
     if not args:
         raise ConfigError("redis: a command needs a name")
     name = args[0]
-    if name in _SHUT or (isinstance(name, str) and name.upper() in _SHUT):
-        raise ConfigError(
-            f"redis: {name} changes or blocks the shared connection; see execute_together, execute_blocking, subscribe"
-        )
+    if isinstance(name, str) and not _is_harmful(name.upper(), args):
+        return
+    if isinstance(name, bytes) and not _is_harmful(name.decode(errors="replace").upper(), args):
+        return
+    raise ConfigError(
+        f"redis: {name!r} changes or blocks the shared connection; there are execute_together, execute_blocking and "
+        "subscribe for that"
+    )
+
+
+def _is_harmful(name: str, args: tuple[Argument, ...]) -> bool:
+    may_block = name in _MAY_BLOCK and any(str(part).upper() in {"BLOCK", "B'BLOCK'"} for part in args[1:])
+    return may_block or name in _BLOCKING or name in _STATEFUL
 
 
 def _slot(key: Argument) -> int:
