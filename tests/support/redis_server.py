@@ -39,10 +39,20 @@ def find_server() -> str:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens at now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port of the loopback address that nobody listens at now, and neither 10,000 above it: a cluster takes both."""
+    while True:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = int(found.getsockname()[1])
+            # The system gives high ones; nodes of a cluster need a lower one.
+            port -= 20_000 if port > 50_000 else 0
+        with socket.socket() as found, socket.socket() as above:
+            try:
+                found.bind(("127.0.0.1", port))
+                above.bind(("127.0.0.1", port + 10_000))
+            except OSError:
+                continue
+            return port
 
 
 def fresh_prefix() -> str:
@@ -53,13 +63,14 @@ def fresh_prefix() -> str:
 class RedisProcess:
     """A server in `directory`, at a Unix socket there and, with a `port`, at that; it can be killed and started again.
 
-    `options` are those of redis-server; without any nothing is kept on the disk.
+    `options` are those of redis-server; without any nothing is kept on the disk. With a `config` it is a sentinel.
     """
 
-    def __init__(self, directory: str | Path, *options: str, port: int = 0) -> None:
+    def __init__(self, directory: str | Path, *options: str, port: int = 0, config: Path | None = None) -> None:
         self.directory = Path(directory)
         self.port = port
-        self.options = options or _QUIET
+        self.config = config
+        self.options = options or (_QUIET if config is None else ("--sentinel",))
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,7 +83,8 @@ class RedisProcess:
 
     def start(self) -> RedisProcess:
         """Start it, and wait until it takes commands."""
-        command = [find_server(), "--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket]
+        command = [find_server()] + ([] if self.config is None else [str(self.config)])
+        command += ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket]
         command += ["--dir", str(self.directory), "--loglevel", "notice", *self.options]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.process = process
@@ -80,7 +92,7 @@ class RedisProcess:
         said = []
         for line in process.stdout:
             said.append(line)
-            if b"Ready to accept connections" in line:
+            if b"ready to accept connections" in line.lower() or b"+monitor" in line:
                 break
         else:
             raise AssertionError(b"".join(said).decode(errors="replace"))

@@ -332,7 +332,9 @@ def test_urls_that_cannot_be(url):
         parse_url(url)
 
 
-@pytest.mark.parametrize("url", ["redis://:s3cret/x@h", "redis://:s3cret?x@h:6379", "redis://u:s3cret@h:x", "redis://u:s3cret@h"])
+@pytest.mark.parametrize(
+    "url", ["redis://:s3cret/x@h", "redis://:s3cret?x@h:6379", "redis://u:s3cret@h:x", "redis://u:s3cret@h"]
+)
 def test_passwords_show_nowhere(url):
     """Neither in what a URL is read as nor in what is wrong with it."""
     try:
