@@ -112,12 +112,12 @@ ACQUIRE: Final = _script(
     _HEAD
     + """
 local held, waiting = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[4])
-local is_held = held and string.match(held, '^%d+ (.*)$') ~= ARGV[1]
-if is_held or (waiting and waiting ~= ARGV[1]) then
+local is_mine = held and string.match(held, '^%d+ (.*)$') == ARGV[1]
+if not is_mine and (held or (waiting and waiting ~= ARGV[1])) then
   if not waiting or waiting == ARGV[1] then redis.call('SET', KEYS[4], ARGV[1], 'PX', ARGV[3]) end
   return {0, math.max(redis.call('PTTL', KEYS[1]), 0)}
 end
-if waiting then redis.call('DEL', KEYS[4]) end
+if waiting == ARGV[1] then redis.call('DEL', KEYS[4]) end
 local version = head_of(KEYS[2])
 if version < 0 then return {version, 0} end
 local token = redis.call('INCR', KEYS[3])

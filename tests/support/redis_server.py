@@ -95,6 +95,8 @@ class RedisProcess:
             if b"ready to accept connections" in line.lower() or b"+monitor" in line:
                 break
         else:
+            process.stdout.close()
+            self.kill()
             raise AssertionError(b"".join(said).decode(errors="replace"))
         # Closed, not left to fill up: a server that cannot write its log goes on.
         process.stdout.close()
