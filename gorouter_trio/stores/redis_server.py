@@ -91,7 +91,7 @@ async def rewrite_files(ask: Ask) -> None:
     info = await _persistence(ask)
     if info.get("aof_enabled") == "1":
         await _have_rewritten(ask, "BGREWRITEAOF", status="aof_last_bgrewrite_status")
-    if _pairs(await ask("CONFIG", "GET", "save")).get("save"):
+    if _pairs(await ask("CONFIG", "GET", "save")).get("save") or info.get("rdb_saves", "0") != "0":
         await _have_rewritten(ask, "BGSAVE", status="rdb_last_bgsave_status")
 
 

@@ -17,6 +17,7 @@ flight on a connection that fails may have been carried out: errors say so by th
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -41,6 +42,7 @@ Reply: TypeAlias = "object"
 """What a server answers: bytes, int, float, bool, None, lists and dicts of these. RESP2 has flat lists for dicts."""
 
 _MORE: Final = object()
+_IN_SCRIPT: Final = re.compile(r"^ERR Error running script .*@user_script: ?\d+: -?([A-Z]+) ", re.DOTALL)
 _MOST_PENDING = 65_536
 _MOST_UNSENT_BYTES = 256 * 1024 * 1024
 _IDLE_S = 0.5
@@ -76,7 +78,9 @@ class ErrorReply(Exception):  # noqa: N818 - what a server says, never raised
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.code = text.partition(" ")[0]
+        # Older servers put what a command in a script has answered behind where in the script it stands.
+        inner = _IN_SCRIPT.search(text)
+        self.code = text.partition(" ")[0] if inner is None else inner[1]
         self.text = text
 
 

@@ -161,8 +161,9 @@ async def test_reindex(store, client):
 
 async def test_erasing_leaves_no_trace():
     """What was erased stands in no file of the server, nor does what was deleted before."""
-    with running_redis("--appendonly", "yes", "--save", "3600 1") as server:
+    with running_redis("--appendonly", "yes") as server:
         async with RedisStore(server.url) as store:
+            await store._ask("CONFIG", "SET", "save", "3600 1")
             await store.append("other", [b"stays"], expected_version=0)
             for key in ("a", "b"):
                 await store.append(key, [b"s3cret " + key.encode()], expected_version=0)

@@ -105,6 +105,8 @@ def test_packing():
         ("CLUSTERDOWN The cluster is down", "locked"),
         ("WRONGTYPE Operation against a key", "foreign"),
         ("ERR unknown command", "refused"),
+        ("ERR Error running script (call to f_1): @user_script:3: WRONGTYPE Operation against a key", "foreign"),
+        ("ERR Error running script (call to f_1): @user_script: 3: -OOM command not allowed", "full"),
     ],
 )
 def test_kinds_of_errors(text, kind):

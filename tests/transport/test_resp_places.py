@@ -52,7 +52,7 @@ async def test_sentinels(record_property, failovers):
         with ExitStack() as stack:
             master = stack.enter_context(running_redis(with_port=True))
             replica = stack.enter_context(
-                running_redis("--save", "", "--replicaof", f"127.0.0.1 {master.port}", with_port=True)
+                running_redis("--save", "", "--replicaof", "127.0.0.1", str(master.port), with_port=True)
             )
             sentinel = stack.enter_context(running_sentinel(master))
 
