@@ -33,7 +33,7 @@ __all__ = ["OwnershipStatistics", "SessionLog", "SessionOwnership", "open_owners
 _LOG = logging.getLogger("gorouter_trio.sessions")
 _RENEWALS = 3
 _FIRST_POLL_S = 0.01
-_MOST_POLL_S = 0.2
+_MOST_POLL_S = 0.1
 _POLL_GROWTH = 1.5
 _CLOSE_S = 2.0
 _MARGIN_S = 1.0
@@ -122,8 +122,10 @@ class SessionOwnership:
         while True:
             # Asked for and not answered, it may be ours all the same: then it goes back like any other.
             self._held[key] = SessionLease(key, self.owner, _ANY_TOKEN)
-            self._returned.pop(key, None)
             try:
+                if key in self._returned:
+                    # Given back first, or who waits for it would never have it from one who always asks again.
+                    await self.give_back()
                 offer = await self._leasing.acquire_lease(key, owner=self.owner, lease_s=self.lease_s)
             except BaseException:
                 self.release(key)
