@@ -497,7 +497,7 @@ class BreakerPolicy(Struct, frozen=True, kw_only=True):
     least_attempts: int = 20
     window_s: float = 10.0
     open_s: float = 5.0
-    most_open_s: float = 60.0
+    most_open_s: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("consecutive", "least_attempts"):

@@ -16,9 +16,11 @@ import pytest
 
 from gorouter_trio.config import (
     DEFAULT_BASE_URL,
+    BreakerPolicy,
     ClientConfig,
     Deadlines,
     PoolLimits,
+    RateLimits,
     RetryPolicy,
     Seams,
     Secret,
@@ -338,3 +340,83 @@ def test_a_wrong_setting_beside_the_key() -> None:
     inside = [str(frame.locals) for frame in frames.stack if frame.filename.endswith("config.py")]
     assert inside
     assert not any(shows(text) for text in inside)
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"requests_per_minute": 0}, "rates.requests_per_minute: must be more than 0"),
+        ({"requests_per_minute": -5}, "rates.requests_per_minute: must be more than 0"),
+        ({"requests_per_minute": math.inf}, "rates.requests_per_minute: must be more than 0"),
+        ({"tokens_per_minute": "many"}, "rates.tokens_per_minute: must be a number"),
+        ({"tokens_per_minute": True}, "rates.tokens_per_minute: must be a number"),
+        ({"max_in_flight": 0}, "rates.max_in_flight: must be a whole number of at least 1"),
+        ({"max_in_flight": 1.5}, "rates.max_in_flight: must be a whole number"),
+        ({"completion_tokens": -1}, "rates.completion_tokens: must be a whole number of at least 0"),
+        ({"counted_tokens": "all"}, "rates.counted_tokens: must be one of used, worst_case"),
+        ({"margin": 1.0}, "rates.margin: must be a share of 0 to 0.9"),
+        ({"burst": -0.1}, "rates.burst: must be a share of 0 to 1"),
+        ({"free_requests_per_minute": 0}, "rates.free_requests_per_minute: must be more than 0"),
+        ({"models": {"m": 5}}, r"rates.models\['m'\]: must be RateLimits"),
+        ({"models": {"m": RateLimits(models={"n": RateLimits()})}}, r"rates.models\['m'\].models: a model has no"),
+        ({"models": []}, "rates.models: must be Mapping"),
+    ],
+    ids=str,
+)
+def test_rates_that_cannot_be(fields: dict[str, object], message: str) -> None:
+    """Each is refused with its name when it is made."""
+    with pytest.raises(ConfigError, match=message):
+        RateLimits(**fields)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("lanes", "message"),
+    [
+        ({"interactive": 0, "batch": 0}, "pool.lanes: the weights must not sum to zero"),
+        ({}, "pool.lanes: the weights must not sum to zero"),
+        ({"interactive": -1}, "pool.lanes: a weight must be a number of 0 or more"),
+        ({"interactive": math.nan}, "pool.lanes: a weight must be a number of 0 or more"),
+        ({"express": 1}, "pool.lanes: there is no 'express', only interactive, batch"),
+        (None, "pool.lanes: must be Mapping"),
+    ],
+    ids=str,
+)
+def test_lanes_that_cannot_be(lanes: object, message: str) -> None:
+    """Weights are shares of the lanes that there are."""
+    with pytest.raises(ConfigError, match=message):
+        PoolLimits(lanes=lanes)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"consecutive": 0}, "breaker.consecutive: must be a whole number of at least 1"),
+        ({"share": 0}, "breaker.share: must be more than 0 and at most 1"),
+        ({"share": 1.1}, "breaker.share: must be more than 0 and at most 1"),
+        ({"window_s": 0}, "breaker.window_s: must be more than zero"),
+        ({"open_s": math.inf}, "breaker.open_s: must be more than zero and finite"),
+    ],
+    ids=str,
+)
+def test_breakers_that_cannot_be(fields: dict[str, object], message: str) -> None:
+    """Each is refused with its name."""
+    with pytest.raises(ConfigError, match=message):
+        BreakerPolicy(**fields)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("field", ["rates", "breaker", "pool"])
+def test_parts_of_the_wrong_kind(field: str) -> None:
+    """Parts of the settings are of their own type; the breaker may be none."""
+    with pytest.raises(ConfigError, match=f"{field}: must be"):
+        ClientConfig(**{field: {"requests_per_minute": 5}})  # type: ignore[arg-type]  # that is the point
+    assert ClientConfig(breaker=None).breaker is None
+
+
+def test_adapting_can_be_turned_off() -> None:
+    """`adaptive_from` is a number of requests, or None."""
+    assert PoolLimits(adaptive_from=None).adaptive_from is None
+    with pytest.raises(ConfigError, match=r"pool\.adaptive_from"):
+        PoolLimits(adaptive_from=0)

@@ -42,7 +42,7 @@ from .limiter import Gcra, TokenScale
 from .retry import classify, is_daily, is_free_tier, is_in_flight
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from ..config import ClientConfig
     from ..wire.responses import Usage
@@ -194,7 +194,7 @@ class Admission:
         self._most = config.pool.max_connections
         self._start = config.pool.adaptive_from or self._most
         self._cap_s = config.retry.retry_after_cap_s
-        self._gates: OrderedDict[str, ModelGate] = OrderedDict()
+        self.gates: OrderedDict[str, ModelGate] = OrderedDict()
         self._free = _FreeTier()
         # What is no request for a model passes without limits.
         self.service = ModelGate("(service)", Breaker(_NEVER_BREAKS))
@@ -203,30 +203,22 @@ class Admission:
 
     # Gates
 
-    def gate(self, model: str) -> ModelGate:
-        """The gate of a model; those of most models that are asked for are remembered."""
-        gate = self._gates.get(model)
-        return self._make_gate(model) if gate is None else gate
-
-    def gates(self) -> Iterator[ModelGate]:
-        """All that there are."""
-        return iter(self._gates.values())
-
-    def _make_gate(self, model: str) -> ModelGate:
-        gate = self._gates[model] = ModelGate(model, Breaker(self._breaker))
+    def make_gate(self, model: str) -> ModelGate:
+        """A gate for a model that has none in `gates`; those of most models that are asked for are remembered."""
+        gate = self.gates[model] = ModelGate(model, Breaker(self._breaker))
         if len(self.ring.keys) == 1:
             gate.route = self._route(gate, self.ring.keys[0])
-        if len(self._gates) > _MOST_GATES:
+        if len(self.gates) > _MOST_GATES:
             self._forget_gate()
         return gate
 
     def _forget_gate(self) -> None:
         """Forget the oldest gate if nobody uses it."""
-        oldest = next(iter(self._gates.values()))
+        oldest = next(iter(self.gates.values()))
         if any(route.in_flight for route in oldest.routes.values()):
-            self._gates.move_to_end(oldest.name)
+            self.gates.move_to_end(oldest.name)
         else:
-            del self._gates[oldest.name]
+            del self.gates[oldest.name]
 
     def _route(self, gate: ModelGate, key: KeyState) -> Route:
         route = gate.routes.get(key.index)
@@ -509,7 +501,7 @@ class Admission:
 
     def _look_for_trouble(self) -> None:
         """The same anew, when something is over that had no end."""
-        gates = map(self._trouble_of_gate, self._gates.values())
+        gates = map(self._trouble_of_gate, self.gates.values())
         keys = map(self._trouble_of_key, self.ring)
         self.troubled_until = max(self._trouble_of_free(), *gates, *keys)
 

@@ -276,6 +276,7 @@ class Pool:
         self._on_attempt = on_attempt
         self._estimate = estimate or partial(estimate_tokens, completion_tokens=config.rates.completion_tokens)
         self._ring = KeyRing(config)
+        self._has_provider = self._ring.provider is not None
         self._admission = Admission(config, self._ring)
         self.idle: list[_Worker] = []
         # In order of their start, so that runs with one seed stay the same.
@@ -319,7 +320,7 @@ class Pool:
             retry_quota_tokens=self._quota.tokens,
             throttled=self._throttled,
             lanes=tuple(m.statistics(name, queued=queued[name], admitted=self._admitted[name]) for name, m in waits),
-            models=tuple(gate.statistics(now) for gate in self._admission.gates()),
+            models=tuple(gate.statistics(now) for gate in self._admission.gates.values()),
             keys=tuple(key.statistics(now) for key in self._ring),
             loop_lag_s=self.lag.lag_s,
             loop_lag_max_s=self.lag.max_s,
@@ -416,8 +417,9 @@ class Pool:
             exchange.usage = exchange.reply_id = exchange.first_data_at = None
         if exchange.deadline <= ticket.queued_at:
             raise _too_late("total")
-        ticket.on_sent = on_sent
-        if self._ring.provider is not None:
+        if on_sent is not None:
+            ticket.on_sent = on_sent
+        if self._has_provider:
             ticket.key = await self._ring.provide()
         try:
             if self._submit(ticket):
@@ -479,7 +481,9 @@ class Pool:
         """An answer was decoded, or a stream has its first data."""
         self._quota.give_back(exchange.state.held_tokens)
         ticket = exchange.ticket
-        route = cast("Route", ticket.route)
+        route = ticket.route
+        if route is None:
+            return
         adaptive, breaker = route.adaptive, ticket.gate.breaker
         if breaker.streak or adaptive.cuts or not breaker.is_closed or route.key.governor is not None:
             now = self.now()
@@ -531,20 +535,28 @@ class Pool:
             raise PoolClosedError("the client is closed")
         admission = self._admission
         call = ticket.call
-        gate = ticket.gate = admission.service if call.method == "GET" else admission.gate(call.settings.model)
-        if not self._queue.size and admission.is_plain and ticket.queued_at >= admission.troubled_until:
-            route = cast("Route", gate.route)
-            has_worker = self.idle or len(self._workers) < self.limits.max_connections
-            if has_worker and route.in_flight < route.adaptive.limit:
-                key = route.key
-                ticket.route = route
-                route.in_flight += 1
-                key.in_flight += 1
-                key.sent += 1
-                self._submitted += 1
-                self._prepare(ticket)
-                self._hand_over(ticket)
-                return True
+        model = call.settings.model
+        gate = admission.gates.get(model) or admission.make_gate(model)
+        ticket.gate = gate = admission.service if call.method == "GET" else gate
+        route = gate.route
+        # Without rates and troubles there is nothing to look at but the route, and only its key to use.
+        if (
+            route is not None
+            and not self._queue.size
+            and admission.is_plain
+            and ticket.queued_at >= admission.troubled_until
+            and route.in_flight < route.adaptive.limit
+            and (self.idle or len(self._workers) < self.limits.max_connections)
+        ):
+            key = route.key
+            ticket.route = route
+            route.in_flight += 1
+            key.in_flight += 1
+            key.sent += 1
+            self._submitted += 1
+            self._prepare(ticket, key)
+            self._hand_over(ticket)
+            return True
         return self._queue_up(ticket)
 
     def _queue_up(self, ticket: Ticket) -> bool:
@@ -606,8 +618,8 @@ class Pool:
             if ticket.deadline <= now:
                 raise _too_late("queue")
             hold = self._admission.admit(ticket, now)
-            if hold is None:
-                self._prepare(ticket)
+            if hold is None and ticket.route is not None:
+                self._prepare(ticket, ticket.route.key)
         except (GorouterError, ValueError) as exc:
             self.failed += ticket.fail(exc)
             if ticket.route is not None:
@@ -616,10 +628,9 @@ class Pool:
             return None
         return hold
 
-    def _prepare(self, ticket: Ticket) -> None:
+    def _prepare(self, ticket: Ticket, key: KeyState) -> None:
         """Make the head of an admitted ticket; from here on the worker watches its deadline."""
         call = ticket.call
-        key = cast("Route", ticket.route).key
         settings = call.settings
         head = None if settings.headers else key.heads.get((call.method, call.path))
         ticket.head = head or key.head(call.method, call.path, extra=settings.headers, make=self._make_head)
@@ -658,11 +669,16 @@ class Pool:
 
     def release(self, ticket: Ticket) -> None:
         """The request of `ticket` is not in flight any more; used by workers."""
-        route = cast("Route", ticket.route)
+        route = ticket.route
+        if route is None:
+            return
+        key = route.key
         route.in_flight -= 1
-        route.key.in_flight -= 1
+        key.in_flight -= 1
         if route.adaptive.marked_at is not None:
             route.adaptive.end(sent_at=ticket.started_at, is_refused=ticket.status == 429)
+        if key.governor is not None:
+            key.governor.end(sent_at=ticket.started_at, is_refused=ticket.status == 402)
         if self._queue.size:
             self._queue.free(route.gate.name)
             while self._held_by_keys:
@@ -848,6 +864,8 @@ class _Worker:
                 await self._wait_for_lease(ticket.lease)
         except GorouterError as exc:
             self.drop_connection()
+            if isinstance(exc, StreamBrokenError) and not exc.sent:
+                ticket.sent_at = _NEVER
             self.pool.failed += ticket.fail(self._too_late(ticket) if self.expired else exc)
         finally:
             self.deadline_at = math.inf
@@ -872,7 +890,10 @@ class _Worker:
                 return
             now = pool.now()
         self.watch(min(ticket.deadline, now + deadlines.headers_s), "headers")
-        await self._send(ticket, connection, now)
+        ticket.sent_at = now
+        if ticket.on_sent is not None:
+            ticket.on_sent()
+        await connection.start(ticket.head, ticket.call.body)
         ticket.reply_at = now = pool.now()
         status = ticket.status = connection.status
         ticket.headers = connection.headers
@@ -891,18 +912,6 @@ class _Worker:
             pool.answered += 1
         elif ticket.lease is not None:
             ticket.lease.give_back(reusable=False)
-
-    async def _send(self, ticket: Ticket, connection: Connection, now: float) -> None:
-        """Send the request and wait for the head of its reply; notes whether anything went out."""
-        ticket.sent_at = now
-        if ticket.on_sent is not None:
-            ticket.on_sent()
-        try:
-            await connection.start(ticket.head, ticket.call.body)
-        except StreamBrokenError as exc:
-            if not exc.sent:
-                ticket.sent_at = _NEVER
-            raise
 
     async def _wait_for_lease(self, lease: Lease) -> None:
         """Wait until the stream is over; its last bytes may still be on the way."""

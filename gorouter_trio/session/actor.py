@@ -781,7 +781,9 @@ class SessionActor:
 
     async def _whole_turn(self, turn: RunningTurn, body: bytes) -> None:
         self._wait_for("model")
-        result = await self._ask(turn, body)
+        result = await self._services.pipeline.run_body(
+            body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
+        )
         turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()
@@ -816,14 +818,11 @@ class SessionActor:
             result = await cast("TurnLoan", turn.loan).wait_round()
         else:
             self._wait_for("model")
-            result = await self._ask(turn, body)
+            result = await self._services.pipeline.run_body(
+                body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
+            )
         self._wait_for("tools")
         return result
-
-    async def _ask(self, turn: RunningTurn, body: bytes) -> ChatResult:
-        return await self._services.pipeline.run_body(
-            body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
-        )
 
     async def _lend(self, turn: RunningTurn, body: bytes) -> None:
         """Open the stream of a reply and hand its reader to the asker, who has time of its own to read it."""

@@ -22,6 +22,7 @@ from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.wire.codec import decode_log_entry
 
 KEYS = ("k", "l")
+LIMITS = gr.RateLimits(requests_per_minute=600, tokens_per_minute=60_000, max_in_flight=1)
 
 
 @dataclass(slots=True)
@@ -46,7 +47,10 @@ def place(**fields):
         async with open_world(config, store=store, **fields) as world:
             yield Place(world, store)
             await trio.testing.wait_all_tasks_blocked()
-            assert world.client.statistics().in_flight == 0
+            statistics = world.client.statistics()
+            assert statistics.in_flight == 0
+            assert [key.in_flight for key in statistics.keys] == [0] * len(statistics.keys)
+            assert [model.in_flight for model in statistics.models] == [0] * len(statistics.models)
 
     return open_place
 
@@ -137,6 +141,14 @@ async def chats_in_a_queue(place: Place) -> None:
     async with trio.open_nursery() as nursery:
         for _ in range(3):
             nursery.start_soon(chat, place)
+
+
+async def chats_at_a_limit(place: Place) -> None:
+    """Chats and a stream, of two lanes, that wait for the rate and for each other's slot, with a refusal for all."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(chat_with_a_retry, place)
+        nursery.start_soon(chat, place)
+        nursery.start_soon(stream, place)
 
 
 async def stream(place: Place) -> None:
@@ -309,6 +321,7 @@ async def shutdown(place: Place) -> None:
         (structured, {}),
         (extended, {}),
         (chats_in_a_queue, {"pool": gr.PoolLimits(max_connections=1)}),
+        (chats_at_a_limit, {"rates": LIMITS, "api_key": ["sk-a", "sk-b"]}),
         (stream, {}),
         (stream_left_early, {}),
         (ask, {}),

@@ -11,7 +11,7 @@ import trio
 from pooled import make_head
 from scripted import DONE, Peer, chat, delta, stream
 
-from gorouter_trio.config import ClientConfig, PoolLimits
+from gorouter_trio.config import ClientConfig, PoolLimits, RateLimits
 from gorouter_trio.errors import GorouterError
 from gorouter_trio.pool.streams import begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, open_pool
@@ -21,8 +21,11 @@ from gorouter_trio.wire.codec import decode_completion
 from gorouter_trio.wire.mail import HttpCall
 
 TASKS = 20
-CANCELS = 10_000
 CONNECTIONS = 10
+LIMITS: dict[str, object] = {
+    "api_key": {"k": 2, "l": 1},
+    "rates": RateLimits(requests_per_minute=60_000, tokens_per_minute=30_000_000, max_in_flight=4),
+}
 PLAIN = chat("fine")
 STREAMED = stream(delta("a"), delta("b"), delta(finish="stop"), DONE)
 _LENGTH = re.compile(rb"Content-Length: (\d+)")
@@ -68,14 +71,24 @@ async def use(pool: Pool, streamed: bool) -> str:
 
 
 @pytest.mark.net
-async def test_churn(rng: random.Random, no_leaks, record_property) -> None:
-    """10,000 cancels of 0.2 to 6 ms later the next request is answered at once, with sockets and tasks as before."""
+@pytest.mark.parametrize(
+    ("cancels", "limits"),
+    [
+        pytest.param(10_000, {}, id="10,000"),
+        pytest.param(3_000, LIMITS, id="3,000 at limits"),
+        pytest.param(1_000_000, {}, id="1,000,000", marks=[pytest.mark.long, pytest.mark.timeout(7_200)]),
+        pytest.param(100_000, LIMITS, id="100,000 at limits", marks=[pytest.mark.long, pytest.mark.timeout(7_200)]),
+    ],
+)
+async def test_churn(cancels: int, limits: dict[str, object], rng: random.Random, no_leaks, record_property) -> None:
+    """Cancelled after 0.2 to 6 ms, again and again: then the next request is answered at once, and nothing is left."""
     server = Server(rng)
     counts = {"cancelled": 0, "answered": 0}
-    config = ClientConfig(api_key="k", pool=PoolLimits(max_connections=CONNECTIONS)).resolved({})
+    fields = {"api_key": "k", "pool": PoolLimits(max_connections=CONNECTIONS), **limits}
+    config = ClientConfig(**fields).resolved({})  # type: ignore[arg-type]  # by name
 
     async def churn(pool: Pool, number: int) -> None:
-        while counts["cancelled"] < CANCELS:
+        while counts["cancelled"] < cancels:
             patience_s = 5.0 if rng.random() < 0.2 else rng.uniform(0.0002, 0.006)
             with trio.move_on_after(patience_s) as scope, suppress(GorouterError):
                 assert await use(pool, streamed=number % 4 == 0) in {"fine", "ab"}
@@ -89,7 +102,7 @@ async def test_churn(rng: random.Random, no_leaks, record_property) -> None:
         made = connector(origin, transport=None, tls=None, limits=ConnectionLimits())
         async with open_pool(config, made, make_head=make_head) as pool:
             started = trio.current_time()
-            with trio.fail_after(50):
+            with trio.fail_after(max(50, cancels / 150)):
                 async with trio.open_nursery() as churning:
                     for number in range(TASKS):
                         churning.start_soon(churn, pool, number)
@@ -103,7 +116,9 @@ async def test_churn(rng: random.Random, no_leaks, record_property) -> None:
             assert s.workers <= CONNECTIONS
             assert s.connections <= CONNECTIONS
             assert s.submitted == s.answered + s.failed + s.abandoned
-            assert counts["answered"] > CANCELS / 10
+            assert [key.in_flight for key in s.keys] == [0] * len(s.keys)
+            assert [model.in_flight for model in s.models] == [0] * len(s.models)
+            assert counts["answered"] > cancels / 10
             in_vain = server.requests - counts["answered"]
             assert in_vain > 300
             record_property("figure", f"{counts}, {in_vain} of them sent, {s.opened} connections, {took_s:.1f} s")

@@ -14,6 +14,7 @@ from gorouter_trio.config import RetryPolicy
 from gorouter_trio.errors import (
     ActorGoneError,
     ApiError,
+    CircuitOpenError,
     ConnectError,
     DeadlineExceededError,
     DecodeError,
@@ -24,7 +25,17 @@ from gorouter_trio.errors import (
     RateLimitError,
     StreamBrokenError,
 )
-from gorouter_trio.pool.retry import FailureKind, GiveUp, Retry, RetryQuota, RetryState, classify, decide
+from gorouter_trio.pool.retry import (
+    FailureKind,
+    GiveUp,
+    Retry,
+    RetryQuota,
+    RetryState,
+    classify,
+    decide,
+    is_about_key,
+    warrants_fallback,
+)
 from gorouter_trio.wire.faults import api_error, status_of
 from gorouter_trio.wire.responses import ErrorBody
 
@@ -312,3 +323,98 @@ def test_classes_of_the_table_are_the_errors_of_the_wire() -> None:
     """What the rows stand for has the classes that callers catch."""
     assert isinstance(answered(402), InsufficientCreditsError)
     assert isinstance(free_tier(DAILY), RateLimitError)
+
+
+# --- cooldowns, keys, fallbacks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("cooldown_s", "retried"), [(0.0, True), (9.9, True), (10.0, False), (1e9, False)])
+def test_a_wait_for_all_is_one_of_the_request(cooldown_s: float, retried: bool) -> None:
+    """A pause that others were given counts against the deadline like the request's own; it takes no token then."""
+    quota = RetryQuota(500)
+    verdict = decide(
+        answered(503),
+        policy=RetryPolicy(),
+        state=RetryState(),
+        quota=quota,
+        rng=random.Random(1),
+        remaining_s=10.0,
+        cooldown_s=cooldown_s,
+    )
+    assert isinstance(verdict, Retry) == retried
+    assert quota.tokens == (486 if retried else 500)
+
+
+ABOUT_KEY = [
+    (answered(401), True),
+    (answered(402, limit_source="openrouter_credits"), True),
+    (answered(402, limit_source="openrouter_in_flight_budget", wait_s=9.0), True),
+    (answered(403, limit_source="openrouter_key_limit"), True),
+    (answered(429, wait_s=3.0), True),
+    (free_tier(DAILY), True),
+    (answered(429), False),
+    (answered(429, wait_s=3.0, provider_name="P"), False),
+    (answered(403, reasons=["violence"]), False),
+    (answered(503), False),
+    (answered(400), False),
+    (ConnectError("x"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "is_keys"), ABOUT_KEY, ids=_name)
+def test_what_another_key_may_mend(error: GorouterError, is_keys: bool) -> None:
+    """With another key at hand it is tried at once, for no token and no retry, a few times at most."""
+    assert is_about_key(error) is is_keys
+    state, quota = RetryState(), RetryQuota(500)
+    verdicts = [
+        decide(
+            error,
+            policy=RetryPolicy(max_retries=0),
+            state=state,
+            quota=quota,
+            rng=random.Random(1),
+            remaining_s=10.0,
+            has_other_key=True,
+        )
+        for _ in range(20)
+    ]
+    at_once = [verdict for verdict in verdicts if verdict == Retry(0.0, False)]
+    assert len(at_once) == (8 if is_keys else 0)
+    assert (state.retries, quota.tokens) == (0, 500)
+
+
+def _marked(error: GorouterError) -> GorouterError:
+    error.maybe_billed = True
+    return error
+
+
+FALLBACK = [
+    (answered(429), True),
+    (free_tier(DAILY), True),
+    (answered(500), True),
+    (answered(502), True),
+    (answered(503), True),
+    (answered(529), True),
+    (answered(404), True),
+    (answered(403, reasons=["violence"]), True),
+    (answered(400, error_type="context_length_exceeded"), True),
+    (CircuitOpenError("open", retry_after_s=5.0), True),
+    (answered(400), False),
+    (answered(401), False),
+    (answered(402), False),
+    (answered(403), False),
+    (answered(413), False),
+    (_marked(answered(504)), False),
+    (_marked(StreamBrokenError("cut")), False),
+    (ConnectError("x"), False),
+    (DeadlineExceededError("late", phase="queue"), False),
+    (DeadlineExceededError("late", phase="total"), False),
+    (PoolFullError("full"), False),
+    (PoolClosedError("closed"), False),
+]
+
+
+@pytest.mark.parametrize(("error", "warranted"), FALLBACK, ids=_name)
+def test_what_warrants_another_model(error: GorouterError, warranted: bool) -> None:
+    """What is wrong with the model, and nothing that may have been billed or would be the same with another."""
+    assert warrants_fallback(error) is warranted

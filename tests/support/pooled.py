@@ -55,7 +55,7 @@ class Place:
 
         def decode(exchange: Exchange) -> Asked:
             reply = decode_completion(exchange.ticket.body)
-            exchange.usage = reply.usage
+            exchange.usage, exchange.reply_id = reply.usage, reply.id
             assert reply.choices
             message = reply.choices[0].message
             assert message is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import Unpack
 
 import pytest
@@ -71,7 +72,37 @@ async def _shutdown(world: World) -> None:
         nursery.cancel_scope.cancel()
 
 
-SCENARIOS = [_chat, _stream, _ask, _session_stream, _batch, _shutdown]
+async def _limited(world: World) -> None:
+    """Chats of two lanes and a stream that wait for rates, for keys and for each other, and one that is tried again."""
+
+    async def stream() -> None:
+        async with world.client.stream("Hello?") as reply:
+            await reply.collect()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(world.client.chat, "[[fault 429_upstream x1]]", lane="batch", tenant="t"))
+        nursery.start_soon(world.client.chat, "Hello?")
+        nursery.start_soon(stream)
+
+
+async def _paced(world: World) -> None:
+    """A stream and a chat, one after the other, which wait for their turn."""
+    await _stream(world)
+    await _chat(world)
+
+
+@asynccontextmanager
+async def _with_limits(world: World) -> AsyncIterator[None]:
+    rates = gr.RateLimits(requests_per_minute=120, tokens_per_minute=12_000, max_in_flight=1)
+    async with world.open_client(api_key={"sk-a": 1, "sk-b": 1}, rates=rates):
+        yield
+        # What was taken and not used is given back.
+        s = world.client.statistics()
+        assert [key.in_flight for key in s.keys] == [0, 0]
+        assert [model.in_flight for model in s.models] == [0] * len(s.models)
+
+
+SCENARIOS = [_chat, _stream, _ask, _session_stream, _batch, _shutdown, _paced, _limited]
 
 
 def _name(scenario: object) -> str:
@@ -79,6 +110,8 @@ def _name(scenario: object) -> str:
 
 
 def _setup(scenario: Scenario) -> Callable[[World], AbstractAsyncContextManager[object]] | None:
+    if scenario in {_limited, _paced}:
+        return _with_limits
     return (lambda _world: nullcontext()) if scenario is _shutdown else None
 
 
@@ -109,7 +142,8 @@ def test_every_step_can_be_cancelled(
     record_property("figure", f"cancel sweep of {_name(scenario)}: {report.steps} steps, all clean")
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=_name)
+# What `_limited` itself waits for is its nursery, whose error is a group.
+@pytest.mark.parametrize("scenario", SCENARIOS[:-1], ids=_name)
 @pytest.mark.parametrize("sticky", [False, True], ids=["once", "sticky"])
 def test_every_wait_can_raise(
     scenario: Scenario, sticky: bool, seed: int, record_property: Callable[[str, object], None]
