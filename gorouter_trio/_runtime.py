@@ -17,6 +17,7 @@ from ._pipeline import ChatPipeline
 from ._plugin_host import PluginHost, open_plugin_host
 from .config import DIRECT
 from .errors import ConfigError
+from .pool.shared import SharedBackend, open_shared_limits
 from .pool.workers import Pool, open_pool
 from .session.directory import SessionDirectory
 from .session.ownership import open_ownership
@@ -78,7 +79,10 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=config.seams.wall)
     async with (
         _open_bus() as bus,
-        open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool,
+        open_shared_limits(
+            cast("SharedBackend | None", config.shared), holder=config.seams.new_id(), rng=config.seams.random
+        ) as shared,
+        open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin), shared=shared) as pool,
         open_plugin_host(bus, wall=config.seams.wall) as plugins,
         open_ownership(store, config.sessions, seams=config.seams) as ownership,
         trio.open_nursery() as nursery,

@@ -682,7 +682,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     key has, `breaker` says when a failing model is left alone, None for never. `app_name` and `referer`
     are sent as attribution headers. `store` keeps the histories, in memory when it is None.
     `insecure_http` allows plain http to hosts other than this machine, which sends the key in the clear.
-    `plugins` are registered in order before the client is given out; see `Client.register`.
+    `plugins` are registered in order before the client is given out; see `Client.register`. `shared` is where limits and
+    budgets are counted that several processes keep together: a `RedisLimits`.
 
     How the API is reached: `tls` is a `TlsConfig` or an `ssl.SSLContext`; without one the system's trust
     store is used. `proxy` is a URL, http://, https:// or socks5://, with user and password in it where
@@ -730,6 +731,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     compression: bool | Sequence[str] = False
     store: object | None = None
     transport: object | None = None
+    shared: object | None = None
     plugins: Sequence[object] = ()
     insecure_http: bool = False
     seams: Seams = msgspec.field(default_factory=Seams)
@@ -753,6 +755,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         _check_type("system", self.system, (str, type(None)))
         self._check_network()
         _check_type("plugins", self.plugins, (list, tuple))
+        if self.shared is not None and not callable(getattr(self.shared, "take_rate", None)):
+            raise ConfigError("shared: must be a RedisLimits, or have its methods")
         self.call_defaults()
         for name, kind in _PARTS.items():
             _check_type(name, getattr(self, name), kind)

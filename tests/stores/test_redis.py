@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.lowlevel
 from redis_server import fresh_prefix, running_redis, shared_redis
 
 import gorouter_trio as gr
@@ -247,7 +248,7 @@ async def test_a_stopped_server_does_not_hold_a_turn(record_property):
 
             async def stop_when_sent():
                 while (await session.statistics()).waits_for != "model":
-                    await trio.sleep(0)
+                    await trio.lowlevel.checkpoint()
                 server.signal(signal.SIGSTOP)
 
             start = trio.current_time()
