@@ -682,8 +682,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     key has, `breaker` says when a failing model is left alone, None for never. `app_name` and `referer`
     are sent as attribution headers. `store` keeps the histories, in memory when it is None.
     `insecure_http` allows plain http to hosts other than this machine, which sends the key in the clear.
-    `plugins` are registered in order before the client is given out; see `Client.register`. `shared` is where limits and
-    budgets are counted that several processes keep together: a `RedisLimits`.
+    `plugins` are registered in order before the client is given out; see `Client.register`. `shared` is where
+    limits and budgets are counted that several processes keep together: a `redis.RedisLimits`.
 
     How the API is reached: `tls` is a `TlsConfig` or an `ssl.SSLContext`; without one the system's trust
     store is used. `proxy` is a URL, http://, https:// or socks5://, with user and password in it where

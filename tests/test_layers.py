@@ -83,6 +83,7 @@ PLACES: tuple[str, ...] = (
     "batch",
     "client",
     "plugins",
+    "redis",
     # 9, around it
     "simulator",
     "testing",

@@ -345,7 +345,7 @@ class Admission:
             return Hold(route.requests.ready_at(1.0), "requests_per_minute of the model")
         return self._hold_of_tokens(route.tokens, applicant, now, "the model: ")
 
-    def _hold_of_tokens(self, meter: Gcra | None, applicant: Applicant, now: float, whose: str) -> Hold | None:
+    def _hold_of_tokens(self, meter: Meter | None, applicant: Applicant, now: float, whose: str) -> Hold | None:
         if meter is None:
             return None
         ready_at = meter.ready_at(self._charge(applicant))

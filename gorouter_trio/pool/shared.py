@@ -10,7 +10,7 @@ it does not matter who takes a turn, and together they are as even as those of o
 when it is a little old goes back.
 
 Whatever a process has, it has for a time, and renews it. What a process that has died had in flight others may use
-when that is over. Its money nobody can know about: by default it counts as spent, as does any charge that stays unknown.
+when that is over. Its money nobody can know about: by default it counts as spent, like any charge that stays unknown.
 
 When the backend cannot be reached, what is at hand can be used up; then requests wait, until their deadlines.
 """
@@ -22,6 +22,7 @@ import math
 from collections import deque
 from contextlib import asynccontextmanager
 from decimal import ROUND_CEILING, Decimal
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
@@ -92,7 +93,7 @@ class RateAsk(Struct, frozen=True, kw_only=True):
 
 
 class RateGrant(Struct, frozen=True):
-    """How many turns were given, and in how many seconds from the answer the first of them is; below 0 it was before."""
+    """How many turns were given, and in how many seconds from the answer the first is; below 0 it was before that."""
 
     count: int
     first_in_s: float
@@ -581,11 +582,7 @@ class SharedLimits:
     async def _sync_one(self, part: _Part) -> None:
         self._asked += 1
         failed = self._failed
-
-        async def sync() -> None:
-            await part.sync(self.backend)
-
-        await contain(sync, report=self._note)
+        await contain(partial(part.sync, self.backend), report=self._note)
         if self._failed != failed:
             await trio.sleep(_RETRY_S * self._rng.uniform(0.5, 1.0))
 
@@ -597,12 +594,9 @@ class SharedLimits:
 
     async def close(self) -> None:
         """Give back what is at hand."""
-        for part in (*self._slots, *self._accounts.values()):
-
-            async def give_back(part: SharedSlots | SharedAccount = part) -> None:
-                await part.close(self.backend)
-
-            await contain(give_back, report=self._note)
+        held: list[SharedSlots | SharedAccount] = [*self._slots, *self._accounts.values()]
+        for part in held:
+            await contain(partial(part.close, self.backend), report=self._note)
 
 
 def _do_nothing() -> None:

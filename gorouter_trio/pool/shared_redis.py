@@ -50,7 +50,8 @@ return {given, string.format('%.0f', start - now)}
 # One field a holder: "<places> <wanted> <until, ms>".
 _SLOTS: Final = _script(
     """
-local me, in_use, wanted, most, ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local me, in_use, wanted = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local most, ttl = tonumber(ARGV[4]), tonumber(ARGV[5])
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local all, held, waiting, holders = redis.call('HGETALL', KEYS[1]), 0, 0, 1
@@ -216,5 +217,5 @@ class RedisLimits:
         key = f"{{{self._prefix}}}:{name}"
         client = self._client
         if isinstance(client, RedisClient):
-            return await client.evaluate(script, (key,), args)
+            return await client.evaluate(script, keys=(key,), args=args)
         return await client.execute("EVAL", script.source, 1, key, *args)

@@ -333,7 +333,7 @@ class RedisStore:
 
     async def _run(self, script: RedisScript, keys: Sequence[Argument], args: Sequence[Argument]) -> Reply:
         if self._own is not None:
-            return await self._own.evaluate(script, keys, args)
+            return await self._own.evaluate(script, keys=keys, args=args)
         # Whether another client's error means that the server has not the script, only that client knows.
         return await self._client.execute("EVAL", script.source, len(keys), *keys, *args)
 

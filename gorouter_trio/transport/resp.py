@@ -94,8 +94,7 @@ def store_error(reply: ErrorReply, command: str = "") -> StoreError:
 
 def pack(command: tuple[Argument, ...]) -> bytes:
     """A command as it goes over the wire; raises `TypeError` for what cannot be part of one."""
-    # Its stub asks for one argument, and says nothing of the result.
-    return hiredis.pack_command(command)  # type: ignore[arg-type,no-any-return]
+    return hiredis.pack_command(command)  # type: ignore[arg-type,no-any-return]  # its stub has a command of one part
 
 
 class RespReader:
@@ -340,17 +339,7 @@ class RespConnection:
         """Read for all until `call` has its reply."""
         self._has_leader = True
         try:
-            with trio.CancelScope(deadline=self._first_deadline()) as scope:
-                while not call.is_done:
-                    data = await self._stream.receive_some()
-                    if not data:
-                        self.fail("io", f"{self.name} closed the connection")
-                        return
-                    self._take(data)
-                    if not call.is_done:
-                        scope.deadline = self._first_deadline()
-            if scope.cancelled_caught and not call.is_done:
-                self._expire()
+            await self._read_until(call)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self.fail("io", self._broken(exc).message)
         finally:
@@ -358,8 +347,20 @@ class RespConnection:
             if self._pending:
                 self._appoint()
 
+    async def _read_until(self, call: _Call) -> None:
+        with trio.CancelScope(deadline=self._first_deadline()) as scope:
+            while not call.is_done:
+                self._take(await self._stream.receive_some())
+                if not call.is_done:
+                    scope.deadline = self._first_deadline()
+        if scope.cancelled_caught and not call.is_done:
+            self._expire()
+
     def _take(self, data: bytes | bytearray) -> None:
-        """Give each reply to the one whose turn it is."""
+        """Give each reply to the one whose turn it is; no bytes are the end."""
+        if not data:
+            self.fail("io", f"{self.name} closed the connection")
+            return
         try:
             replies = self._reader.feed(data)
         except StoreError as exc:

@@ -229,7 +229,7 @@ class RedisClient:
             raise store_error(reply, str(args[0]))
         return reply
 
-    async def evaluate(self, script: RedisScript, keys: Sequence[Argument], args: Sequence[Argument]) -> Reply:
+    async def evaluate(self, script: RedisScript, *, keys: Sequence[Argument], args: Sequence[Argument]) -> Reply:
         """Run a script that may run twice without harm, as `execute_again`; the server is sent its text once."""
         command: tuple[Argument, ...] = ("EVALSHA", script.sha, len(keys), *keys, *args)
         try:

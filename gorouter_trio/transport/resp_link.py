@@ -109,13 +109,16 @@ class RedisSettings:
             stream = closable(await network.connect(place.host, place.port))
         except (OSError, UnicodeError) as exc:
             raise StoreError(f"cannot connect to Redis at {place}: {reason_of(exc)}", kind="unreachable") from exc
-        if self.context is None:
-            return stream
         try:
-            return await open_tls(stream, self.context, host=place.host, name=f"Redis at {place}")
+            return stream if self.context is None else await self._secure(stream, self.context, place=place)
         except ConnectError as exc:
-            await drop(bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
             raise StoreError(exc.message, kind="unreachable") from exc
+
+    async def _secure(
+        self, stream: trio.abc.Stream, context: ssl.SSLContext, *, place: Place
+    ) -> trio.SSLStream[trio.abc.Stream]:
+        try:
+            return await open_tls(stream, context, host=place.host, name=f"Redis at {place}")
         except BaseException:
             await drop(bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
             raise
@@ -192,21 +195,23 @@ class RedisLink:
 
     async def ready(self, deadline: float) -> RespConnection:
         """The connection that is open, or a new one; raises `StoreError`, at the deadline the last attempt's."""
-        while True:
-            with trio.CancelScope(deadline=deadline) as scope:
-                async with self._lock:
-                    connection = self.connection
-                    if connection is not None and connection.is_open:
-                        return connection
-                    if await self._try():
-                        return cast("RespConnection", self.connection)
-            if scope.cancelled_caught:
-                failure = self._failure
-                kind: StoreErrorKind = "unreachable" if failure is None else failure.kind
-                why = f"{self._settings.address} cannot be reached in time" if failure is None else failure.message
-                raise StoreError(why, kind=kind) from failure
+        with trio.CancelScope(deadline=deadline):
+            while (connection := await self._wait_turn()) is None:
+                pass
+            return connection
+        failure = self._failure
+        kind: StoreErrorKind = "unreachable" if failure is None else failure.kind
+        why = f"{self._settings.address} cannot be reached in time" if failure is None else failure.message
+        raise StoreError(why, kind=kind) from failure
 
-    async def _try(self) -> bool:
+    async def _wait_turn(self) -> RespConnection | None:
+        """The connection that others have made meanwhile, or that of one attempt."""
+        async with self._lock:
+            if self.connection is None or not self.connection.is_open:
+                await self._try()
+            return self.connection
+
+    async def _try(self) -> None:
         """One attempt, when it is time for one; raises what trying again would not change."""
         self._retire()
         await trio.sleep_until(self._backoff.next_at)
@@ -219,10 +224,9 @@ class RedisLink:
             self._settings.failure = exc.message
             if exc.kind not in PASSING and exc.kind != "timeout":
                 raise
-            return False
+            return
         self._backoff.succeed()
         self._failure = None
-        return True
 
     def drop(self, connection: RespConnection, why: str) -> None:
         """This connection is of no use any more: its node has another part now."""

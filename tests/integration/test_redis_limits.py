@@ -38,6 +38,7 @@ async def run_three(base_url, *, rpm, budget, seconds, tasks=8, kill_after_s=Non
     async def live(number):
         process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, env=environment)
         said = b""
+        assert process.stdout is not None
         async with process.stdout:
             if number == 0 and kill_after_s is not None:
                 await trio.sleep(kill_after_s)

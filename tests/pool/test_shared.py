@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 from decimal import Decimal
+from typing import Any
 
 import pytest
 import trio
@@ -247,18 +248,20 @@ async def test_places_are_shared_out(autojump_clock):
 
     async def live(number, delay_s):
         await trio.sleep(delay_s)
-        async with open_shared_limits(backend, holder=str(number), rng=random.Random(number)) as shared:
-            async with open_place(serve, rates=gr.RateLimits(max_in_flight=10), shared=shared) as place:
-                with trio.move_on_after(20 - delay_s):
-                    async with trio.open_nursery() as nursery:
+        async with (
+            open_shared_limits(backend, holder=str(number), rng=random.Random(number)) as shared,
+            open_place(serve, rates=gr.RateLimits(max_in_flight=10), shared=shared) as place,
+        ):
+            with trio.move_on_after(20 - delay_s):
+                async with trio.open_nursery() as nursery:
 
-                        async def ask():
-                            while True:
-                                await place.ask()
-                                served[number] += 1
+                    async def ask():
+                        while True:
+                            await place.ask()
+                            served[number] += 1
 
-                        for _ in range(20):
-                            nursery.start_soon(ask)
+                    for _ in range(20):
+                        nursery.start_soon(ask)
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(live, 0, 0)
@@ -282,6 +285,7 @@ def spending(**fields):
 async def spend(backend, holder, *, usd="1", actual="0.0003", tasks=20, rng, deny=None, tenant="", seconds=300):
     """A client that spends until its budget is used up; returns what it spent, by its own account."""
     async with open_shared_limits(backend, holder=holder, rng=rng) as shared:
+        assert shared is not None
         budget = Budget(tenant_usd=usd) if tenant else Budget(usd=usd)
         gate = BudgetGate(BudgetBook(budget))
         shared.share_budget(gate)
@@ -329,6 +333,7 @@ async def test_money_is_handed_on(autojump_clock, rng):
     """What one has at hand and does not need, another has a little later."""
     backend = MemoryBackend()
     async with open_shared_limits(backend, holder="idle", rng=rng) as shared:
+        assert shared is not None
         gate = BudgetGate(BudgetBook(Budget(usd="0.01")))
         shared.share_budget(gate)
         gate.settle(await gate.wait(spending()), Decimal("0.0001"))
@@ -343,6 +348,7 @@ async def test_a_backend_that_is_gone(autojump_clock, rng, caplog):
     """Without the backend what is at hand is used up; then requests wait, and go on when it is back."""
     backend = MemoryBackend()
     async with open_shared_limits(backend, holder="a", rng=rng) as shared:
+        assert shared is not None
         gate = BudgetGate(BudgetBook(Budget(usd="1")))
         shared.share_budget(gate)
         gate.settle(await gate.wait(spending()), Decimal("0.0001"))
@@ -363,6 +369,7 @@ async def test_a_backend_that_is_gone(autojump_clock, rng, caplog):
 async def test_what_cannot_be_shared(autojump_clock, rng):
     """A budget bound by credits, and keys that a function gives, are refused, and so is what is no backend."""
     async with open_shared_limits(MemoryBackend(), holder="a", rng=rng) as shared:
+        assert shared is not None
         with pytest.raises(ConfigError, match="from_credits"):
             shared.share_budget(BudgetGate(BudgetBook(Budget(from_credits=True))))
     with pytest.raises(ConfigError, match="shared: must be"):
@@ -371,5 +378,6 @@ async def test_what_cannot_be_shared(autojump_clock, rng):
         async with gr.open_client(api_key=lambda: "sk-k", shared=MemoryBackend()):
             pass
     for fields in ({"prefix": "{"}, {"lost": "maybe"}):
+        settings: Any = fields
         with pytest.raises(ConfigError, match=next(iter(fields))):
-            RedisLimits("redis://h", **fields)
+            RedisLimits("redis://h", **settings)

@@ -8,11 +8,12 @@ import signal
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.lowlevel
-from redis_server import fresh_prefix, running_redis, shared_redis
+from redis_server import RedisProcess, fresh_prefix, running_redis, shared_redis
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, SessionConflictError, StoreError
@@ -194,15 +195,17 @@ async def test_a_write_counts_once(rng, after):
     server = shared_redis()
     async with RedisStore(server.url, prefix=fresh_prefix()) as plain:
         await plain.append("warm", [], expected_version=0)
-        async with open_fault_proxy("127.0.0.1", server.port, rng=rng) as proxy:
-            async with RedisStore(f"redis://{proxy.host}:{proxy.port}", prefix=plain._prefix) as store:
-                await store.check()
-                bytes_down = proxy.statistics().bytes_down
-                proxy.sever_all()
-                proxy.set_plan([[Chop(size=7), Cut(direction="down", after=bytes_down + after)]] * 2)
-                for version in range(6):
-                    assert await store.append("k", [b"%d" % version], expected_version=version) == version + 1
-                assert list((await store.load("k")).entries) == [b"%d" % version for version in range(6)]
+        async with (
+            open_fault_proxy("127.0.0.1", server.port, rng=rng) as proxy,
+            RedisStore(f"redis://{proxy.host}:{proxy.port}", prefix=plain._prefix) as store,
+        ):
+            await store.check()
+            bytes_down = proxy.statistics().bytes_down
+            proxy.sever_all()
+            proxy.set_plan([[Chop(size=7), Cut(direction="down", after=bytes_down + after)]] * 2)
+            for version in range(6):
+                assert await store.append("k", [b"%d" % version], expected_version=version) == version + 1
+            assert list((await store.load("k")).entries) == [b"%d" % version for version in range(6)]
 
 
 async def test_writes_while_connections_break_all_the_time(rng, record_property):
@@ -334,7 +337,9 @@ async def test_no_command_grows_with_the_sessions(record_property):
             seen = await _monitored(server, store)
             before = await _slowest(client, store)
             for first in range(0, 20_000, 1000):
-                pipeline = [("ZADD", "{gorouter}:sessions", 0, f"x{first + number}") for number in range(1000)]
+                pipeline: list[Any] = [
+                    ("ZADD", "{gorouter}:sessions", 0, f"x{first + number}") for number in range(1000)
+                ]
                 pipeline += [("RPUSH", f"{{gorouter}}:s:x{first + n}", "gr1 1 0 0.0 w") for n in range(1000)]
                 await client.execute_together(*pipeline)
             after = await _slowest(client, store)
@@ -364,7 +369,7 @@ async def test_no_command_grows_with_the_sessions(record_property):
     assert after < 0.05
 
 
-async def _monitored(server, store):
+async def _monitored(server: RedisProcess, store: RedisStore) -> list[str]:
     """What the server carries out while each method of the store is used."""
     seen: list[str] = []
     with trio.socket.socket(trio.socket.AF_UNIX) as monitor:
@@ -378,6 +383,7 @@ async def _monitored(server, store):
         await store.version("k")
         await store.list_sessions()
         lease = (await store.acquire_lease("k", owner="a", lease_s=1)).lease
+        assert lease is not None
         await store.renew_leases([lease], lease_s=1)
         await store.release_leases([lease])
         await store.erase("k")
@@ -410,13 +416,14 @@ async def test_sessions_of_gorouter_kit(client):
     """Both of its forms come in, entries with what they cost; what is torn or something else's is named."""
     prefix = f"{fresh_prefix()}*[x]:"
     usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
-    call = {"call_id": "gen-1", "model_used": "m", "usage": usage, "cost": 0.25, "timestamp": 1_700_000_000_000}
+    told = {"call_id": "gen-1", "model_used": "m", "usage": usage, "cost": 0.25, "timestamp": 1_700_000_000_000}
     entries = [
         {"message": {"role": "user", "content": "hi"}},
-        {"message": {"role": "assistant", "content": "hello"}, "api_call_metadata": call},
+        {"message": {"role": "assistant", "content": "hello"}, "api_call_metadata": told},
     ]
+    bare = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
     await client.execute("SET", f"{prefix}user42", json.dumps(entries))
-    await client.execute("SET", f"{prefix}old_one", json.dumps([entry["message"] for entry in entries]))
+    await client.execute("SET", f"{prefix}old_one", json.dumps(bare))
     await client.execute("SET", f"{prefix}torn", '[{"message"')
     await client.execute("RPUSH", f"{prefix}list", "a")
     await client.execute("SET", f"{prefix[:-4]}other", "[]")
@@ -428,8 +435,11 @@ async def test_sessions_of_gorouter_kit(client):
     for key, cost in (("user42", "0.25"), ("old_one", None)):
         history = list(entries_of(map(decode_log_entry, (await store.load(key)).entries)))
         assert [entry.message.content for entry in history] == ["hi", "hello"]
-        if cost:
-            assert str(history[1].call.usage.cost) == cost
+        call = history[1].call
+        if cost is not None:
+            assert call is not None
+            assert call.usage is not None
+            assert str(call.usage.cost) == cost
     again = await import_kit_redis(client, store, prefix=prefix)
     assert (again.imported, again.unchanged) == (0, 2)
     await client.execute("SET", f"{prefix}user42", json.dumps(entries[:1]))

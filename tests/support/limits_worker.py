@@ -1,4 +1,6 @@
-"""Asks as fast as it may, as a process of its own: `limits_worker.py REDIS PREFIX BASE_URL RPM BUDGET_USD SECONDS TASKS`.
+"""Asks as fast as it may, as a process of its own.
+
+    python limits_worker.py REDIS PREFIX BASE_URL RPM BUDGET_USD SECONDS TASKS
 
 Its rate and its budget are those of all who have the same prefix. Says at its end how many were answered, how many of
 them refused for their number, and what they cost.

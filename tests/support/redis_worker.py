@@ -1,4 +1,6 @@
-"""Takes turns of a session on a Redis, as a process of its own: `python redis_worker.py URL NAME COUNT LEASE_S DELAY_S`.
+"""Takes turns of a session on a Redis, as a process of its own.
+
+    python redis_worker.py URL NAME COUNT LEASE_S DELAY_S
 
 Says `+id` on a line of its own for each answered turn, as soon as it is, `!error` for what else was raised, and `.` at
 its end. Each turn takes the model DELAY_S. A COUNT of 0 goes on for ever.

@@ -1,4 +1,4 @@
-"""What is shared between clients in one process, in virtual time: the same decisions as the Redis scripts', in Python."""
+"""What clients of one process share, in virtual time: the decisions of the Redis scripts, in Python."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +18,7 @@ from gorouter_trio.transport.resp_link import RedisBackoff
 from gorouter_trio.transport.streams import closable
 
 
-def make_connection() -> tuple[RespConnection, trio.StapledStream]:
+def make_connection():
     """A connection, and the other side of its stream."""
     ours, theirs = trio.testing.memory_stream_pair()
     return RespConnection(closable(ours), name="the server"), theirs
@@ -25,7 +26,7 @@ def make_connection() -> tuple[RespConnection, trio.StapledStream]:
 
 async def echo(stream, *, latency_s=0.0, rng=None):
     """A server that answers each ECHO with its argument."""
-    reader = RespReader()
+    reader: Any = RespReader()
     while data := await stream.receive_some():
         replies = b"".join(b"$%d\r\n%b\r\n" % (len(command[1]), command[1]) for command in reader.feed(data))
         await trio.sleep(latency_s if rng is None else rng.uniform(0.0, latency_s))
@@ -69,7 +70,8 @@ def test_replies_in_pieces(wires, rng):
 def test_errors_and_pushed_messages():
     """Errors are values, inside of lists too; what the server pushes comes only to those who want it."""
     wire = b"*1\r\n-ERR inside\r\n>2\r\n+message\r\n+x\r\n-WRONGTYPE no\r\n"
-    inner, outer = RespReader().feed(wire)
+    reader: Any = RespReader()
+    inner, outer = reader.feed(wire)
     assert inner[0].text == "ERR inside"
     assert (outer.code, outer.text) == ("WRONGTYPE", "WRONGTYPE no")
     assert [b"message", b"x"] in RespReader().feed(wire, keeps_pushed=True)
@@ -78,10 +80,12 @@ def test_errors_and_pushed_messages():
 @given(st.binary(min_size=1, max_size=200))
 def test_any_bytes(data):
     """Bytes that are no RESP raise one typed error, or are waited for."""
+    kinds = []
     try:
         RespReader().feed(data)
     except StoreError as exc:
-        assert exc.kind == "foreign"
+        kinds.append(exc.kind)
+    assert kinds in ([], ["foreign"])
 
 
 def test_packing():
@@ -261,7 +265,7 @@ async def test_a_reply_for_nobody(autojump_clock):
 
 
 async def test_half_a_command_is_never_left(autojump_clock):
-    """A cancel in the midst of sending waits for the rest to be sent: the next command is whole, and so is its reply."""
+    """A cancel in the midst of sending waits for the rest to be sent: the next command is whole."""
     ours, theirs = trio.testing.lockstep_stream_pair()
     connection = RespConnection(closable(ours), name="the server")
     received = bytearray()

@@ -62,6 +62,7 @@ async def test_sentinels(record_property, failovers):
 
             await wait_for(is_synced)
             url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main"
+            start = 0.0
             async with RedisStore(url, timeout_s=10) as store:
                 for number in range(20):
                     await store.append("k", [b"%d" % number], expected_version=number)
