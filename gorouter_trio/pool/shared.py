@@ -476,6 +476,7 @@ class SharedLimits:
         self._wanted = trio.Event()
         self._asked = self._failed = 0
         self._failure = ""
+        self._is_down = False
         self._gate: BudgetGate | None = None
         self.on_refill: Callable[[], None] = _do_nothing
         """Called when more may be at hand; set by the pool."""
@@ -583,13 +584,16 @@ class SharedLimits:
         self._asked += 1
         failed = self._failed
         await contain(partial(part.sync, self.backend), report=self._note)
-        if self._failed != failed:
+        if self._failed == failed:
+            self._is_down = False
+        else:
             await trio.sleep(_RETRY_S * self._rng.uniform(0.5, 1.0))
 
     def _note(self, error: Exception) -> None:
         self._failed += 1
-        if str(error) != self._failure:
-            _LOG.warning("shared limits cannot be had: %s", error)
+        if not self._is_down:
+            _LOG.warning("shared limits cannot be had, requests may have to wait: %s", error)
+        self._is_down = True
         self._failure = str(error)
 
     async def close(self) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING, Final, Literal, Self, cast
 
 import trio
 
 from ..errors import ConfigError
+from ..stores.redis_server import inspect_server
 from ..transport.resp_client import RedisClient, RedisExecutor, RedisScript
 from .shared import MoneyGrant, RateGrant, SlotGrant
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from .shared import MoneyAsk, RateAsk, SlotAsk
 
 __all__ = ["RedisLimits"]
+
+_LOG = logging.getLogger("gorouter_trio.shared")
 
 
 def _script(source: str) -> RedisScript:
@@ -151,6 +155,7 @@ class RedisLimits:
         )
         self._prefix = prefix
         self._lost = lost
+        self._is_inspected = False
 
     def __repr__(self) -> str:
         return f"<RedisLimits on {self._client!r}, prefix {self._prefix!r}>"
@@ -196,6 +201,8 @@ class RedisLimits:
             ask.least_nano,
             ask.held_nano,
         )
+        if not self._is_inspected:
+            await self._inspect()
         mine, spent, _ = cast("tuple[bytes, bytes, bytes]", await self._run(_MONEY, f"budget:{name}", args))
         return MoneyGrant(int(mine), int(spent))
 
@@ -212,6 +219,18 @@ class RedisLimits:
             await self._client.aclose()
         else:
             await trio.lowlevel.checkpoint()
+
+    async def _inspect(self) -> None:
+        """Warn of a server that would forget what was spent."""
+        self._is_inspected = True
+        ask = self._client.execute_again if isinstance(self._client, RedisClient) else self._client.execute
+        try:
+            report = await inspect_server(ask, has_ttl=False)
+        except BaseException:
+            self._is_inspected = False
+            raise
+        for warning in report.warnings:
+            _LOG.warning("%r, which keeps budgets: %s", self._client, warning)
 
     async def _run(self, script: RedisScript, name: str, args: Sequence[Argument]) -> Reply:
         key = f"{{{self._prefix}}}:{name}"

@@ -103,6 +103,7 @@ class SessionOwnership:
         self._has_returned = trio.Event()
         self._taken = self._lost = 0
         self._failure = ""
+        self._is_down = False
 
     def __repr__(self) -> str:
         return f"<SessionOwnership of {self.owner}: {len(self._held)} sessions held>"
@@ -172,7 +173,9 @@ class SessionOwnership:
         held = [lease for lease in self._held.values() if lease.token != _ANY_TOKEN]
         if not held:
             return
-        for lease in await self._leasing.renew_leases(held, lease_s=self.lease_s):
+        lost = await self._leasing.renew_leases(held, lease_s=self.lease_s)
+        self._is_down = False
+        for lease in lost:
             if self._held.get(lease.key) is lease:
                 self._lost += 1
                 _LOG.warning("session %r was taken over by another process while a turn of it ran", lease.key)
@@ -180,6 +183,9 @@ class SessionOwnership:
     def _note(self, error: Exception) -> None:
         """Leases that could not be renewed or returned end by themselves."""
         self._failure = str(error)
+        if self._is_down:
+            return
+        self._is_down = True
         _LOG.warning("leases of sessions could not be renewed or returned: %s", error)
 
 
