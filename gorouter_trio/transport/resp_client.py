@@ -148,8 +148,8 @@ class RedisClient:
 
     @property
     def connected(self) -> int:
-        """How many connections were made so far: another number may mean another server."""
-        return self._settings.connected
+        """How many shared connections to the server of the URL were made so far: each may be to another one."""
+        return self._link.made
 
     @property
     def is_cluster(self) -> bool:

@@ -192,6 +192,7 @@ class RedisLink:
         self._failure: StoreError | None = None
         self.connection: RespConnection | None = None
         self.old = [0, 0, 0]
+        self.made = 0
 
     async def ready(self, deadline: float) -> RespConnection:
         """The connection that is open, or a new one; raises `StoreError`, at the deadline the last attempt's."""
@@ -227,6 +228,7 @@ class RedisLink:
             return
         self._backoff.succeed()
         self._failure = None
+        self.made += 1
 
     def drop(self, connection: RespConnection, why: str) -> None:
         """This connection is of no use any more: its node has another part now."""
