@@ -88,6 +88,7 @@ from .errors import SecurityError as SecurityError
 from .errors import SessionBusyError as SessionBusyError
 from .errors import SessionConflictError as SessionConflictError
 from .errors import SessionError as SessionError
+from .errors import SessionNotFoundError as SessionNotFoundError
 from .errors import StoreError as StoreError
 from .errors import StoreErrorKind as StoreErrorKind
 from .errors import StreamBrokenError as StreamBrokenError
@@ -134,10 +135,12 @@ from .pool.prices import PricesRefreshed as PricesRefreshed
 from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
+from .runtime_events import AccountingFailed as AccountingFailed
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
 from .runtime_events import ChatFinished as ChatFinished
 from .runtime_events import ChatStarted as ChatStarted
+from .runtime_events import CostUnknown as CostUnknown
 from .runtime_events import HandlerFailed as HandlerFailed
 from .runtime_events import HookFailed as HookFailed
 from .runtime_events import PluginFailed as PluginFailed
@@ -266,6 +269,7 @@ from .wire.toolcalls import ToolStatus as ToolStatus
 __all__ = [
     "AccessDeniedError",
     "AccountStatistics",
+    "AccountingFailed",
     "ActorGoneError",
     "AliasTarget",
     "Annotation",
@@ -325,6 +329,7 @@ __all__ = [
     "CostSnapshot",
     "CostSums",
     "CostTracker",
+    "CostUnknown",
     "Credits",
     "DangerousArgumentError",
     "DeadlineExceededError",
@@ -451,6 +456,7 @@ __all__ = [
     "SessionConfig",
     "SessionConflictError",
     "SessionError",
+    "SessionNotFoundError",
     "SessionRef",
     "SessionStatistics",
     "StoreError",

@@ -29,6 +29,7 @@ from .wire.codec import decode_json, encode_json, encode_message, encode_options
 if TYPE_CHECKING:
     from ._bus import EventBus
     from .runtime_events import RuntimeEvent
+    from .tools.registry import ToolSet
     from .wire.result import ChatResult
 
 __all__ = ["Chain", "ChatState", "Hook", "Middleware", "Next"]
@@ -41,13 +42,25 @@ class ChatState:
     """What a middleware and the hooks of one chat share, and may change.
 
     `messages` and `options` are the request in wire names, decoded when they are first looked at; change
-    them before the chat is sent, or put others in their place. `result` is the answer: None until there is
+    them before the chat is sent, or put others in their place. `tools` are those that are run here, and may be
+    exchanged as well: the request then offers the new ones. `result` is the answer: None until there is
     one, and settable, also without anything having been sent. `meta` is free for notes between extensions.
     """
 
-    __slots__ = ("_decoded_messages", "_decoded_options", "_messages", "_options", "meta", "result")
+    __slots__ = (
+        "_decoded_messages",
+        "_decoded_options",
+        "_messages",
+        "_options",
+        "_tools",
+        "meta",
+        "result",
+        "tools_were_changed",
+    )
 
-    def __init__(self, options: bytes, messages: bytes) -> None:
+    def __init__(self, options: bytes, messages: bytes, tools: ToolSet | None = None) -> None:
+        self._tools = tools
+        self.tools_were_changed = False
         self._options = options
         self._messages = messages
         self._decoded_options: dict[str, object] | None = None
@@ -65,6 +78,16 @@ class ChatState:
     @options.setter
     def options(self, options: dict[str, object]) -> None:
         self._decoded_options = options
+
+    @property
+    def tools(self) -> ToolSet | None:
+        """The tools that are run here."""
+        return self._tools
+
+    @tools.setter
+    def tools(self, tools: ToolSet | None) -> None:
+        self._tools = tools
+        self.tools_were_changed = True
 
     @property
     def messages(self) -> list[dict[str, object]]:

@@ -2,155 +2,146 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
-from ._chain import ChatState
-from ._turns import Finish, Rounds, TurnExtras, TurnRequest
+from ._loan import TurnLoan, patience
+from ._loop import LoopServices, TurnLoop
+from ._plain import ChatJournal, StreamJournal
+from ._stream import ChatStream
+from ._turns import TurnRequest
 from .errors import GorouterError
-from .pool.retry import warrants_fallback
 from .pool.streams import ChatReader, begin_reading
-from .runtime_events import ChatContext
-from .wire.codec import decode_completion, kept, to_message
-from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
+from .wire.codec import decode_completion, encode_json, kept, split_object, to_message
+from .wire.mail import CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
-    from ._chain import Chain
+    from ._gate import Gate
+    from ._turns import TurnExtras
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
-__all__ = ["ChatPipeline", "Commit"]
+__all__ = ["ChatPipeline"]
 
-Commit: TypeAlias = "Callable[[ChatResult[object]], Awaitable[None]]"
-"""Makes an answer durable, before anybody is told of it."""
+_LEAVE_S = 10.0
 
 
 class ChatPipeline:
-    """Turns in, results or readers out."""
+    """Turns in, results or streams out. Loops of streams run in the nursery given."""
 
-    __slots__ = ("_chain", "_chat_ids", "_pool", "_wall")
+    __slots__ = ("_gate", "_loop", "_loops", "_nursery", "_pool", "_wall")
 
-    def __init__(self, pool: Pool, chain: Chain, *, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        loops: LoopServices,
+        *,
+        gate: Gate,
+        nursery: trio.Nursery,
+        wall: Callable[[], float],
+    ) -> None:
         self._pool = pool
-        self._chain = chain
-        self._chat_ids = itertools.count(1)
+        self._loops = loops
+        self._loop = TurnLoop(loops)
+        self._gate = gate
+        self._nursery = nursery
         self._wall = wall
 
-    async def run(self, request: TurnRequest, commit: Commit | None = None) -> ChatResult[object]:
-        """One whole turn, given up at its deadline; no wait before a retry goes beyond it.
+    def loop(self, extras: TurnExtras | None) -> TurnLoop | None:
+        """The loop that turns with these extras need now; None where one request is all there is to them."""
+        if extras is not None and (extras.has_rounds or not self._loops.chain.is_empty):
+            return TurnLoop(self._loops, extras)
+        return None if self._loops.chain.is_empty else self._loop
 
-        `commit` is awaited with the answer before anybody else sees it. Raises the errors of `Pool.request`,
-        of the extensions and of `commit`, and `InvalidOutputError`; cancelling stops the request.
+    async def run(self, request: TurnRequest, extras: TurnExtras | None = None) -> ChatResult[object]:
+        """One whole chat, given up at its deadline; no wait before a retry goes beyond it.
+
+        Raises the errors of `Gate.admit`, of `Pool.request` and of `TurnLoop`; cancelling stops the request.
         """
-        if self._chain.is_empty:
-            return await self._run_rounds(request, commit)
-        state = ChatState(request.options, request.messages())
-        innermost = partial(self._run_changed, request, state, commit=commit)
-        return await self._chain.run(self._context(request), state, innermost)
+        loop = self.loop(await self._admit(extras))
+        if loop is None:
+            return await self.send(request.call())
+        return await loop(ChatJournal(request, self.send))
 
-    async def _run_changed(self, request: TurnRequest, state: ChatState, *, commit: Commit | None) -> None:
-        state.result = await self._run_rounds(request.as_changed(state), commit)
-
-    async def _run_rounds(self, request: TurnRequest, commit: Commit | None) -> ChatResult[object]:
-        result: ChatResult[object]
-        if request.extras is None:
-            result = await self._pool.request(request.call(), self._decode)
-        else:
-            result = await self._ask_until_done(request, request.extras)
-        if commit is not None:
-            await commit(result)
-        return result
-
-    async def _ask_until_done(self, request: TurnRequest, extras: TurnExtras) -> ChatResult[object]:
-        rounds = Rounds(extras)
-        added: tuple[bytes, ...] = ()
-        last: ChatResult | None = None
-        while True:
+    @asynccontextmanager
+    async def stream(
+        self, request: TurnRequest, extras: TurnExtras | None = None, *, raw_chunks: bool = False
+    ) -> AsyncIterator[ChatStream[object]]:
+        """One streamed chat. Entering waits for its first data; leaving early stops the server."""
+        loop = self.loop(await self._admit(extras))
+        if loop is None:
+            reader = await self.open_reader(request.call(streaming=True))
             try:
-                last = await self._ask_models(request, added, extras)
-            except GorouterError as exc:
-                # The rounds before it were paid for.
-                exc.partial = exc.partial or last
-                raise
-            step = rounds.take(last)
-            if isinstance(step, Finish):
-                return step.result
-            added = (*added, step.messages())
+                yield ChatStream(reader, raw_chunks=raw_chunks)
+            finally:
+                reader.close()
+            return
+        journal = StreamJournal(request, self.open_reader)
+        self._nursery.start_soon(journal.run, loop)
+        try:
+            opened = await journal.opened.wait()
+        except BaseException:
+            journal.leave()
+            raise
+        if not isinstance(opened, TurnLoan):
+            yield ChatStream.of_result(opened)
+            return
+        try:
+            yield ChatStream(opened, raw_chunks=raw_chunks)
+        except BaseException:
+            await _leave(opened)  # noqa: ASYNC102 - shields itself, bounded
+            raise
+        failure = await _leave(opened)
+        if failure is not None:
+            raise failure
 
-    async def _ask_models(self, request: TurnRequest, added: tuple[bytes, ...], extras: TurnExtras) -> ChatResult:
-        """One round: the model asked for, then each fallback until one answers."""
-        for fallback in extras.fallbacks:
-            try:
-                return await self._pool.request(request.call(added), self._decode)
-            except GorouterError as exc:
-                if not warrants_fallback(exc):
-                    raise
-            request = request.for_model(fallback)
-        return await self._pool.request(request.call(added), self._decode)
-
-    def _context(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:
-        settings = request.settings
-        return ChatContext(
-            chat_id=str(next(self._chat_ids)),
-            model=settings.model,
-            is_streamed=is_streamed,
-            session=request.session,
-            turn_id=request.turn_id,
-            tenant=settings.tenant,
-            lane=settings.lane,
-        )
-
-    async def run_body(
-        self,
-        body: bytes,
-        *,
-        settings: CallSettings = DEFAULT_SETTINGS,
-        deadline: float = math.inf,
-        flow: str = "",
-        on_sent: Callable[[], None] | None = None,
-    ) -> ChatResult:
-        """One whole chat whose body is made already; `flow` and `on_sent` are as in `HttpCall` and `Pool.request`."""
-        call = HttpCall(body=body, deadline=deadline, settings=settings, flow=flow)
+    async def send(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatResult:
+        """One whole request; `on_sent` is as in `Pool.request`, and so are the errors."""
         return await self._pool.request(call, self._decode, on_sent=on_sent)
 
     async def run_with_body(
-        self, body: bytes, settings: CallSettings, *, ambiguous_retries: int | None = None
-    ) -> tuple[ChatResult, bytes]:
-        """`run`, and the JSON of the reply as it came, without padding around it.
+        self,
+        body: bytes,
+        settings: CallSettings,
+        *,
+        extras: TurnExtras | None = None,
+        ambiguous_retries: int | None = None,
+    ) -> tuple[ChatResult[object], bytes]:
+        """A whole chat whose body is made, as a batch has it, and the JSON of its last reply without padding.
 
         `ambiguous_retries` stands in for that of the retry policy, where it is not None.
         """
+        replies: list[bytes] = []
 
-        def decode(exchange: Exchange) -> tuple[ChatResult, bytes]:
-            return self._decode(exchange), exchange.ticket.body.strip()
+        def decode(exchange: Exchange) -> ChatResult:
+            result = self._decode(exchange)
+            replies[:] = (exchange.ticket.body.strip(),)
+            return result
 
-        return await self._pool.request(
-            HttpCall(body=body, settings=settings), decode, ambiguous_retries=ambiguous_retries
-        )
+        async def send(call: HttpCall) -> ChatResult:
+            return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries)
 
-    async def open_stream(
-        self,
-        body: bytes,
-        *,
-        settings: CallSettings = DEFAULT_SETTINGS,
-        deadline: float = math.inf,
-        flow: str = "",
-        on_sent: Callable[[], None] | None = None,
-    ) -> ChatReader:
+        loop = self.loop(await self._admit(extras))
+        if loop is None:
+            return await send(HttpCall(body=body, settings=settings)), replies[0]
+        result = await loop(ChatJournal(_request_of(body, settings), send))
+        return result, replies[0] if replies else encode_json(result.message)
+
+    async def open_reader(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatReader:
         """A reader of the streamed reply, which has its first data; the caller must close it.
 
-        Opening is given up at `deadline` (trio clock); whoever reads has its own. `flow` and `on_sent` are as in
-        `HttpCall` and `Pool.request`.
+        Opening is given up at the call's deadline (trio clock); whoever reads has its own.
         """
-        call = HttpCall(body=body, streaming=True, deadline=deadline, settings=settings, flow=flow)
         return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
+
+    async def _admit(self, extras: TurnExtras | None) -> TurnExtras | None:
+        is_free = self._gate.is_open and (extras is None or extras.token is None)
+        return extras if is_free else await self._gate.admit(extras)
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
@@ -166,6 +157,7 @@ class ChatPipeline:
         ticket = exchange.ticket
         exchange.usage = reply.usage
         exchange.reply_id = reply.id
+        exchange.answered_by = reply.model
         return ChatResult(
             message=to_message(choice.message),  # type: ignore[arg-type]  # as above
             call=CallRecord(
@@ -189,3 +181,21 @@ class ChatPipeline:
                 safeguard_results=kept(reply.safeguard_results),
             ),
         )
+
+
+def _request_of(body: bytes, settings: CallSettings) -> TurnRequest:
+    """A body in its parts."""
+    fields = split_object(body)
+    messages = bytes(fields.pop("messages"))[1:-1]
+    return TurnRequest(encode_json(fields), (messages,), settings=settings)
+
+
+async def _leave(loan: TurnLoan) -> GorouterError | None:
+    """Give the loan back, and wait until its turn has ended; returns what was wrong with that."""
+    loan.give_back()
+    try:
+        with patience(_LEAVE_S):
+            await loan.saved.wait()
+    except GorouterError as exc:
+        return exc
+    return None

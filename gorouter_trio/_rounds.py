@@ -1,16 +1,18 @@
-"""What a loop of tool rounds and the owner of a turn are to each other.
+"""What a loop of rounds and the owner of a turn are to each other.
 
-A turn with tools is a loop: send, and as long as the answer calls tools, run them and send again. The loop knows
-nothing of where the conversation is kept; whoever owns that gives it a `RoundJournal`, and each step is written
-down before the next one is begun. The whole loop, for whole and for streamed turns alike, is::
+A turn that takes more than one request is a loop: send, and as long as the answer calls tools, run them and send
+again. The loop knows nothing of where the conversation is kept; whoever owns that gives it a `RoundJournal`, and
+each step is written down before the next one is begun. `_loop.TurnLoop` is the loop of this package, for whole and
+for streamed turns alike; the bones of it are::
 
     async def run(journal: RoundJournal) -> ChatResult:
-        if journal.pending is not None:                    # taken up again after a crash or a parking
+        if journal.open_calls:                             # taken up again after a crash or a parking
             await answer_calls(journal, journal.pending)
         while True:
             answer = await journal.send()
             if not answer.message.tool_calls or rounds are used up:
-                return answer                              # its calls, if any, are closed by the owner
+                await journal.commit(answer)               # its calls, if any, are closed by the owner
+                return answer
             await journal.called(answer)
             await answer_calls(journal, answer.message)
 
@@ -35,11 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
+    from ._turns import TurnRequest
     from .events import StreamEvent
     from .wire.messages import AssistantMessage, ToolMessage
     from .wire.result import ChatResult
 
-__all__ = ["Question", "RoundJournal", "TakeRounds"]
+__all__ = ["Question", "RoundJournal", "TakeRounds", "has_tools"]
 
 
 class Question(Struct, frozen=True):
@@ -65,6 +68,18 @@ class RoundJournal(Protocol):
     """On the trio clock, `inf` for none: until when the asker wants the whole turn."""
 
     @property
+    def session(self) -> str | None:
+        """The key of the session whose turn it is."""
+
+    @property
+    def turn_id(self) -> str | None:
+        """The id of the turn, in a session."""
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether somebody reads the answers as they come."""
+
+    @property
     def pending(self) -> AssistantMessage | None:
         """The answer whose calls have no results yet; set where a turn is taken up in the middle of a round."""
 
@@ -76,14 +91,26 @@ class RoundJournal(Protocol):
     def in_doubt(self) -> frozenset[str]:
         """Those among them that may have been carried out in an earlier life; only harmless ones may be repeated."""
 
-    async def send(self) -> ChatResult:
-        """Send the conversation as it is now, and return the answer; of a stream, once its reader has read it."""
+    def request(self) -> TurnRequest:
+        """The conversation as it is now: what `send` sends where it is given nothing else."""
+
+    async def send(self, request: TurnRequest | None = None) -> ChatResult:
+        """Send the conversation, or `request`, and return the answer; of a stream, once its reader has read it."""
+
+    async def discarded(self, answer: ChatResult) -> None:
+        """`answer` was paid for and is no part of the conversation: it has not the form that was asked for."""
+
+    async def commit(self, answer: ChatResult[object]) -> None:
+        """`answer` is that of the turn: on return it is as durable as it gets. Without it, what the loop returns is."""
 
     async def called(self, answer: ChatResult) -> None:
         """`answer` calls tools, and they are run next."""
 
     async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
         """What some of the open calls, or all, returned, and a report on each: any value that is written as JSON."""
+
+    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+        """`answered` for a loop that is being cancelled: what tools have done is written down as the turn ends."""
 
     async def parked(self, question: Question) -> bytes | None:
         """Wait for the reply to `question` and return it, as JSON; None when it has lapsed.
@@ -98,5 +125,10 @@ class RoundJournal(Protocol):
         """The current task, and all that it starts, is a tool of this turn: asked by it, its own session says no."""
 
 
-TakeRounds: TypeAlias = Callable[[RoundJournal], Awaitable["ChatResult"]]
+TakeRounds: TypeAlias = Callable[[RoundJournal], Awaitable["ChatResult[object]"]]
 """A loop of rounds, as above."""
+
+
+def has_tools(rounds: TakeRounds | None) -> bool:
+    """Whether a turn that waits for a tool can go on with this loop: one without tools says so by an attribute."""
+    return rounds is not None and getattr(rounds, "has_tools", True)

@@ -13,15 +13,24 @@ import trio
 
 from ._bus import EventBus
 from ._chain import Chain
+from ._gate import Gate
+from ._loop import LoopServices
 from ._pipeline import ChatPipeline
 from ._plugin_host import PluginHost, open_plugin_host
+from ._services import Services
+from ._turns import TurnEncoder
 from .config import DIRECT
-from .errors import ConfigError
+from .errors import ConfigError, PermissionDeniedError
+from .pool.accounting import Accounting, AccountingReports, AccountingService, open_accounting
+from .pool.refresh import remaining_usd
 from .pool.shared import SharedBackend, open_shared_limits
 from .pool.workers import Pool, open_pool
+from .runtime_events import AccountingFailed, CostUnknown
+from .security.simple import SimpleGuard
 from .session.directory import SessionDirectory
 from .session.ownership import open_ownership
 from .stores.memory import MemoryStore
+from .tools.supervisor import ToolSupervisor, open_supervisor
 from .transport.compression import accept_encoding
 from .transport.connector import connector
 from .transport.http import ConnectionLimits, Connector, Origin, RequestHead
@@ -29,11 +38,15 @@ from .transport.http import ConnectionLimits, Connector, Origin, RequestHead
 if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+    from decimal import Decimal
 
     from .abc import HistoryStore
     from .config import ClientConfig
     from .network import Proxy, TlsConfig
     from .secret import Secret
+    from .security.rules import ToolGuard
+    from .wire.catalog import GenerationInfo, Model
 
 __all__ = ["Runtime", "open_runtime"]
 
@@ -44,54 +57,89 @@ _DRAIN_S = 2.0
 class Runtime:
     """What a client is a face of. Made by `open_runtime`."""
 
-    __slots__ = ("bus", "chain", "config", "pipeline", "plugins", "pool", "sessions", "store")
+    __slots__ = (
+        "accounting",
+        "bus",
+        "chain",
+        "config",
+        "encoder",
+        "guard",
+        "pipeline",
+        "plugins",
+        "pool",
+        "services",
+        "sessions",
+        "store",
+        "tools",
+    )
 
     def __init__(
         self,
         config: ClientConfig,
         *,
+        accounting: Accounting,
         bus: EventBus,
         chain: Chain,
-        pool: Pool,
+        encoder: TurnEncoder,
+        guard: ToolGuard,
         pipeline: ChatPipeline,
         plugins: PluginHost,
+        pool: Pool,
+        services: Services,
         sessions: SessionDirectory,
         store: HistoryStore,
+        tools: ToolSupervisor,
     ) -> None:
-        self.config = config
+        self.accounting = accounting
         self.bus = bus
         self.chain = chain
-        self.pool = pool
+        self.config = config
+        self.encoder = encoder
+        self.guard = guard
         self.pipeline = pipeline
         self.plugins = plugins
+        self.pool = pool
+        self.services = services
         self.sessions = sessions
         self.store = store
+        self.tools = tools
 
 
 @asynccontextmanager
 async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
-    """Run the pool, and the session actors above it; `config` must be resolved.
+    """Run the pool with its accounting, the tools' supervisor, and the session actors above; `config` must be resolved.
 
-    Leaving cancels the sessions first, which save what they have, ends the plugins, then the pool, and last what
-    listens.
+    Leaving cancels the sessions and streams first, which save what they have, ends the plugins and the tools, then the
+    pool, and last what listens.
     """
+    wall = config.seams.wall
+    guard = _guard(config.security)
     origin = _origin(cast("str", config.base_url))
-    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=config.seams.wall)
+    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=wall)
     async with (
         _open_bus() as bus,
         open_shared_limits(
             cast("SharedBackend | None", config.shared), holder=config.seams.new_id(), rng=config.seams.random
         ) as shared,
         open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin), shared=shared) as pool,
-        open_plugin_host(bus, wall=config.seams.wall) as plugins,
+        _open_accounting(config, services := _services(config, pool), bus) as accounting,
+        open_supervisor(config.tools, guard=guard, wall=wall) as tools,
+        open_plugin_host(bus, wall=wall) as plugins,
         open_ownership(store, config.sessions, seams=config.seams) as ownership,
         trio.open_nursery() as nursery,
     ):
-        chain = Chain(bus, wall=config.seams.wall)
-        pipeline = ChatPipeline(pool, chain, wall=config.seams.wall)
+        pool.charge_to(accounting)
+        if shared is not None:
+            shared.share_budget(accounting.gate)
+        chain = Chain(bus, wall=wall)
+        encoder, gate = TurnEncoder(), Gate(guard, wall=wall)
+        loops = LoopServices(chain, tools, limits=config.tools, wall=wall)
+        pipeline = ChatPipeline(pool, loops, gate=gate, nursery=nursery, wall=wall)
         sessions = SessionDirectory(
             nursery,
             pipeline=pipeline,
+            encoder=encoder,
+            gate=gate,
             store=store,
             config=config.sessions,
             seams=config.seams,
@@ -99,20 +147,79 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             ownership=ownership,
         )
         nursery.start_soon(sessions.run)
+        if hasattr(guard, "run_events"):
+            await nursery.start(guard.run_events)
         try:
             yield Runtime(
                 config,
+                accounting=accounting,
                 bus=bus,
                 chain=chain,
-                pool=pool,
+                encoder=encoder,
+                guard=guard,
                 pipeline=pipeline,
                 plugins=plugins,
+                pool=pool,
+                services=services,
                 sessions=sessions,
                 store=store,
+                tools=tools,
             )
         finally:
             sessions.close()
             nursery.cancel_scope.cancel()
+
+
+def _guard(given: object | None) -> ToolGuard:
+    """What stands in front of tools and turns; without a setting, the rules that tools declare."""
+    if given is None:
+        return SimpleGuard()
+    if hasattr(given, "default_policy"):
+        # A configuration. What only a manager needs is not loaded without one.
+        from .security.config import SecurityConfig
+        from .security.manager import SecurityManager
+
+        if isinstance(given, SecurityConfig):
+            return SecurityManager(given)
+    if not (callable(getattr(given, "check", None)) and callable(getattr(given, "audit", None))):
+        raise ConfigError(
+            f"security: must be a SecurityConfig, a SecurityManager or a guard of tools, not a {type(given).__name__}"
+        )
+    return cast("ToolGuard", given)
+
+
+def _services(config: ClientConfig, pool: Pool) -> Services:
+    return Services(
+        pool, read_retries=config.retry.max_retries, total_s=config.deadlines.total_s, wall=config.seams.wall
+    )
+
+
+def _open_accounting(
+    config: ClientConfig, services: Services, bus: EventBus
+) -> AbstractAsyncContextManager[Accounting]:
+    wall = config.seams.wall
+
+    async def models() -> list[Model]:
+        return await services.models("/models", {})
+
+    async def generation(generation_id: str) -> GenerationInfo:
+        return await services.generation(generation_id, polls=1)
+
+    async def left_usd() -> Decimal | None:
+        key = await services.key()
+        try:
+            balance = await services.credits()
+        except PermissionDeniedError:
+            # Only some keys may ask.
+            balance = None
+        return remaining_usd(balance, key)
+
+    reports = AccountingReports(
+        prices=bus.emit,
+        lost=lambda row: bus.emit(CostUnknown(at_s=wall(), row=row)),
+        error=lambda error: bus.emit(AccountingFailed(at_s=wall(), error=error)),
+    )
+    return open_accounting(config, AccountingService(models, generation, left_usd), reports=reports)
 
 
 @asynccontextmanager

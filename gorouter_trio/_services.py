@@ -121,6 +121,9 @@ class Services:
 
         def decode(exchange: Exchange) -> EmbeddingResult:
             reply = decode_embeddings(exchange.ticket.body)
+            exchange.usage = reply.usage
+            exchange.reply_id = reply.id
+            exchange.answered_by = reply.model
             return EmbeddingResult(
                 data=reply.data or [],
                 model=reply.model,
@@ -140,6 +143,9 @@ class Services:
         ticket = exchange.ticket
         reply = decode_text_completion(ticket.body)
         choice = reply.choices[0]  # type: ignore[index]  # decode_text_completion has seen it
+        exchange.usage = reply.usage
+        exchange.reply_id = reply.id
+        exchange.answered_by = reply.model
         call = CallRecord(
             generation_id=reply.id or exchange.generation_id,
             model=reply.model,

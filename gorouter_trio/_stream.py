@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, cast
 
 import trio
 from msgspec import UNSET
@@ -26,9 +26,11 @@ from .events import (
 )
 from .wire.attachments import read_annotations, read_audio, read_images, read_texts, read_thoughts
 from .wire.merge import CallMerge
+from .wire.result import T_co
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from typing import TypeVar
 
     import msgspec
 
@@ -52,11 +54,11 @@ class ChunkSource(Protocol):
     async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
         """The next chunks, all that arrived together, or, as a tuple, events; an empty list at the end."""
 
-    def result(self) -> ChatResult:
+    def result(self) -> ChatResult[object]:
         """The answer from everything that was read."""
 
 
-class ChatStream:
+class ChatStream(Generic[T_co]):
     """A streamed answer, open inside `async with client.stream(...)`.
 
     Iterate it for events, or iterate `text` for the text alone, or await `collect()` for the
@@ -73,13 +75,13 @@ class ChatStream:
         self._raw_chunks = raw_chunks
         self._events: list[StreamEvent] = []
         self._position = 0
-        self._result: ChatResult | None = None
+        self._result: ChatResult[T_co] | None = None
         self._calls: CallMerge | None = None
         self._has_reasoning_text = False
         self._is_over = False
 
     @classmethod
-    def of_result(cls, result: ChatResult) -> ChatStream:
+    def of_result(cls, result: ChatResult[T_co]) -> ChatStream[T_co]:
         """A stream that gives out a stored answer: a session turn asked again by its `turn_id`.
 
         There are no chunks of it any more: `raw_chunks` adds nothing.
@@ -99,13 +101,13 @@ class ChatStream:
         return TextStream(self)
 
     @property
-    def result(self) -> ChatResult:
+    def result(self) -> ChatResult[T_co]:
         """The whole answer; raises `StreamNotFinishedError` before the stream has ended."""
         if self._result is None:
             raise StreamNotFinishedError("the stream has not ended; iterate it, or await collect()")
         return self._result
 
-    async def collect(self) -> ChatResult:
+    async def collect(self) -> ChatResult[T_co]:
         """Read to the end and return the whole answer."""
         async for _event in self:
             pass
@@ -120,9 +122,9 @@ class ChatStream:
         on_event: Handler[StreamEvent] | None = None,
         on_tool_executing: Handler[ToolStarted] | None = None,
         on_tool_result: Handler[ToolFinished] | None = None,
-        on_complete: Handler[ChatResult] | None = None,
+        on_complete: Handler[ChatResult[T_co]] | None = None,
         on_error: Handler[GorouterError] | None = None,
-    ) -> ChatResult:
+    ) -> ChatResult[T_co]:
         """Read to the end, call what was given for each piece, and return the whole answer.
 
         A handler is a function or an async one; the next piece waits for it, and an error that it
@@ -159,7 +161,7 @@ class ChatStream:
         await _call(on_complete, self.result)
         return self.result
 
-    def __aiter__(self) -> ChatStream:
+    def __aiter__(self) -> ChatStream[T_co]:
         return self
 
     async def __anext__(self) -> StreamEvent:
@@ -191,7 +193,7 @@ class ChatStream:
                 self._events = self._make_events(found)
             if self._events:
                 return
-        self._result = self._source.result()
+        self._result = cast("ChatResult[T_co]", self._source.result())
         self._events = [_finish_of(self._result)]
 
     def _make_events(self, chunks: list[ChatChunk]) -> list[StreamEvent]:
@@ -267,7 +269,7 @@ class ChatStream:
 class TextStream:
     """The text of a `ChatStream`, as an async iterator of strings."""
 
-    def __init__(self, stream: ChatStream) -> None:
+    def __init__(self, stream: ChatStream[object]) -> None:
         self._stream = stream
 
     def __aiter__(self) -> TextStream:
@@ -283,7 +285,7 @@ class TextStream:
 class _NothingToRead:
     """The source of a stored answer."""
 
-    def __init__(self, answer: ChatResult) -> None:
+    def __init__(self, answer: ChatResult[object]) -> None:
         self._answer = answer
 
     @property
@@ -294,11 +296,11 @@ class _NothingToRead:
         await trio.lowlevel.checkpoint()
         return []
 
-    def result(self) -> ChatResult:
+    def result(self) -> ChatResult[object]:
         return self._answer
 
 
-def _events_of(result: ChatResult) -> list[StreamEvent]:
+def _events_of(result: ChatResult[object]) -> list[StreamEvent]:
     """A whole answer as events, one a kind and call; the finish is not among them."""
     message = result.message
     events: list[StreamEvent] = []
@@ -319,7 +321,7 @@ def _events_of(result: ChatResult) -> list[StreamEvent]:
     return events
 
 
-def _finish_of(result: ChatResult) -> StreamFinished:
+def _finish_of(result: ChatResult[object]) -> StreamFinished:
     return StreamFinished(
         finish_reason=result.finish_reason, native_finish_reason=result.native_finish_reason, usage=result.usage
     )

@@ -1,54 +1,71 @@
 """A turn before it is sent, and what follows its answers: values and decisions, no waiting.
 
 A turn is what its caller sees as one: a chat, a stream, a turn of a session. It has one round for each
-request to a model: the last round gives the answer; those before it gave one without the right form.
+request to a model: the last round gives the answer; those before it called tools, or gave an answer that had
+not the form that was asked for.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias, cast
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from ._output import AnswerForm, FormCache, OutputPolicy
+from .config import ToolLimits
 from .errors import BadRequestError, DecodeError, InvalidOutputError
+from .secret import Secret
+from .security.rules import Principal
+from .tools.registry import Tool, ToolSet
+from .tools.turn import ApprovalDecision, ApprovalRequest
 from .wire.codec import encode_call, encode_message, join_body, join_options
 from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
-from .wire.messages import AssistantMessage, UserMessage
+from .wire.messages import AssistantMessage, ToolCall, UserMessage
 from .wire.requests import AskKeywords, ChatKeywords, JsonObject
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from typing import Literal
 
-    from ._chain import ChatState
+    from .wire.toolcalls import ToolCallReport
 
 __all__ = [
+    "Approve",
     "AskAgain",
     "AskTurnKeywords",
+    "CallTools",
+    "EncodedTurn",
     "Finish",
     "NextStep",
     "Rounds",
+    "TurnEncoder",
     "TurnExtras",
     "TurnKeywords",
     "TurnRequest",
-    "encode_turn",
 ]
+
+Approve: TypeAlias = Callable[[ApprovalRequest], Awaitable[ApprovalDecision | None]]
+"""Asked before a sensitive tool runs; None leaves the question to somebody else, or the call undone."""
 
 
 class AskTurnKeywords(AskKeywords, total=False):
     """The keyword arguments of `client.ask`: those of a request, and those of a turn.
 
     `response_schema` is a JSON schema that the answer must follow, and `output` how strictly; `fallbacks` are
-    models to ask, in order, when the one before has failed for reasons of its own.
+    models to ask, in order, when the one before has failed for reasons of its own. `tool_limits` bounds the tools
+    among `tools` that are functions, which are run here; `approve` is asked before one runs that is sensitive.
+    `access_token` says who asks, where the client has `security`.
     """
 
     response_schema: JsonObject
     output: OutputPolicy
     fallbacks: Sequence[str]
+    tool_limits: ToolLimits
+    approve: Approve
+    access_token: str | Secret
 
 
 class TurnKeywords(ChatKeywords, total=False):
@@ -57,60 +74,149 @@ class TurnKeywords(ChatKeywords, total=False):
     response_schema: JsonObject
     output: OutputPolicy
     fallbacks: Sequence[str]
+    tool_limits: ToolLimits
+    approve: Approve
+    access_token: str | Secret
 
 
-_EXTRAS = frozenset({"response_type", "response_schema", "output", "fallbacks"})
+_FORM = ("response_type", "response_schema", "output")
+_EXTRAS = frozenset({*_FORM, "fallbacks", "tools", "tool_limits", "approve", "access_token"})
+_CACHED_TOOLS = 256
 
 
 class TurnExtras(Struct, frozen=True, kw_only=True):
-    """What a turn needs besides its requests: the form of its answer, and models to fall back on."""
+    """What a turn needs besides its requests.
+
+    The form of its answer, models to fall back on, tools that are run here with their limits and who approves of
+    them, and who asks: the token before it was looked at, the principal after that.
+    """
 
     form: AnswerForm | None = None
     fallbacks: tuple[str, ...] = ()
+    tools: ToolSet | None = None
+    limits: ToolLimits | None = None
+    approve: Approve | None = None
+    token: Secret | None = None
+    principal: Principal | None = None
+
+    @property
+    def has_rounds(self) -> bool:
+        """Whether one request may not be all; who asks alone changes nothing about the requests."""
+        return self.form is not None or bool(self.fallbacks) or self.tools is not None
 
 
-def encode_turn(
-    keywords: Mapping[str, object],
-    *,
-    forms: FormCache,
-    beneath: CallSettings = DEFAULT_SETTINGS,
-    extras: TurnExtras | None = None,
-) -> tuple[bytes, CallSettings, TurnExtras | None]:
-    """The keyword arguments of a turn: encoded options, settings, and extras, where there are any.
+EncodedTurn: TypeAlias = tuple[bytes, CallSettings, TurnExtras | None]
+"""Encoded options, what is known of them, and the extras, where there are any."""
 
-    What is not given is as in `beneath` and `extras`. Raises as `encode_call`; `ConfigError` for a type or a
-    schema that cannot be asked for.
-    """
-    if _EXTRAS.isdisjoint(keywords):
-        return (*encode_call(cast("ChatKeywords", keywords), beneath=beneath), extras)
-    given = dict(keywords)
-    form = forms.get(given.pop("response_type", None), given.pop("response_schema", None), given.pop("output", None))
-    fallbacks = _fallbacks(given.pop("fallbacks", None))
-    extras = extras or TurnExtras()
-    if form is not None:
+
+class TurnEncoder:
+    """Makes requests of keyword arguments. One for a client: what is made of types and tools is kept for the next."""
+
+    def __init__(self) -> None:
+        self._forms = FormCache()
+        self._tools: dict[tuple[object, ...], ToolSet] = {}
+
+    def encode(
+        self,
+        keywords: Mapping[str, object],
+        *,
+        beneath: CallSettings = DEFAULT_SETTINGS,
+        extras: TurnExtras | None = None,
+    ) -> EncodedTurn:
+        """The keyword arguments of a turn; what is not given is as in `beneath` and `extras`.
+
+        Raises as `encode_call`; `ConfigError` for a type, a schema or a tool that cannot be.
+        """
+        if _EXTRAS.isdisjoint(keywords):
+            return (*encode_call(cast("ChatKeywords", keywords), beneath=beneath), extras)
+        given = dict(keywords)
+        changes: dict[str, object] = {}
+        self._take_form(given, changes)
+        self._take_tools(given, changes)
+        if "fallbacks" in given:
+            changes["fallbacks"] = _fallbacks(given.pop("fallbacks"))
+        changes |= _taken(given, "limits", "tool_limits", kind=ToolLimits)
+        if "approve" in given:
+            changes["approve"] = _callable(given.pop("approve"))
+        if given.get("access_token") is not None:
+            changes["token"] = _secret(given["access_token"])
+        given.pop("access_token", None)
+        if changes:
+            extras = msgspec.structs.replace(extras or TurnExtras(), **changes)
+        return (*encode_call(cast("ChatKeywords", given), beneath=beneath), extras)
+
+    def _take_form(self, given: dict[str, object], changes: dict[str, object]) -> None:
+        form = self._forms.get(*(given.pop(name, None) for name in _FORM))
+        if form is None:
+            return
         if "response_format" in given:
             raise BadRequestError("response_format: is made from the response type; give one of them", status=400)
         given["response_format"] = form.response_format
-    extras = TurnExtras(form=form or extras.form, fallbacks=extras.fallbacks if fallbacks is None else fallbacks)
-    return (*encode_call(cast("ChatKeywords", given), beneath=beneath), extras)
+        changes["form"] = form
+
+    def _take_tools(self, given: dict[str, object], changes: dict[str, object]) -> None:
+        """Tools that are functions are run here; definitions alone are the caller's affair."""
+        tools = given.get("tools")
+        if tools is None or isinstance(tools, (str, bytes, Mapping)) or not isinstance(tools, Iterable):
+            return
+        sources = tuple(tools)
+        if not any(callable(source) or isinstance(source, Tool) for source in sources):
+            changes["tools"] = None
+            return
+        chosen = self._tool_set(sources)
+        given["tools"] = chosen.definitions
+        changes["tools"] = chosen
+
+    def _tool_set(self, sources: tuple[object, ...]) -> ToolSet:
+        try:
+            known = self._tools.get(sources)
+        except TypeError:
+            # Definitions as mappings have no hash.
+            return ToolSet(cast("Sequence[Tool[..., object]]", sources))
+        if known is None:
+            known = self._tools[sources] = ToolSet(cast("Sequence[Tool[..., object]]", sources))
+            if len(self._tools) > _CACHED_TOOLS:
+                del self._tools[next(iter(self._tools))]
+        return known
 
 
-def _fallbacks(given: object) -> tuple[str, ...] | None:
-    if given is None:
-        return None
+def _taken(given: dict[str, object], field: str, name: str, *, kind: type) -> dict[str, object]:
+    if name not in given:
+        return {}
+    value = given.pop(name)
+    if not isinstance(value, kind):
+        raise BadRequestError(f"{name}: must be {kind.__name__}, not a {type(value).__name__}", status=400)
+    return {field: value}
+
+
+def _callable(given: object) -> object:
+    if given is not None and not callable(given):
+        raise BadRequestError(f"approve: must be an async function of an ApprovalRequest, not {given!r}", status=400)
+    return given
+
+
+def _secret(given: object) -> Secret:
+    if isinstance(given, Secret):
+        return given
+    if not isinstance(given, str):
+        raise BadRequestError(f"access_token: must be a text, not a {type(given).__name__}", status=400)
+    return Secret(given)
+
+
+def _fallbacks(given: object) -> tuple[str, ...]:
     if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(m, str) and m for m in given):
         raise BadRequestError(f"fallbacks: must be a list of model names, not {given!r}", status=400)
     return tuple(given)
 
 
 class TurnRequest:
-    """One turn before it is sent.
+    """A request of a turn before it is sent.
 
     `options` is an encoded object; `pieces` are encoded messages, joined by commas, in as many places as they
-    stand in; `settings` is what is known of both. `deadline` is on the trio clock.
+    stand in; `settings` is what is known of both. `deadline` is on the trio clock. `purpose` is for the ledger.
     """
 
-    __slots__ = ("deadline", "extras", "options", "pieces", "session", "settings", "turn_id")
+    __slots__ = ("deadline", "options", "pieces", "purpose", "session", "settings", "turn_id")
 
     def __init__(
         self,
@@ -118,52 +224,71 @@ class TurnRequest:
         pieces: tuple[bytes | bytearray, ...],
         *,
         settings: CallSettings = DEFAULT_SETTINGS,
-        extras: TurnExtras | None = None,
         deadline: float = math.inf,
         session: str | None = None,
         turn_id: str | None = None,
+        purpose: Literal["chat", "tool_round", "reask"] = "chat",
     ) -> None:
         self.options = options
         self.pieces = pieces
         self.settings = settings
-        self.extras = extras
         self.deadline = deadline
         self.session = session
         self.turn_id = turn_id
+        self.purpose = purpose
 
-    def call(self, added: tuple[bytes, ...] = (), *, streaming: bool = False) -> HttpCall:
-        """The HTTP request of a round; `added` are the messages that the rounds before it have added."""
-        pieces = (*self.pieces, *added) if added else self.pieces
-        body = join_body(self.options, pieces, streaming=streaming)
-        flow = self.session or ""
-        return HttpCall(body=body, streaming=streaming, deadline=self.deadline, settings=self.settings, flow=flow)
+    def call(self, *, streaming: bool = False) -> HttpCall:
+        """The HTTP request for it."""
+        return HttpCall(
+            body=join_body(self.options, self.pieces, streaming=streaming),
+            streaming=streaming,
+            deadline=self.deadline,
+            settings=self.settings,
+            flow=self.session or "",
+            purpose=self.purpose,
+        )
 
     def messages(self) -> bytes:
         """The messages in one piece."""
         return b",".join(piece for piece in self.pieces if piece)
 
-    def as_changed(self, state: ChatState) -> TurnRequest:
-        """The request that extensions have made of it; raises `BadRequestError` when that is none."""
-        options, messages = state.encoded()
-        if options is self.options:
-            return self._with(options, messages, self.settings)
-        _, settings = encode_call({"extra_body": state.options}, beneath=self.settings)
-        return self._with(options, messages, settings)
+    def with_more(self, messages: bytes) -> TurnRequest:
+        """The same with further messages."""
+        return self._changed(pieces=(*self.pieces, messages))
+
+    def with_purpose(self, purpose: Literal["chat", "tool_round", "reask"]) -> TurnRequest:
+        """The same for another entry in the ledger."""
+        return self._changed(purpose=purpose)
+
+    def with_options(self, options: bytes, settings: CallSettings) -> TurnRequest:
+        """The same with other options, and what is known of them."""
+        return self._changed(options=options, settings=settings)
+
+    def with_messages(self, messages: bytes) -> TurnRequest:
+        """The same with other messages."""
+        return self._changed(pieces=(messages,))
 
     def for_model(self, model: str) -> TurnRequest:
         """The same for another model."""
         options, settings = encode_call({"model": model}, beneath=self.settings)
-        return self._with(join_options(self.options, options), self.messages(), settings)
+        return self._changed(options=join_options(self.options, options), settings=settings)
 
-    def _with(self, options: bytes, messages: bytes, settings: CallSettings) -> TurnRequest:
+    def _changed(
+        self,
+        *,
+        options: bytes | None = None,
+        pieces: tuple[bytes | bytearray, ...] | None = None,
+        settings: CallSettings | None = None,
+        purpose: Literal["chat", "tool_round", "reask"] | None = None,
+    ) -> TurnRequest:
         return TurnRequest(
-            options,
-            (messages,),
-            settings=settings,
-            extras=self.extras,
+            self.options if options is None else options,
+            self.pieces if pieces is None else pieces,
+            settings=settings or self.settings,
             deadline=self.deadline,
             session=self.session,
             turn_id=self.turn_id,
+            purpose=purpose or self.purpose,
         )
 
 
@@ -171,6 +296,12 @@ class Finish(Struct, frozen=True):
     """The turn has its answer."""
 
     result: ChatResult[object]
+
+
+class CallTools(Struct, frozen=True):
+    """The answer calls tools, which are run next."""
+
+    result: ChatResult
 
 
 class AskAgain(Struct, frozen=True):
@@ -185,43 +316,80 @@ class AskAgain(Struct, frozen=True):
         return b"%b,%b" % (encode_message(_as_asked(self.result.message)), encode_message(UserMessage(text)))
 
 
-NextStep: TypeAlias = Finish | AskAgain
+NextStep: TypeAlias = Finish | CallTools | AskAgain
 
 
 class Rounds:
-    """The rounds of one turn: decides after each answer what comes next."""
+    """The rounds of one turn: decides after each answer what comes next.
 
-    __slots__ = ("_form", "_reasks", "records")
+    `records` are the calls of the answers that were not the last, `reports` what became of each tool call.
+    `calls_made` and `rounds_made` count those of an earlier life as well.
+    """
 
-    def __init__(self, extras: TurnExtras | None) -> None:
-        self._form = None if extras is None else extras.form
+    __slots__ = ("_form", "_limits", "_may_reask", "_reasks", "_tools", "records", "reports", "rounds_made")
+
+    def __init__(
+        self,
+        extras: TurnExtras,
+        *,
+        tools: ToolSet | None,
+        limits: ToolLimits,
+        may_reask: bool = True,
+        rounds_made: int = 0,
+    ) -> None:
+        self._form = extras.form
+        self._tools = tools
+        self._limits = limits
+        self._may_reask = may_reask
         self._reasks = 0
+        self.rounds_made = rounds_made
         self.records: tuple[CallRecord, ...] = ()
+        self.reports: list[ToolCallReport] = []
 
     def take(self, result: ChatResult) -> NextStep:
         """What follows `result`; raises `InvalidOutputError` when it has not the right form and nothing follows."""
+        calls = result.message.tool_calls
+        if calls is not UNSET and calls and self._runs_tools(calls):
+            self.rounds_made += 1
+            self._leave(result)
+            return CallTools(result)
         if self._form is None:
-            return Finish(msgspec.structs.replace(result, rounds=self.records) if self.records else result)
+            return Finish(self._finished(result))
         try:
             value = self._form.decode(result.text)
         except DecodeError as exc:
             return self._take_invalid(result, exc)
-        return Finish(msgspec.structs.replace(result, rounds=self.records, value=value))
+        return Finish(self._finished(result, value=value))
+
+    def _runs_tools(self, calls: Sequence[object]) -> bool:
+        """Whether the calls are run here: there is room, and none of them is one that the caller runs."""
+        tools = self._tools
+        if tools is None or self.rounds_made >= self._limits.max_rounds:
+            return False
+        return not any(tools.is_for_caller(call.function.name) for call in cast("Sequence[ToolCall]", calls))
+
+    def _finished(self, result: ChatResult, **changes: object) -> ChatResult[object]:
+        if not (self.records or self.reports or changes):
+            return result
+        return msgspec.structs.replace(result, rounds=self.records, tool_calls=tuple(self.reports), **changes)
+
+    def _leave(self, result: ChatResult) -> None:
+        self.records = (*self.records, result.call)
 
     def _take_invalid(self, result: ChatResult, error: DecodeError) -> NextStep:
         policy = cast("AnswerForm", self._form).policy
         problem = _why_not(result) or error.message
-        if _why_not(result) is None and self._reasks < policy.reasks:
+        if _why_not(result) is None and self._may_reask and self._reasks < policy.reasks:
             self._reasks += 1
-            self.records = (*self.records, result.call)
+            self._leave(result)
             return AskAgain(result, problem)
-        result = msgspec.structs.replace(result, rounds=self.records, invalid=problem)
+        finished = self._finished(result, invalid=problem)
         if policy.on_invalid == "none":
-            return Finish(result)
+            return Finish(finished)
         failure = InvalidOutputError(f"the answer has not the form that was asked for: {problem}")
-        failure.partial = result
+        failure.partial = finished
         failure.generation_id = result.generation_id
-        failure.attempts = result.attempts
+        failure.attempts = finished.attempts
         raise failure from error
 
 
@@ -231,9 +399,11 @@ def _why_not(result: ChatResult) -> str | None:
         return "the model refused"
     if result.finish_reason == "length":
         return "the answer was cut off at the token limit"
+    if result.message.tool_calls is not UNSET and result.message.tool_calls:
+        return "the model called tools instead"
     return None
 
 
 def _as_asked(message: AssistantMessage) -> AssistantMessage:
-    """An answer as a message of the next request: its tool calls are not answered, so they are left out."""
+    """An answer as a message of the next request."""
     return msgspec.structs.replace(message, content=message.content or "…", tool_calls=UNSET)

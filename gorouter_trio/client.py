@@ -9,13 +9,10 @@ from typing import TYPE_CHECKING, cast, overload
 import msgspec
 import trio
 
-from ._output import FormCache
 from ._runtime import Runtime, open_runtime
-from ._services import Services
-from ._stream import ChatStream
-from ._turns import TurnRequest, encode_turn
+from ._turns import TurnExtras, TurnRequest
 from .batch.runner import open_batch
-from .config import DIRECT, ClientConfig
+from .config import DIRECT, ClientConfig, PricePolicy
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
@@ -27,7 +24,6 @@ from .wire.codec import (
     encode_prompt,
     encode_text_prompt,
     join_options,
-    render_body,
 )
 from .wire.messages import SystemMessage
 
@@ -38,18 +34,32 @@ if TYPE_CHECKING:
 
     from ._bus import EventFeed, Handler, HandlerId
     from ._chain import Hook, Middleware
-    from ._turns import TurnExtras, TurnKeywords
+    from ._stream import ChatStream
+    from ._turns import AskTurnKeywords, TurnKeywords
     from .batch.runner import Batch, BatchRequest
     from .config import ContextPolicy
+    from .pool.budget import BudgetStatistics
+    from .pool.costs import CostSnapshot
+    from .pool.prices import PricesRefreshed
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
     from .session.directory import SessionRef
-    from .wire.catalog import Credits, GenerationInfo, KeyInfo, Model, ModelEndpoint, ModelEndpoints, ProviderInfo
+    from .wire.catalog import (
+        Credits,
+        GenerationInfo,
+        KeyInfo,
+        Model,
+        ModelEndpoint,
+        ModelEndpoints,
+        Pricing,
+        ProviderInfo,
+    )
     from .wire.codec import Prompt
     from .wire.embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingResult
+    from .wire.ledger import LedgerRow
     from .wire.mail import CallSettings
     from .wire.queries import ModelFilters
-    from .wire.requests import AskKeywords, ChatKeywords
+    from .wire.requests import ChatKeywords
     from .wire.result import ChatResult, CompletionResult
 
     T = TypeVar("T")
@@ -68,15 +78,10 @@ class Client:
         self._runtime = runtime
         config = runtime.config
         self._defaults, self._settings = config.call_defaults()
-        self._forms = FormCache()
+        self._encoder = runtime.encoder
         self._has_only_model = self._defaults == encode_json({"model": config.model})
         self._system = b"" if config.system is None else encode_json(SystemMessage(config.system))
-        self._services = Services(
-            runtime.pool,
-            read_retries=config.retry.max_retries,
-            total_s=config.deadlines.total_s,
-            wall=config.seams.wall,
-        )
+        self._services = runtime.services
 
     def __repr__(self) -> str:
         return f"<Client {self._runtime.config.base_url} {self._runtime.config.model}>"
@@ -117,17 +122,35 @@ class Client:
         form is asked for again as `output` (an `OutputPolicy`) says, and raises `InvalidOutputError` in the end.
         `fallbacks` are models to ask when the one before has failed for reasons of its own.
 
-        Raises `BadRequestError` before anything is sent when the request has no right form, `ApiError`
-        for what the API answers, `TransportError` when no answer comes, `PoolError` when nothing was
-        sent. Cancelling stops the request; the API may bill it all the same.
-        """
-        if session is not None:
-            return await self.session(session, system=system).ask(prompt, **cast("ChatKeywords", options))
-        given = options if response_type is None else {"response_type": response_type, **options}
-        encoded, settings, extras = self._turn(given)
-        request = TurnRequest(encoded, (self._messages(prompt, system),), settings=settings, extras=extras)
-        return await self._runtime.pipeline.run(request)
+        `tools` that are functions (or `Tool`s) are run here when the model calls them, within `tool_limits`, and their
+        results sent back until there is an answer; `tool_calls` of the result says what became of each call. A tool
+        that is sensitive asks `approve` first. `access_token` says who asks, where the client has `security`.
 
+        Raises `BadRequestError` before anything is sent when the request has no right form, `ApiError`
+        for what the API answers, `TransportError` when no answer comes, `PoolError` and `BudgetError` when nothing was
+        sent, `SecurityError` for who may not ask. Cancelling stops the request; the API may bill it all the same.
+        """
+        given = options if response_type is None else {"response_type": response_type, **options}
+        if session is not None:
+            return await self.session(session, system=system).ask(prompt, **cast("TurnKeywords", given))
+        encoded, settings, extras = self._turn(given)
+        request = self._request(encoded, self._messages(prompt, system), settings)
+        return await self._runtime.pipeline.run(request, extras)
+
+    @overload
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        user: str | None = None,
+        group: str | None = None,
+        system: str | None = None,
+        turn_id: str | None = None,
+        **options: Unpack[AskTurnKeywords],
+    ) -> ChatResult[T]: ...
+
+    @overload
     async def ask(
         self,
         prompt: Prompt,
@@ -136,46 +159,80 @@ class Client:
         group: str | None = None,
         system: str | None = None,
         turn_id: str | None = None,
-        **options: Unpack[AskKeywords],
-    ) -> ChatResult:
+        **options: Unpack[AskTurnKeywords],
+    ) -> ChatResult: ...
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        user: str | None = None,
+        group: str | None = None,
+        system: str | None = None,
+        turn_id: str | None = None,
+        **options: Unpack[AskTurnKeywords],
+    ) -> ChatResult[object]:
         """Ask for a user: one turn of the session that belongs to `user`, within `group` if one is named.
 
         Without a user this is a plain chat. Different users and groups never share a session: see
         `session_key`. Errors as in `session.ask`; `ConfigError` for a group or a `turn_id` without a user.
         """
+        given = cast("TurnKeywords", options if response_type is None else {"response_type": response_type, **options})
         if user:
             ref = self.session(session_key(user, group=group), system=system)
-            return await ref.ask(prompt, turn_id=turn_id, **options)
+            return await ref.ask(prompt, turn_id=turn_id, **given)
         if group or turn_id is not None:
             raise ConfigError(f"{'group' if group else 'turn_id'}: needs a user, whose session it is about")
-        return await self.chat(prompt, system=system, **options)
+        return await self.chat(prompt, system=system, **given)
 
-    @asynccontextmanager
-    async def stream(
+    @overload
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        system: str | None = None,
+        session: str | None = None,
+        raw_chunks: bool = False,
+        **options: Unpack[TurnKeywords],
+    ) -> AbstractAsyncContextManager[ChatStream[T]]: ...
+
+    @overload
+    def stream(
         self,
         prompt: Prompt,
         *,
         system: str | None = None,
         session: str | None = None,
         raw_chunks: bool = False,
-        **options: Unpack[ChatKeywords],
-    ) -> AsyncIterator[ChatStream]:
-        """Ask once with the answer streamed; arguments and errors as in `chat`.
+        **options: Unpack[TurnKeywords],
+    ) -> AbstractAsyncContextManager[ChatStream]: ...
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        system: str | None = None,
+        session: str | None = None,
+        raw_chunks: bool = False,
+        **options: Unpack[TurnKeywords],
+    ) -> AbstractAsyncContextManager[ChatStream[object]]:
+        """Ask once with the answer streamed: `async with client.stream(...) as stream: ...`; arguments as in `chat`.
 
         Entering waits for the first data, with retries; nothing is sent twice after that. Leaving
-        early closes the connection. `raw_chunks` adds a `RawChunk` before the events of each chunk.
+        early closes the connection. `raw_chunks` adds a `RawChunk` before the events of each chunk. The rounds of
+        tools are one stream, with events for what is run in between. An answer without the form that was asked for is
+        not asked for again, since it was read already. Errors as in `chat`, on entering and while iterating.
         """
+        given = options if response_type is None else {"response_type": response_type, **options}
         if session is not None:
-            async with self.session(session, system=system).stream(prompt, raw_chunks=raw_chunks, **options) as stream:
-                yield stream
-            return
-        encoded, settings = self._call(options)
-        body = render_body(encoded, self._messages(prompt, system), streaming=True)
-        reader = await self._runtime.pipeline.open_stream(body, settings=settings)
-        try:
-            yield ChatStream(reader, raw_chunks=raw_chunks)
-        finally:
-            reader.close()
+            ref = self.session(session, system=system)
+            return ref.stream(prompt, raw_chunks=raw_chunks, **cast("TurnKeywords", given))
+        encoded, settings, extras = self._turn(given)
+        request = self._request(encoded, self._messages(prompt, system), settings)
+        return self._runtime.pipeline.stream(request, extras, raw_chunks=raw_chunks)
 
     def session(
         self,
@@ -183,19 +240,30 @@ class Client:
         *,
         system: str | None = None,
         context: ContextPolicy | None = None,
-        **options: Unpack[ChatKeywords],
+        owner: tuple[str, str] | None = None,
+        **options: Unpack[TurnKeywords],
     ) -> SessionRef:
         """The session with this key; no I/O. `system` and the options hold for each of its turns.
 
         Without a `system` it is the client's default; an empty one is none. `context` stands in for the one of
         `SessionConfig`: how much of the history is sent.
         Any Unicode text of 1 byte to 4 KiB is a key, and different keys are different sessions.
+
+        Where the client has `security`, the session is that of the principal of `access_token`, and none of anybody
+        else; `owner`, a tenant and the id of a principal, asks for somebody else's, which exists: see
+        `SecurityConfig.sessions`.
+
         Raises `ConfigError` for another key, `SessionConflictError` when the session is open with
         different options.
         """
-        encoded, settings = self._call(options)
-        session = SessionOptions(self._system_message(system), encoded, settings, context)
-        return self._runtime.sessions.ref(key, session)
+        encoded, settings, extras = self._turn(options)
+        token = None
+        if extras is not None and extras.token is not None:
+            token = extras.token
+            extras = msgspec.structs.replace(extras, token=None)
+            extras = None if extras == TurnExtras() else extras
+        session = SessionOptions(self._system_message(system), encoded, settings, context, extras)
+        return self._runtime.sessions.ref(key, session, token=token, owner=owner)
 
     async def passivate(self, key: str) -> None:
         """Let the session with this key give its memory back, once it has answered what it was asked before.
@@ -211,7 +279,7 @@ class Client:
         *,
         max_in_flight: int = 256,
         ambiguous_retries: int = 0,
-        **options: Unpack[ChatKeywords],
+        **options: Unpack[TurnKeywords],
     ) -> AbstractAsyncContextManager[Batch]:
         """Run many requests: `async with client.batch(requests) as results: async for result in results: ...`.
 
@@ -225,9 +293,9 @@ class Client:
         only what the input raised. A consumer that stops reading stops the input. Leaving early
         cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
         """
-        defaults, settings = self._call({"lane": "batch", **options})
+        defaults, settings, extras = self._turn({"lane": "batch", **options})
         pipeline = self._runtime.pipeline
-        run = partial(pipeline.run_with_body, ambiguous_retries=ambiguous_retries)
+        run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries)
         return open_batch(
             requests, run=run, max_in_flight=max_in_flight, defaults=defaults, settings=settings, system=self._system
         )
@@ -362,6 +430,45 @@ class Client:
         """
         return self._runtime.bus.listen(*kinds, queue=queue)
 
+    # What it costs
+
+    def cost_snapshot(self) -> CostSnapshot:
+        """What everything cost so far: in all, by model, tenant, session, batch and key. Cheap."""
+        return self._runtime.accounting.cost_snapshot()
+
+    def ledger_rows(self) -> list[LedgerRow]:
+        """The last rows of the ledger, oldest first; see `LedgerConfig` for how many are kept."""
+        return self._runtime.accounting.ledger.rows()
+
+    def budget(self) -> BudgetStatistics:
+        """What is left to spend, and what is set aside for requests in flight."""
+        return self._runtime.accounting.gate.book.statistics()
+
+    def price(self, model: str) -> Pricing | None:
+        """The prices of a model from the list in use, USD for a unit; None when they are not known. No I/O."""
+        return self._runtime.accounting.prices.table.price(model)
+
+    def set_prices(self, own: Mapping[str, Pricing | Mapping[str, object]]) -> None:
+        """Take these prices in place of those that were given before; as `PricePolicy.own`, whose errors it raises."""
+        self._runtime.accounting.prices.set_own(PricePolicy(own=own).own_prices())
+
+    async def refresh_prices(self) -> PricesRefreshed:
+        """Fetch the list of prices now.
+
+        Raises as `models`, and `DecodeError` when the list is no good: the last good one stays.
+        """
+        return await self._runtime.accounting.price_refresh.refresh()
+
+    def start_price_refresh(self, interval_s: float = 21_600.0) -> None:
+        """Refresh prices now and then every `interval_s` seconds, in place of the interval before."""
+        if not interval_s > 0 or interval_s == float("inf"):
+            raise ConfigError(f"interval_s: must be more than zero and finite, not {interval_s!r}")
+        self._runtime.accounting.price_refresh.schedule.start(interval_s)
+
+    def stop_price_refresh(self) -> None:
+        """Refresh prices no more, until started again; the last ones stay."""
+        self._runtime.accounting.price_refresh.schedule.stop()
+
     def statistics(self) -> PoolStatistics:
         """A snapshot of the pool; cheap."""
         return self._runtime.pool.statistics()
@@ -378,9 +485,12 @@ class Client:
         """The same for a turn, with its extras."""
         if not options:
             return self._defaults, self._settings, None
-        encoded, settings, extras = encode_turn(options, forms=self._forms, beneath=self._settings)
+        encoded, settings, extras = self._encoder.encode(options, beneath=self._settings)
         is_whole = self._has_only_model and "model" in options
         return encoded if is_whole else join_options(self._defaults, encoded), settings, extras
+
+    def _request(self, options: bytes, messages: bytes, settings: CallSettings) -> TurnRequest:
+        return TurnRequest(options, (messages,), settings=settings)
 
     def _messages(self, prompt: Prompt, system: str | None) -> bytes:
         """The encoded messages of a chat, with a system message in front where there is one to add."""

@@ -407,7 +407,8 @@ class LedgerConfig(Struct, frozen=True, kw_only=True):
 
     What an attempt cost whose answer was lost is looked up, `lookups` times at most, the first time `first_lookup_s`
     after its end and then after waits that double up to `last_lookup_s`; each lookup may take `lookup_timeout_s`. So
-    many as `searches` rows are looked up at a time, by `seekers` tasks.
+    many as `searches` rows are looked up at a time, by `seekers` tasks. With `lookups=0` nothing is asked for, which
+    suits APIs that keep no generations.
     """
 
     rows: int = 10_000
@@ -421,8 +422,9 @@ class LedgerConfig(Struct, frozen=True, kw_only=True):
     lookup_timeout_s: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("rows", "searches", "seekers", "lookups"):
+        for name in ("rows", "searches", "seekers"):
             _check_at_least(f"ledger.{name}", getattr(self, name), 1)
+        _check_at_least("ledger.lookups", self.lookups, 0)
         _check_at_least("ledger.names", self.names, self.searches + 1)
         for name in ("first_lookup_s", "last_lookup_s", "lookup_timeout_s"):
             _check_seconds(f"ledger.{name}", getattr(self, name), endless=False)
@@ -680,7 +682,9 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     the client is opened. Several keys are a sequence of keys or `ApiKey`s, or a mapping from keys to
     weights; a function, async or not, gives the key that is good now. `rates` are the limits that each
     key has, `breaker` says when a failing model is left alone, None for never. `app_name` and `referer`
-    are sent as attribution headers. `store` keeps the histories, in memory when it is None.
+    are sent as attribution headers. `store` keeps the histories, in memory when it is None. `security` is a
+    `SecurityConfig` or a `SecurityManager`, which knows access tokens and guards tools, or any other guard of tools;
+    without one the rules that tools declare hold all the same.
     `insecure_http` allows plain http to hosts other than this machine, which sends the key in the clear.
     `plugins` are registered in order before the client is given out; see `Client.register`. `shared` is where
     limits and budgets are counted that several processes keep together: a `redis.RedisLimits`.
@@ -730,6 +734,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     unix_socket: str | os.PathLike[str] | None = None
     compression: bool | Sequence[str] = False
     store: object | None = None
+    security: object | None = None
     transport: object | None = None
     shared: object | None = None
     plugins: Sequence[object] = ()

@@ -24,6 +24,7 @@
     │   └── PoolClosedError           the pool is closed or closing
     ├── SessionError
     │   ├── SessionBusyError          the mailbox or the session's policy refuses another turn
+    │   ├── SessionNotFoundError      there is none, or none that the caller may know of
     │   ├── SessionConflictError      somebody else wrote to the session, or it is open with other options
     │   ├── TurnInDoubtError          a turn was sent and its answer is unknown
     │   ├── TurnInterruptedError      the turn was interrupted; `partial` holds what had arrived
@@ -96,6 +97,7 @@ __all__ = [
     "SessionBusyError",
     "SessionConflictError",
     "SessionError",
+    "SessionNotFoundError",
     "StoreError",
     "StoreErrorKind",
     "StreamBrokenError",
@@ -298,6 +300,10 @@ class SessionError(GorouterError):
 
 class SessionBusyError(SessionError):
     """The session's mailbox is full, or its policy rejects a turn while one is running."""
+
+
+class SessionNotFoundError(SessionError):
+    """There is no such session, or none that the caller may know of."""
 
 
 class SessionConflictError(SessionError):

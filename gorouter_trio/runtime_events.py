@@ -11,13 +11,16 @@ from collections.abc import Mapping
 from msgspec import Struct
 
 from .errors import GorouterError
+from .wire.ledger import LedgerRow
 from .wire.result import ChatResult
 
 __all__ = [
+    "AccountingFailed",
     "ChatContext",
     "ChatFailed",
     "ChatFinished",
     "ChatStarted",
+    "CostUnknown",
     "HandlerFailed",
     "HookFailed",
     "PluginFailed",
@@ -80,6 +83,18 @@ class HandlerFailed(RuntimeEvent, frozen=True, kw_only=True):
     """A handler of events raised; `event` names the type of the event that it got."""
 
     event: str
+    error: Exception
+
+
+class CostUnknown(RuntimeEvent, frozen=True, kw_only=True):
+    """What an attempt cost could not be found out: its row stays in the ledger as unreconciled."""
+
+    row: LedgerRow
+
+
+class AccountingFailed(RuntimeEvent, frozen=True, kw_only=True):
+    """Something about the accounting failed in the background: the ledger's file, a lookup, the credits."""
+
     error: Exception
 
 

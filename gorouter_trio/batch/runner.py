@@ -40,7 +40,7 @@ BatchRequest: TypeAlias = ChatRequest | Mapping[str, object] | BatchRow | RowPro
 likes), or a line of an input file. A line without a request gets a result that says so."""
 
 if TYPE_CHECKING:
-    _Run: TypeAlias = Callable[[bytes, CallSettings], Awaitable[tuple[ChatResult, bytes]]]
+    _Run: TypeAlias = Callable[[bytes, CallSettings], Awaitable[tuple[ChatResult[object], bytes]]]
     _EncodeRequest: TypeAlias = Callable[[ChatRequest | Mapping[str, object]], tuple[bytes, CallSettings]]
 
 
@@ -53,12 +53,12 @@ class BatchResult(Struct, frozen=True, kw_only=True):
 
     custom_id: str | None
     index: int
-    result: ChatResult | None = None
+    result: ChatResult[object] | None = None
     body: bytes | None = None
     error: GorouterError | None = None
     line_number: int | None = None
 
-    def unwrap(self) -> ChatResult:
+    def unwrap(self) -> ChatResult[object]:
         """The answer; raises the error that stands in its place."""
         if self.result is None:
             raise self.error or GorouterError("the request has no result")

@@ -1,8 +1,6 @@
 """Prices, token counts, budgets and the ledger of one client, as the two hooks around an attempt see them.
 
-    before it is sent    spending = accounting.spending(...)            None: nothing is bounded, nothing to reserve
-                         reservation = accounting.reserve_nowait(spending) or await accounting.reserve(spending)
-                         body = with_max_tokens(body, reservation.max_tokens)
+    before it is sent    call, reservation = await accounting.admit(call)      where anything is bounded
     after it has ended   accounting.finish(attempt, ..., reservation=reservation)
     never sent           accounting.release(reservation)
 
@@ -14,6 +12,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import trio
 
 from .budget import BudgetBook, Reservation, Spending
@@ -25,6 +24,8 @@ from .reconcile import Reconciliation
 from .refresh import CreditRefresh, PriceRefresh
 from .tokens import TokenEstimator
 
+_WITH_COMPLETION = frozenset({"/chat/completions", "/completions"})
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
     from decimal import Decimal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ..config import ClientConfig
     from ..wire.catalog import GenerationInfo, Model
     from ..wire.ledger import LedgerRow
+    from ..wire.mail import HttpCall
     from ..wire.responses import Usage
     from .costs import CostSnapshot, CostTracker
     from .ledger import Attempt
@@ -119,6 +121,38 @@ class Accounting:
     async def reserve(self, spending: Spending) -> Reservation:
         """Wait for what `reserve_nowait` did not give; see `BudgetGate.wait`."""
         return await self.gate.wait(spending)
+
+    async def admit(self, call: HttpCall) -> tuple[HttpCall, Reservation | None]:
+        """Set aside what `call` may cost; the call as it is to be sent, and the reservation, none for what is free.
+
+        Waits until the first list of prices and the credits are there, where they are needed, and for money where the
+        budget allows that. Raises `BudgetExceededError` and `UnpriceableRequestError`; cancelling sets nothing aside.
+        """
+        if call.method != "POST":
+            return call, None
+        if self.credit_refresh is not None:
+            await self.credit_refresh.schedule.wait_first()
+        is_chat = call.path in _WITH_COMPLETION
+        spending = self._spending_of(call, is_chat=is_chat)
+        if spending.quote is None:
+            await self.price_refresh.schedule.wait_first()
+            spending = self._spending_of(call, is_chat=is_chat)
+        reservation = self.reserve_nowait(spending) or await self.reserve(spending)
+        if reservation.max_tokens is not None and is_chat:
+            call = msgspec.structs.replace(call, body=with_max_tokens(call.body, reservation.max_tokens))
+        return call, reservation
+
+    def _spending_of(self, call: HttpCall, *, is_chat: bool) -> Spending:
+        settings = call.settings
+        return self.spending(
+            call.body,
+            model=settings.model,
+            max_tokens=settings.max_tokens if is_chat else 0,
+            fallbacks=settings.models,
+            tenant=settings.tenant,
+            session=call.flow,
+            batch=settings.batch,
+        )
 
     def release(self, reservation: Reservation) -> None:
         """Nothing was sent: give the reservation back. There is no row, since nothing was attempted."""

@@ -203,7 +203,8 @@ class Ledger:
             return _Judgement("settled", usage.cost)
         is_answered = 200 <= (attempt.status or 0) < 300
         if attempt.maybe_billed or (is_answered and usage is None):
-            can_ask = attempt.generation_id is not None and len(self._searches) < self.config.searches
+            config = self.config
+            can_ask = config.lookups > 0 and attempt.generation_id is not None and len(self._searches) < config.searches
             return _Judgement("reconciling" if can_ask and not self._is_closed else "unreconciled", None)
         if not is_answered and usage is None:
             return _Judgement("settled", ZERO)

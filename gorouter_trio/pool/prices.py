@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final, Literal
 import msgspec
 from msgspec import Struct
 
+from ..runtime_events import RuntimeEvent
 from ..wire.catalog import Pricing, PricingOverride
 from ..wire.pricing import CONDITIONS, PRICE_KINDS, UNKNOWN_PRICE, find_fault
 from .money import ZERO, divide_usd, multiply_add_usd, multiply_usd, subtract_usd
@@ -460,12 +461,11 @@ PriceFailure = Literal["error", "hung", "broken", "shrunken"]
 """Why there is no newer table: the request failed, or took too long; what came is no list of prices, or lacks most."""
 
 
-class PricesRefreshed(Struct, frozen=True, kw_only=True):
+class PricesRefreshed(RuntimeEvent, frozen=True, kw_only=True):
     """There is a newer table. `models` have a price in it; `refused` are models whose new price was nonsense and which
     kept the one that they had, with the reasons in `faults` (at most ten).
     """
 
-    at_s: float
     models: int
     added: int = 0
     removed: int = 0
@@ -474,10 +474,9 @@ class PricesRefreshed(Struct, frozen=True, kw_only=True):
     faults: tuple[str, ...] = ()
 
 
-class PriceRefreshFailed(Struct, frozen=True, kw_only=True):
+class PriceRefreshFailed(RuntimeEvent, frozen=True, kw_only=True):
     """There is no newer table, and the last good one stays. `in_a_row` counts failures since the last success."""
 
-    at_s: float
     failure: PriceFailure
     reason: str
     in_a_row: int = 1

@@ -52,6 +52,14 @@ class Schedule:
         self._due_at = math.inf
         self._changed = trio.Event()
         self._running: trio.CancelScope | None = None
+        self._first_over = trio.Event()
+        if not at_once:
+            self._first_over.set()
+
+    async def wait_first(self) -> None:
+        """Wait until the run at the start is over, however it ended; at once where there is none."""
+        if not self._first_over.is_set():
+            await self._first_over.wait()
 
     @property
     def interval_s(self) -> float | None:
@@ -67,6 +75,7 @@ class Schedule:
     def stop(self) -> None:
         """Run no more, until started again; what runs now is cancelled."""
         self._interval_s = None
+        self._first_over.set()
         self._due(math.inf)
         if self._running is not None:
             self._running.cancel()
@@ -85,6 +94,7 @@ class Schedule:
             self._due_at = math.inf
             with trio.CancelScope() as self._running:
                 succeeded = await self._work()
+            self._first_over.set()
             if not self._running.cancelled_caught:
                 self._plan(succeeded=succeeded)
             self._running = None

@@ -138,6 +138,7 @@ class ChatReader:
         exchange, merge = self._exchange, self.merge
         exchange.usage = merge.usage
         exchange.reply_id = merge.generation_id
+        exchange.answered_by = merge.model
         exchange.is_whole = self._ended
         self._lease.give_back(reusable=self._ended)
 

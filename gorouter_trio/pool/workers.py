@@ -31,6 +31,7 @@ from ..config import LANES
 from ..errors import (
     ApiError,
     AuthenticationError,
+    BudgetError,
     ConnectError,
     DeadlineExceededError,
     DeadlinePhase,
@@ -47,6 +48,7 @@ from .attempts import AttemptRecord
 from .deadlines import Alarm, DeadlineKeeper
 from .fairness import MOST_COST, FairQueue
 from .keys import HeadMaker, KeyRing
+from .ledger import Owner
 from .retry import GiveUp, RetryQuota, RetryState, classify, decide, is_about_key
 from .statistics import LagMeter, PoolStatistics, WaitMeter
 
@@ -57,7 +59,9 @@ if TYPE_CHECKING:
     from ..transport.http import Connection, Connector, RequestHead
     from ..wire.mail import HttpCall, PoolMail
     from ..wire.responses import Usage
+    from .accounting import Accounting
     from .admission import Hold, ModelGate, Route
+    from .budget import Reservation
     from .fairness import Flow
     from .keys import KeyState
     from .shared import SharedLimits
@@ -214,19 +218,23 @@ class Lease:
 class Exchange:
     """One request from submission to its answer, over all attempts; what results are made from.
 
-    `attempts` counts those that were sent, `tries` all. Who decodes the reply puts its `usage` and `reply_id` here;
-    who reads a stream also its `first_data_at`, its `failure` and whether it `is_whole`.
+    `attempts` counts those that were sent, `tries` all. Who decodes the reply puts its `usage`, its `reply_id` and the
+    model that it was `answered_by` here; who reads a stream also its `first_data_at`, its `failure` and whether it
+    `is_whole`.
     """
 
     __slots__ = (
+        "answered_by",
         "attempts",
         "deadline",
+        "error",
         "failure",
         "first_data_at",
         "is_whole",
         "number",
         "queue_wait_s",
         "reply_id",
+        "reservation",
         "started_at",
         "state",
         "ticket",
@@ -244,6 +252,10 @@ class Exchange:
         self.ticket: Ticket = cast("Ticket", None)
         self.usage: Usage | None = None
         self.reply_id: str | None = None
+        self.answered_by: str | None = None
+        self.reservation: Reservation | None = None
+        # What the last attempt failed with, where there is another.
+        self.error: GorouterError | None = None
         self.first_data_at: float | None = None
         self.failure: GorouterError | None = None
         self.is_whole = False
@@ -276,6 +288,8 @@ class Pool:
         self._seams = config.seams
         self._quota = RetryQuota(config.retry.quota_tokens)
         self._on_attempt = on_attempt
+        self._accounting: Accounting | None = None
+        self._completion_tokens = config.rates.completion_tokens
         self._estimate = estimate or partial(estimate_tokens, completion_tokens=config.rates.completion_tokens)
         self._ring = KeyRing(config)
         self._has_provider = self._ring.provider is not None
@@ -304,6 +318,18 @@ class Pool:
         s = self.statistics()
         state = "closed" if self._nursery is None else "open"
         return f"<Pool {state}: {s.in_flight} in flight, {s.queued} queued, {s.connections} connections>"
+
+    def charge_to(self, accounting: Accounting) -> None:
+        """From now on, enter each billable attempt there, set aside what it may cost, and estimate tokens by it."""
+        self._accounting = accounting
+        tokens, completion_tokens = accounting.tokens, self._completion_tokens
+
+        def estimate(call: HttpCall) -> int:
+            bound = call.settings.max_tokens
+            prompt_tokens = tokens.estimate_prompt(call.settings.model, call.body)
+            return prompt_tokens + (completion_tokens if bound is None else bound)
+
+        self._estimate = estimate
 
     def statistics(self) -> PoolStatistics:
         """A snapshot; cheap."""
@@ -349,7 +375,10 @@ class Pool:
         """
         exchange = self._begin(call)
         exchange.state.ambiguous_limit = ambiguous_retries
+        asked, accounting = call, self._accounting
         while True:
+            if accounting is not None and accounting.is_bounded:
+                call = await self._reserve(accounting, asked, exchange)
             try:
                 await self._attempt(call, exchange, on_sent)
                 result = decode(exchange)
@@ -361,7 +390,7 @@ class Pool:
                 raise
             else:
                 self._succeed(exchange)
-                if exchange.ticket.tokens or self._on_attempt is not None:
+                if accounting is not None or exchange.ticket.tokens or self._on_attempt is not None:
                     self._end_attempt(exchange, None)
                 return result
 
@@ -379,7 +408,10 @@ class Pool:
         lease is taken back; after success it belongs to the caller. `on_sent` is as in `request`.
         """
         exchange = self._begin(call)
+        asked, accounting = call, self._accounting
         while True:
+            if accounting is not None and accounting.is_bounded:
+                call = await self._reserve(accounting, asked, exchange)
             try:
                 result = await self._begin_stream(call, exchange, begin, on_sent)
             except GorouterError as exc:
@@ -414,13 +446,27 @@ class Pool:
         lease.exchange = exchange
         return result
 
+    async def _reserve(self, accounting: Accounting, call: HttpCall, exchange: Exchange) -> HttpCall:
+        """Set aside what an attempt may come to cost, and return the call with the bound that this takes.
+
+        An attempt that a budget refuses was none: a retry that is not paid for ends in the error that it was to mend.
+        """
+        try:
+            call, exchange.reservation = await accounting.admit(call)
+        except BudgetError as exc:
+            if exchange.error is None:
+                raise
+            exchange.error.add_note(f"and it was not sent again: {exc}")
+            raise exchange.error from None
+        return call
+
     async def _attempt(self, call: HttpCall, exchange: Exchange, on_sent: Callable[[], None] | None) -> None:
         """One trip through the queue and a worker; raises for every status outside 2xx."""
         ticket = exchange.ticket = Ticket(self, call, now=self.now(), deadline=exchange.deadline)
         exchange.tries += 1
         if exchange.tries > 1:
             ticket.is_retry = True
-            exchange.usage = exchange.reply_id = exchange.first_data_at = None
+            exchange.usage = exchange.reply_id = exchange.answered_by = exchange.first_data_at = None
         if exchange.deadline <= ticket.queued_at:
             raise _too_late("total")
         if on_sent is not None:
@@ -456,11 +502,12 @@ class Pool:
             cooldown_s=self._cooldown_s(exchange.ticket, now),
             has_other_key=has_other_key,
         )
+        error.attempts = exchange.attempts
+        error.generation_id = error.generation_id or exchange.generation_id
         if isinstance(verdict, GiveUp):
-            error.attempts = exchange.attempts
             error.maybe_billed = error.maybe_billed or verdict.maybe_billed
-            error.generation_id = error.generation_id or exchange.generation_id
             raise error
+        exchange.error = error
         self._retries += 1
         await trio.sleep(verdict.delay_s)
 
@@ -516,6 +563,9 @@ class Pool:
     def _end_attempt(self, exchange: Exchange, error: BaseException | None, *, is_left: bool = False) -> None:
         """An attempt is over: put right what it was charged for, tell the limits, and tell of it."""
         ticket = exchange.ticket
+        reservation, exchange.reservation = exchange.reservation, None
+        if reservation is not None and not ticket.is_sent:
+            cast("Accounting", self._accounting).release(reservation)
         if ticket.route is None:
             return
         now = self.now()
@@ -530,8 +580,20 @@ class Pool:
             self._admission.refund(ticket, was_sent=ticket.is_sent)
         if error is not None or ticket.tokens:
             self._look_again(ticket.gate)
-        if self._on_attempt is not None and ticket.is_sent:
-            self._on_attempt(_record_of(exchange, error, now=now, is_left=is_left))
+        if ticket.is_sent and (self._accounting is not None or self._on_attempt is not None):
+            self._tell(_record_of(exchange, error, now=now, is_left=is_left), exchange, reservation)
+
+    def _tell(self, record: AttemptRecord, exchange: Exchange, reservation: Reservation | None) -> None:
+        """Enter an attempt that was sent into the ledger, and tell of it."""
+        call = exchange.ticket.call
+        if self._accounting is not None and call.method == "POST":
+            owner = Owner(session=call.flow, batch=call.settings.batch, purpose=call.purpose)
+            answered_by = exchange.answered_by or ""
+            self._accounting.finish(
+                record, body=call.body, owner=owner, answered_by=answered_by, reservation=reservation
+            )
+        if self._on_attempt is not None:
+            self._on_attempt(record)
 
     # The queue
 

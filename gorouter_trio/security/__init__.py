@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from .sessions import SessionScope as SessionScope
     from .sessions import may_reach as may_reach
     from .sessions import resolve_session as resolve_session
-    from .sessions import scope_name as scope_name
     from .sessions import session_scope as session_scope
     from .simple import SimpleGuard as SimpleGuard
     from .text import escape_controls as escape_controls
@@ -106,7 +105,6 @@ __all__ = [
     "may_reach",
     "resolve_session",
     "safe_join",
-    "scope_name",
     "session_scope",
 ]
 
@@ -161,7 +159,6 @@ _HOMES = {
         "SessionScope",
         "may_reach",
         "resolve_session",
-        "scope_name",
         "session_scope",
     ),
     "simple": ("SimpleGuard",),

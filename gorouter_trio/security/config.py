@@ -21,6 +21,7 @@ from ._checks import check_choice, check_count, check_kind, check_name, check_na
 from .arguments import check_patterns
 from .jwt import check_jwt_keys
 from .rules import Principal, RateLimit
+from .sessions import SessionPolicy
 from .text import folded
 
 __all__ = [
@@ -239,8 +240,9 @@ class SecurityConfig(Struct, frozen=True, kw_only=True):
     bounds the rate limits' memory: when so many callers are active at once, further ones are refused.
 
     Where `known_roles` or `known_tools` is set, every role or tool that a rule names must be in it: a rule with a
-    slip in its name would never apply. With `audit_arguments` events and audit records of calls carry the arguments,
-    otherwise not. `debug` writes each decision to the log `gorouter_trio.security`.
+    slip in its name would never apply. `sessions` says who may reach the sessions of others. With `audit_arguments`
+    events and audit records of calls carry the arguments, otherwise not. `debug` writes each decision to the log
+    `gorouter_trio.security`.
     """
 
     default_policy: DefaultPolicy = "deny-all"
@@ -256,6 +258,7 @@ class SecurityConfig(Struct, frozen=True, kw_only=True):
     max_buckets: int = 1_000_000
     known_roles: Collection[str] | None = None
     known_tools: Collection[str] | None = None
+    sessions: SessionPolicy = SessionPolicy()
     audit_arguments: bool = False
     debug: bool = False
 
@@ -276,6 +279,8 @@ class SecurityConfig(Struct, frozen=True, kw_only=True):
             raise SecurityConfigError("auth: must be an ApiKeyAuth, a JwtAuth, a CustomAuth or None")
         if not isinstance(self.dangerous_arguments, (DangerousArguments, type(None))):
             raise SecurityConfigError("dangerous_arguments: must be a DangerousArguments or None")
+        if not isinstance(self.sessions, SessionPolicy):
+            raise SecurityConfigError("sessions: must be a SessionPolicy")
         if not isinstance(self.failed_attempts, (RateLimit, type(None))):
             raise SecurityConfigError("failed_attempts: must be a RateLimit or None")
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from trio import TaskStatus
 
     from ..errors import TokenProblem
+    from .sessions import SessionPolicy
 
 __all__ = ["SecurityManager", "SecurityStatistics"]
 
@@ -133,9 +134,9 @@ class SecurityManager:
         """The principal that `token` stands for, or None where no token was given and none is required.
 
         `source` is where the attempt came from, such as an address: after too many refused tokens its further ones are
-        not looked at for a while, unless they are remembered from before. Raises `InvalidTokenError`, or
-        `AuthenticationRequiredError` where no token was given and one is required. A token that is given and cannot be
-        checked, because no kind of authentication is configured, is refused and not ignored.
+        not looked at for a while, unless they are remembered from before; without one nothing is counted. Raises
+        `InvalidTokenError`, or `AuthenticationRequiredError` where no token was given and one is required. A token that
+        is given and cannot be checked, because no kind of authentication is configured, is refused and not ignored.
         """
         token = _hidden(token)
         await trio.lowlevel.checkpoint()
@@ -210,6 +211,11 @@ class SecurityManager:
         """Take `revoke_principal` back."""
         self._revoked_principals.discard((tenant, principal_id))
         self._next_generation()
+
+    @property
+    def session_policy(self) -> SessionPolicy:
+        """Who may reach the sessions of others, now."""
+        return self._state.config.sessions
 
     @property
     def generation(self) -> int:
@@ -341,7 +347,8 @@ class SecurityManager:
             return Refused("too_many_attempts"), False
         verdict = await self._ask(token, digest, now=now, wall=wall)
         limit = self._state.config.failed_attempts
-        if isinstance(verdict, Refused) and verdict.problem != "unavailable" and limit is not None:
+        is_attempt = isinstance(verdict, Refused) and verdict.problem != "unavailable"
+        if is_attempt and source and limit is not None:
             self._attempts.take(caller_of_source(source), [Level(_ATTEMPTS, limit)], now=now)
         return verdict, False
 
@@ -373,7 +380,7 @@ class SecurityManager:
 
     def _wait_s(self, source: str, now: float) -> float:
         limit = self._state.config.failed_attempts
-        if limit is None:
+        if limit is None or not source:
             return 0.0
         return self._attempts.wait_s(caller_of_source(source), Level(_ATTEMPTS, limit), now=now)
 

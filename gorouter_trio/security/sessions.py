@@ -25,7 +25,6 @@ __all__ = [
     "Sharing",
     "may_reach",
     "resolve_session",
-    "scope_name",
     "session_scope",
 ]
 
@@ -67,17 +66,6 @@ class SessionPolicy(Struct, frozen=True, kw_only=True):
 def session_scope(principal: Principal | None, key: str) -> SessionScope:
     """The scope of the session that `principal` calls `key`."""
     return SessionScope("", "", key) if principal is None else SessionScope(principal.tenant, principal.id, key)
-
-
-def scope_name(scope: SessionScope) -> str:
-    """A scope as one text, different for every scope: tenant and principal are preceded by their lengths.
-
-    A session without a principal keeps its key as it is, unless that could be taken for another's name.
-    """
-    tenant, principal, key = scope
-    if not tenant and not principal and not key.startswith("@"):
-        return key
-    return f"@{len(tenant)}:{tenant}{len(principal)}:{principal}/{key}"
 
 
 def resolve_session(

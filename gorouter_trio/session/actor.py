@@ -38,12 +38,16 @@ import trio
 from msgspec import Struct
 
 from .._contain import contain
+from .._loan import TurnLoan, patience
 from .._mailbox import Mailbox
+from .._rounds import has_tools
+from .._turns import TurnExtras, TurnRequest
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
 from ..wire.codec import decode_log_entry, decode_message, encode_json, encode_message, join_options, render_body
 from ..wire.journal import (
+    AnswerDiscarded,
     HistoryFolded,
     LogEntry,
     QuestionAnswered,
@@ -62,6 +66,7 @@ from ..wire.mail import (
     ClearHistory,
     CompactHistory,
     ForkHistory,
+    HttpCall,
     ReadHistory,
     SessionMail,
     StartTurn,
@@ -70,7 +75,6 @@ from ..wire.mail import (
 from ..wire.messages import SystemMessage
 from ..wire.result import ChatResult
 from .context import decide
-from .loan import TurnLoan, patience
 from .log import compact, entries_of, turns_of
 from .rounds import SessionRounds, plain_rounds
 from .running import (
@@ -129,6 +133,7 @@ class SessionOptions(Struct, frozen=True):
     options: bytes = b"{}"
     settings: CallSettings = DEFAULT_SETTINGS
     context: ContextPolicy | None = None
+    extras: TurnExtras | None = None
 
 
 class SessionStatistics(Struct, frozen=True):
@@ -567,7 +572,7 @@ class SessionActor:
 
     def _stop_current(self, why: Literal["interrupt", "left"]) -> bool:
         """Interrupt what is done for the current mail; what is answered is stored all the same."""
-        if self._turn is not None and self._turn.answer is not None:
+        if self._turn is not None and self._turn.answer is not None and not self._turn.is_saved:
             return False
         self._stop = self._stop or why
         self._mail_scope.cancel()
@@ -631,7 +636,7 @@ class SessionActor:
 
     async def _take_up(self, mail: StartTurn, envelope: Envelope, machine: TurnMachine) -> None:
         """Go on with a turn that an earlier life has left in the midst of its rounds."""
-        if machine.is_parked and envelope.rounds is None:
+        if machine.is_parked and not has_tools(envelope.rounds):
             raise parked(machine.turn_id, _open_question(machine) or "")
         turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
         turn.is_sent = True
@@ -671,10 +676,9 @@ class SessionActor:
         self._turn = turn
         try:
             body = await (self._resume(turn) if transcript is None else self._begin(turn, transcript))
-            if turn.envelope.rounds is None and body:
+            if body:
                 await (self._stream_turn(turn, body) if turn.mail.streaming else self._whole_turn(turn, body))
             else:
-                turn.body = body
                 await self._take_rounds(turn)
         except BaseException as exc:
             await self._repair(turn, exc)  # noqa: ASYNC102 - shields itself, for the grace at most
@@ -685,7 +689,7 @@ class SessionActor:
                 turn.finish()
 
     async def _begin(self, turn: RunningTurn, transcript: Transcript) -> bytes:
-        """Write down a turn that is new, and return the body of its request."""
+        """Write down a turn that is new, and return the body of its request; none where a loop makes it."""
         mail = turn.mail
         if mail.replaces is not None:
             await self._find_replaced(turn, transcript)
@@ -694,7 +698,11 @@ class SessionActor:
         policy = self.options.context or self._config.context
         if policy is not None:
             await self._limit(turn, transcript, policy)
-        body = self._render(turn, transcript)
+        body = b""
+        if turn.envelope.rounds is None:
+            body = self._render(turn, transcript)
+        else:
+            turn.begun = b"".join(transcript.pieces(turn.messages, first=turn.first, end=turn.end))
         started = TurnStarted(turn.turn_id, msgspec.Raw(b"[%b]" % turn.messages), self.wall())
         if turn.others or turn.replaces or turn.first:
             started = msgspec.structs.replace(started, joined=turn.joined, replaces=turn.replaces, first=turn.first)
@@ -713,7 +721,7 @@ class SessionActor:
             other = envelope.mail
             return (
                 isinstance(other, StartTurn)
-                and envelope.rounds is turn.envelope.rounds
+                and envelope.rounds == turn.envelope.rounds
                 and (other.options, other.settings) == (mail.options, mail.settings)
                 and not (other.streaming or other.resume or other.replaces is not None)
                 and b'"tool' not in other.messages
@@ -781,25 +789,38 @@ class SessionActor:
 
     async def _whole_turn(self, turn: RunningTurn, body: bytes) -> None:
         self._wait_for("model")
-        result = await self._services.pipeline.run_body(
-            body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
-        )
+        result = await self._services.pipeline.send(self._call(turn, body), on_sent=turn.note_sent)
         turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id)
         await self._save(turn)
         turn.succeed()
 
     async def _stream_turn(self, turn: RunningTurn, body: bytes) -> None:
-        await self._lend(turn, body)
+        await self._lend(turn, self._call(turn, body))
         loan = cast("TurnLoan", turn.loan)
         await loan.wait_returned()
         turn.answer = loan.answer()
         await self._save(turn)
         turn.succeed()
 
+    def _call(self, turn: RunningTurn, body: bytes) -> HttpCall:
+        mail = turn.mail
+        return HttpCall(
+            body=body, streaming=mail.streaming, deadline=turn.deadline, settings=mail.settings, flow=self.key
+        )
+
     async def _take_rounds(self, turn: RunningTurn) -> None:
         """A turn with tools: the loop has it, and writes down each step through the journal."""
         journal = self._journal = SessionRounds(turn)
         result = await (turn.envelope.rounds or plain_rounds)(journal)
+        if turn.answer is None:
+            await self.commit(turn, result)
+        else:
+            # What extensions have made of it is for the asker; the log has what the model said.
+            turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.answer.rounds)
+        turn.succeed()
+
+    async def commit(self, turn: RunningTurn, result: ChatResult[object]) -> None:
+        """Store the answer of a turn with rounds; used by the journal."""
         written = () if self.machine is None else tuple(self.machine.records[len(turn.earlier) :])
         answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.earlier + (result.rounds or written))
         if turn.loan is not None:
@@ -808,28 +829,42 @@ class SessionActor:
             await turn.loan.wait_returned()
         turn.answer = answer
         await self._save(turn)
-        turn.succeed()
+        turn.is_saved = True
 
-    async def send(self, turn: RunningTurn) -> ChatResult:
-        """Send the conversation as it is now; used by the journal."""
-        body, turn.body = turn.body or self._render_next(turn), b""
+    def keep(self, turn: RunningTurn, entry: LogEntry) -> None:
+        """Store the entry when the turn is repaired; used by the journal."""
+        turn.unsaved = entry
+
+    def request(self, turn: RunningTurn) -> TurnRequest:
+        """The conversation as it is now; used by the journal."""
+        messages = turn.begun
+        if not messages or (self.machine is not None and self.machine.rounds):
+            messages = b"".join(cast("Transcript", self._transcript).pieces(b"", first=turn.first))
+        return TurnRequest(
+            self._options_of(turn.mail),
+            (messages,),
+            settings=turn.mail.settings,
+            deadline=turn.deadline,
+            session=self.key,
+            turn_id=turn.turn_id,
+        )
+
+    async def send(self, turn: RunningTurn, request: TurnRequest) -> ChatResult:
+        """Send a request of the turn; used by the journal."""
+        call = request.call(streaming=turn.mail.streaming)
         if turn.mail.streaming:
-            await self._lend(turn, body)
+            await self._lend(turn, call)
             result = await cast("TurnLoan", turn.loan).wait_round()
         else:
             self._wait_for("model")
-            result = await self._services.pipeline.run_body(
-                body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
-            )
+            result = await self._services.pipeline.send(call, on_sent=turn.note_sent)
         self._wait_for("tools")
         return result
 
-    async def _lend(self, turn: RunningTurn, body: bytes) -> None:
+    async def _lend(self, turn: RunningTurn, call: HttpCall) -> None:
         """Open the stream of a reply and hand its reader to the asker, who has time of its own to read it."""
         self._wait_for("model")
-        reader = await self._services.pipeline.open_stream(
-            body, settings=turn.mail.settings, deadline=turn.deadline, flow=self.key, on_sent=turn.note_sent
-        )
+        reader = await self._services.pipeline.open_reader(call, on_sent=turn.note_sent)
         self._wait_for("reader")
         if turn.loan is not None:
             turn.loan.go_on(reader)
@@ -845,7 +880,7 @@ class SessionActor:
         if not turn.envelope.resolve(loan):
             loan.give_back()
 
-    async def write(self, turn: RunningTurn, entry: LogEntry, *, answer: ChatResult | None = None) -> None:
+    async def write(self, turn: RunningTurn, entry: LogEntry, *, answer: ChatResult[object] | None = None) -> None:
         """Store the next entry of a running turn; used by the journal.
 
         Raises `EntryOutOfOrderError` for one that cannot be next, `HistoryNotSaved` with the `answer` it has in it.
@@ -880,12 +915,16 @@ class SessionActor:
 
     async def _repair(self, turn: RunningTurn, exc: BaseException) -> None:
         """End a turn that was cut off by `exc`: in the store, and for its asker where `exc` does not."""
+        if turn.is_saved:
+            # What an extension does after the answer was stored takes nothing away from it.
+            turn.fail(exc) if isinstance(exc, GorouterError) else turn.succeed()
+            return
         was_saving = turn.answer is not None
         if turn.loan is not None:
             if isinstance(exc, Exception):
                 turn.loan.fail(exc if isinstance(exc, GorouterError) else gone(exc))
             turn.loan.revoke()
-            if not isinstance(turn.unsaved, TurnCalled):
+            if not isinstance(turn.unsaved, (TurnCalled, AnswerDiscarded)):
                 turn.answer = turn.answer or turn.loan.answer()
         if turn.is_late:
             return
@@ -954,24 +993,22 @@ class SessionActor:
         head, tail = self._frame(turn.mail)
         return b"".join((head, *transcript.pieces(turn.messages, first=turn.first, end=turn.end), tail))
 
-    def _render_next(self, turn: RunningTurn) -> bytes:
-        """The body of a further request of the turn, whose messages and rounds are part of the history by now."""
-        head, tail = self._frame(turn.mail)
-        transcript = cast("Transcript", self._transcript)
-        return b"".join((head, *transcript.pieces(b"", first=turn.first), tail))
-
     def _frame(self, mail: StartTurn) -> tuple[bytes, bytes]:
         """What stands before and after the messages of a body."""
         is_own = mail.options == b"{}" and not mail.streaming
         if is_own and self._head:
             return self._head, b"]}"
-        options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
-        if self._routing and b'"session_id"' not in options:
-            options = b"%b%b%b}" % (options[:-1], b"," if len(options) > 2 else b"", self._routing)
-        head = render_body(options, b"", streaming=mail.streaming)[:-2]
+        head = render_body(self._options_of(mail), b"", streaming=mail.streaming)[:-2]
         if is_own:
             self._head = head
         return head, b"]}"
+
+    def _options_of(self, mail: StartTurn) -> bytes:
+        """The options of a turn's requests: its own above the session's, and where they are to be routed."""
+        options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
+        if self._routing and b'"session_id"' not in options:
+            options = b"%b%b%b}" % (options[:-1], b"," if len(options) > 2 else b"", self._routing)
+        return options
 
     # What is asked of the log
 
@@ -1074,7 +1111,7 @@ class SessionActor:
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
                 rounds = []
-            elif isinstance(entry, TurnCalled):
+            elif isinstance(entry, (TurnCalled, AnswerDiscarded)):
                 rounds.append(entry.call)
             elif isinstance(entry, TurnAnswered) and entry.turn_id == own:
                 message = cast("AssistantMessage", decode_message(bytes(entry.message)))

@@ -6,32 +6,49 @@ import hmac
 import itertools
 from collections import OrderedDict
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast, overload
 
 import trio
 
+from .._loan import TurnLoan, patience
+from .._rounds import has_tools
 from .._stream import ChatStream
-from ..errors import ActorGoneError, BadRequestError, ConfigError, GorouterError, HistoryNotSaved, SessionConflictError
-from ..wire.codec import encode_call, encode_json, encode_prompt, join_options
+from .._turns import TurnExtras
+from ..errors import (
+    ActorGoneError,
+    BadRequestError,
+    ConfigError,
+    GorouterError,
+    HistoryNotSaved,
+    SessionConflictError,
+    SessionNotFoundError,
+)
+from ..wire.codec import encode_json, encode_prompt, join_options
 from ..wire.mail import ClearHistory, CompactHistory, ForkHistory, ReadHistory, StartTurn, UndoTurns
 from .actor import SessionActor, SessionOptions, SessionServices, SessionStatistics
-from .loan import TurnLoan, patience
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
+    from contextlib import AbstractAsyncContextManager
     from typing import Literal, Unpack
 
+    from .._gate import Gate
     from .._pipeline import ChatPipeline
     from .._rounds import TakeRounds
+    from .._turns import TurnEncoder, TurnKeywords
     from ..abc import HistoryStore
     from ..config import Seams, SessionConfig
+    from ..secret import Secret
+    from ..security.sessions import Owner
     from ..wire.codec import Prompt
-    from ..wire.requests import ChatKeywords
     from ..wire.result import ChatResult, HistoryEntry
     from .ownership import SessionOwnership
 
+T = TypeVar("T")
+
 __all__ = ["SessionDirectory", "SessionRef"]
 
+_Turn: TypeAlias = tuple[StartTurn, TurnExtras | None]
 
 _MAX_LOOKS = 16
 
@@ -48,12 +65,17 @@ class SessionDirectory:
         nursery: trio.Nursery,
         *,
         pipeline: ChatPipeline,
+        encoder: TurnEncoder,
+        gate: Gate,
         store: HistoryStore,
         config: SessionConfig,
         seams: Seams,
         routing_key: bytes = b"",
         ownership: SessionOwnership | None = None,
     ) -> None:
+        self.encoder = encoder
+        self.gate = gate
+        self.loop = pipeline.loop
         self._nursery = nursery
         self._config = config
         self._routing_key = routing_key if config.routing else b""
@@ -93,17 +115,26 @@ class SessionDirectory:
         """Start no more actors; the running ones end with their nursery."""
         self._is_open = False
 
-    def ref(self, key: str, options: SessionOptions) -> SessionRef:
+    def ref(
+        self, key: str, options: SessionOptions, *, token: Secret | None = None, owner: Owner | None = None
+    ) -> SessionRef:
         """A ref to the session `key`, starting nothing.
 
         Raises `ConfigError` for a key that cannot be one, `SessionConflictError` when the session is
         active with other options.
         """
         self._check_key(key)
-        actor = self._actors.get(key)
+        if owner is not None and self.gate.is_open:
+            raise ConfigError("owner: the client has no `security`, so that no session has an owner")
+        actor = self._actors.get(key) if self.gate.is_open else None
         if actor is not None and actor.options != options:
             raise _other_options(key)
-        return SessionRef(self, key, options=options)
+        return SessionRef(self, key, options=options, token=token, owner=owner)
+
+    async def check_exists(self, key: str, name: str) -> None:
+        """Raise `SessionNotFoundError` for the `name` that the asker calls it by unless there is a session `key`."""
+        if key not in self._actors and not (await self._services.store.load(key)).version:
+            raise SessionNotFoundError(f"there is no session {name!r}")
 
     def activate(self, key: str, options: SessionOptions) -> SessionActor:
         """The session's actor, started if need be.
@@ -209,18 +240,45 @@ class SessionDirectory:
 
 
 class SessionRef:
-    """A session by its key: cheap, safe to keep and pass on. The actor behind it starts on the first message."""
+    """A session by its key: cheap, safe to keep and pass on. The actor behind it starts on the first message.
 
-    __slots__ = ("_directory", "_options", "key")
+    Where the client has `security`, the session belongs to the principal of the access token that it was asked for
+    with, or of the one that a turn brings; `key` is its name there.
+    """
 
-    def __init__(self, directory: SessionDirectory, key: str, *, options: SessionOptions) -> None:
+    __slots__ = ("_directory", "_options", "_owner", "_token", "key")
+
+    def __init__(
+        self,
+        directory: SessionDirectory,
+        key: str,
+        *,
+        options: SessionOptions,
+        token: Secret | None = None,
+        owner: Owner | None = None,
+    ) -> None:
         self._directory = directory
         self._options = options
+        self._token = token
+        self._owner = owner
         self.key = key
 
     def __repr__(self) -> str:
         return f"<SessionRef {self.key!r}>"
 
+    @overload
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[T]: ...
+
+    @overload
     async def ask(
         self,
         prompt: Prompt,
@@ -228,8 +286,19 @@ class SessionRef:
         turn_id: str | None = None,
         resume: Literal["resend"] | None = None,
         rounds: TakeRounds | None = None,
-        **options: Unpack[ChatKeywords],
-    ) -> ChatResult:
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult: ...
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[object]:
         """Take one turn and return its answer, which is stored by then.
 
         Turns of a session are serial, in order of arrival. With a `turn_id` the turn happens at
@@ -239,24 +308,60 @@ class SessionRef:
         again. (Once another turn was taken it begins anew.) A turn that waits for a reply from outside goes on where
         it was.
 
-        `rounds` is the loop that runs tools. Raises the errors of `client.chat`, `SessionBusyError`,
-        `TurnInterruptedError`, `HistoryNotSaved` with the answer in `partial`, `TurnParkedError`, `StoreError` and
-        `ActorGoneError`. Cancelling takes the turn back or interrupts it, or leaves it parked; the history stays valid.
+        The options are those of `client.chat`, above the ones of the session; answers that had not the right form and
+        the rounds of tools are in the log as well. `rounds` is another loop to take the turn, in place of the one that
+        runs `tools` and asks again. Raises the errors of `client.chat`, `SessionBusyError`,
+        `TurnInterruptedError`, `HistoryNotSaved` with the answer in `partial`, `TurnParkedError`, `StoreError`,
+        `SessionNotFoundError` and `ActorGoneError`. Cancelling takes the turn back or interrupts it, or leaves it
+        parked; the history stays valid.
         """
-        turn = self._turn(prompt, turn_id, options, resume=resume)
-        return cast("ChatResult", await self._actor().ask(turn, rounds=rounds))
+        turn = self._turn(prompt, turn_id, _with_type(options, response_type), resume=resume)
+        return await self._whole(turn, rounds)
+
+    @overload
+    async def retry(
+        self,
+        *,
+        response_type: type[T],
+        turn_id: str | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[T]: ...
+
+    @overload
+    async def retry(
+        self, *, turn_id: str | None = None, rounds: TakeRounds | None = None, **options: Unpack[TurnKeywords]
+    ) -> ChatResult: ...
 
     async def retry(
-        self, *, turn_id: str | None = None, rounds: TakeRounds | None = None, **options: Unpack[ChatKeywords]
-    ) -> ChatResult:
+        self,
+        *,
+        response_type: type[object] | None = None,
+        turn_id: str | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[object]:
         """Take the last turn of the history again, with the same messages, and let the new answer stand in its place.
 
         Until that is there, and if there is none, the history stays as it is. `turn_id` is the id of the new turn.
         Raises `SessionConflictError` for a session without turns, and as `ask` does.
         """
-        turn = self._turn(None, turn_id, options, replaces="")
-        return cast("ChatResult", await self._actor().ask(turn, rounds=rounds))
+        turn = self._turn(None, turn_id, _with_type(options, response_type), replaces="")
+        return await self._whole(turn, rounds)
 
+    @overload
+    async def edit(
+        self,
+        edited: str,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        turn_id: str | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[T]: ...
+
+    @overload
     async def edit(
         self,
         edited: str,
@@ -264,8 +369,19 @@ class SessionRef:
         *,
         turn_id: str | None = None,
         rounds: TakeRounds | None = None,
-        **options: Unpack[ChatKeywords],
-    ) -> ChatResult:
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult: ...
+
+    async def edit(
+        self,
+        edited: str,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        turn_id: str | None = None,
+        rounds: TakeRounds | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> ChatResult[object]:
         """Ask something else in place of a past turn: the one with the id `edited` and all after it give way to it.
 
         Until the answer is there, and if there is none, the history stays as it is. `turn_id` is the id of the new
@@ -273,27 +389,30 @@ class SessionRef:
         """
         if not edited:
             raise ConfigError("edited: must be the id of a turn")
-        turn = self._turn(prompt, turn_id, options, replaces=edited)
-        return cast("ChatResult", await self._actor().ask(turn, rounds=rounds))
+        turn = self._turn(prompt, turn_id, _with_type(options, response_type), replaces=edited)
+        return await self._whole(turn, rounds)
 
     async def undo(self, turn_id: str | None = None) -> bool:
         """Leave the last turn out of the history, or the one of this id and all after it, behind queued turns.
 
         False when there is none. The log keeps what was said and paid for, and the ids stay used.
         """
-        return cast("bool", await self._actor().ask(UndoTurns(turn_id or "")))
+        return cast("bool", await (await self._own_actor()).ask(UndoTurns(turn_id or "")))
 
     async def answer(self, question_id: str, answer: object, *, rounds: TakeRounds | None = None) -> bool:
         """Reply to a question that a turn waits for, ahead of queued turns, also after a restart; stored on return.
 
-        `answer` is any JSON value. The turn goes on for whoever waits for it; if nobody does, it is taken up here,
-        with `rounds`, or when it is asked again. False when no turn waits for it, or not any more.
+        `answer` is any JSON value; for the approval of a tool true or false, or an object with `approved`, `reason`
+        and `by`. The turn goes on for whoever waits for it; if nobody does, it is taken up here, with the tools of the
+        session or with `rounds`, or when it is asked again. False when no turn waits for it, or not any more.
         """
         try:
             encoded = encode_json(answer)
         except (TypeError, ValueError, RecursionError) as exc:
             raise BadRequestError(f"answer: cannot be written as JSON: {exc}", status=400) from exc
-        return await self._actor().reply(question_id, encoded, rounds=rounds)
+        key, extras = await self._admit(self._options.extras)
+        loop = rounds or self._directory.loop(extras)
+        return await self._actor(key).reply(question_id, encoded, rounds=loop if has_tools(loop) else None)
 
     async def compact(self) -> None:
         """Write the log anew, behind queued turns: without turns that were undone or that a summary stands for.
@@ -301,10 +420,23 @@ class SessionRef:
         What is sent stays the same, and so does what every turn id promises; the answers of turns that
         have gone are not there to be asked for again.
         """
-        await self._actor().ask(CompactHistory())
+        await (await self._own_actor()).ask(CompactHistory())
 
-    @asynccontextmanager
-    async def stream(
+    @overload
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        rounds: TakeRounds | None = None,
+        raw_chunks: bool = False,
+        **options: Unpack[TurnKeywords],
+    ) -> AbstractAsyncContextManager[ChatStream[T]]: ...
+
+    @overload
+    def stream(
         self,
         prompt: Prompt,
         *,
@@ -312,19 +444,116 @@ class SessionRef:
         resume: Literal["resend"] | None = None,
         rounds: TakeRounds | None = None,
         raw_chunks: bool = False,
-        **options: Unpack[ChatKeywords],
-    ) -> AsyncIterator[ChatStream]:
+        **options: Unpack[TurnKeywords],
+    ) -> AbstractAsyncContextManager[ChatStream]: ...
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        rounds: TakeRounds | None = None,
+        raw_chunks: bool = False,
+        **options: Unpack[TurnKeywords],
+    ) -> AbstractAsyncContextManager[ChatStream[object]]:
         """Take one turn with the answer streamed; it is stored when the `async with` is left.
 
         Leaving early, by an exception or a cancel as well, stores what had arrived as an
         interrupted answer. Errors as in `ask`, raised on entering, while iterating, or on leaving;
         an error of the body leaves as it is, whatever becomes of storing. While the stream is open
-        its task cannot ask the session anything else: that is a `SessionBusyError`.
+        its task cannot ask the session anything else: that is a `SessionBusyError`. An answer without the form that
+        was asked for is not asked for again, since it was read already.
         """
-        turn = self._turn(prompt, turn_id, options, streaming=True, resume=resume)
-        answer = await self._actor().ask(turn, rounds=rounds)
+        given = _with_type(options, response_type)
+        turn = self._turn(prompt, turn_id, given, streaming=True, resume=resume)
+        return self._streamed(turn, rounds, raw_chunks=raw_chunks)
+
+    async def interrupt(self) -> bool:
+        """Stop the running turn, ahead of queued ones; what had arrived is stored. False when none runs."""
+        key, _extras = await self._admit(None)
+        actor = self._directory.active_actor(key)
+        if actor is None:
+            await trio.lowlevel.checkpoint()
+            return False
+        return await actor.interrupt()
+
+    async def history(self) -> list[HistoryEntry]:
+        """The messages of the answered turns, in order, after the turns queued before."""
+        return cast("list[HistoryEntry]", await (await self._own_actor()).ask(ReadHistory()))
+
+    async def clear(self) -> None:
+        """Empty the history, after the turns queued before; the session stays, its turn ids are forgotten."""
+        await (await self._own_actor()).ask(ClearHistory())
+
+    async def fork(self, key: str, **options: Unpack[TurnKeywords]) -> SessionRef:
+        """A new session with a copy of this history, after the turns queued before, of the same owner.
+
+        It has this session's system message and options, beneath the ones given. Raises
+        `SessionConflictError` when a session with this key exists already.
+        """
+        own = self._options
+        encoded, settings, extras = self._directory.encoder.encode(options, beneath=own.settings, extras=own.extras)
+        chat_options = join_options(own.options, encoded)
+        options_there = SessionOptions(own.system, chat_options, settings, own.context, extras)
+        target = self._directory.ref(key, options_there, token=self._token, owner=self._owner)
+        there, _extras = await target._admit(None)  # noqa: SLF001 - one of its own kind
+        if self._directory.active_actor(there) is not None:
+            raise SessionConflictError(f"session {key!r} exists already")
+        await (await self._own_actor()).ask(ForkHistory(there))
+        return target
+
+    async def statistics(self) -> SessionStatistics:
+        """A snapshot; a session that is not active is idle with nothing known of it."""
+        key, _extras = await self._admit(None)
+        await trio.lowlevel.checkpoint()
+        actor = self._directory.active_actor(key)
+        return SessionStatistics("idle", 0, 0, 0, 0) if actor is None else actor.statistics()
+
+    async def aclose(self) -> None:
+        """End the actor: a running turn is interrupted, queued ones get `ActorGoneError`. The history stays."""
+        key, _extras = await self._admit(None)
+        actor = self._directory.active_actor(key)
+        if actor is not None:
+            await actor.aclose()
+        else:
+            await trio.lowlevel.checkpoint()
+
+    async def _own_actor(self) -> SessionActor:
+        key, _extras = await self._admit(None)
+        return self._actor(key)
+
+    def _actor(self, key: str) -> SessionActor:
+        return self._directory.activate(key, self._options)
+
+    async def _admit(self, extras: TurnExtras | None) -> tuple[str, TurnExtras | None]:
+        """The full key of the session for who asks, and the extras with them."""
+        gate = self._directory.gate
+        if gate.is_open and self._token is None and (extras is None or extras.token is None):
+            return self.key, extras
+        extras = await gate.admit(extras, self._token)
+        principal = None if extras is None else extras.principal
+        key = gate.key_for(principal, self.key, owner=self._owner)
+        if self._owner is not None:
+            await self._directory.check_exists(key, self.key)
+        return key, extras
+
+    async def _whole(self, turn: _Turn, rounds: TakeRounds | None) -> ChatResult[object]:
+        mail, extras = turn
+        key, extras = await self._admit(extras)
+        rounds = rounds or self._directory.loop(extras)
+        return cast("ChatResult[object]", await self._actor(key).ask(mail, rounds=rounds))
+
+    @asynccontextmanager
+    async def _streamed(
+        self, turn: _Turn, rounds: TakeRounds | None, *, raw_chunks: bool
+    ) -> AsyncIterator[ChatStream[object]]:
+        mail, extras = turn
+        key, extras = await self._admit(extras)
+        answer = await self._actor(key).ask(mail, rounds=rounds or self._directory.loop(extras))
         if not isinstance(answer, TurnLoan):
-            yield ChatStream.of_result(cast("ChatResult", answer))
+            yield ChatStream.of_result(cast("ChatResult[object]", answer))
             return
         answer.holder = trio.lowlevel.current_task()
         try:
@@ -338,72 +567,25 @@ class SessionRef:
         if failure is not None:
             raise failure
 
-    async def interrupt(self) -> bool:
-        """Stop the running turn, ahead of queued ones; what had arrived is stored. False when none runs."""
-        actor = self._directory.active_actor(self.key)
-        if actor is None:
-            await trio.lowlevel.checkpoint()
-            return False
-        return await actor.interrupt()
-
-    async def history(self) -> list[HistoryEntry]:
-        """The messages of the answered turns, in order, after the turns queued before."""
-        return cast("list[HistoryEntry]", await self._actor().ask(ReadHistory()))
-
-    async def clear(self) -> None:
-        """Empty the history, after the turns queued before; the session stays, its turn ids are forgotten."""
-        await self._actor().ask(ClearHistory())
-
-    async def fork(self, key: str, **options: Unpack[ChatKeywords]) -> SessionRef:
-        """A new session with a copy of this history, after the turns queued before.
-
-        It has this session's system message and options, beneath the ones given. Raises
-        `SessionConflictError` when a session with this key exists already.
-        """
-        encoded, settings = encode_call(options, beneath=self._options.settings)
-        chat_options = join_options(self._options.options, encoded)
-        options_there = SessionOptions(self._options.system, chat_options, settings, self._options.context)
-        target = self._directory.ref(key, options_there)
-        if self._directory.active_actor(key) is not None:
-            raise SessionConflictError(f"session {key!r} exists already")
-        await self._actor().ask(ForkHistory(key))
-        return target
-
-    async def statistics(self) -> SessionStatistics:
-        """A snapshot; a session that is not active is idle with nothing known of it."""
-        await trio.lowlevel.checkpoint()
-        actor = self._directory.active_actor(self.key)
-        return SessionStatistics("idle", 0, 0, 0, 0) if actor is None else actor.statistics()
-
-    async def aclose(self) -> None:
-        """End the actor: a running turn is interrupted, queued ones get `ActorGoneError`. The history stays."""
-        actor = self._directory.active_actor(self.key)
-        if actor is not None:
-            await actor.aclose()
-        else:
-            await trio.lowlevel.checkpoint()
-
-    def _actor(self) -> SessionActor:
-        return self._directory.activate(self.key, self._options)
-
     def _turn(
         self,
         prompt: Prompt | None,
         turn_id: str | None,
-        options: ChatKeywords,
+        options: Mapping[str, object],
         *,
         streaming: bool = False,
         resume: Literal["resend"] | None = None,
         replaces: str | None = None,
-    ) -> StartTurn:
+    ) -> _Turn:
         if turn_id is not None and not turn_id:
             raise ConfigError("turn_id: must not be empty")
         if resume not in {None, "resend"} or (resume and turn_id is None):
             raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
-        encoded, settings = b"{}", self._options.settings
+        own = self._options
+        encoded, settings, extras = b"{}", own.settings, own.extras
         if options:
-            encoded, settings = encode_call(options, beneath=settings)
-        return StartTurn(
+            encoded, settings, extras = self._directory.encoder.encode(options, beneath=settings, extras=extras)
+        mail = StartTurn(
             turn_id=turn_id or "",
             messages=b"" if prompt is None else encode_prompt(prompt),
             options=encoded,
@@ -413,6 +595,11 @@ class SessionRef:
             resume=resume is not None,
             replaces=replaces,
         )
+        return mail, extras
+
+
+def _with_type(options: Mapping[str, object], response_type: type[object] | None) -> Mapping[str, object]:
+    return options if response_type is None else {"response_type": response_type, **options}
 
 
 def _other_options(key: str) -> SessionConflictError:

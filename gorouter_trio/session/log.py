@@ -9,6 +9,7 @@ import msgspec
 
 from ..wire.codec import decode_message, decode_messages
 from ..wire.journal import (
+    AnswerDiscarded,
     HistoryCompacted,
     HistoryFolded,
     LogEntry,
@@ -196,7 +197,7 @@ def _forgotten(before: HistoryCompacted, gone: Iterable[LoggedTurn]) -> HistoryC
         if turn.answer is not None:
             ids += turn.ids
         for entry in turn.entries:
-            if isinstance(entry, (TurnCalled, TurnAnswered)):
+            if isinstance(entry, (TurnCalled, AnswerDiscarded, TurnAnswered)):
                 calls += 1
                 cost_usd += entry.call.cost or Decimal(0)
                 unpriced += entry.call.cost is None

@@ -11,7 +11,7 @@ import trio
 
 from .._mailbox import ReplySlot
 from ..wire.codec import encode_json
-from ..wire.journal import QuestionAnswered, ToolsAnswered, TurnCalled, TurnParked
+from ..wire.journal import AnswerDiscarded, QuestionAnswered, ToolsAnswered, TurnCalled, TurnParked
 from ..wire.messages import ToolMessage
 from .running import gone
 from .turn import EntryOutOfOrderError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from .._rounds import Question, RoundJournal
+    from .._turns import TurnRequest
     from ..events import StreamEvent
     from ..wire.messages import AssistantMessage
     from ..wire.result import ChatResult
@@ -83,9 +84,40 @@ class SessionRounds:
             raise EntryOutOfOrderError(f"turn {self._turn.turn_id!r} does not run any more")
         return machine
 
-    async def send(self) -> ChatResult:
-        """Send the conversation as it is now."""
-        return await self._actor.send(self._turn)
+    @property
+    def session(self) -> str:
+        """The key of the session."""
+        return self._actor.key
+
+    @property
+    def turn_id(self) -> str:
+        """The id of the turn."""
+        return self._turn.turn_id
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether somebody reads the answers as they come."""
+        return self._turn.mail.streaming
+
+    def request(self) -> TurnRequest:
+        """The conversation as it is now."""
+        return self._actor.request(self._turn)
+
+    async def send(self, request: TurnRequest | None = None) -> ChatResult:
+        """Send the conversation as it is now, or what stands in for it."""
+        return await self._actor.send(self._turn, request or self.request())
+
+    async def discarded(self, answer: ChatResult) -> None:
+        """`answer` is no part of the conversation."""
+        entry = AnswerDiscarded(self._turn.turn_id, msgspec.Raw(encode_json(answer.message)), answer.call)
+        async with self._lock:
+            await self._actor.write(self._turn, entry, answer=answer)
+            if self._turn.loan is not None:
+                self._turn.loan.take_round()
+
+    async def commit(self, answer: ChatResult[object]) -> None:
+        """`answer` is that of the turn."""
+        await self._actor.commit(self._turn, answer)
 
     async def called(self, answer: ChatResult) -> None:
         """`answer` calls tools."""
@@ -97,11 +129,17 @@ class SessionRounds:
 
     async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
         """What open calls returned."""
-        entry = ToolsAnswered(
-            self._turn.turn_id, msgspec.Raw(encode_json(list(messages))), msgspec.Raw(encode_json(list(reports)))
-        )
         async with self._lock:
-            await self._actor.write(self._turn, entry)
+            await self._actor.write(self._turn, self._answers(messages, reports))
+
+    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+        """What calls returned before the turn was cut off."""
+        if messages:
+            self._actor.keep(self._turn, self._answers(messages, reports))
+
+    def _answers(self, messages: Sequence[ToolMessage], reports: Sequence[object]) -> ToolsAnswered:
+        encoded = [msgspec.Raw(encode_json(list(part))) for part in (messages, reports)]
+        return ToolsAnswered(self._turn.turn_id, *encoded)
 
     async def parked(self, question: Question) -> bytes | None:
         """Wait for the reply to `question`."""

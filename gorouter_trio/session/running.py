@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 import trio
 
+from .._loan import TurnLoan, interrupted
 from .._mailbox import ReplySlot
 from ..errors import (
     ActorGoneError,
@@ -22,12 +23,12 @@ from ..wire.codec import encode_json
 from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered
 from ..wire.mail import SessionMail, StartTurn
 from ..wire.result import CallRecord, ChatResult, HistoryEntry
-from .loan import TurnLoan, interrupted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .._rounds import TakeRounds
+    from .._turns import TurnRequest
     from .turn import TurnMachine
 
 __all__ = [
@@ -47,7 +48,7 @@ __all__ = [
     "store_failed",
 ]
 
-Answer: TypeAlias = ChatResult | TurnLoan | list[HistoryEntry] | bool | None
+Answer: TypeAlias = ChatResult[object] | TurnLoan | list[HistoryEntry] | bool | None
 """What mail is answered with."""
 
 
@@ -58,6 +59,7 @@ ToolTasks: TypeAlias = "dict[trio.lowlevel.Task, RunningTurn]"
 class TurnOwner(Protocol):
     """The actor, as what runs in it sees it."""
 
+    key: str
     tool_tasks: ToolTasks
     wall: Callable[[], float]
 
@@ -68,10 +70,19 @@ class TurnOwner(Protocol):
     def abandon(self, envelope: Envelope) -> None:
         """The asker of `envelope` was cancelled."""
 
-    async def send(self, turn: RunningTurn) -> ChatResult:
-        """Send the conversation as it is now, and return the answer."""
+    def request(self, turn: RunningTurn) -> TurnRequest:
+        """The conversation as it is now."""
 
-    async def write(self, turn: RunningTurn, entry: LogEntry, *, answer: ChatResult | None = None) -> None:
+    async def send(self, turn: RunningTurn, request: TurnRequest) -> ChatResult:
+        """Send `request`, and return the answer."""
+
+    async def commit(self, turn: RunningTurn, result: ChatResult[object]) -> None:
+        """Store the answer of a turn with rounds."""
+
+    def keep(self, turn: RunningTurn, entry: LogEntry) -> None:
+        """Store the entry when the turn ends, which is being cut off."""
+
+    async def write(self, turn: RunningTurn, entry: LogEntry, *, answer: ChatResult[object] | None = None) -> None:
         """Store the next entry of the turn; `answer` is what was paid for, should that fail."""
 
 
@@ -125,20 +136,21 @@ class RunningTurn:
 
     `others` are askers whose messages are taken in the same turn. `first` and `end` bound the part of the history that
     is sent. `unsaved` is what has to be stored even if the turn is cut off: an answer that was paid for, the result of
-    a tool that has run. `earlier` are the rounds of an earlier life. `body` is the first request of a turn with rounds
-    until it is sent.
+    a tool that has run. `earlier` are the rounds of an earlier life. `begun` are the messages of the first request of a
+    turn with rounds; `is_saved` says that the answer of one is stored.
     """
 
     __slots__ = (
         "actor",
         "answer",
-        "body",
+        "begun",
         "deadline",
         "earlier",
         "end",
         "envelope",
         "first",
         "is_late",
+        "is_saved",
         "is_sent",
         "loan",
         "mail",
@@ -156,7 +168,8 @@ class RunningTurn:
         self.actor = actor
         self.messages = mail.messages
         self.deadline = mail.deadline
-        self.body = b""
+        self.begun = b""
+        self.is_saved = False
         self.others: list[Envelope] = []
         self.earlier: tuple[CallRecord, ...] = ()
         self.first = 0
@@ -165,7 +178,7 @@ class RunningTurn:
         self.is_late = False
         self.is_sent = False
         self.loan: TurnLoan | None = None
-        self.answer: ChatResult | None = None
+        self.answer: ChatResult[object] | None = None
         self.unsaved: LogEntry | None = None
 
     def note_sent(self) -> None:
@@ -220,7 +233,7 @@ class RunningTurn:
             return gone(exc)
         return stopped(self.mail, maybe_billed=self.is_sent)
 
-    def _answer_for(self, other: Envelope) -> ChatResult | None:
+    def _answer_for(self, other: Envelope) -> ChatResult[object] | None:
         mail = other.mail
         if self.answer is None or not isinstance(mail, StartTurn) or not mail.turn_id:
             return self.answer
@@ -271,7 +284,7 @@ def parked(turn_id: str, question_id: str) -> TurnParkedError:
     return error
 
 
-def not_saved(answer: ChatResult | None, cause: Exception) -> HistoryNotSaved:
+def not_saved(answer: ChatResult[object] | None, cause: Exception) -> HistoryNotSaved:
     """The answer was not stored because of `cause`."""
     error = HistoryNotSaved(f"the answer arrived but was not stored: {cause}")
     if answer is not None:

@@ -30,6 +30,7 @@ from msgspec import Struct
 from ..errors import BadRequestError
 from ..wire.codec import decode_json, decode_message, decode_messages, encode_json, encode_message
 from ..wire.journal import (
+    AnswerDiscarded,
     HistoryCompacted,
     HistoryFolded,
     LogEntry,
@@ -65,6 +66,7 @@ Piece: TypeAlias = bytes | bytearray | memoryview
 """Some of the bytes of a request."""
 
 _Object: TypeAlias = dict[str, object]
+_Step: TypeAlias = TurnCalled | ToolsAnswered | AnswerDiscarded | TurnParked | QuestionAnswered | TurnResumed
 
 _NOT_ANSWERED = "The call was not carried out: the turn ended before its tools ran."
 _INTERRUPTED = "The call was interrupted; whether it was carried out is unknown."
@@ -290,7 +292,7 @@ class Transcript:
                 self._apply_answer(entry)
             case TurnAbandoned():
                 self._apply_end(entry)
-            case TurnCalled() | ToolsAnswered() | TurnParked() | QuestionAnswered() | TurnResumed():
+            case TurnCalled() | ToolsAnswered() | TurnParked() | QuestionAnswered() | TurnResumed() | AnswerDiscarded():
                 self._apply_step(entry)
             case TurnsDropped(turn_id=turn_id):
                 self._cut(self.place(turn_id))
@@ -334,7 +336,7 @@ class Transcript:
             self._leave_open(len(self._ids) - 1)
         self._is_begun = False
 
-    def _apply_step(self, entry: TurnCalled | ToolsAnswered | TurnParked | QuestionAnswered | TurnResumed) -> None:
+    def _apply_step(self, entry: _Step) -> None:
         machine, pending = self.machine, self._pending
         if machine is None or pending is None:
             return
@@ -342,7 +344,9 @@ class Transcript:
             machine.apply(entry)
         except EntryOutOfOrderError:
             return
-        if isinstance(entry, TurnCalled):
+        if isinstance(entry, AnswerDiscarded):
+            self._count(entry.call)
+        elif isinstance(entry, TurnCalled):
             if not self._is_begun:
                 self._begin_turn(pending, entry.turn_id)
                 self._is_begun = True

@@ -2,14 +2,14 @@
 
 Theory of operation. A turn is written down as it goes, each step before the next one is begun::
 
-    started -> [called -> tools]* -> answered | abandoned
+    started -> [called -> tools | discarded]* -> answered | abandoned
 
 `called` is an answer that calls tools, `tools` what they returned, in one entry or in several, until each
-call has its one result; only then is the next request sent. A call that waits for somebody outside is
-`parked` with its question, and `replied` when the reply is there. A turn that a crash or a shutdown cut off
-is `resumed` when somebody takes it up again. `MOVES` has which entry may follow in which state; whatever is
-written goes through `apply`, so that an entry out of order is never stored, and read back the same way, so
-that the log tells after a crash what the turn was about:
+call has its one result; only then is the next request sent. `discarded` is an answer that had not the form that was
+asked for. A call that waits for somebody outside is `parked` with its question, and `replied` when the reply is there.
+A turn that a crash or a shutdown cut off is `resumed` when somebody takes it up again. `MOVES` has which entry may
+follow in which state; whatever is written goes through `apply`, so that an entry out of order is never stored, and
+read back the same way, so that the log tells after a crash what the turn was about:
 
 * it was sent, and whether it was answered is unknown: in doubt, and not sent again unasked;
 * a tool ran, and its result is unknown: that call is in doubt and not carried out again, unless it is harmless;
@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from ..wire.codec import decode_json, decode_message
 from ..wire.journal import (
+    AnswerDiscarded,
     QuestionAnswered,
     ToolsAnswered,
     TurnAbandoned,
@@ -54,7 +55,13 @@ may have been carried out in an earlier life."""
 
 MOVES: Final[Mapping[TurnState, Mapping[type[TurnEntry], TurnState]]] = {
     "new": {TurnStarted: "sent"},
-    "sent": {TurnCalled: "calling", TurnResumed: "sent", TurnAnswered: "answered", TurnAbandoned: "abandoned"},
+    "sent": {
+        TurnCalled: "calling",
+        AnswerDiscarded: "sent",
+        TurnResumed: "sent",
+        TurnAnswered: "answered",
+        TurnAbandoned: "abandoned",
+    },
     "calling": {
         ToolsAnswered: "calling",  # "sent", once no call is open
         TurnParked: "calling",
@@ -86,25 +93,24 @@ _Tool: TypeAlias = "Mapping[str, object]"
 
 
 class TurnMachine:
-    """One turn, as far as it was written down. `records` are of the answers so far that called tools."""
+    """One turn, as far as it was written down.
 
-    __slots__ = ("_calls", "_message", "_questions", "records", "state", "turn_id")
+    `records` are of the answers so far, which called tools or were discarded; `rounds` counts those with tools.
+    """
+
+    __slots__ = ("_calls", "_message", "_questions", "records", "rounds", "state", "turn_id")
 
     def __init__(self, turn_id: str) -> None:
         self.turn_id = turn_id
         self.state: TurnState = "new"
         self.records: list[CallRecord] = []
+        self.rounds = 0
         self._message = b""
         self._calls: dict[str, CallState] = {}
         self._questions: dict[str, OpenQuestion] = {}
 
     def __repr__(self) -> str:
         return f"<TurnMachine {self.turn_id!r}: {self.state}, {self.rounds} rounds, {len(self._calls)} open calls>"
-
-    @property
-    def rounds(self) -> int:
-        """How many answers so far have called tools."""
-        return len(self.records)
 
     @property
     def is_over(self) -> bool:
@@ -173,6 +179,8 @@ class TurnMachine:
                 )
             case QuestionAnswered():
                 self._take_reply(entry)
+            case AnswerDiscarded(call=record):
+                self.records.append(record)
             case TurnResumed():
                 self._take_up()
             case _:
@@ -180,6 +188,7 @@ class TurnMachine:
 
     def _begin_round(self, message: bytes, record: CallRecord) -> None:
         self.records.append(record)
+        self.rounds += 1
         self._message = message
         self._calls = dict.fromkeys(_call_ids(message), "running")
         self._questions = {}

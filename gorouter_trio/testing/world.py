@@ -11,7 +11,7 @@ import msgspec
 import trio
 
 from ..client import open_client
-from ..config import ClientConfig, Seams
+from ..config import ClientConfig, PricePolicy, Seams
 from ..simulator.config import SimulatorConfig
 from ..simulator.server import Simulator
 from ..stores.memory import MemoryStore
@@ -141,7 +141,7 @@ class World:
         """`gorouter_trio.open_client` in this world: network, store, key, clock and chance are filled in.
 
         What `config` or `fields` give stands, only the seams of `config` give way to the world's. A store that is given
-        is wrapped, so that faults and the log reach it.
+        is wrapped, so that faults and the log reach it. No prices are fetched, unless a policy says so.
         """
         self._opened += 1
         number = self._opened
@@ -180,6 +180,9 @@ class World:
         filled["base_url"] = filled["base_url"] or self.network.base_url
         filled["transport"] = filled["transport"] or self.network
         filled.update(insecure_http=True, seams=self.seams(f"clients/{number}"))
+        if config.prices == PricePolicy():
+            # Nothing is sent that a test did not ask for.
+            filled["prices"] = PricePolicy(on_start=False, refresh_s=None)
         filled.update(fields)
         filled["store"] = self.watch(cast("HistoryStore", filled["store"] or self.store))
         return filled

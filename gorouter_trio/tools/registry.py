@@ -258,6 +258,10 @@ class ToolSet:
         """The tool that has this name or alias."""
         return self._tools.get(name)
 
+    def is_for_caller(self, name: str) -> bool:
+        """Whether this is a definition without a function: the caller of the chat runs it."""
+        return name in self._definitions and name not in self._tools
+
     def merged(self, others: ToolSet) -> ToolSet:
         """These tools and those of `others` whose names are free here."""
         mine = {*self._definitions, *self._tools}

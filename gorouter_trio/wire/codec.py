@@ -155,7 +155,7 @@ _EMPTY = msgspec.Raw(b'""')
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
-_KNOWN_OPTIONS = frozenset({"model", "max_tokens", "max_completion_tokens", "extra_body"})
+_KNOWN_OPTIONS = frozenset({"model", "models", "max_tokens", "max_completion_tokens", "extra_body"})
 _LANES = ("interactive", "batch")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
@@ -388,9 +388,11 @@ def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSe
     model = fields.get("model")
     bounds = [fields.get("max_completion_tokens"), fields.get("max_tokens")]
     bound = next((bound for bound in bounds if isinstance(bound, int)), None)
+    others = fields.get("models")
     return msgspec.structs.replace(
         beneath,
         model=model if isinstance(model, str) else beneath.model,
+        models=tuple(map(str, others)) if isinstance(others, (list, tuple)) else beneath.models,
         max_tokens=beneath.max_tokens if bound is None else bound,
     )
 

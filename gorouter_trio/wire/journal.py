@@ -19,6 +19,7 @@ from msgspec import Struct
 from .result import CallRecord
 
 __all__ = [
+    "AnswerDiscarded",
     "HistoryCompacted",
     "HistoryFolded",
     "LogEntry",
@@ -65,6 +66,14 @@ class ToolsAnswered(Struct, frozen=True, tag="tools", omit_defaults=True):
     turn_id: str
     messages: msgspec.Raw
     reports: msgspec.Raw = msgspec.Raw(b"[]")
+
+
+class AnswerDiscarded(Struct, frozen=True, tag="discarded"):
+    """An answer that was paid for and is no part of the conversation: it had not the form that was asked for."""
+
+    turn_id: str
+    message: msgspec.Raw
+    call: CallRecord
 
 
 class TurnParked(Struct, frozen=True, tag="parked", omit_defaults=True):
@@ -148,6 +157,7 @@ TurnEntry: TypeAlias = (
     TurnStarted
     | TurnCalled
     | ToolsAnswered
+    | AnswerDiscarded
     | TurnParked
     | QuestionAnswered
     | TurnResumed

@@ -31,14 +31,17 @@ __all__ = [
 class CallSettings(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """What is known of a call besides its body: what limits, prices and queues go by, so that nobody reads the body.
 
-    `headers` are further request headers, `lane` is the queue it waits in, `tenant` whose it is. `model` is the
-    model asked for first, empty where only the API knows; `max_tokens` bounds the completion, None where nothing does.
+    `headers` are further request headers, `lane` is the queue it waits in, `tenant` whose it is, `batch` the batch that
+    it is part of. `model` is the model asked for first, empty where only the API knows, and `models` are those that
+    the API may ask instead; `max_tokens` bounds the completion, None where nothing does.
     """
 
     headers: tuple[tuple[str, str], ...] = ()
     lane: Literal["interactive", "batch"] = "interactive"
     tenant: str = ""
+    batch: str = ""
     model: str = ""
+    models: tuple[str, ...] = ()
     max_tokens: int | None = None
 
 
@@ -48,7 +51,8 @@ DEFAULT_SETTINGS = CallSettings()
 class HttpCall(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
     """One HTTP request to the API; `streaming` asks for the connection to be lent instead of a whole reply.
 
-    `flow` is whose turn it takes in the queue, where it has no tenant: a session's key.
+    `flow` is whose turn it takes in the queue, where it has no tenant: a session's key. `purpose` is what the ledger
+    calls it: a chat, or a further round of one.
     """
 
     method: str = "POST"
@@ -58,6 +62,7 @@ class HttpCall(Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_field
     deadline: float = math.inf
     settings: CallSettings = DEFAULT_SETTINGS
     flow: str = ""
+    purpose: Literal["chat", "tool_round", "reask"] = "chat"
 
 
 PoolMail: TypeAlias = HttpCall

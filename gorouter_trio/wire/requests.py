@@ -8,7 +8,7 @@ in wire names is as good. Fields newer than this package go through `extra_body`
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeAlias, TypedDict
 
 from msgspec import UNSET, Struct, UnsetType
@@ -103,7 +103,8 @@ class ChatRequest(ChatOptions, frozen=True, kw_only=True):
 class AskKeywords(TypedDict, total=False):
     """The keyword arguments of `client.ask`; see `ChatOptions`. They are those of a chat without the API's `user`.
 
-    `extra_body` adds fields as they are, and wins over the named ones. `extra_headers` adds request
+    `tools` may be functions, which are run here, or definitions. `extra_body` adds fields as they are, and wins over
+    the named ones. `extra_headers` adds request
     headers. `lane` is the queue of the pool that the request waits in, `tenant` whose request it is.
     """
 
@@ -126,7 +127,7 @@ class AskKeywords(TypedDict, total=False):
     top_logprobs: int | None
     response_format: ResponseFormat | JsonObject
     structured_outputs: bool
-    tools: Sequence[Tool | JsonObject]
+    tools: Sequence[Tool | JsonObject | Callable[..., object]]
     tool_choice: ToolChoice | JsonObject
     parallel_tool_calls: bool | None
     reasoning: ReasoningOptions | JsonObject

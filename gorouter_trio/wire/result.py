@@ -11,6 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from .attachments import read_annotations, read_audio, read_images, read_texts, read_thoughts, split_entries
 from .messages import AssistantMessage, Message
 from .responses import Logprobs, RouterMetadata, Usage
+from .toolcalls import ToolCallReport
 
 if TYPE_CHECKING:
     # With a default, so that a plain `ChatResult` is one whose value is None; at run time the typing module's will do.
@@ -69,7 +70,8 @@ class ChatResult(Struct, Generic[T_co], frozen=True, kw_only=True):
     """The answer to one chat, stream or session turn.
 
     `call` is the call that gave it, `rounds` are the calls before that in the same turn: those whose tools
-    were run, and those whose answer had not the form that was asked for. `value` is the answer as the
+    were run, and those whose answer had not the form that was asked for. `tool_calls` is the execution report:
+    what became of each call of a tool that was run here. `value` is the answer as the
     `response_type` that was asked for, None otherwise. `invalid` says why there is no value where an
     answer without the right form was admitted.
     """
@@ -78,6 +80,7 @@ class ChatResult(Struct, Generic[T_co], frozen=True, kw_only=True):
     call: CallRecord
     turn_id: str | None = None
     rounds: tuple[CallRecord, ...] = ()
+    tool_calls: tuple[ToolCallReport, ...] = ()
     value: T_co = None  # type: ignore[assignment]  # None is right for a plain result, and a typed one is never made without
     invalid: str | None = None
 

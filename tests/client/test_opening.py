@@ -9,7 +9,7 @@ import traceback
 import pytest
 import trio
 import trio.testing
-from worlds import completion, open_world, replies
+from worlds import completion, open_quiet_client, open_world, replies
 
 import gorouter_trio as gr
 
@@ -70,7 +70,7 @@ async def test_config_and_fields_together(autojump_clock):
 async def test_opening_connects_to_nothing():
     """A client that is opened and closed again has not touched the network."""
     network = NoNetwork()
-    async with gr.open_client(api_key="sk-x", base_url="http://localhost:1", transport=network):
+    async with open_quiet_client(api_key="sk-x", base_url="http://localhost:1", transport=network):
         await trio.testing.wait_all_tasks_blocked()
     assert network.connects == 0
 
@@ -78,7 +78,7 @@ async def test_opening_connects_to_nothing():
 async def test_no_connection(autojump_clock):
     """Where nothing can be reached, a chat is tried again and then a `ConnectError`, which nothing can have billed."""
     network = NoNetwork()
-    async with gr.open_client(api_key="sk-x", base_url="http://localhost:1", transport=network) as client:
+    async with open_quiet_client(api_key="sk-x", base_url="http://localhost:1", transport=network) as client:
         with pytest.raises(gr.ConnectError) as caught:
             await client.chat("hi")
     assert (network.connects, caught.value.attempts) == (4, 0)
@@ -209,7 +209,7 @@ async def test_a_client_leaves_no_garbage_cycles(autojump_clock):
 
     async def fail_once():
         with pytest.raises(LocalError):
-            async with gr.open_client(api_key="sk-x", base_url="http://localhost:1", transport=NoNetwork()):
+            async with open_quiet_client(api_key="sk-x", base_url="http://localhost:1", transport=NoNetwork()):
                 raise LocalError
 
     await fail_once()

@@ -9,6 +9,7 @@ from collections import deque
 import pytest
 import trio
 from served import open_served_api
+from worlds import open_quiet_client
 
 import gorouter_trio as gr
 
@@ -56,7 +57,7 @@ async def churn(seconds, *, rng, no_leaks, record_property):
     async with no_leaks(), open_served_api(latency_s=0.008, log_size=0, ledger_size=100, chunked=False) as api:
         sockets, tasks = open_sockets(), trio.lowlevel.current_statistics().tasks_living
         pool = gr.PoolLimits(max_connections=CONNECTIONS)
-        async with gr.open_client(api_key="sk-test", base_url=api.base_url, pool=pool) as client:
+        async with open_quiet_client(api_key="sk-test", base_url=api.base_url, pool=pool) as client:
             work = Churn(client, rng=rng)
             await work.run(seconds)
             with trio.fail_after(2):

@@ -25,8 +25,8 @@ from scripted import (
     error,
     stream,
 )
+from worlds import open_quiet_client
 
-import gorouter_trio as gr
 from gorouter_trio.config import Deadlines, PoolLimits, RetryPolicy
 from gorouter_trio.errors import DeadlineExceededError, GorouterError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
@@ -247,7 +247,7 @@ async def test_callers_that_leave_early_get_a_connection_in_the_end(autojump_clo
                 await trio.sleep(0.01)
                 return await inner.connect(host, port)
 
-        async with gr.open_client(
+        async with open_quiet_client(
             api_key="sk-or-v1-k", base_url="http://127.0.0.1/api/v1", transport=SlowToConnect()
         ) as client:
             answers = 0
@@ -265,7 +265,7 @@ async def test_a_connection_for_nobody_is_not_waited_for_long(autojump_clock: tr
         async def connect(self, host: str, port: int) -> trio.abc.Stream:
             await trio.sleep_forever()
 
-    async with gr.open_client(api_key="sk-or-v1-k", base_url="http://127.0.0.1/v1", transport=Blackhole()) as client:
+    async with open_quiet_client(api_key="sk-or-v1-k", base_url="http://127.0.0.1/v1", transport=Blackhole()) as client:
         with trio.move_on_after(0.5):
             await client.chat("hello")
         assert client.statistics().in_flight == 1

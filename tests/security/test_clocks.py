@@ -40,8 +40,8 @@ class World:
         decision = self.manager.check(Principal(id="u"), CALL, now=trio.current_time(), wall=self.wall())
         return decision == Allow()
 
-    async def authenticate(self, token: str) -> Principal | None:
-        return await self.manager.authenticate(token, now=trio.current_time(), wall=self.wall())
+    async def authenticate(self, token: str, *, source: str = "") -> Principal | None:
+        return await self.manager.authenticate(token, now=trio.current_time(), wall=self.wall(), source=source)
 
 
 @pytest.mark.parametrize("jump_s", JUMPS)
@@ -115,7 +115,7 @@ async def test_failed_attempts_do_not_move(autojump_clock: trio.testing.MockCloc
         ("malformed", 0),
     ):
         with pytest.raises(gr.InvalidTokenError) as caught:
-            await world.authenticate("guess")
+            await world.authenticate("guess", source="10.0.0.1")
         assert caught.value.problem == problem
         world.offset += jump_s
         await trio.sleep(wait_s)

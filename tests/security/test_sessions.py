@@ -11,7 +11,6 @@ from gorouter_trio.security import (
     SessionScope,
     may_reach,
     resolve_session,
-    scope_name,
     session_scope,
 )
 
@@ -26,27 +25,9 @@ SCOPES = st.builds(SessionScope, TEXTS, TEXTS, TEXTS)
 
 
 def test_scopes() -> None:
-    """A session's name is its tenant, its principal and the key; without a principal the key alone."""
+    """A session is named by its tenant, its principal and the key; without a principal by the key alone."""
     assert session_scope(ADA, "k") == ("t", "ada", "k")
     assert session_scope(None, "k") == ("", "", "k")
-    assert scope_name(session_scope(None, "user:42")) == "user:42"
-    assert scope_name(session_scope(ADA, "k")) == "@1:t3:ada/k"
-    assert scope_name(session_scope(None, "@1:t3:ada/k")) == "@0:0:/@1:t3:ada/k"
-
-
-@given(SCOPES, SCOPES)
-def test_names_are_injective(one: SessionScope, other: SessionScope) -> None:
-    """Different scopes have different names, whatever stands in them."""
-    assert (scope_name(one) == scope_name(other)) == (one == other)
-
-
-def test_a_name_can_be_read_back() -> None:
-    """10^4 scopes that were made to collide do not."""
-    parts = ["", "a", "@", ":", "/", "1:", "@1:a", "1:a0:/", "0:0:/", "@0:0:/"]
-    scopes = {
-        SessionScope(t, p, k) for t in parts for p in parts for k in [*parts, *(x + y for x in parts for y in parts)]
-    }
-    assert len({scope_name(scope) for scope in scopes}) == len(scopes)
 
 
 def test_only_the_owner() -> None:

@@ -422,7 +422,7 @@ async def test_resume_is_checked(autojump_clock):
         with pytest.raises(gr.ConfigError, match="resume"):
             await session.ask("q", resume="resend")
         with pytest.raises(gr.ConfigError, match="resume"):
-            await session.ask("q", resume="again", turn_id="t")  # type: ignore[arg-type]  # on purpose
+            await session.ask("q", resume="again", turn_id="t")  # type: ignore[call-overload]  # on purpose
 
 
 # Deadlines
@@ -453,15 +453,15 @@ async def test_a_deadline_of_mail_from_elsewhere(autojump_clock):
     """The session itself keeps the deadline that its mail says, where its asker is not cancelled by it."""
     async with open_world(SLOW) as world:
         session = world.client.session("k")
-        mail = session._turn("q", None, {})
-        late = type(mail)(turn_id="t", messages=mail.messages, options=mail.options, deadline=trio.current_time() + 0.5)
+        mail, _extras = session._turn("q", None, {})
+        late = msgspec.structs.replace(mail, turn_id="t", deadline=trio.current_time() + 0.5)
         with pytest.raises(gr.DeadlineExceededError) as caught:
-            await session._actor().ask(late)
+            await session._actor(session.key).ask(late)
         assert caught.value.phase == "total"
         assert caught.value.maybe_billed
         assert trio.current_time() == pytest.approx(0.5)
         with pytest.raises(gr.DeadlineExceededError) as caught:
-            await session._actor().ask(msgspec.structs.replace(late, turn_id="u"))
+            await session._actor(session.key).ask(msgspec.structs.replace(late, turn_id="u"))
         assert not caught.value.maybe_billed
         assert len(world.sent) == 1, "whose time is over when its turn comes is not even begun"
         await next_is_right(world, session)

@@ -9,11 +9,14 @@ from typing import Any, cast
 
 import trio
 
+from gorouter_trio._gate import Gate
+from gorouter_trio._turns import TurnEncoder
 from gorouter_trio.abc import HistoryStore, StoredHistory
 from gorouter_trio.config import Seams, SessionConfig
 from gorouter_trio.session.actor import SessionOptions
 from gorouter_trio.session.directory import SessionDirectory, SessionRef
 from gorouter_trio.stores import MemoryStore
+from gorouter_trio.wire.mail import HttpCall
 from gorouter_trio.wire.messages import AssistantMessage
 from gorouter_trio.wire.responses import Usage
 from gorouter_trio.wire.result import CallRecord, ChatResult
@@ -28,9 +31,12 @@ class Answering:
         self.text = "a" * size
         self.sent_bytes = 0
 
-    async def run_body(self, body: bytes, **_: Any) -> ChatResult:
-        self.sent_bytes += len(body)
-        usage = Usage(len(body) // 4, 50, len(body) // 4 + 50, Decimal("0.001"))
+    def loop(self, _extras: object) -> None:
+        """One request is all there is to a turn."""
+
+    async def send(self, call: HttpCall, **_: Any) -> ChatResult:
+        self.sent_bytes += len(call.body)
+        usage = Usage(len(call.body) // 4, 50, len(call.body) // 4 + 50, Decimal("0.001"))
         return ChatResult(message=AssistantMessage(self.text), call=CallRecord(model="test/model", usage=usage))
 
 
@@ -67,6 +73,8 @@ async def open_sessions(
         directory = SessionDirectory(
             nursery,
             pipeline=cast("Any", pipeline),
+            encoder=TurnEncoder(),
+            gate=Gate(None, wall=Seams().wall),
             store=cast("HistoryStore", store if store is not None else MemoryStore()),
             config=config or SessionConfig(),
             seams=Seams(),

@@ -90,7 +90,8 @@ async def _be_cut_off(world: World, client: Client, chats: int) -> None:
         async with trio.open_nursery() as nursery:
             for number in range(chats):
                 nursery.start_soon(_chat, world, client, f"Tell me about {number} at length, please.")
-    await trio.sleep(2)
+    # Until what they cost was looked up, or given up.
+    await trio.sleep(3600)
 
 
 async def _chat(world: World, client: Client, prompt: str) -> None:

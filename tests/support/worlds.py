@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
-from gorouter_trio import Client, open_client
+from gorouter_trio import Client, LedgerConfig, PricePolicy, open_client
 from gorouter_trio.simulator import SimulatedNetwork, Simulator, SimulatorConfig, open_simulated_network
 from gorouter_trio.transport.http_server import ServerReply, ServerRequest, encode_headers
 
@@ -17,6 +17,9 @@ JSON = encode_headers([("Content-Type", "application/json")])
 EVENTS = encode_headers([("Content-Type", "text/event-stream")])
 
 T = TypeVar("T")
+
+# Nothing is sent that a test did not ask for.
+QUIET: Mapping[str, object] = {"prices": PricePolicy(on_start=False, refresh_s=None), "ledger": LedgerConfig(lookups=0)}
 
 Handler = Callable[[ServerRequest, ServerReply], Awaitable[None]]
 
@@ -93,7 +96,7 @@ async def open_world(
     api = Api(answer or simulator.handler, notes=notes)
     async with open_simulated_network(cast("Simulator", api)) as network:
         settings: dict[str, object] = {"api_key": "sk-test", "base_url": network.base_url}
-        settings |= {"transport": network, "insecure_http": True, **fields}
+        settings |= {"transport": network, "insecure_http": True, **QUIET, **fields}
         async with open_client(**settings) as client:
             yield World(client, api, simulator, network, settings)
 
@@ -102,6 +105,11 @@ def there(value: T | None) -> T:
     """The value, which has to be there."""
     assert value is not None
     return value
+
+
+def open_quiet_client(**fields: object) -> AbstractAsyncContextManager[Client]:
+    """A client that sends nothing of its own accord."""
+    return open_client(**{**QUIET, **fields})
 
 
 # Replies of an API with a mind of the test's own

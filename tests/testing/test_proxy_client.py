@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 import pytest
 import trio
 from msgspec import Struct
+from worlds import open_quiet_client
 
-from gorouter_trio.client import Client, open_client
+from gorouter_trio.client import Client
 from gorouter_trio.config import Deadlines, RetryPolicy
 from gorouter_trio.errors import ConnectError, DeadlineExceededError, DecodeError, GorouterError, StreamBrokenError
 from gorouter_trio.pool import retry
@@ -71,7 +72,7 @@ class Bench:
         before = self.simulator.statistics().processed, self.proxy.statistics().connections
         self.proxy.set_plan(plan)
         outcome = Outcome()
-        async with open_client(
+        async with open_quiet_client(
             api_key="sk-test",
             base_url=f"http://{self.proxy.host}:{self.proxy.port}/api/v1",
             retry=RetryPolicy(base_delay_s=0.0, ambiguous_retries=ambiguous_retries),
@@ -260,7 +261,7 @@ async def test_a_connection_that_died_idle_costs_nothing(rng: random.Random) -> 
         base_url = f"http://{bench.proxy.host}:{bench.proxy.port}/api/v1"
         for how in ("rst", "fin"):
             before = bench.statistics().processed
-            async with open_client(api_key="sk-test", base_url=base_url) as client:
+            async with open_quiet_client(api_key="sk-test", base_url=base_url) as client:
                 assert (await client.chat(PROMPT)).text == TRUTH
                 assert bench.proxy.sever_all(how) == 1
                 await bench.settle()

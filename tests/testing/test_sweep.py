@@ -30,6 +30,7 @@ from gorouter_trio.testing import (
 )
 from gorouter_trio.testing.sweep import Steps
 from gorouter_trio.wire.codec import encode_prompt, render_body
+from gorouter_trio.wire.mail import HttpCall
 from gorouter_trio.wire.requests import ChatKeywords
 
 Scenario = Callable[[World], Awaitable[object]]
@@ -213,7 +214,7 @@ class LeakyClient(Client):
         self, prompt: object, *, raw_chunks: bool = False, **options: Unpack[ChatKeywords]
     ) -> AsyncIterator[ChatStream]:
         body = render_body(self._call(options)[0], encode_prompt(prompt), streaming=True)  # type: ignore[arg-type]  # a str
-        reader = await self._runtime.pipeline.open_stream(body)
+        reader = await self._runtime.pipeline.open_reader(HttpCall(body=body, streaming=True))
         yield ChatStream(reader, raw_chunks=raw_chunks)
         reader.close()
 

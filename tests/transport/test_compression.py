@@ -18,6 +18,7 @@ import pytest
 import trio
 import trio.testing
 from scripted import DONE, STREAM_HEAD, Network, Peer, PlayedStream, answering, chat, chunks, delta, reply
+from worlds import open_quiet_client
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, DecodeError, ProviderError
@@ -188,7 +189,7 @@ async def test_chats_and_streams(coding: str, no_leaks) -> None:
 
     async with no_leaks(), trio.open_nursery() as nursery:
         network = Network(nursery, serve)
-        async with gr.open_client(
+        async with open_quiet_client(
             api_key="k", base_url="http://localhost/v1", transport=network, compression=(coding,)
         ) as client:
             for text in ("first", "x" * 300_000, "last"):
@@ -254,7 +255,9 @@ async def test_codings_that_are_none(coding: str) -> None:
         refused = reply(b"\x00\xff", status=503, headers=[f"Content-Encoding: {coding.encode().decode('latin-1')}"])
         network = Network(nursery, answering(lambda request: refused))
         never = gr.RetryPolicy(max_retries=0)
-        async with gr.open_client(api_key="k", base_url="http://localhost", transport=network, retry=never) as client:
+        async with open_quiet_client(
+            api_key="k", base_url="http://localhost", transport=network, retry=never
+        ) as client:
             with pytest.raises(ProviderError) as error:
                 await client.chat("x")
             assert error.value.status == 503
@@ -272,7 +275,7 @@ async def test_a_coding_that_was_not_asked_for() -> None:
 
     async with trio.open_nursery() as nursery:
         network = Network(nursery, serve)
-        async with gr.open_client(api_key="k", base_url="http://localhost", transport=network) as client:
+        async with open_quiet_client(api_key="k", base_url="http://localhost", transport=network) as client:
             assert (await client.chat("x")).text == "fine"
         nursery.cancel_scope.cancel()
     assert seen == ["identity"]
@@ -284,7 +287,7 @@ async def test_an_error_reply_that_is_compressed() -> None:
     refused = reply(gzip.compress(body), status=400, headers=["Content-Encoding: gzip"])
     async with trio.open_nursery() as nursery:
         network = Network(nursery, answering(lambda request: refused))
-        async with gr.open_client(api_key="k", base_url="http://localhost", transport=network) as client:
+        async with open_quiet_client(api_key="k", base_url="http://localhost", transport=network) as client:
             with pytest.raises(gr.BadRequestError, match="too much"):
                 await client.chat("x")
         nursery.cancel_scope.cancel()
@@ -318,7 +321,7 @@ def _not_installed(name: str) -> None:
 async def test_a_client_that_cannot_decode_what_it_would_ask_for() -> None:
     """It is refused before anything opens."""
     with pytest.raises(ConfigError, match="compression"):
-        async with gr.open_client(api_key="k", compression=["lzma"]):
+        async with open_quiet_client(api_key="k", compression=["lzma"]):
             raise AssertionError("opened")
 
 
@@ -392,10 +395,11 @@ async def serve(peer):
 
 async def main():
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak from here on
+    quiet = gr.PricePolicy(on_start=False)
     status = lambda name: int(pathlib.Path("/proc/self/status").read_text().partition(name)[2].split()[0])
     async with trio.open_nursery() as nursery:
         network = Network(nursery, serve)
-        async with gr.open_client(api_key="k", base_url="http://localhost", transport=network) as client:
+        async with gr.open_client(api_key="k", base_url="http://localhost", transport=network, prices=quiet) as client:
             before = status("VmRSS:")
             try:
                 await client.chat("x")
@@ -442,7 +446,7 @@ async def test_replies_of_a_users_transport(name: str) -> None:
     """They are decoded here, with the same bounds, whatever httpx has decoders for."""
     coding, data = encoded(name, chat("x" * 100_000).partition(b"\r\n\r\n")[2])
     closed: list[bool] = []
-    async with gr.open_client(
+    async with open_quiet_client(
         api_key="k", base_url="https://h", transport=_transport(coding, data, closed), compression=True
     ) as client:
         assert (await client.chat("x")).text == "x" * 100_000
@@ -454,7 +458,9 @@ async def test_bombs_of_a_users_transport(coding: str) -> None:
     """One read of 50 kB that unpacks to tens of MiB is refused in the middle, and the reply is closed."""
     closed: list[bool] = []
     data = b"".join(bomb(coding, 64))
-    async with gr.open_client(api_key="k", base_url="https://h", transport=_transport(coding, data, closed)) as client:
+    async with open_quiet_client(
+        api_key="k", base_url="https://h", transport=_transport(coding, data, closed)
+    ) as client:
         with pytest.raises(DecodeError, match="unpacks to more than 100 times"):
             await client.chat("x")
     assert closed == [True]

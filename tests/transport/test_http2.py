@@ -11,6 +11,7 @@ import trio
 import trustme
 from h2_server import H2Request, serving_h2
 from scripted import DONE, delta
+from worlds import open_quiet_client
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, StreamBrokenError
@@ -76,7 +77,7 @@ async def test_many_requests_on_one_connection(
     async with serving_h2(answer, server_side) as server, no_leaks():
         async with (
             make_user() as user,
-            gr.open_client(api_key=KEY, base_url=f"https://127.0.0.1:{server.port}/v1", transport=user) as client,
+            open_quiet_client(api_key=KEY, base_url=f"https://127.0.0.1:{server.port}/v1", transport=user) as client,
         ):
             await client.chat("first, so that there is a connection")
             async with trio.open_nursery() as nursery:
@@ -114,7 +115,7 @@ async def test_cancels_beside_other_requests(
     async with serving_h2(answer, server_side) as server, no_leaks():
         async with (
             make_user() as user,
-            gr.open_client(api_key=KEY, base_url=f"https://127.0.0.1:{server.port}/v1", transport=user) as client,
+            open_quiet_client(api_key=KEY, base_url=f"https://127.0.0.1:{server.port}/v1", transport=user) as client,
         ):
             await client.chat("x")
             for use in (hang, hang_streaming, leave_early):
@@ -147,7 +148,7 @@ async def test_one_client_for_each_connection_of_the_pool(
         assert (await client.chat(f"{number}")).text == f"{number}"
 
     async with serving_h2(answer, server_side) as server, no_leaks():
-        async with gr.open_client(
+        async with open_quiet_client(
             api_key=KEY, base_url=f"https://127.0.0.1:{server.port}/v1", transport=make
         ) as client:
             async with trio.open_nursery() as nursery:
@@ -187,7 +188,7 @@ async def test_a_server_that_resets_a_stream(
     async with serving_h2(reset, server_side) as server, no_leaks():
         async with (
             make_user() as user,
-            gr.open_client(api_key=KEY, base_url=f"https://127.0.0.1:{server.port}/v1", transport=user) as client,
+            open_quiet_client(api_key=KEY, base_url=f"https://127.0.0.1:{server.port}/v1", transport=user) as client,
         ):
             with pytest.raises(StreamBrokenError) as broken:
                 async with client.stream("break") as streamed:
@@ -200,7 +201,7 @@ async def test_a_server_that_resets_a_stream(
 
 async def test_what_makes_something_else() -> None:
     """A callable that makes no httpx transport is told so, and not retried."""
-    async with gr.open_client(api_key=KEY, transport=lambda: object()) as client:
+    async with open_quiet_client(api_key=KEY, transport=lambda: object()) as client:
         with pytest.raises(ConfigError, match="transport: made a object, not an httpx"):
             await client.chat("x")
         assert client.statistics().retries == 0

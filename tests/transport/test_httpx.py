@@ -13,6 +13,7 @@ import trio
 import trio.testing
 import trustme
 from scripted import DONE, STREAM_HEAD, Network, Peer, Request, answering, chat, chunks, delta, reply, shown_by, stream
+from worlds import open_quiet_client
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConnectError, DecodeError, GorouterError, StreamBrokenError
@@ -337,7 +338,7 @@ async def test_a_users_transport_or_client(user: httpx.AsyncBaseTransport | http
     """Chats, streams, service calls and errors through what the user brought."""
     async with (
         listening(answering(_api)) as port,
-        gr.open_client(api_key=KEY, base_url=f"http://127.0.0.1:{port}/v1", transport=user) as client,
+        open_quiet_client(api_key=KEY, base_url=f"http://127.0.0.1:{port}/v1", transport=user) as client,
     ):
         for _ in range(3):
             assert (await client.chat("hello")).text == "hello"
@@ -367,7 +368,7 @@ async def test_a_users_transport_with_cancels(no_leaks) -> None:
         for kind in (httpx.AsyncClient, HttpTransport):
             async with (
                 kind() as user,
-                gr.open_client(api_key=KEY, base_url=f"http://127.0.0.1:{port}", transport=user) as client,
+                open_quiet_client(api_key=KEY, base_url=f"http://127.0.0.1:{port}", transport=user) as client,
             ):
                 with trio.move_on_after(0.05) as scope:
                     await client.chat("hang")
@@ -402,7 +403,7 @@ async def test_a_mock_transport() -> None:
         return handler(request)
 
     for mock in (_mock(handler), _mock(slow_handler)):
-        async with gr.open_client(
+        async with open_quiet_client(
             api_key=KEY, base_url="https://h.example/api/v1", transport=mock, app_name="A"
         ) as client:
             result = await client.chat("x")
@@ -427,7 +428,7 @@ async def test_errors_of_a_users_transport_are_ours() -> None:
         def handler(request: httpx.Request, error: Exception = error) -> httpx.Response:
             raise error
 
-        async with gr.open_client(
+        async with open_quiet_client(
             api_key=KEY, base_url="https://h", transport=_mock(handler), retry=gr.RetryPolicy(max_retries=0)
         ) as client:
             with pytest.raises(kind) as raised:
@@ -438,7 +439,7 @@ async def test_errors_of_a_users_transport_are_ours() -> None:
     def broken(request: httpx.Request) -> httpx.Response:
         raise RuntimeError("a bug of the user's")
 
-    async with gr.open_client(api_key=KEY, base_url="https://h", transport=_mock(broken)) as client:
+    async with open_quiet_client(api_key=KEY, base_url="https://h", transport=_mock(broken)) as client:
         with pytest.raises(RuntimeError, match="a bug of the user's"):
             await client.chat("x")
 
@@ -460,7 +461,7 @@ async def test_a_users_body_is_bounded_as_decoded() -> None:
         return httpx.Response(200, headers={"Content-Encoding": "gzip"}, stream=Bomb())
 
     limits = gr.PoolLimits(max_body_bytes=1_000_000)
-    async with gr.open_client(api_key=KEY, base_url="https://h", transport=_mock(handler), pool=limits) as client:
+    async with open_quiet_client(api_key=KEY, base_url="https://h", transport=_mock(handler), pool=limits) as client:
         with pytest.raises(DecodeError, match="over 1000000 bytes"):
             await client.chat("x")
     assert closed

@@ -28,6 +28,7 @@ from scripted import (
     shown_by,
     stream,
 )
+from worlds import open_quiet_client
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConnectError
@@ -261,7 +262,7 @@ async def test_chats_and_streams_through_a_proxy(
     fake = FakeProxy(credentials)
     async with world(kind, api_scheme, authority, fake) as (base_url, proxy), no_leaks():
         user = "" if credentials is None else "us%20er:p%2Fa%3Ass@"
-        async with gr.open_client(
+        async with open_quiet_client(
             api_key=KEY, base_url=base_url, proxy=proxy.replace("://", f"://{user}"), tls=trusting
         ) as client:
             for text in ("first", "x" * 300_000, "last"):
@@ -281,7 +282,7 @@ async def test_a_wrong_password(kind: str, authority: trustme.CA, trusting: ssl.
     async with (
         world(kind, "https", authority, fake) as (base_url, proxy),
         no_leaks(),
-        gr.open_client(
+        open_quiet_client(
             api_key=KEY,
             base_url=base_url,
             proxy=Secret(proxy.replace("://", f"://wrong:{PASSWORD}@")),
@@ -311,14 +312,14 @@ async def test_proxies_of_the_environment(
         async with listening(secured(serve_api, authority_for)) as other_port:
             fake.dial = partial(_dial_instead, {"api.example": other_port})
             monkeypatch.setenv("HTTPS_PROXY", proxy)
-            async with gr.open_client(api_key=KEY, base_url="https://api.example/v1", tls=trusting) as client:
+            async with open_quiet_client(api_key=KEY, base_url="https://api.example/v1", tls=trusting) as client:
                 assert (await client.chat("far")).text == "far"
             assert fake.asked == ["CONNECT api.example:443"]
-            async with gr.open_client(api_key=KEY, base_url=f"https://localhost:{port}/v1", tls=trusting) as client:
+            async with open_quiet_client(api_key=KEY, base_url=f"https://localhost:{port}/v1", tls=trusting) as client:
                 assert (await client.chat("near")).text == "near"
             assert len(fake.asked) == 1
             never = gr.RetryPolicy(max_retries=0)
-            async with gr.open_client(
+            async with open_quiet_client(
                 api_key=KEY, base_url="https://api.invalid/v1", proxy="direct", tls=trusting, retry=never
             ) as client:
                 with pytest.raises(ConnectError, match=r"cannot connect to api\.invalid"):
@@ -337,7 +338,7 @@ async def test_a_proxy_that_is_not_there(no_leaks) -> None:
         pass
     async with no_leaks():
         retry = gr.RetryPolicy(max_retries=1, base_delay_s=0.001)
-        async with gr.open_client(api_key=KEY, proxy=f"http://127.0.0.1:{port}", retry=retry) as client:
+        async with open_quiet_client(api_key=KEY, proxy=f"http://127.0.0.1:{port}", retry=retry) as client:
             with pytest.raises(ConnectError, match=rf"the proxy http://127\.0\.0\.1:{port}: Connection refused"):
                 await client.chat("x")
             assert client.statistics().retries == 1
@@ -395,7 +396,7 @@ async def test_cuts_between_client_and_proxy(
             url = f"{kind}://127.0.0.1:{between.port}"
 
             async def ask() -> int:
-                async with gr.open_client(
+                async with open_quiet_client(
                     api_key=KEY, base_url=base_url, proxy=url, tls=trusting, retry=retry
                 ) as client:
                     assert (await client.chat("x")).text == "x"
@@ -416,7 +417,7 @@ async def test_a_proxy_that_never_answers(autojump_clock: trio.testing.MockClock
     """The connect deadline covers the proxy's part, and nothing has been sent."""
     network = Played([])
     deadlines = gr.Deadlines(connect_s=5)
-    async with gr.open_client(
+    async with open_quiet_client(
         api_key=KEY,
         base_url="https://api.example/v1",
         transport=network,
@@ -487,7 +488,7 @@ async def test_a_unix_socket(tmp_path, no_leaks) -> None:
         nursery.start_soon(serve, trio.SocketListener(listening_socket))
         async with (
             no_leaks(),
-            gr.open_client(api_key=KEY, base_url="http://api.internal/v1", unix_socket=path) as client,
+            open_quiet_client(api_key=KEY, base_url="http://api.internal/v1", unix_socket=path) as client,
         ):
             assert (await client.chat("near")).text == "near"
             async with client.stream("x") as streamed:
@@ -497,7 +498,7 @@ async def test_a_unix_socket(tmp_path, no_leaks) -> None:
     assert set(seen) == {"api.internal"}
     never = gr.RetryPolicy(max_retries=0)
     gone = str(tmp_path / "gone")
-    async with gr.open_client(api_key=KEY, base_url="http://x/v1", unix_socket=gone, retry=never) as client:
+    async with open_quiet_client(api_key=KEY, base_url="http://x/v1", unix_socket=gone, retry=never) as client:
         with pytest.raises(ConnectError, match="No such file"):
             await client.chat("x")
 
@@ -512,7 +513,7 @@ async def test_a_users_httpx_has_settings_of_its_own(settings: dict[str, object]
     """Proxies and certificates beside a transport of httpx would be passed over in silence: refused by name."""
     for transport in (httpx.MockTransport(lambda _: httpx.Response(200)), httpx.AsyncHTTPTransport):
         with pytest.raises(gr.ConfigError, match=rf"^{next(iter(settings))}: set it at the httpx transport"):
-            async with gr.open_client(api_key=KEY, transport=transport, **settings):
+            async with open_quiet_client(api_key=KEY, transport=transport, **settings):
                 pass
 
 

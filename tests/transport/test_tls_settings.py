@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from proxies import listening
 from scripted import Peer, answering, chat, shown_by
+from worlds import open_quiet_client
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, ConnectError, StreamBrokenError
@@ -97,7 +98,7 @@ async def _serve(stream: trio.abc.Stream, context: ssl.SSLContext) -> None:
 
 async def ask(port: int, tls: object) -> str:
     """What the server at a port says who the client is."""
-    async with gr.open_client(api_key=KEY, base_url=f"https://127.0.0.1:{port}", tls=tls, retry=NEVER) as client:
+    async with open_quiet_client(api_key=KEY, base_url=f"https://127.0.0.1:{port}", tls=tls, retry=NEVER) as client:
         return (await client.chat("x")).text
 
 
@@ -209,7 +210,7 @@ async def test_files_that_cannot_be_used(files: Files, fields: dict[str, str | b
     places = {**vars(files), "gone": str(files.folder / "gone")}
     filled = {name: value.format(**places) if isinstance(value, str) else value for name, value in fields.items()}
     with pytest.raises(ConfigError, match=words) as refused:
-        async with gr.open_client(api_key=KEY, tls=TlsConfig(**filled)):  # type: ignore[arg-type]
+        async with open_quiet_client(api_key=KEY, tls=TlsConfig(**filled)):  # type: ignore[arg-type]
             raise AssertionError("opened")
     assert PASSWORD not in shown_by(refused.value)
 

@@ -13,17 +13,17 @@ import msgspec
 import trio
 from msgspec import UNSET
 
-from .._mailbox import ReplySlot
-from ..errors import GorouterError, TurnInterruptedError
+from ._mailbox import ReplySlot
+from .errors import GorouterError, TurnInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..events import StreamEvent
-    from ..pool.streams import ChatReader
-    from ..wire.messages import AssistantMessage
-    from ..wire.result import ChatResult
-    from ..wire.stream import ChatChunk
+    from .events import StreamEvent
+    from .pool.streams import ChatReader
+    from .wire.messages import AssistantMessage
+    from .wire.result import ChatResult
+    from .wire.stream import ChatChunk
 
 __all__ = ["TurnLoan", "interrupted", "patience"]
 
@@ -44,6 +44,7 @@ class TurnLoan:
     """
 
     __slots__ = (
+        "_broken",
         "_events",
         "_failure",
         "_has_rounds",
@@ -76,13 +77,14 @@ class TurnLoan:
         self._is_taken = False
         self._events: list[StreamEvent] = []
         self._failure: GorouterError | None = None
-        self._result: ChatResult | None = None
+        self._broken: GorouterError | None = None
+        self._result: ChatResult[object] | None = None
         self._returned = trio.Event()
         self._round_over = trio.Event() if has_rounds else self._returned
         self._wake: trio.Event | None = None
         self._revoked = False
         self.holder: trio.lowlevel.Task | None = None
-        self.saved: ReplySlot[ChatResult | None] = ReplySlot()
+        self.saved: ReplySlot[ChatResult[object] | None] = ReplySlot()
         self.turn_id = turn_id
 
     # For the asker
@@ -110,6 +112,9 @@ class TurnLoan:
             except GorouterError as exc:
                 if self._revoked:
                     raise interrupted(exc) from exc
+                if self._has_rounds:
+                    self._broken = exc
+                    self._round_over.set()
                 raise
             if chunks or not self._has_rounds:
                 return chunks
@@ -126,7 +131,7 @@ class TurnLoan:
         self._wake = trio.Event()
         await self._wake.wait()
 
-    def result(self) -> ChatResult:
+    def result(self) -> ChatResult[object]:
         """The whole answer, once it has arrived."""
         self._result = self._result or msgspec.structs.replace(self._reader.result(), turn_id=self.turn_id)
         return self._result
@@ -147,9 +152,16 @@ class TurnLoan:
         await self._returned.wait()
 
     async def wait_round(self) -> ChatResult:
-        """Wait until the reader was read to its end, and return what it gave."""
+        """Wait until the reader was read to its end, and return what it gave; raises what its holder met there."""
         await self._round_over.wait()
+        if self._broken is not None:
+            raise self._broken
         return self._reader.result()
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the reader's holder was told already why there is no answer."""
+        return self._broken is not None
 
     def take_round(self) -> None:
         """What the reader gave is written down as a round of the turn; it is not the turn's answer."""
@@ -169,7 +181,7 @@ class TurnLoan:
         self._events += events
         self._rouse()
 
-    def finish(self, result: ChatResult) -> None:
+    def finish(self, result: ChatResult[object]) -> None:
         """There is no further round; `result` is the answer of the turn."""
         self._result = result
         self._has_rounds = self._is_between = False
@@ -191,7 +203,7 @@ class TurnLoan:
         self._reader.close()
         self._rouse()
 
-    def answer(self) -> ChatResult | None:
+    def answer(self) -> ChatResult[object] | None:
         """What has arrived of the last round, in the form that is stored; None when that is nothing."""
         reader = self._reader
         if self._result is not None:
@@ -207,7 +219,7 @@ class TurnLoan:
             self._wake = None
 
 
-def _storable(result: ChatResult) -> AssistantMessage:
+def _storable(result: ChatResult[object]) -> AssistantMessage:
     """The message of an answer; without its tool calls when it was interrupted: they may be cut anywhere."""
     message = result.message
     if result.interrupted and message.tool_calls is not UNSET:
