@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from ..config import SessionConfig, Summarise
     from ..wire.messages import AssistantMessage
     from ..wire.result import CallRecord
+    from .ownership import SessionLog, SessionOwnership
     from .running import Answer
 
     T = TypeVar("T")
@@ -195,6 +196,7 @@ class SessionServices:
         "immediate",
         "now",
         "on_gone",
+        "ownership",
         "pipeline",
         "store",
         "tool_tasks",
@@ -212,6 +214,7 @@ class SessionServices:
         wall: Callable[[], float],
         turn_ids: Iterator[str],
         on_gone: Callable[[SessionActor], None],
+        ownership: SessionOwnership | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.store = store
@@ -221,6 +224,7 @@ class SessionServices:
         self.wall = wall
         self.turn_ids = turn_ids
         self.on_gone = on_gone
+        self.ownership = ownership
         self.now = trio.lowlevel.current_clock().current_time
         self.watch = SaveWatch(config.shutdown_grace_s)
         self.tool_tasks: ToolTasks = {}
@@ -269,7 +273,7 @@ class SessionActor:
         self.tool_tasks = services.tool_tasks
         self.wall = services.wall
         self._services = services
-        self._store = services.store
+        self._store: SessionLog = services.store
         self._config = config
         self._routing = routing
         self._head = b""
@@ -441,11 +445,16 @@ class SessionActor:
             if not isinstance(exc, Exception):
                 self._settle_current(self._stopped(envelope.mail))
             raise
+        finally:
+            if self._store is not self._services.store:
+                self._disown()
         self._current = None
         envelope.finish()
         self._wait_for("mail")
 
     async def _answer(self, envelope: Envelope) -> None:
+        if self._services.ownership is not None and not isinstance(envelope.mail, (StartTurn, ReadHistory)):
+            await self._own(self._services.ownership)
         match envelope.mail:
             case StartTurn() as turn:
                 await self._take_turn(turn, envelope)
@@ -589,6 +598,8 @@ class SessionActor:
                 raise stopped(mail, is_late=True)
             self._mail_scope.deadline = mail.deadline
         try:
+            if self._services.ownership is not None:
+                await self._own(self._services.ownership)
             transcript = self._transcript or await self._load()
             turn_id = mail.turn_id or self._new_turn_id(transcript)
             is_known = transcript.unfinished is not None or transcript.outcome(turn_id) is not None
@@ -1043,6 +1054,17 @@ class SessionActor:
         self._transcript = self._transcript_of(log)
 
     # The store
+
+    async def _own(self, ownership: SessionOwnership) -> None:
+        """Have the session to ourselves until the mail is answered; what others wrote meanwhile is loaded anew."""
+        self._wait_for("store")
+        self._store, version = await _typed(ownership.take(self.key))
+        if version != self._version:
+            self._transcript = None
+
+    def _disown(self) -> None:
+        self._store = self._services.store
+        cast("SessionOwnership", self._services.ownership).release(self.key)
 
     async def _load(self) -> Transcript:
         self._wait_for("store")
