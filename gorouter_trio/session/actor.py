@@ -45,7 +45,14 @@ from .._turns import TurnExtras, TurnRequest
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
-from ..wire.codec import decode_log_entry, decode_message, encode_json, encode_message, join_options, render_body
+from ..wire.codec import (
+    decode_log_entry,
+    decode_message,
+    encode_json,
+    encode_message,
+    join_options,
+    render_body,
+)
 from ..wire.journal import (
     AnswerDiscarded,
     HistoryFolded,
@@ -103,7 +110,6 @@ if TYPE_CHECKING:
     from ..abc import HistoryStore, ImmediateStore
     from ..config import SessionConfig, Summarise
     from ..wire.messages import AssistantMessage
-    from ..wire.result import CallRecord
     from .ownership import SessionLog, SessionOwnership
     from .running import Answer
 
@@ -641,7 +647,7 @@ class SessionActor:
         turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
         turn.is_sent = True
         turn.first = cast("Transcript", self._transcript).first
-        turn.earlier = tuple(machine.records)
+        turn.earlier, turn.earlier_reports = tuple(machine.records), tuple(machine.reports)
         await self._carry_out(turn, None)
 
     async def _pass_by(self, machine: TurnMachine) -> None:
@@ -816,13 +822,24 @@ class SessionActor:
             await self.commit(turn, result)
         else:
             # What extensions have made of it is for the asker; the log has what the model said.
-            turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.answer.rounds)
+            answer = turn.answer
+            turn.answer = msgspec.structs.replace(
+                result, turn_id=turn.turn_id, rounds=answer.rounds, tool_calls=answer.tool_calls
+            )
         turn.succeed()
 
     async def commit(self, turn: RunningTurn, result: ChatResult[object]) -> None:
         """Store the answer of a turn with rounds; used by the journal."""
-        written = () if self.machine is None else tuple(self.machine.records[len(turn.earlier) :])
-        answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.earlier + (result.rounds or written))
+        records, reports = result.rounds, result.tool_calls
+        if self.machine is not None:
+            records = records or tuple(self.machine.records[len(turn.earlier) :])
+            reports = reports or tuple(self.machine.reports[len(turn.earlier_reports) :])
+        answer = msgspec.structs.replace(
+            result,
+            turn_id=turn.turn_id,
+            rounds=turn.earlier + records,
+            tool_calls=turn.earlier_reports + reports,
+        )
         if turn.loan is not None:
             turn.loan.finish(answer)
             self._wait_for("reader")
@@ -1107,15 +1124,20 @@ class SessionActor:
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
         own = cast("Transcript", self._transcript).turn_of(turn_id)
-        rounds: list[CallRecord] = []
+        turn = TurnMachine(own)
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
-                rounds = []
-            elif isinstance(entry, (TurnCalled, AnswerDiscarded)):
-                rounds.append(entry.call)
-            elif isinstance(entry, TurnAnswered) and entry.turn_id == own:
-                message = cast("AssistantMessage", decode_message(bytes(entry.message)))
-                return ChatResult(message=message, call=entry.call, turn_id=turn_id, rounds=tuple(rounds))
+                turn = TurnMachine(entry.turn_id)  # The one of an id that comes again takes its place.
+            if isinstance(entry, TurnEntry) and entry.turn_id == turn.turn_id:
+                turn.apply(entry)
+            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
+                return ChatResult(
+                    message=cast("AssistantMessage", decode_message(bytes(entry.message))),
+                    call=entry.call,
+                    turn_id=turn_id,
+                    rounds=tuple(turn.records),
+                    tool_calls=tuple(turn.reports),
+                )
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
 
     async def _clear(self) -> None:
