@@ -76,6 +76,7 @@ PLACES: tuple[str, ...] = (
     "_loop",
     "_loan",
     "_plain",
+    "_partial",
     "_stream",
     "_pipeline",
     "_services",
