@@ -16,11 +16,12 @@ from worlds import World, open_world
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.simulator.faults import FaultKind
 
 D = Decimal
 MODELS = ("anthropic/claude-opus-4.1", "openai/gpt-4-turbo", "x-ai/grok-4")
 PRICED: dict[str, Any] = {"prices": gr.PricePolicy(refresh_s=None), "ledger": gr.LedgerConfig()}
-FAULTS = {
+FAULTS: dict[FaultKind, float] = {
     "429_upstream": 0.05,
     "503": 0.03,
     "500": 0.02,
