@@ -361,6 +361,7 @@ __all__ = [
     "HandlerFailed",
     "HandlerId",
     "HistoryEntry",
+    "HistoryManager",
     "HistoryNotSaved",
     "Hook",
     "HookFailed",
@@ -513,7 +514,11 @@ __all__ = [
     "WebPlugin",
     "WebSearchOptions",
     "abc",
+    "aio",
+    "blocking",
     "open_client",
+    "plugins",
+    "redis",
     "security",
     "session_key",
     "simulator",
@@ -525,6 +530,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import aio as aio
+    from . import blocking as blocking
     from . import plugins as plugins
     from . import redis as redis
     from . import simulator as simulator
@@ -549,7 +556,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"plugins", "redis", "security", "simulator", "testing"}:
+    if name in {"aio", "blocking", "plugins", "redis", "security", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

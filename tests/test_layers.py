@@ -94,6 +94,8 @@ PLACES: tuple[str, ...] = (
     "testing",
     "remote",
     "gateway",
+    "_portal",
+    "_front",
     "blocking",
     "aio",
     "ray",
