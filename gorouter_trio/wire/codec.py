@@ -699,6 +699,12 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
 
     Events without data are passed over.
     """
+    if len(events) == 1 and b"\n" not in events[0]:
+        # What is malformed is looked at again below.
+        try:
+            return [_chunk_decoder.decode(events[0])], None
+        except _MALFORMED:
+            pass
     chunks: list[ChatChunk] = []
     # One event may hold two lines, or none: what is not one line and one chunk an event is looked at again.
     # (Joining to look for a line end is a sixth of the cost of counting them.)
