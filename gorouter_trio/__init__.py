@@ -24,6 +24,8 @@ from ._chain import ChatState as ChatState
 from ._chain import Hook as Hook
 from ._chain import Middleware as Middleware
 from ._chain import Next as Next
+from ._feed import Observer as Observer
+from ._observing import EndedChat as EndedChat
 from ._output import OutputPolicy as OutputPolicy
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
@@ -126,6 +128,7 @@ from .pool.costs import CostSnapshot as CostSnapshot
 from .pool.costs import CostSums as CostSums
 from .pool.costs import CostTracker as CostTracker
 from .pool.keys import KeyStatistics as KeyStatistics
+from .pool.ledger import LedgerChange as LedgerChange
 from .pool.ledger import LedgerSink as LedgerSink
 from .pool.ledger import LedgerStatistics as LedgerStatistics
 from .pool.ledger_file import LedgerReader as LedgerReader
@@ -342,6 +345,7 @@ __all__ = [
     "EmbeddingInput",
     "EmbeddingKeywords",
     "EmbeddingResult",
+    "EndedChat",
     "EndpointPercentiles",
     "EventFeed",
     "ExtensionError",
@@ -382,6 +386,7 @@ __all__ = [
     "KeyProvider",
     "KeyStatistics",
     "LaneStatistics",
+    "LedgerChange",
     "LedgerConfig",
     "LedgerReader",
     "LedgerRow",
@@ -404,6 +409,7 @@ __all__ = [
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "Observer",
     "OutputAudio",
     "OutputImage",
     "OutputPolicy",

@@ -138,6 +138,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             routing_key=_routing_key(config),
         )
         nursery.start_soon(sessions.run)
+        nursery.start_soon(chain.ended.run)
         if hasattr(guard, "run_events"):
             await nursery.start(guard.run_events)
         try:

@@ -34,12 +34,15 @@ if TYPE_CHECKING:
 
     from ._bus import EventFeed, Handler, HandlerId
     from ._chain import Hook, Middleware
+    from ._feed import Observer
+    from ._observing import EndedChat
     from ._stream import ChatStream
     from ._turns import AskTurnKeywords, TurnKeywords
     from .batch.runner import Batch, BatchRequest
     from .config import ContextPolicy
     from .pool.budget import BudgetStatistics
     from .pool.costs import CostSnapshot
+    from .pool.ledger import LedgerChange
     from .pool.prices import PricesRefreshed
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
@@ -409,6 +412,29 @@ class Client:
         """Take `hook` out again; False when it was not there."""
         return self._runtime.chain.remove_hook(hook)
 
+    def observe(self, observer: Observer[EndedChat]) -> None:
+        """Give every chat, stream and session turn that ends from now on to `observer`, a plain function of a list.
+
+        The cheapest way to look: it is called a moment later, with what has ended meanwhile (`EndedChat`s, in order),
+        and loses nothing. It must not wait; what it raises is an event, `HookFailed`.
+        """
+        self._runtime.chain.ended.observe(observer)
+
+    def unobserve(self, observer: Observer[EndedChat]) -> bool:
+        """Give `observer` what has ended so far, and then nothing more; False when it was not there."""
+        return self._runtime.chain.ended.remove(observer)
+
+    def observe_ledger(self, observer: Observer[LedgerChange]) -> None:
+        """Give the rows of the ledger to `observer`, a plain function of a list, a moment after they are entered.
+
+        As `observe`; what it raises is counted in the ledger's statistics and told as `AccountingFailed`.
+        """
+        self._runtime.accounting.ledger.changes.observe(observer)
+
+    def unobserve_ledger(self, observer: Observer[LedgerChange]) -> bool:
+        """Give `observer` what there is, and then nothing more; False when it was not there."""
+        return self._runtime.accounting.ledger.changes.remove(observer)
+
     def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
         """Call `handler`, sync or async, with every event of `kind` from now on: one at a time, in order.
 
@@ -521,6 +547,16 @@ class _PluginClient(Client):
         """As `Client.add_hook`."""
         super().add_hook(hook)
         self._undo.append(partial(self.remove_hook, hook))
+
+    def observe(self, observer: Observer[EndedChat]) -> None:
+        """As `Client.observe`."""
+        super().observe(observer)
+        self._undo.append(partial(self.unobserve, observer))
+
+    def observe_ledger(self, observer: Observer[LedgerChange]) -> None:
+        """As `Client.observe_ledger`."""
+        super().observe_ledger(observer)
+        self._undo.append(partial(self.unobserve_ledger, observer))
 
     def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
         """As `Client.on`."""

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Struct
 
-from .._chain import ChatState, Hook
-
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from .._observing import EndedChat
     from ..client import Client
-    from ..errors import GorouterError
-    from ..runtime_events import ChatContext
     from ..wire.result import ChatResult
 
 __all__ = ["Histogram", "Metrics", "MetricsPlugin"]
@@ -123,7 +120,7 @@ class MetricsPlugin:
 
     def init(self, client: Client) -> None:
         """Called by the client."""
-        client.add_hook(Hook(after=self._count, on_error=self._count_error, name=self.name))
+        client.observe(self._count)
 
     def snapshot(self) -> Metrics:
         """The counts so far."""
@@ -145,28 +142,32 @@ class MetricsPlugin:
         """The counts in the text format of Prometheus, version 0.0.4."""
         return "\n".join(_lines(self.snapshot())) + "\n"
 
-    def _count(self, context: ChatContext, state: ChatState) -> None:
-        result = state.result
-        if result is None:
-            return
-        self._succeeded += 1
+    def _count(self, chats: Sequence[EndedChat]) -> None:
+        for chat in chats:
+            if chat.result is None:
+                self._failed += 1
+            else:
+                self._succeeded += 1
+                self._count_answer(chat.result, is_streamed=chat.context.is_streamed)
+
+    def _count_answer(self, result: ChatResult[object], *, is_streamed: bool) -> None:
         call, calls = result.call, result.message.tool_calls
-        if calls is not UNSET:
+        if result.tool_calls:
+            self._tool_calls += len(result.tool_calls)
+        elif calls is not UNSET:
             self._tool_calls += len(calls)
-        if call.usage is not None:
-            self._prompt_tokens += call.usage.prompt_tokens or 0
-            self._completion_tokens += call.usage.completion_tokens or 0
+        for usage in (call.usage, *(earlier.usage for earlier in result.rounds)):
+            if usage is not None:
+                self._prompt_tokens += usage.prompt_tokens or 0
+                self._completion_tokens += usage.completion_tokens or 0
         self._last_duration_s = call.duration_s
         self._queue_wait.add(call.queue_wait_s)
         self._duration.add(call.duration_s)
-        if context.is_streamed and call.ttft_s is not None:
+        if is_streamed and call.ttft_s is not None:
             self._first_token.add(call.ttft_s)
             between_s = _between_tokens_s(result)
             if between_s is not None:
                 self._between_tokens.add(between_s)
-
-    def _count_error(self, _context: ChatContext, _state: ChatState, _error: GorouterError) -> None:
-        self._failed += 1
 
 
 def _between_tokens_s(result: ChatResult[object]) -> float | None:
