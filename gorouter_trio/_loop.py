@@ -123,6 +123,7 @@ class _Turn:
             session=journal.session,
             turn_id=journal.turn_id,
             token=extras.token,
+            guard=services.tools.guard,
         )
 
     async def run(self) -> ChatResult[object]:

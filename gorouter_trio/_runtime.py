@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 from urllib.parse import urlsplit
 
+import msgspec
 import trio
 
 from ._bus import EventBus
 from ._chain import Chain
+from ._defaults import CallDefaults
 from ._gate import Gate
+from ._guards import Guards, guard_of
 from ._loop import LoopServices
 from ._pipeline import ChatPipeline
 from ._plugin_host import PluginHost, open_plugin_host
@@ -25,7 +28,6 @@ from .pool.accounting import Accounting, AccountingReports, AccountingService, o
 from .pool.refresh import remaining_usd
 from .pool.workers import Pool, open_pool
 from .runtime_events import AccountingFailed, CostUnknown
-from .security.simple import SimpleGuard
 from .session.directory import SessionDirectory
 from .stores.memory import MemoryStore
 from .tools.supervisor import ToolSupervisor, open_supervisor
@@ -43,13 +45,13 @@ if TYPE_CHECKING:
     from .config import ClientConfig
     from .network import Proxy, TlsConfig
     from .secret import Secret
-    from .security.rules import ToolGuard
     from .wire.catalog import GenerationInfo, Model
 
 __all__ = ["Runtime", "open_runtime"]
 
 _USER_AGENT = "gorouter-trio"
 _DRAIN_S = 2.0
+_STORE_METHODS = ("load", "version", "append", "rewrite", "delete", "erase", "list_keys", "list_sessions", "aclose")
 
 
 class Runtime:
@@ -60,8 +62,8 @@ class Runtime:
         "bus",
         "chain",
         "config",
-        "encoder",
-        "guard",
+        "defaults",
+        "guards",
         "pipeline",
         "plugins",
         "pool",
@@ -78,8 +80,8 @@ class Runtime:
         accounting: Accounting,
         bus: EventBus,
         chain: Chain,
-        encoder: TurnEncoder,
-        guard: ToolGuard,
+        defaults: CallDefaults,
+        guards: Guards,
         pipeline: ChatPipeline,
         plugins: PluginHost,
         pool: Pool,
@@ -92,8 +94,8 @@ class Runtime:
         self.bus = bus
         self.chain = chain
         self.config = config
-        self.encoder = encoder
-        self.guard = guard
+        self.defaults = defaults
+        self.guards = guards
         self.pipeline = pipeline
         self.plugins = plugins
         self.pool = pool
@@ -101,6 +103,28 @@ class Runtime:
         self.sessions = sessions
         self.store = store
         self.tools = tools
+
+    def set_model(self, model: str) -> None:
+        """Ask `model` where nothing else is named; raises `ConfigError`, having changed nothing."""
+        config = msgspec.structs.replace(self.config, model=model)
+        self.defaults.change(config)
+        self.config = config
+
+    def set_api_key(self, api_key: object) -> None:
+        """Use these keys from now on; raises `ConfigError`, having changed nothing."""
+        config = msgspec.structs.replace(self.config, api_key=api_key)
+        # What stands for no key is not looked up in the environment again.
+        config = config.resolved({})
+        self.pool.change_keys(config)
+        self.config = config
+
+    def set_store(self, store: HistoryStore) -> None:
+        """Keep histories there from now on; raises `ConfigError`, having changed nothing."""
+        missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
+        if missing:
+            raise ConfigError(f"store: {store!r} is no history store: it has no {missing[0]}")
+        self.sessions.change_store(store)
+        self.store = store
 
 
 @asynccontextmanager
@@ -111,7 +135,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     pool, and last what listens.
     """
     wall = config.seams.wall
-    guard = _guard(config.security)
+    guard = guard_of(config.security)
     origin = _origin(cast("str", config.base_url))
     store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=wall)
     async with (
@@ -125,11 +149,13 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         pool.charge_to(accounting)
         chain = Chain(bus, wall=wall)
         encoder, gate = TurnEncoder(), Gate(guard, wall=wall)
+        defaults = CallDefaults(config, encoder)
         loops = LoopServices(chain, tools, limits=config.tools, wall=wall)
         pipeline = ChatPipeline(pool, loops, gate=gate, nursery=nursery, wall=wall)
         sessions = SessionDirectory(
             nursery,
             pipeline=pipeline,
+            defaults=defaults,
             encoder=encoder,
             gate=gate,
             store=store,
@@ -139,16 +165,15 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         )
         nursery.start_soon(sessions.run)
         nursery.start_soon(chain.ended.run)
-        if hasattr(guard, "run_events"):
-            await nursery.start(guard.run_events)
+        guards = Guards(guard, gate=gate, tools=tools, nursery=nursery)
         try:
             yield Runtime(
                 config,
                 accounting=accounting,
                 bus=bus,
                 chain=chain,
-                encoder=encoder,
-                guard=guard,
+                defaults=defaults,
+                guards=guards,
                 pipeline=pipeline,
                 plugins=plugins,
                 pool=pool,
@@ -160,24 +185,6 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         finally:
             sessions.close()
             nursery.cancel_scope.cancel()
-
-
-def _guard(given: object | None) -> ToolGuard:
-    """What stands in front of tools and turns; without a setting, the rules that tools declare."""
-    if given is None:
-        return SimpleGuard()
-    if hasattr(given, "default_policy"):
-        # A configuration. What only a manager needs is not loaded without one.
-        from .security.config import SecurityConfig
-        from .security.manager import SecurityManager
-
-        if isinstance(given, SecurityConfig):
-            return SecurityManager(given)
-    if not (callable(getattr(given, "check", None)) and callable(getattr(given, "audit", None))):
-        raise ConfigError(
-            f"security: must be a SecurityConfig, a SecurityManager or a guard of tools, not a {type(given).__name__}"
-        )
-    return cast("ToolGuard", given)
 
 
 def _services(config: ClientConfig, pool: Pool) -> Services:

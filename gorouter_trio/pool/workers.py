@@ -325,6 +325,16 @@ class Pool:
 
         self._estimate = estimate
 
+    def change_keys(self, config: ClientConfig) -> None:
+        """Use the keys of `config` for what is sent from now on; requests in flight keep theirs."""
+        self._ring.change(config)
+        self._has_provider = self._ring.provider is not None
+        self._admission.forget_keys(config)
+        self._held_by_keys.clear()
+        self._queue.free_all()
+        if self._nursery is not None:
+            self._let_go(self.now())
+
     def statistics(self) -> PoolStatistics:
         """A snapshot; cheap."""
         now = self.now()

@@ -216,7 +216,8 @@ class ToolSupervisor:
         """Count a call and tell the guard of it."""
         self._calls += 1
         self._failures += not report.is_success
-        if self.guard is None:
+        guard = turn.guard or self.guard
+        if guard is None:
             return
         record = ToolAudit(
             tool=report.name,
@@ -229,7 +230,7 @@ class ToolSupervisor:
             duration_s=report.duration_s,
             at_s=self.wall(),
         )
-        _contained(self.guard.audit, record)
+        _contained(guard.audit, record)
 
     # Jobs
 
@@ -290,13 +291,14 @@ class ToolSupervisor:
 
     def _decide(self, check: ToolCheck, turn: ToolTurn) -> Decision:
         """Fails closed: what no guard can judge does not run."""
-        if self.guard is None:
+        guard = turn.guard or self.guard
+        if guard is None:
             if check.rules is None:
                 return Allow()
             return Deny(
                 reason="access", message=f"tool {check.tool} declares rules, and there is no guard to hold it to them"
             )
-        judge = functools.partial(self.guard.check, turn.principal, check, now=trio.current_time(), wall=self.wall())
+        judge = functools.partial(guard.check, turn.principal, check, now=trio.current_time(), wall=self.wall())
         decided = outcome.capture(judge)
         if isinstance(decided, outcome.Error):
             _LOG.error("the guard failed on tool %s: %s", check.tool, captured_reason(decided.error))
