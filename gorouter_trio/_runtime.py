@@ -26,9 +26,11 @@ from .config import DIRECT
 from .errors import ConfigError, PermissionDeniedError
 from .pool.accounting import Accounting, AccountingReports, AccountingService, open_accounting
 from .pool.refresh import remaining_usd
+from .pool.shared import SharedBackend, open_shared_limits
 from .pool.workers import Pool, open_pool
 from .runtime_events import AccountingFailed, CostUnknown
 from .session.directory import SessionDirectory
+from .session.ownership import open_owners
 from .stores.memory import MemoryStore
 from .tools.supervisor import ToolSupervisor, open_supervisor
 from .transport.compression import accept_encoding
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from .config import ClientConfig
     from .network import Proxy, TlsConfig
     from .secret import Secret
+    from .session.ownership import Owners
     from .wire.catalog import GenerationInfo, Model
 
 __all__ = ["Runtime", "open_runtime"]
@@ -58,6 +61,7 @@ class Runtime:
     """What a client is a face of. Made by `open_runtime`."""
 
     __slots__ = (
+        "_owners",
         "accounting",
         "bus",
         "chain",
@@ -82,6 +86,7 @@ class Runtime:
         chain: Chain,
         defaults: CallDefaults,
         guards: Guards,
+        owners: Owners,
         pipeline: ChatPipeline,
         plugins: PluginHost,
         pool: Pool,
@@ -96,6 +101,7 @@ class Runtime:
         self.config = config
         self.defaults = defaults
         self.guards = guards
+        self._owners = owners
         self.pipeline = pipeline
         self.plugins = plugins
         self.pool = pool
@@ -123,7 +129,7 @@ class Runtime:
         missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
         if missing:
             raise ConfigError(f"store: {store!r} is no history store: it has no {missing[0]}")
-        self.sessions.change_store(store)
+        self.sessions.change_store(store, self._owners.of(store))
         self.store = store
 
 
@@ -140,13 +146,19 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=wall)
     async with (
         _open_bus() as bus,
-        open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool,
+        open_shared_limits(
+            cast("SharedBackend | None", config.shared), holder=config.seams.new_id(), rng=config.seams.random
+        ) as shared,
+        open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin), shared=shared) as pool,
         _open_accounting(config, services := _services(config, pool), bus) as accounting,
         open_supervisor(config.tools, guard=guard, wall=wall) as tools,
         open_plugin_host(bus, wall=wall) as plugins,
+        open_owners(config.sessions, seams=config.seams) as owners,
         trio.open_nursery() as nursery,
     ):
         pool.charge_to(accounting)
+        if shared is not None:
+            shared.share_budget(accounting.gate)
         chain = Chain(bus, wall=wall)
         encoder, gate = TurnEncoder(), Gate(guard, wall=wall)
         defaults = CallDefaults(config, encoder)
@@ -162,6 +174,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             config=config.sessions,
             seams=config.seams,
             routing_key=_routing_key(config),
+            ownership=owners.of(store),
         )
         nursery.start_soon(sessions.run)
         nursery.start_soon(chain.ended.run)
@@ -174,6 +187,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
                 chain=chain,
                 defaults=defaults,
                 guards=guards,
+                owners=owners,
                 pipeline=pipeline,
                 plugins=plugins,
                 pool=pool,

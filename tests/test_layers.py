@@ -81,6 +81,7 @@ PLACES: tuple[str, ...] = (
     "_loop",
     "_loan",
     "_plain",
+    "_partial",
     "_stream",
     "_pipeline",
     "_services",
@@ -92,6 +93,7 @@ PLACES: tuple[str, ...] = (
     "batch",
     "client",
     "plugins",
+    "redis",
     # 9, around it
     "simulator",
     "testing",

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from ..security.sessions import Owner
     from ..wire.codec import Prompt
     from ..wire.result import ChatResult, HistoryEntry
+    from .ownership import SessionOwnership
 
 T = TypeVar("T")
 
@@ -74,6 +75,7 @@ class SessionDirectory:
         seams: Seams,
         routing_key: bytes = b"",
         defaults: CallDefaults | None = None,
+        ownership: SessionOwnership | None = None,
     ) -> None:
         self.encoder = encoder
         self._defaults = defaults
@@ -96,7 +98,7 @@ class SessionDirectory:
             watch=SaveWatch(config.shutdown_grace_s),
             tool_tasks={},
         )
-        self._services = self._make_services(store=store)
+        self._services = self._make_services(store=store, ownership=ownership)
         self._leaving: dict[SessionActor, None] = {}
 
     def __repr__(self) -> str:
@@ -117,9 +119,9 @@ class SessionDirectory:
         """A snapshot of each active session, by key, the one used the longest time ago first."""
         return {key: actor.statistics() for key, actor in self._actors.items()}
 
-    def change_store(self, store: HistoryStore) -> None:
+    def change_store(self, store: HistoryStore, ownership: SessionOwnership | None) -> None:
         """Keep histories there from now on: actors finish what they were asked, and new ones take their places."""
-        self._services = self._make_services(store=store)
+        self._services = self._make_services(store=store, ownership=ownership)
         for actor in list(self._actors.values()):
             if not self._retire(actor):
                 self._forget(actor)
