@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from worlds import completion, open_world, replies
+from worlds import Handler, completion, open_world, replies
 
 import gorouter_trio as gr
 from gorouter_trio.plugins import ToolRegistryPlugin
@@ -11,7 +11,7 @@ from gorouter_trio.plugins import ToolRegistryPlugin
 YES = completion("Yes.")
 
 
-def calling(name: str) -> object:
+def calling(name: str) -> Handler:
     return replies(completion("", tool_calls=[("1", name)]), YES)
 
 
