@@ -600,6 +600,11 @@ class SessionActor:
         self._mail_scope.cancel()
         return True
 
+    def _leave(self, turn: RunningTurn) -> None:
+        """The stream of `turn` was left, maybe long after the turn has failed and another one runs."""
+        if turn is self._turn:
+            self._stop_current("left")
+
     def _stopped(self, mail: SessionMail) -> GorouterError:
         """What the asker of a turn that was not begun, or of other work, is told of a cancel."""
         return stopped(mail, is_late=self._is_overdue(mail))
@@ -909,7 +914,7 @@ class SessionActor:
             reader,
             turn.turn_id,
             has_rounds=has_rounds,
-            on_return=partial(self._stop_current, "left") if has_rounds else None,
+            on_return=partial(self._leave, turn) if has_rounds else None,
         )
         if not turn.envelope.resolve(loan):
             loan.give_back()

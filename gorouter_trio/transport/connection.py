@@ -32,9 +32,10 @@ __all__ = ["HttpConnection"]
 _READ_BYTES = 64 * 1024
 # A longer request does not surely fit into the kernel's buffers, so its refusal has to be looked out for.
 _LONG_REQUEST_BYTES = 64 * 1024
-# A peer that closes a used connection within this time of a request, without a byte of a reply, has most likely
-# closed it before the request came: one round trip, generously.
-_FOUND_CLOSED_S = 1.0
+# A peer that ends a used connection without a byte of a reply has most likely closed it before the request came, if
+# that shows within a round trip, generously: this, or twice what connecting took. Later it may have worked for the
+# request, which then is not free to be sent again.
+_FOUND_CLOSED_S = 0.1
 
 
 class HttpConnection:
@@ -51,6 +52,7 @@ class HttpConnection:
         "_coding",
         "_decoder",
         "_decoding",
+        "_found_closed_s",
         "_head_bytes",
         "_head_complete",
         "_header_count",
@@ -73,9 +75,12 @@ class HttpConnection:
         "status",
     )
 
-    def __init__(self, stream: trio.abc.Stream, limits: ConnectionLimits, *, decoding: bool = True) -> None:
-        """Not `decoding` leaves compressed bodies as they come."""
+    def __init__(
+        self, stream: trio.abc.Stream, limits: ConnectionLimits, *, decoding: bool = True, connect_s: float = 0.0
+    ) -> None:
+        """Not `decoding` leaves compressed bodies as they come. `connect_s` is how long it took to connect."""
         self._stream = stream
+        self._found_closed_s = max(_FOUND_CLOSED_S, 2 * connect_s)
         self._decoding = decoding
         self._coding = ""
         self._decoder: BodyDecoder | None = None
@@ -340,7 +345,7 @@ class HttpConnection:
 
     def _broken(self, reason: str) -> StreamBrokenError:
         silent = self._is_used and not self._head_bytes and not self.is_closed
-        found_closed = silent and self._now() - self._started_at < _FOUND_CLOSED_S
+        found_closed = silent and self._now() - self._started_at < self._found_closed_s
         return StreamBrokenError(reason, sent=self.is_sent and not found_closed)
 
 

@@ -12,6 +12,7 @@ from histories import check_history
 from worlds import DONE, EVENTS, JSON, completion, open_world, there
 
 import gorouter_trio as gr
+from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 
 WAYS = ("chat", "stream", "ask", "session stream")
@@ -213,6 +214,26 @@ async def test_a_stream_that_is_left_while_tools_run(way, autojump_clock):
         assert result.text == "well"
         assert check_history(world.sent[-1].messages) == []
         assert client.statistics().in_flight == 0
+
+
+async def test_a_stream_that_is_left_after_its_turn_has_failed(autojump_clock):
+    """Leaving it late is no matter of the next turn, which runs by then."""
+    functions = Functions()
+    async with open_world(SimulatorConfig(latency_s=1)) as world:
+        session = world.client.session("k", tools=functions.tools)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                assert (await session.ask("[[say well]]")).text == "well"
+
+            with pytest.raises(gr.StreamBrokenError):
+                async with session.stream("[[fault stream_cut]] [[tokens 50]]") as stream:
+                    try:
+                        await stream.collect()
+                    finally:
+                        nursery.start_soon(ask)
+                        with trio.CancelScope(shield=True):
+                            await trio.sleep(0.5)
 
 
 async def test_a_session_remembers_its_tools(autojump_clock):
