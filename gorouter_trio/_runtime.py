@@ -6,7 +6,8 @@ import hmac
 import os
 import secrets
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -14,6 +15,7 @@ import trio
 
 from ._bus import EventBus
 from ._chain import Chain
+from ._contain import contain_sync
 from ._defaults import CallDefaults
 from ._gate import Gate
 from ._guards import Guards, guard_of
@@ -28,7 +30,7 @@ from .pool.accounting import Accounting, AccountingReports, AccountingService, o
 from .pool.refresh import remaining_usd
 from .pool.shared import SharedBackend, open_shared_limits
 from .pool.workers import Pool, open_pool
-from .runtime_events import AccountingFailed, CostUnknown
+from .runtime_events import AccountingFailed, CostUnknown, HookFailed
 from .session.directory import SessionDirectory
 from .session.ownership import open_owners
 from .stores.memory import MemoryStore
@@ -39,10 +41,11 @@ from .transport.http import ConnectionLimits, Connector, Origin, RequestHead
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from contextlib import AbstractAsyncContextManager
     from decimal import Decimal
 
+    from ._prometheus import MetricFamily
     from .abc import HistoryStore
     from .config import ClientConfig
     from .network import Proxy, TlsConfig
@@ -50,7 +53,10 @@ if TYPE_CHECKING:
     from .session.ownership import Owners
     from .wire.catalog import GenerationInfo, Model
 
-__all__ = ["Runtime", "open_runtime"]
+__all__ = ["MetricsSource", "Runtime", "open_runtime"]
+
+MetricsSource: TypeAlias = "Callable[[], Iterable[MetricFamily]]"
+"""Gives what it measures, as families; must not wait."""
 
 _USER_AGENT = "gorouter-trio"
 _DRAIN_S = 2.0
@@ -68,6 +74,7 @@ class Runtime:
         "config",
         "defaults",
         "guards",
+        "metrics_sources",
         "pipeline",
         "plugins",
         "pool",
@@ -101,6 +108,7 @@ class Runtime:
         self.config = config
         self.defaults = defaults
         self.guards = guards
+        self.metrics_sources: list[MetricsSource] = []
         self._owners = owners
         self.pipeline = pipeline
         self.plugins = plugins
@@ -109,6 +117,15 @@ class Runtime:
         self.sessions = sessions
         self.store = store
         self.tools = tools
+
+    def extra_metrics(self) -> Iterator[MetricFamily]:
+        """What plugins measure; a source that fails is an event, and is left out."""
+        for source in self.metrics_sources:
+            yield from contain_sync(partial(_listed, source), report=self._tell_failed_source) or ()
+
+    def _tell_failed_source(self, error: Exception) -> None:
+        at_s = self.config.seams.wall()
+        self.bus.emit(HookFailed(at_s=at_s, hook="metrics source", phase="metrics", error=error))
 
     def set_model(self, model: str) -> None:
         """Ask `model` where nothing else is named; raises `ConfigError`, having changed nothing."""
@@ -131,6 +148,10 @@ class Runtime:
             raise ConfigError(f"store: {store!r} is no history store: it has no {missing[0]}")
         self.sessions.change_store(store, self._owners.of(store))
         self.store = store
+
+
+def _listed(source: MetricsSource) -> list[MetricFamily]:
+    return list(source())
 
 
 @asynccontextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, cast, overload
 
 import msgspec
 import trio
 
 from ._callables import can_take
+from ._inspect import families, inspect_runtime
+from ._prometheus import render
 from ._runtime import Runtime, open_runtime
 from ._turns import TurnExtras, TurnRequest
 from .batch.runner import open_batch
@@ -27,7 +30,9 @@ if TYPE_CHECKING:
     from ._bus import EventFeed, Handler, HandlerId
     from ._chain import Hook, Middleware
     from ._feed import Observer
+    from ._inspect import ClientSnapshot
     from ._observing import EndedChat
+    from ._runtime import MetricsSource
     from ._stream import ChatStream
     from ._turns import AskTurnKeywords, TurnKeywords
     from .abc import HistoryStore
@@ -455,6 +460,46 @@ class Client:
         """
         return self._runtime.bus.listen(*kinds, queue=queue)
 
+    def flush_observers(self) -> None:
+        """Give all observers what has ended so far, now."""
+        self._runtime.chain.ended.flush()
+        self._runtime.accounting.ledger.changes.flush()
+
+    # What it does
+
+    def inspect(self, *, sessions: int = 1_000) -> ClientSnapshot:
+        """What everything in the client does now: sessions, what each waits for and since when, pool, workers, tools.
+
+        At most so many `sessions` are listed, those that have waited longest first. One step, without I/O; it takes
+        time for each session and worker, and nothing is kept for it while nobody asks.
+        """
+        if sessions < 0:
+            raise ConfigError(f"sessions: must be a number of at least 0, not {sessions!r}")
+        return inspect_runtime(self._runtime, sessions=sessions)
+
+    def metrics_text(self) -> str:
+        """The numbers of the client in the text format of Prometheus (0.0.4), for whoever scrapes them.
+
+        Those of the pool, the sessions, the tools and the costs, and what plugins add: the metrics plugin its counts
+        and histograms. Names begin with `gorouter_`, and a name means one thing: of two families the first one counts.
+        """
+        self.flush_observers()
+        return render(chain(families(self._runtime), self._runtime.extra_metrics()))
+
+    def add_metrics(self, source: MetricsSource) -> None:
+        """Ask `source`, a function that gives families, for more of them each time that `metrics_text` is called."""
+        if not can_take(source, 0):
+            raise ConfigError(f"source: must be a function without arguments, not {source!r}")
+        self._runtime.metrics_sources.append(source)
+
+    def remove_metrics(self, source: MetricsSource) -> bool:
+        """Ask `source` no more; False when it was not there."""
+        sources = self._runtime.metrics_sources
+        is_found = source in sources
+        if is_found:
+            sources.remove(source)
+        return is_found
+
     # What may change while it runs: for what is asked from then on
 
     @property
@@ -601,6 +646,11 @@ class _PluginClient(Client):
         """As `Client.observe`."""
         super().observe(observer)
         self._undo.append(partial(self.unobserve, observer))
+
+    def add_metrics(self, source: MetricsSource) -> None:
+        """As `Client.add_metrics`."""
+        super().add_metrics(source)
+        self._undo.append(partial(self.remove_metrics, source))
 
     def observe_ledger(self, observer: Observer[LedgerChange]) -> None:
         """As `Client.observe_ledger`."""

@@ -59,6 +59,7 @@ PLACES: tuple[str, ...] = (
     "_callables",
     "_contain",
     "_feed",
+    "_prometheus",
     "runtime_events",
     "_bus",
     "_plugin_host",
@@ -89,6 +90,7 @@ PLACES: tuple[str, ...] = (
     "session",
     "history",
     "_runtime",
+    "_inspect",
     # 8, the facade
     "batch",
     "client",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .base import ClientPlugin as ClientPlugin
 from .billing import BillingErrorHandler as BillingErrorHandler
 from .billing import BillingPlugin as BillingPlugin
 from .billing import BillingReport as BillingReport
@@ -25,6 +26,7 @@ __all__ = [
     "BillingReport",
     "BillingReporter",
     "BillingStatistics",
+    "ClientPlugin",
     "ExternalSecurityPlugin",
     "GuardFactory",
     "Histogram",

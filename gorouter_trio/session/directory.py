@@ -109,6 +109,11 @@ class SessionDirectory:
         """How many actors there are."""
         return len(self._actors)
 
+    @property
+    def leaving(self) -> int:
+        """How many finish what they were asked before the store was changed."""
+        return len(self._leaving)
+
     async def run(self) -> None:
         """What all sessions need to have running; until cancelled."""
         async with trio.open_nursery() as nursery:
