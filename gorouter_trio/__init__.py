@@ -24,7 +24,14 @@ from ._chain import ChatState as ChatState
 from ._chain import Hook as Hook
 from ._chain import Middleware as Middleware
 from ._chain import Next as Next
+from ._feed import Observer as Observer
+from ._inspect import ClientSnapshot as ClientSnapshot
+from ._inspect import SessionSnapshot as SessionSnapshot
+from ._observing import EndedChat as EndedChat
 from ._output import OutputPolicy as OutputPolicy
+from ._prometheus import MetricFamily as MetricFamily
+from ._prometheus import Sample as Sample
+from ._runtime import MetricsSource as MetricsSource
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
 from ._turns import AskTurnKeywords as AskTurnKeywords
@@ -126,6 +133,7 @@ from .pool.costs import CostSnapshot as CostSnapshot
 from .pool.costs import CostSums as CostSums
 from .pool.costs import CostTracker as CostTracker
 from .pool.keys import KeyStatistics as KeyStatistics
+from .pool.ledger import LedgerChange as LedgerChange
 from .pool.ledger import LedgerSink as LedgerSink
 from .pool.ledger import LedgerStatistics as LedgerStatistics
 from .pool.ledger_file import LedgerReader as LedgerReader
@@ -135,6 +143,7 @@ from .pool.prices import PricesRefreshed as PricesRefreshed
 from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
+from .pool.statistics import WorkerStatistics as WorkerStatistics
 from .runtime_events import AccountingFailed as AccountingFailed
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -158,7 +167,8 @@ from .tools.registry import ToolSource as ToolSource
 from .tools.registry import tool as tool
 from .tools.sources import ToolQuery as ToolQuery
 from .tools.sources import ToolRegistry as ToolRegistry
-from .tools.supervisor import ToolStatistics as ToolStatistics
+from .tools.statistics import ToolCallStatistics as ToolCallStatistics
+from .tools.statistics import ToolStatistics as ToolStatistics
 from .tools.turn import ApprovalDecision as ApprovalDecision
 from .tools.turn import ApprovalRequest as ApprovalRequest
 from .transport.httpx_transport import HttpTransport as HttpTransport
@@ -317,6 +327,7 @@ __all__ = [
     "CircuitOpenError",
     "Client",
     "ClientConfig",
+    "ClientSnapshot",
     "CompletionResult",
     "CompletionTokensDetails",
     "ConfigError",
@@ -342,6 +353,7 @@ __all__ = [
     "EmbeddingInput",
     "EmbeddingKeywords",
     "EmbeddingResult",
+    "EndedChat",
     "EndpointPercentiles",
     "EventFeed",
     "ExtensionError",
@@ -382,6 +394,7 @@ __all__ = [
     "KeyProvider",
     "KeyStatistics",
     "LaneStatistics",
+    "LedgerChange",
     "LedgerConfig",
     "LedgerReader",
     "LedgerRow",
@@ -392,6 +405,8 @@ __all__ = [
     "LogprobsDelta",
     "MaxPrice",
     "Message",
+    "MetricFamily",
+    "MetricsSource",
     "Middleware",
     "Model",
     "ModelEndpoint",
@@ -404,6 +419,7 @@ __all__ = [
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "Observer",
     "OutputAudio",
     "OutputImage",
     "OutputPolicy",
@@ -446,6 +462,7 @@ __all__ = [
     "RouterMetadata",
     "RowProblem",
     "RuntimeEvent",
+    "Sample",
     "Seams",
     "Secret",
     "SecurityConfigError",
@@ -458,6 +475,7 @@ __all__ = [
     "SessionError",
     "SessionNotFoundError",
     "SessionRef",
+    "SessionSnapshot",
     "SessionStatistics",
     "StoreError",
     "StoreErrorKind",
@@ -479,6 +497,7 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallError",
     "ToolCallReport",
+    "ToolCallStatistics",
     "ToolChoice",
     "ToolContext",
     "ToolDefinition",
@@ -513,6 +532,7 @@ __all__ = [
     "WebFetchPlugin",
     "WebPlugin",
     "WebSearchOptions",
+    "WorkerStatistics",
     "abc",
     "open_client",
     "plugins",

@@ -32,6 +32,7 @@ from ..errors import (
     ApiError,
     AuthenticationError,
     BudgetError,
+    ConfigError,
     ConnectError,
     DeadlineExceededError,
     DeadlinePhase,
@@ -50,7 +51,7 @@ from .fairness import MOST_COST, FairQueue
 from .keys import HeadMaker, KeyRing
 from .ledger import Owner
 from .retry import GiveUp, RetryQuota, RetryState, classify, decide, is_about_key
-from .statistics import LagMeter, PoolStatistics, WaitMeter
+from .statistics import LagMeter, PoolStatistics, WaitMeter, WorkerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .fairness import Flow
     from .keys import KeyState
     from .shared import SharedLimits
+    from .statistics import WorkerState
 
 __all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "estimate_tokens", "open_pool"]
 
@@ -351,6 +353,21 @@ class Pool:
 
         self._estimate = estimate
 
+    def change_keys(self, config: ClientConfig) -> None:
+        """Use the keys of `config` for what is sent from now on; requests in flight keep theirs.
+
+        Raises `ConfigError` where the limits of the keys are kept together with other processes.
+        """
+        if self._shared is not None:
+            raise ConfigError("api_key: cannot change while limits are shared between processes; open another client")
+        self._ring.change(config)
+        self._has_provider = self._ring.provider is not None
+        self._admission.forget_keys(config)
+        self._held_by_keys.clear()
+        self._queue.free_all()
+        if self._nursery is not None:
+            self._let_go(self.now())
+
     def statistics(self) -> PoolStatistics:
         """A snapshot; cheap."""
         now = self.now()
@@ -377,6 +394,11 @@ class Pool:
             loop_lag_s=self.lag.lag_s,
             loop_lag_max_s=self.lag.max_s,
         )
+
+    def inspect(self) -> tuple[WorkerStatistics, ...]:
+        """What each worker does; takes time for each of them."""
+        now = self.now()
+        return tuple(worker.statistics(now) for worker in self._workers)
 
     async def request(
         self,
@@ -864,6 +886,30 @@ class _Worker:
     def cold_at(self) -> float:
         """When the worker, if it stays idle, has kept its connection long enough; `inf` without one."""
         return self.idle_since + self.pool.limits.keepalive_s if self.is_connected else math.inf
+
+    def statistics(self, now: float) -> WorkerStatistics:
+        """A snapshot."""
+        ticket = self._ticket
+        if ticket is None:
+            since = now if self.idle_since == math.inf else self.idle_since
+            return WorkerStatistics(state="idle", since_s=now - since, is_connected=self.is_connected)
+        state, since = self._progress(ticket)
+        return WorkerStatistics(
+            state=state,
+            since_s=max(0.0, now - since),
+            is_connected=self.is_connected,
+            model=ticket.call.settings.model,
+            flow=ticket.flow,
+            lane=ticket.lane,
+            key="" if ticket.route is None else ticket.route.key.name,
+        )
+
+    def _progress(self, ticket: Ticket) -> tuple[WorkerState, float]:
+        if ticket.lease is not None:
+            return "lent", ticket.reply_at
+        if ticket.status:
+            return "receiving", ticket.reply_at
+        return ("waiting", ticket.sent_at) if ticket.is_sent else ("connecting", ticket.started_at)
 
     async def run(self, ticket: Ticket) -> None:
         """Serve tickets until the pool ends; a failure of one ticket fails that ticket."""
