@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .pool.prices import PricesRefreshed
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
+    from .session.actor import SessionStatistics
     from .session.directory import SessionRef
     from .wire.catalog import (
         Credits,
@@ -472,6 +473,23 @@ class Client:
     def statistics(self) -> PoolStatistics:
         """A snapshot of the pool; cheap."""
         return self._runtime.pool.statistics()
+
+    def session_statistics(self) -> dict[str, SessionStatistics]:
+        """A snapshot of each active session, by its full key, the one that was used the longest time ago first."""
+        return self._runtime.sessions.inspect()
+
+    @property
+    def active_sessions(self) -> int:
+        """How many sessions are active: have an actor."""
+        return self._runtime.sessions.active
+
+    @property
+    def guard(self) -> object:
+        """What stands in front of turns and tools: what `security` was, as a `SecurityManager` where it was a config.
+
+        Without a `security` it lets everybody ask, and only holds tools to the rules that they declare.
+        """
+        return self._runtime.guard
 
     def _call(self, options: ChatKeywords) -> tuple[bytes, CallSettings]:
         """The options of a call above the defaults, encoded, and what is not part of its body."""
