@@ -516,6 +516,7 @@ __all__ = [
     "abc",
     "open_client",
     "plugins",
+    "redis",
     "security",
     "session_key",
     "simulator",
@@ -528,6 +529,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import plugins as plugins
+    from . import redis as redis
     from . import simulator as simulator
     from . import testing as testing
     from .history import HistoryManager as HistoryManager
@@ -550,7 +552,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"plugins", "security", "simulator", "testing"}:
+    if name in {"plugins", "redis", "security", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

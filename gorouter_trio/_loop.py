@@ -233,11 +233,11 @@ class _Turn:
 
         async def write(outcomes: Sequence[ToolOutcome]) -> None:
             written.update(outcome.message.tool_call_id for outcome in outcomes)
-            rounds.reports += [outcome.report for outcome in outcomes]
             await journal.answered(*_parts(outcomes))
 
         try:
-            await work.run(write=write)
+            # Written down as they come, reported in the order of the calls.
+            rounds.reports += [outcome.report for outcome in await work.run(write=write)]
         except BaseException:
             _keep(journal, work, written)
             raise

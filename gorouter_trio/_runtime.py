@@ -23,10 +23,12 @@ from .config import DIRECT
 from .errors import ConfigError, PermissionDeniedError
 from .pool.accounting import Accounting, AccountingReports, AccountingService, open_accounting
 from .pool.refresh import remaining_usd
+from .pool.shared import SharedBackend, open_shared_limits
 from .pool.workers import Pool, open_pool
 from .runtime_events import AccountingFailed, CostUnknown
 from .security.simple import SimpleGuard
 from .session.directory import SessionDirectory
+from .session.ownership import open_ownership
 from .stores.memory import MemoryStore
 from .tools.supervisor import ToolSupervisor, open_supervisor
 from .transport.compression import accept_encoding
@@ -116,13 +118,19 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=wall)
     async with (
         _open_bus() as bus,
-        open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin)) as pool,
+        open_shared_limits(
+            cast("SharedBackend | None", config.shared), holder=config.seams.new_id(), rng=config.seams.random
+        ) as shared,
+        open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin), shared=shared) as pool,
         _open_accounting(config, services := _services(config, pool), bus) as accounting,
         open_supervisor(config.tools, guard=guard, wall=wall) as tools,
         open_plugin_host(bus, wall=wall) as plugins,
+        open_ownership(store, config.sessions, seams=config.seams) as ownership,
         trio.open_nursery() as nursery,
     ):
         pool.charge_to(accounting)
+        if shared is not None:
+            shared.share_budget(accounting.gate)
         chain = Chain(bus, wall=wall)
         encoder, gate = TurnEncoder(), Gate(guard, wall=wall)
         loops = LoopServices(chain, tools, limits=config.tools, wall=wall)
@@ -136,6 +144,7 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
             config=config.sessions,
             seams=config.seams,
             routing_key=_routing_key(config),
+            ownership=ownership,
         )
         nursery.start_soon(sessions.run)
         if hasattr(guard, "run_events"):

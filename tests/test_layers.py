@@ -87,6 +87,7 @@ PLACES: tuple[str, ...] = (
     "batch",
     "client",
     "plugins",
+    "redis",
     # 9, around it
     "simulator",
     "testing",

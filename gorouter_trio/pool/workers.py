@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .budget import Reservation
     from .fairness import Flow
     from .keys import KeyState
+    from .shared import SharedLimits
 
 __all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "estimate_tokens", "open_pool"]
 
@@ -277,6 +278,7 @@ class Pool:
         nursery: trio.Nursery,
         on_attempt: Callable[[AttemptRecord], None] | None = None,
         estimate: Callable[[HttpCall], int] | None = None,
+        shared: SharedLimits | None = None,
     ) -> None:
         self.connector = connector
         self._make_head = heads
@@ -304,6 +306,10 @@ class Pool:
         self._admitted = dict.fromkeys(LANES, 0)
         self._held_by_keys: set[str] = set()
         self._nursery: trio.Nursery | None = nursery
+        self._shared = shared
+        if shared is not None:
+            self._admission.share(shared)
+            shared.on_refill, shared.queued = self._on_refill, self._count_queued
         self._went_idle = trio.Event()
         self.answered = self.failed = self.opened = 0
         self._submitted = self._abandoned = self._retries = self._throttled = self._exchanges = 0
@@ -721,6 +727,16 @@ class Pool:
         self._queue.free_due(now)
         self._let_go(now)
 
+    def _on_refill(self) -> None:
+        """There may be more of what is shared with other processes."""
+        now = self.now()
+        for name in () if self._shared is None else self._shared.gates:
+            self._queue.free(name)
+        self._on_alarm(now)
+
+    def _count_queued(self) -> int:
+        return self._queue.size
+
     def abandon(self, ticket: Ticket) -> None:
         """The caller of `ticket` has gone; used by tickets."""
         self._abandoned += 1
@@ -1092,15 +1108,24 @@ async def open_pool(
     make_head: HeadMaker,
     on_attempt: Callable[[AttemptRecord], None] | None = None,
     estimate: Callable[[HttpCall], int] | None = None,
+    shared: SharedLimits | None = None,
 ) -> AsyncIterator[Pool]:
     """A running pool. Leaving closes it: queued and running requests end with `PoolClosedError`.
 
     `on_attempt` is called once for each attempt that reached a connection, when it is over, also when its caller
     has gone; it must neither wait nor raise. `estimate` says how many tokens a request may come to, where
-    there are limits of tokens; `estimate_tokens` by default.
+    there are limits of tokens; `estimate_tokens` by default. `shared` keeps the limits together with other processes.
     """
     async with trio.open_nursery() as nursery:
-        pool = Pool(config, connector, heads=make_head, nursery=nursery, on_attempt=on_attempt, estimate=estimate)
+        pool = Pool(
+            config,
+            connector,
+            heads=make_head,
+            nursery=nursery,
+            on_attempt=on_attempt,
+            estimate=estimate,
+            shared=shared,
+        )
         nursery.start_soon(pool.close_cold_connections)
         nursery.start_soon(pool.keeper.run)
         nursery.start_soon(pool.alarm.run)

@@ -45,7 +45,14 @@ from .._turns import TurnExtras, TurnRequest
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
-from ..wire.codec import decode_log_entry, decode_message, encode_json, encode_message, join_options, render_body
+from ..wire.codec import (
+    decode_log_entry,
+    decode_message,
+    encode_json,
+    encode_message,
+    join_options,
+    render_body,
+)
 from ..wire.journal import (
     AnswerDiscarded,
     HistoryFolded,
@@ -103,7 +110,7 @@ if TYPE_CHECKING:
     from ..abc import HistoryStore, ImmediateStore
     from ..config import SessionConfig, Summarise
     from ..wire.messages import AssistantMessage
-    from ..wire.result import CallRecord
+    from .ownership import SessionLog, SessionOwnership
     from .running import Answer
 
     T = TypeVar("T")
@@ -195,6 +202,7 @@ class SessionServices:
         "immediate",
         "now",
         "on_gone",
+        "ownership",
         "pipeline",
         "store",
         "tool_tasks",
@@ -212,6 +220,7 @@ class SessionServices:
         wall: Callable[[], float],
         turn_ids: Iterator[str],
         on_gone: Callable[[SessionActor], None],
+        ownership: SessionOwnership | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.store = store
@@ -221,6 +230,7 @@ class SessionServices:
         self.wall = wall
         self.turn_ids = turn_ids
         self.on_gone = on_gone
+        self.ownership = ownership
         self.now = trio.lowlevel.current_clock().current_time
         self.watch = SaveWatch(config.shutdown_grace_s)
         self.tool_tasks: ToolTasks = {}
@@ -269,7 +279,7 @@ class SessionActor:
         self.tool_tasks = services.tool_tasks
         self.wall = services.wall
         self._services = services
-        self._store = services.store
+        self._store: SessionLog = services.store
         self._config = config
         self._routing = routing
         self._head = b""
@@ -441,11 +451,16 @@ class SessionActor:
             if not isinstance(exc, Exception):
                 self._settle_current(self._stopped(envelope.mail))
             raise
+        finally:
+            if self._store is not self._services.store:
+                self._disown()
         self._current = None
         envelope.finish()
         self._wait_for("mail")
 
     async def _answer(self, envelope: Envelope) -> None:
+        if self._services.ownership is not None and not isinstance(envelope.mail, (StartTurn, ReadHistory)):
+            await self._own(self._services.ownership)
         match envelope.mail:
             case StartTurn() as turn:
                 await self._take_turn(turn, envelope)
@@ -589,6 +604,8 @@ class SessionActor:
                 raise stopped(mail, is_late=True)
             self._mail_scope.deadline = mail.deadline
         try:
+            if self._services.ownership is not None:
+                await self._own(self._services.ownership)
             transcript = self._transcript or await self._load()
             turn_id = mail.turn_id or self._new_turn_id(transcript)
             is_known = transcript.unfinished is not None or transcript.outcome(turn_id) is not None
@@ -630,7 +647,7 @@ class SessionActor:
         turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
         turn.is_sent = True
         turn.first = cast("Transcript", self._transcript).first
-        turn.earlier = tuple(machine.records)
+        turn.earlier, turn.earlier_reports = tuple(machine.records), tuple(machine.reports)
         await self._carry_out(turn, None)
 
     async def _pass_by(self, machine: TurnMachine) -> None:
@@ -805,13 +822,24 @@ class SessionActor:
             await self.commit(turn, result)
         else:
             # What extensions have made of it is for the asker; the log has what the model said.
-            turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.answer.rounds)
+            answer = turn.answer
+            turn.answer = msgspec.structs.replace(
+                result, turn_id=turn.turn_id, rounds=answer.rounds, tool_calls=answer.tool_calls
+            )
         turn.succeed()
 
     async def commit(self, turn: RunningTurn, result: ChatResult[object]) -> None:
         """Store the answer of a turn with rounds; used by the journal."""
-        written = () if self.machine is None else tuple(self.machine.records[len(turn.earlier) :])
-        answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.earlier + (result.rounds or written))
+        records, reports = result.rounds, result.tool_calls
+        if self.machine is not None:
+            records = records or tuple(self.machine.records[len(turn.earlier) :])
+            reports = reports or tuple(self.machine.reports[len(turn.earlier_reports) :])
+        answer = msgspec.structs.replace(
+            result,
+            turn_id=turn.turn_id,
+            rounds=turn.earlier + records,
+            tool_calls=turn.earlier_reports + reports,
+        )
         if turn.loan is not None:
             turn.loan.finish(answer)
             self._wait_for("reader")
@@ -1044,6 +1072,17 @@ class SessionActor:
 
     # The store
 
+    async def _own(self, ownership: SessionOwnership) -> None:
+        """Have the session to ourselves until the mail is answered; what others wrote meanwhile is loaded anew."""
+        self._wait_for("store")
+        self._store, version = await _typed(ownership.take(self.key))
+        if version != self._version:
+            self._transcript = None
+
+    def _disown(self) -> None:
+        self._store = self._services.store
+        cast("SessionOwnership", self._services.ownership).release(self.key)
+
     async def _load(self) -> Transcript:
         self._wait_for("store")
         if self._services.immediate is not None:
@@ -1085,15 +1124,20 @@ class SessionActor:
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
         own = cast("Transcript", self._transcript).turn_of(turn_id)
-        rounds: list[CallRecord] = []
+        turn = TurnMachine(own)
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
-                rounds = []
-            elif isinstance(entry, (TurnCalled, AnswerDiscarded)):
-                rounds.append(entry.call)
-            elif isinstance(entry, TurnAnswered) and entry.turn_id == own:
-                message = cast("AssistantMessage", decode_message(bytes(entry.message)))
-                return ChatResult(message=message, call=entry.call, turn_id=turn_id, rounds=tuple(rounds))
+                turn = TurnMachine(entry.turn_id)  # The one of an id that comes again takes its place.
+            if isinstance(entry, TurnEntry) and entry.turn_id == turn.turn_id:
+                turn.apply(entry)
+            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
+                return ChatResult(
+                    message=cast("AssistantMessage", decode_message(bytes(entry.message))),
+                    call=entry.call,
+                    turn_id=turn_id,
+                    rounds=tuple(turn.records),
+                    tool_calls=tuple(turn.reports),
+                )
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
 
     async def _clear(self) -> None:

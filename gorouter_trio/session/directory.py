@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from ..security.sessions import Owner
     from ..wire.codec import Prompt
     from ..wire.result import ChatResult, HistoryEntry
+    from .ownership import SessionOwnership
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class SessionDirectory:
         config: SessionConfig,
         seams: Seams,
         routing_key: bytes = b"",
+        ownership: SessionOwnership | None = None,
     ) -> None:
         self.encoder = encoder
         self.gate = gate
@@ -88,6 +90,7 @@ class SessionDirectory:
             wall=seams.wall,
             turn_ids=map(f"{seams.new_id()}-{{}}".format, itertools.count(1)),
             on_gone=self._forget,
+            ownership=ownership,
         )
 
     def __repr__(self) -> str:

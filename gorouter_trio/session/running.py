@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .._rounds import TakeRounds
     from .._turns import TurnRequest
+    from ..wire.toolcalls import ToolCallReport
     from .turn import TurnMachine
 
 __all__ = [
@@ -136,8 +137,9 @@ class RunningTurn:
 
     `others` are askers whose messages are taken in the same turn. `first` and `end` bound the part of the history that
     is sent. `unsaved` is what has to be stored even if the turn is cut off: an answer that was paid for, the result of
-    a tool that has run. `earlier` are the rounds of an earlier life. `begun` are the messages of the first request of a
-    turn with rounds; `is_saved` says that the answer of one is stored.
+    a tool that has run. `earlier` are the rounds of an earlier life, `earlier_reports` what became of their calls.
+    `begun` are the messages of the first request of a turn with rounds; `is_saved` says that the answer of one is
+    stored.
     """
 
     __slots__ = (
@@ -146,6 +148,7 @@ class RunningTurn:
         "begun",
         "deadline",
         "earlier",
+        "earlier_reports",
         "end",
         "envelope",
         "first",
@@ -172,6 +175,7 @@ class RunningTurn:
         self.is_saved = False
         self.others: list[Envelope] = []
         self.earlier: tuple[CallRecord, ...] = ()
+        self.earlier_reports: tuple[ToolCallReport, ...] = ()
         self.first = 0
         self.end: int | None = None
         self.replaces = ""

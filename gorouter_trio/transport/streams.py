@@ -60,6 +60,11 @@ class SocketStream(trio.abc.Stream):
                 with view[sent:] as rest:
                     sent += self._send(rest)
 
+    def send_nowait(self, data: bytes) -> int:
+        """Send what the kernel takes at once; returns how many bytes that were."""
+        with memoryview(data) as view:
+            return self._send(view)
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room."""
         await trio.lowlevel.wait_writable(self._socket)

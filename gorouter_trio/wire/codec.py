@@ -62,6 +62,7 @@ from .responses import (
 from .result import CallRecord, ChatResult
 from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
+from .toolcalls import ToolCallReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -92,6 +93,7 @@ __all__ = [
     "decode_model_page",
     "decode_models",
     "decode_providers",
+    "decode_reports",
     "decode_roles",
     "decode_text_completion",
     "encode_call",
@@ -145,6 +147,7 @@ _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
 _decode_log_outline = msgspec.json.Decoder(LogOutline).decode
 _decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
+_decode_reports = msgspec.json.Decoder(list[ToolCallReport]).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
@@ -876,6 +879,11 @@ def decode_log_entry(data: bytes) -> LogEntry:
 def decode_log_outline(data: bytes) -> LogOutline:
     """What can be counted in an entry of a session's log, whatever its tag; raises `DecodeError`."""
     return _stored(_decode_log_outline, data)
+
+
+def decode_reports(data: bytes) -> list[ToolCallReport]:
+    """What became of the calls of a round, as a session's log has it; raises `DecodeError`."""
+    return _stored(_decode_reports, data)
 
 
 def decode_ledger_row(data: bytes) -> LedgerRow:
