@@ -266,8 +266,8 @@ class Connection:
                 raise _CloseError(move)
             case Serve(request, request_id):
                 nursery.start_soon(self._answer, request, request_id)
-            case Steer(message):
-                self._steer(message)
+            case Steer(steering):
+                self._steer(steering)
             case Refuse(failed):
                 await self.send(failed)
             case Ignore() | Greet():

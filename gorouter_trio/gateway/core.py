@@ -88,7 +88,7 @@ class GatewayCore:
             principal = await authenticate(token, now=now, wall=wall)
         if principal is None and not self.config.anonymous:
             raise AuthenticationRequiredError("an access token is required")
-        return cast("Principal | None", principal)
+        return principal
 
     def admits_origin(self, origin: str | None) -> bool:
         """Whether pages of this origin may connect; who sends none is no page, and has to have a token."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from .. import errors
 from ..errors import ApiError, GorouterError
@@ -41,12 +41,12 @@ ERROR_CODES: Final = (*sorted(_KINDS), _DRAINING, _INTERNAL, TOO_MANY_REQUESTS)
 def error_info(error: GorouterError) -> ErrorInfo:
     """What the asker gets to know of an error."""
     detail = next((str(getattr(error, name)) for name in _DETAILS if getattr(error, name, None)), None)
-    is_api = isinstance(error, ApiError)
+    status, code = (error.status, error.code) if isinstance(error, ApiError) else (None, None)
     return ErrorInfo(
         code=_code(type(error)),
         message=error.message,
-        status=error.status if is_api else None,
-        api_code=error.code if is_api else None,
+        status=status,
+        api_code=code,
         retry_after_s=getattr(error, "retry_after_s", None),
         maybe_billed=error.maybe_billed,
         attempts=error.attempts,
@@ -88,4 +88,4 @@ def error_of(info: ErrorInfo) -> GorouterError:
     state |= {"status": info.status or 0, "code": info.api_code, "metadata": {}, "sent": True, "proxy_status": None}
     state |= {"limit_usd": None, "left_usd": None, "needed_usd": None, "details": {}}
     error.__dict__.update(state)
-    return cast("GorouterError", error)
+    return error

@@ -87,9 +87,7 @@ async def serve_gateway(
         front = HttpFront(core)
         nursery.start_soon(core.keep)
         async with (
-            open_http_server(
-                HttpFront(core).handler, limits=_http_limits(config), on_error=core.report, wall=wall
-            ) as http,
+            open_http_server(front.handler, limits=_http_limits(config), on_error=core.report, wall=wall) as http,
             trio.open_nursery() as connections,
         ):
             door = _Door(core, http, tls=tls)

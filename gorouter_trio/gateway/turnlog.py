@@ -24,7 +24,7 @@ class TurnLog:
         self.end: bytes | None = None
 
     @property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """How much is kept."""
         return self._bytes + (0 if self.end is None else len(self.end))
 

@@ -255,7 +255,7 @@ class TurnHub:
         else:
             self.done += 1
         self._kept[key] = turn
-        self.kept_bytes += turn.log.bytes
+        self.kept_bytes += turn.log.size
         self.prune()
         if not self._live:
             self._idle.set()
@@ -274,7 +274,7 @@ class TurnHub:
     def _drop(self, key: TurnKey) -> None:
         turn = self._kept.pop(key, None)
         if turn is not None:
-            self.kept_bytes -= turn.log.bytes
+            self.kept_bytes -= turn.log.size
 
     async def wait_idle(self) -> None:
         """Wait until no turn runs."""
