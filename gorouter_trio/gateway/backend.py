@@ -191,7 +191,7 @@ class Backend:
 
     async def act(self, request: SessionRequest | Statistics, caller: Caller) -> list[msgspec.Struct]:
         """Do what is asked of a session, and give the messages that answer it; raises `GorouterError`."""
-        session = self.session(cast("str", request.session), caller, owner=request.owner)
+        session = self.session(cast("str", request.session), caller, owner=request.owner, system=request.system)
         value: bool | None = None
         match request:
             case Interrupt():

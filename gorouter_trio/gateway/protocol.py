@@ -238,11 +238,12 @@ class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
 
 
 class SessionRequest(_Message, frozen=True, kw_only=True):
-    """What asks something of a session."""
+    """What asks something of a session; `system` is what its turns are asked with, if they are asked with one."""
 
     id: RequestId
     session: _SessionKey
     owner: OwnerOnWire | None = None
+    system: str | None = None
 
 
 class Interrupt(SessionRequest, frozen=True, kw_only=True, tag="interrupt"):
@@ -293,6 +294,7 @@ class Statistics(_Message, frozen=True, kw_only=True, tag="statistics"):
     id: RequestId
     session: _SessionKey | None = None
     owner: OwnerOnWire | None = None
+    system: str | None = None
 
 
 ClientMessage: TypeAlias = (
