@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
-__all__ = ["RemoteClient", "RemoteSession", "open_remote"]
+__all__ = ["OnQuestion", "RemoteClient", "RemoteSession", "open_remote"]
 
 _BASE_S: Final = 0.1
 _MAX_S: Final = 5.0

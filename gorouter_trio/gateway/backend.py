@@ -85,7 +85,7 @@ class Backend:
 
     # Turns
 
-    def key(self, ask: Ask, caller: Caller, turn_id: str) -> TurnKey:
+    def key(self, ask: Ask, caller: Caller, *, turn_id: str) -> TurnKey:
         """What the turn is known by; a chat without a session has none of the names that sessions have."""
         return TurnKey(*caller.identity, ask.owner, ask.session or "", turn_id)
 

@@ -14,6 +14,7 @@ from trio_websocket import ConnectionClosed, wrap_server_stream
 
 from .._contain import contain
 from ..errors import (
+    AccessDeniedError,
     AuthenticationRequiredError,
     GorouterError,
     InvalidTokenError,
@@ -25,7 +26,9 @@ from .census import address_group
 from .failures import error_info, internal_error
 from .frames import Violation
 from .machine import ConnectionMachine, Greet, Ignore, Refuse, Serve, Steer
+from .metrics import snapshot
 from .protocol import (
+    CLOSE_CODES,
     SUBPROTOCOL,
     VERSION,
     Accepted,
@@ -55,6 +58,7 @@ __all__ = ["Connection"]
 
 _CLOSE_S = 2.0
 _BEARER = b"bearer "
+_RULES = frozenset({1002, 1007})
 
 
 class _CloseError(Exception):
@@ -142,7 +146,7 @@ class Connection:
         return await cast("WebSocketConnection", self._websocket).get_message()
 
     async def _upgrade(self, nursery: trio.Nursery) -> WebSocketConnection | None:
-        """Accept the upgrade, unless the origin is none that may; frames are counted from then on."""
+        """Accept the upgrade, unless the origin is none that may."""
         limits = self._core.limits
         # The guard has the one bound on the size of messages; the library's own comes after it.
         request = await wrap_server_stream(
@@ -153,7 +157,6 @@ class Connection:
             self._core.note_refused("origin")
             await request.reject(403, body=b"this origin may not connect")
             return None
-        self._stream.start_metering()
         offered = SUBPROTOCOL if SUBPROTOCOL in request.proposed_subprotocols else None
         websocket = self._websocket = await request.accept(subprotocol=offered)
         violation = self._core.census.enter(self._address)
@@ -200,16 +203,24 @@ class Connection:
     async def _close(self) -> None:
         """Say why, if the client can still hear it, and give back what was counted."""
         try:
-            violation = self._violation
-            if violation is not None and self._stream.violation is None:
+            violation = self._violation or self._stream.violation or self._broken_rule()
+            if violation is not None:
                 await self._stream.close_with(violation)
             elif self._websocket is not None and self._websocket.closed is None:
                 await self._websocket.aclose()
         except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            await trio.aclose_forcefully(self._stream)
+            await self._stream.abort()
             self._core.left(self)
+
+    def _broken_rule(self) -> Violation | None:
+        """What the library found wrong with a frame; it closes without a word."""
+        closed = None if self._websocket is None else self._websocket.closed
+        if closed is None or closed.code not in _RULES:
+            return None
+        self._violation = Violation(closed.code, closed.reason or CLOSE_CODES[closed.code])
+        return self._violation
 
     # For the core
 
@@ -313,11 +324,16 @@ class Connection:
             case Authenticate():
                 return await self._authenticate(request)
             case Statistics(session=None):
-                await self.send(Snapshot(id=request.id, snapshot=self._core.snapshot(self.caller)))
+                await self._show(request)
             case _:
                 for message in await self._core.act(cast("SessionRequest", request), self.caller):
                     await self.send(message)
         return None
+
+    async def _show(self, request: Statistics) -> None:
+        if not self._core.may_look(self.caller):
+            raise AccessDeniedError("only operators may see what the gateway does")
+        await self.send(Snapshot(id=request.id, snapshot=snapshot(self._core)))
 
     async def _authenticate(self, request: Authenticate) -> Violation | None:
         """A newer token: of the same principal, or the connection ends."""

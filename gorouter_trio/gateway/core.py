@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
-from ..errors import AccessDeniedError, AuthenticationRequiredError, ConfigError
+from ..errors import AuthenticationRequiredError, ConfigError
 from .backend import Backend
 from .census import Census
 from .failures import TOO_MANY_REQUESTS, refusal
 from .frames import Violation
-from .metrics import snapshot
 from .protocol import ErrorInfo
 from .turns import TurnHub
 
@@ -29,13 +28,38 @@ if TYPE_CHECKING:
     from ..security.rules import Principal
     from .backend import Caller
     from .config import GatewayConfig
-    from .connection import Connection
-    from .protocol import Ask, GatewaySnapshot, SessionRequest, Statistics
+    from .protocol import Ask, SessionRequest, Statistics
     from .turns import LiveTurn
 
-__all__ = ["GatewayCore", "check_open"]
+__all__ = ["GatewayCore", "Member", "check_open"]
 
 _LOG = logging.getLogger(__name__)
+
+
+class Member(Protocol):
+    """A connection, as far as the core has to do with it."""
+
+    caller: Caller
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is known who it is."""
+
+    @property
+    def close_code(self) -> int:
+        """Why it has ended."""
+
+    def leave_census(self) -> None:
+        """Give the counts back."""
+
+    def stop(self, violation: Violation) -> None:
+        """End it."""
+
+    def announce(self, grace_s: float) -> None:
+        """Tell the client that the gateway goes away."""
+
+    def look(self, now: float) -> None:
+        """Look whether it lives."""
 
 
 class GatewayCore:
@@ -57,7 +81,7 @@ class GatewayCore:
         self.backend = Backend(client, config, tools=tools)
         self.hub = TurnHub(nursery, config.limits, on_error=self.report)
         self.census = Census(config.limits)
-        self.connections: dict[Connection, None] = {}
+        self.connections: dict[Member, None] = {}
         self.wall = wall
         self.started_at = trio.current_time()
         self.is_draining = False
@@ -96,20 +120,21 @@ class GatewayCore:
 
     # Connections
 
-    def entered(self, connection: Connection) -> None:
+    def entered(self, connection: Member) -> None:
         """A connection has begun; nobody knows yet who it is."""
         self.accepted += 1
         self.census.unauthenticated += 1
         self.connections[connection] = None
 
-    def authenticated(self, connection: Connection) -> None:
+    def authenticated(self, connection: Member) -> None:
         """It is known who it is."""
         self.census.unauthenticated -= 1
 
-    def left(self, connection: Connection) -> None:
+    def left(self, connection: Member) -> None:
         """A connection has ended."""
-        if self.connections.pop(connection, self) is self:
+        if connection not in self.connections:
             return
+        del self.connections[connection]
         self.closed[str(connection.close_code)] += 1
         if not connection.is_open:
             self.census.unauthenticated -= 1
@@ -164,7 +189,7 @@ class GatewayCore:
     async def turn_for(self, ask: Ask, caller: Caller) -> LiveTurn | ErrorInfo:
         """The turn that is asked for: the one that runs, or a new one, or why there is none."""
         await trio.lowlevel.checkpoint()
-        key = self.backend.key(ask, caller, ask.turn_id or self._new_turn_id())
+        key = self.backend.key(ask, caller, turn_id=ask.turn_id or self._new_turn_id())
         turn = self.hub.find(key, resumed=ask.resumed)
         if turn is not None:
             return turn
@@ -183,12 +208,6 @@ class GatewayCore:
     async def act(self, request: SessionRequest | Statistics, caller: Caller) -> Sequence[msgspec.Struct]:
         """The answer to a request about a session; raises `GorouterError`."""
         return await self.backend.act(request, caller)
-
-    def snapshot(self, caller: Caller) -> GatewaySnapshot:
-        """What the gateway does; raises `AccessDeniedError` for who may not know."""
-        if not self.may_look(caller):
-            raise AccessDeniedError("only operators may see what the gateway does")
-        return snapshot(self)
 
     def may_look(self, caller: Caller) -> bool:
         """Whether the caller may see what the gateway does."""

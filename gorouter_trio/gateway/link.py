@@ -6,9 +6,12 @@ breaks ends every call that runs on it with `LinkBrokenError`; beginning anew is
 
 from __future__ import annotations
 
+import math
+import ssl
 from collections import deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 import trio
@@ -18,7 +21,7 @@ from trio_websocket import (
     ConnectionRejected,
     HandshakeError,
     WebSocketConnection,
-    connect_websocket_url,
+    wrap_client_stream,
 )
 
 from ..errors import (
@@ -46,7 +49,6 @@ from .protocol import (
 )
 
 if TYPE_CHECKING:
-    import ssl
     from collections.abc import AsyncIterator, Sequence
 
     from ..secret import Secret
@@ -57,6 +59,7 @@ _MAX_MESSAGE: Final = 67_108_864
 _SPARE_BYTES: Final = 1_048_576
 _CONNECT_S: Final = 10.0
 _CLOSE_S: Final = 1.0
+_CANCELLED_S: Final = 0.05
 _SEND_S: Final = 10.0
 _QUEUE: Final = 16
 _LAST: Final = frozenset({"done", "failed", "accepted", "history_page", "session_statistics", "snapshot"})
@@ -105,7 +108,7 @@ _Item: TypeAlias = tuple[Head, str]
 class Call:
     """One request on one connection."""
 
-    def __init__(self, link: Link, request_id: int, credit: int) -> None:
+    def __init__(self, link: Link, request_id: int, *, credit: int) -> None:
         self.id = request_id
         self._link = link
         self._items: deque[_Item] = deque()
@@ -184,7 +187,7 @@ class Link:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._last_id += 1
         numbered = msgspec.structs.replace(request, id=self._last_id)
-        call = Call(self, self._last_id, request.credit if isinstance(request, Ask) else _MAX_MESSAGE)
+        call = Call(self, self._last_id, credit=request.credit if isinstance(request, Ask) else _MAX_MESSAGE)
         self._calls[call.id] = call
         try:
             # Nothing may come between: the ids go up in the order in which they are sent.
@@ -270,8 +273,12 @@ async def open_link(
     """
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(_CONNECT_S) as scope:
-            websocket = await _connect(nursery, url, tls=tls, headers=headers)
-            welcome = await _greet(websocket, token, agent)
+            websocket, stream = await _connect(nursery, url, tls=tls, headers=headers)
+            try:
+                welcome = await _greet(websocket, token, agent)
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
         if scope.cancelled_caught:
             raise ConnectError("the gateway did not answer in time")
         link = Link(websocket, welcome)
@@ -279,35 +286,60 @@ async def open_link(
         try:
             yield link
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
+            # Who is cancelled has no reader any more that could hear the answer to the close.
+            is_cancelled = trio.current_effective_deadline() == -math.inf
+            patience_s = _CANCELLED_S if is_cancelled else _CLOSE_S
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + patience_s):
                 await websocket.aclose()
+            # The library leaves the socket of a connection that the other side has closed.
+            await trio.aclose_forcefully(stream)
             nursery.cancel_scope.cancel()
 
 
 async def _connect(
-    nursery: trio.Nursery,
-    url: str,
-    *,
-    tls: ssl.SSLContext | None,
-    headers: Sequence[tuple[str, str]],
-) -> WebSocketConnection:
+    nursery: trio.Nursery, url: str, *, tls: ssl.SSLContext | None, headers: Sequence[tuple[str, str]]
+) -> tuple[WebSocketConnection, trio.abc.Stream]:
+    stream: trio.abc.Stream | None = None
     try:
-        return await connect_websocket_url(
+        stream, place = await _open_stream(url, tls)
+        # Its own ways to connect leave the socket of a refused handshake to the garbage collector.
+        websocket = await wrap_client_stream(
             nursery,
-            url,
-            ssl_context=tls,
+            stream,
+            place.netloc,
+            (place.path or "/") + (f"?{place.query}" if place.query else ""),
             subprotocols=[SUBPROTOCOL],
             extra_headers=[(name.encode(), value.encode()) for name, value in headers],
             message_queue_size=_QUEUE,
             max_message_size=_MAX_MESSAGE,
             receive_buffer_size=None,
         )
-    except ConnectionRejected as exc:
-        if exc.status_code in {401, 403}:
-            raise AccessDeniedError(f"the gateway refuses the connection ({exc.status_code})") from None
-        raise ConnectError(f"the gateway refuses the connection ({exc.status_code})") from None
-    except (HandshakeError, OSError, trio.BrokenResourceError, ConnectionClosed) as exc:
-        raise ConnectError(f"the gateway cannot be reached: {type(exc).__name__}: {exc}") from None
+        return websocket, stream
+    except BaseException as exc:
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
+        raise _connect_error(exc) from None
+
+
+async def _open_stream(url: str, tls: ssl.SSLContext | None) -> tuple[trio.abc.Stream, SplitResult]:
+    place = urlsplit(url)
+    is_secure = place.scheme == "wss"
+    host, port = place.hostname or "", place.port or (443 if is_secure else 80)
+    tcp = await trio.open_tcp_stream(host, port)
+    if not is_secure:
+        return tcp, place
+    context = tls or ssl.create_default_context()
+    return trio.SSLStream(tcp, context, server_hostname=host, https_compatible=True), place
+
+
+def _connect_error(exc: BaseException) -> BaseException:
+    """What to raise for what went wrong; anything unforeseen as it is."""
+    if isinstance(exc, ConnectionRejected):
+        message = f"the gateway refuses the connection ({exc.status_code})"
+        return AccessDeniedError(message) if exc.status_code in {401, 403} else ConnectError(message)
+    if isinstance(exc, (HandshakeError, OSError, trio.BrokenResourceError, ConnectionClosed)):
+        return ConnectError(f"the gateway cannot be reached: {type(exc).__name__}: {exc}")
+    return exc
 
 
 async def _greet(websocket: WebSocketConnection, token: Secret | None, agent: str) -> Welcome:

@@ -83,24 +83,26 @@ class GuardedStream(PrefixedStream):
     """
 
     def __init__(self, stream: trio.abc.Stream, prefix: bytes, *, address: str, limits: GatewayLimits) -> None:
-        super().__init__(stream, prefix, address=address)
+        # What follows the head of the upgrade are frames.
+        end = prefix.index(b"\r\n\r\n") + 4
+        super().__init__(stream, prefix[end:], address=address)
         now = trio.current_time()
+        self._head = prefix[:end]
         self._limits = limits
         self._meter = FrameMeter(limits, now=now)
-        self._is_metering = False
         self._is_sending = False
         self._is_closing = False
         self.violation: Violation | None = None
         self.received_at = now
 
-    def start_metering(self) -> None:
-        """From now on frames come: the upgrade is accepted."""
-        self._is_metering = True
-
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """What comes, if it may."""
-        if not self._is_metering:
-            return await super().receive_some(max_bytes)
+        if self._is_closing:
+            raise trio.ClosedResourceError
+        if self._head:
+            await trio.lowlevel.checkpoint()
+            head, self._head = self._head, b""
+            return head
         deadline = self._meter.deadline()
         if deadline == math.inf:
             data = await super().receive_some(_RECEIVE_BYTES)
@@ -129,17 +131,29 @@ class GuardedStream(PrefixedStream):
             raise trio.BrokenResourceError("the client does not read")
         self._is_sending = False
 
+    async def aclose(self) -> None:
+        """The library is done with it: nothing more goes through, but a close frame that it owes; see `close_with`."""
+        self._is_closing = True
+        await trio.lowlevel.checkpoint()
+
     async def close_with(self, violation: Violation) -> None:
-        """Send a close frame, wait a moment for the client to read it, and close."""
+        """Send a close frame, wait a moment for the client to read it, and close; goes on where it was cut off."""
         self.violation = self.violation or violation
         self._is_closing = True
         with trio.move_on_after(_LINGER_S), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             if not self._is_sending:
+                # Once only, and nothing after it, even when this is cut off.
+                self._is_sending = True
                 await self._stream.send_all(_close_frame(violation))
             await self.send_eof()
             # Unread bytes would make the close a reset, which overtakes the close frame.
             while await self._stream.receive_some(_RECEIVE_BYTES):
                 pass
+        await self.abort()
+
+    async def abort(self) -> None:
+        """Close the stream beneath, at once."""
+        self._is_closing = True
         await trio.aclose_forcefully(self._stream)
 
     async def _closed(self, violation: Violation) -> trio.BrokenResourceError:

@@ -118,6 +118,12 @@ async def open_talk(
     given = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
     async with open_websocket_url(url, extra_headers=given, disconnect_timeout=1) as websocket:
         talk = Talk(websocket)
-        if greets:
-            assert (await talk.hello(token))["type"] == "welcome"
-        yield talk
+        try:
+            if greets:
+                welcome = await talk.hello(token)
+                assert welcome["type"] == "welcome", welcome
+            yield talk
+        finally:
+            if websocket.closed is not None:
+                # The library leaves the socket of a connection that the other side has closed.
+                await trio.aclose_forcefully(websocket._stream)
