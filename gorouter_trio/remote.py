@@ -80,7 +80,7 @@ if TYPE_CHECKING:
 
 __all__ = ["OnQuestion", "RemoteClient", "RemoteSession", "open_remote"]
 
-_BASE_S: Final = 0.1
+_BASE_S: Final = 0.05
 _MAX_S: Final = 5.0
 _CREDIT: Final = 65_536
 _GRACE_S: Final = 10.0
@@ -143,8 +143,8 @@ class _Wire:
             except* (LinkBrokenError, GorouterError) as group:
                 self._note(group)
             self._set(None)
-            failures += 1
             await trio.sleep(self._rng.uniform(0, min(_MAX_S, _BASE_S * 2 ** min(failures, 10))))
+            failures += 1
 
     def _set(self, link: Link | None) -> None:
         self._link = link

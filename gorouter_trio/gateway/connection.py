@@ -5,12 +5,14 @@ A turn is none: it runs in the hub, and the connection only follows it. Whatever
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, wrap_server_stream
+from wsproto.utilities import LocalProtocolError
 
 from .._contain import contain
 from ..errors import (
@@ -58,6 +60,8 @@ __all__ = ["Connection"]
 
 _CLOSE_S = 2.0
 _BEARER = b"bearer "
+# The connection has ended; the last one is what the library says when it is told to send then.
+_GONE = (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError, LocalProtocolError)
 _RULES = frozenset({1002, 1007})
 
 
@@ -82,7 +86,7 @@ class Connection:
         self._scope = trio.CancelScope()
         self._websocket: WebSocketConnection | None = None
         self._nursery: trio.Nursery | None = None
-        self._is_pinging = False
+        self._pinged_at = -math.inf
         self._is_identified = False
         self._violation: Violation | None = None
         self.caller = Caller(address=self._address)
@@ -126,7 +130,7 @@ class Connection:
                 finally:
                     self._nursery = None
                 nursery.cancel_scope.cancel()
-        except* (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+        except* _GONE:
             pass
         except* _CloseError as group:
             self._violation = self._violation or _first(group).violation
@@ -208,7 +212,7 @@ class Connection:
                 await self._stream.close_with(violation)
             elif self._websocket is not None and self._websocket.closed is None:
                 await self._websocket.aclose()
-        except (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError):
+        except _GONE:
             pass
         finally:
             await self._stream.abort()
@@ -246,17 +250,18 @@ class Connection:
         silence = now - self._stream.received_at
         if self._machine.state != "open" or self._nursery is None or self._websocket is None:
             return
-        if silence >= 2 * limits.ping_s:
-            self.stop(Violation(1001, "no answer to a ping"))
-        elif silence >= limits.ping_s and not self._is_pinging:
-            self._is_pinging = True
+        if silence < limits.ping_s:
+            return
+        if self._pinged_at <= self._stream.received_at:
+            self._pinged_at = now
             self._nursery.start_soon(self._ping, self._websocket)
+        elif now - self._pinged_at >= limits.ping_s:
+            self.stop(Violation(1001, "no answer to a ping"))
 
     async def _ping(self, websocket: WebSocketConnection) -> None:
         # A pong, or anything else that comes, is noted by the stream; this only sends, and takes the answer off.
         with trio.move_on_after(self._core.limits.ping_s):
             await websocket.ping()
-        self._is_pinging = False
 
     async def _send_quietly(self, message: msgspec.Struct) -> None:
         await self.send(message)
@@ -308,7 +313,7 @@ class Connection:
             await self._fail(request_id, failures[0])
 
     async def _fail(self, request_id: int, failure: Exception) -> None:
-        if isinstance(failure, (ConnectionClosed, trio.BrokenResourceError, trio.ClosedResourceError)):
+        if isinstance(failure, _GONE):
             raise failure
         if isinstance(failure, GorouterError):
             await self.send(Failed(id=request_id, error=error_info(failure)))

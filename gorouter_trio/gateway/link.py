@@ -299,7 +299,7 @@ async def open_link(
 async def _connect(
     nursery: trio.Nursery, url: str, *, tls: ssl.SSLContext | None, headers: Sequence[tuple[str, str]]
 ) -> tuple[WebSocketConnection, trio.abc.Stream]:
-    stream: trio.abc.Stream | None = None
+    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
     try:
         stream, place = await _open_stream(url, tls)
         # Its own ways to connect leave the socket of a refused handshake to the garbage collector.
@@ -315,13 +315,19 @@ async def _connect(
             receive_buffer_size=None,
         )
         return websocket, stream
-    except BaseException as exc:
+    except (ConnectionRejected, HandshakeError, OSError, trio.BrokenResourceError, ConnectionClosed) as exc:
         if stream is not None:
             await trio.aclose_forcefully(stream)
         raise _connect_error(exc) from None
+    except BaseException:
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
+        raise
 
 
-async def _open_stream(url: str, tls: ssl.SSLContext | None) -> tuple[trio.abc.Stream, SplitResult]:
+async def _open_stream(
+    url: str, tls: ssl.SSLContext | None
+) -> tuple[trio.SocketStream | trio.SSLStream[trio.SocketStream], SplitResult]:
     place = urlsplit(url)
     is_secure = place.scheme == "wss"
     host, port = place.hostname or "", place.port or (443 if is_secure else 80)
@@ -332,14 +338,11 @@ async def _open_stream(url: str, tls: ssl.SSLContext | None) -> tuple[trio.abc.S
     return trio.SSLStream(tcp, context, server_hostname=host, https_compatible=True), place
 
 
-def _connect_error(exc: BaseException) -> BaseException:
-    """What to raise for what went wrong; anything unforeseen as it is."""
+def _connect_error(exc: Exception) -> GorouterError:
     if isinstance(exc, ConnectionRejected):
         message = f"the gateway refuses the connection ({exc.status_code})"
         return AccessDeniedError(message) if exc.status_code in {401, 403} else ConnectError(message)
-    if isinstance(exc, (HandshakeError, OSError, trio.BrokenResourceError, ConnectionClosed)):
-        return ConnectError(f"the gateway cannot be reached: {type(exc).__name__}: {exc}")
-    return exc
+    return ConnectError(f"the gateway cannot be reached: {type(exc).__name__}: {exc}")
 
 
 async def _greet(websocket: WebSocketConnection, token: Secret | None, agent: str) -> Welcome:

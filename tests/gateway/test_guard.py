@@ -5,12 +5,23 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from contextlib import asynccontextmanager
+from typing import Any
 
 import msgspec
 import pytest
 import trio
-from gateways import ADA_KEY, BOB_KEY, ROOT_KEY, limits, open_gateway, open_talk, secured
+from gateways import (
+    ADA_KEY,
+    BOB_KEY,
+    ROOT_KEY,
+    address_of,
+    frame,
+    limits,
+    open_gateway,
+    open_raw,
+    open_talk,
+    secured,
+)
 from trio_websocket import HandshakeError
 
 import gorouter_trio as gr
@@ -28,39 +39,6 @@ HELLO = '{"type":"hello","version":1}'
 def config(**more):
     given = {"origins": [APP], "operator_roles": ["operator"], "limits": limits(**more.pop("limits", {}))}
     return GatewayConfig(**{**given, **more})
-
-
-def address_of(url):
-    host, _, port = url.removeprefix("ws://").rpartition(":")
-    return host, int(port)
-
-
-@asynccontextmanager
-async def open_raw(url, *lines, path="/"):
-    """A TCP connection that has asked for an upgrade, and has its answer."""
-    host, port = address_of(url)
-    stream = await trio.open_tcp_stream(host, port)
-    head = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}", "Upgrade: websocket", "Connection: Upgrade"]
-    head += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", *lines]
-    async with stream:
-        await stream.send_all("\r\n".join([*head, "", ""]).encode())
-        reply = b""
-        while b"\r\n\r\n" not in reply:
-            received = await stream.receive_some()
-            if not received:
-                break
-            reply += received
-        yield stream, reply
-
-
-def frame(data, *, opcode=1, fin=True):
-    """A client's frame; the mask is zero."""
-    size = len(data)
-    if size < 126:
-        length = bytes([0x80 | size])
-    else:
-        length = b"\xfe" + struct.pack("!H", size) if size < 65_536 else b"\xff" + struct.pack("!Q", size)
-    return bytes([opcode | (0x80 if fin else 0)]) + length + bytes(4) + data
 
 
 async def close_code(stream):
@@ -218,7 +196,7 @@ async def test_a_token_expires_and_a_newer_one_comes(figure):
     serve = {"wall": lambda: wall[0]}
     quick = config(limits={"recheck_s": 0.05, "revoke_s": 0.05})
     seams = gr.Seams(wall=serve["wall"])
-    async with open_gateway(quick, serve=serve, security=guard, seams=seams) as behind:
+    async with open_gateway(quick, serve=serve, security=guard, seams=seams) as behind:  # noqa: SIM117 - one line each
         async with open_talk(behind.url, "short") as one, open_talk(behind.url, "short") as two:
             assert (await two.request(type="authenticate", id=1, token="long"))["type"] == "accepted"
             wall[0] = 1_011.0
@@ -351,7 +329,7 @@ async def test_caps(figure):
             async with open_talk(behind.url, greets=False) as third:
                 await third.send({"type": "hello", "version": 1, "token": ADA_KEY})
                 assert await third.close_code() == 1013
-            async with open_talk(behind.url, BOB_KEY), open_talk(behind.url, BOB_KEY):
+            async with open_talk(behind.url, BOB_KEY), open_talk(behind.url, BOB_KEY):  # noqa: SIM117 - one line each
                 async with open_talk(behind.url, greets=False) as fifth:
                     assert await fifth.close_code() == 1013
         with trio.fail_after(3):
@@ -374,7 +352,7 @@ async def test_caps(figure):
 
 # Row 36
 
-REACHING = [
+REACHING: list[dict[str, Any]] = [
     {"type": "ask", "messages": "x"},
     {"type": "ask", "messages": "x", "stream": True, "turn_id": "t"},
     {"type": "ask", "replaces": "t"},
@@ -392,7 +370,7 @@ REACHING = [
 
 async def test_foreign_sessions(figure):
     """Another's session and one that is not there get the same answers; one's own of that name is another."""
-    async with open_gateway(config(), security=secured()) as behind:
+    async with open_gateway(config(), security=secured()) as behind:  # noqa: SIM117 - one line each
         async with open_talk(behind.url, BOB_KEY) as bob, open_talk(behind.url, ADA_KEY) as ada:
             done = await bob.request(type="ask", id=1, session="secret", turn_id="t", messages="[[say hidden]]")
             assert done["type"] == "done"
@@ -419,7 +397,7 @@ async def test_foreign_sessions(figure):
 
 async def test_a_turn_of_somebody_else(figure):
     """A turn id of another principal joins nothing."""
-    async with open_gateway(config(), security=secured()) as behind:
+    async with open_gateway(config(), security=secured()) as behind:  # noqa: SIM117 - one line each
         async with open_talk(behind.url, BOB_KEY) as bob, open_talk(behind.url, ADA_KEY) as ada:
             await bob.request(type="ask", id=1, turn_id="t", messages="[[say hidden]]")
             found = await ada.request(type="ask", id=1, turn_id="t", messages="x", resumed=True)

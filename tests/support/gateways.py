@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -127,3 +129,43 @@ async def open_talk(
             if websocket.closed is not None:
                 # The library leaves the socket of a connection that the other side has closed.
                 await trio.aclose_forcefully(websocket._stream)
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """Where a gateway listens."""
+    host, _, port = url.removeprefix("ws://").rpartition(":")
+    return host, int(port)
+
+
+@asynccontextmanager
+async def open_raw(
+    url: str, *lines: str, path: str = "/", receive_buffer: int | None = None
+) -> AsyncIterator[tuple[trio.SocketStream, bytes]]:
+    """A TCP connection that has asked for an upgrade, and has its answer."""
+    host, port = address_of(url)
+    sock = trio.socket.socket()
+    if receive_buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    await sock.connect((host, port))
+    stream = trio.SocketStream(sock)
+    head = [f"GET {path} HTTP/1.1", f"Host: {host}:{port}", "Upgrade: websocket", "Connection: Upgrade"]
+    head += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", *lines]
+    async with stream:
+        await stream.send_all("\r\n".join([*head, "", ""]).encode())
+        reply = b""
+        while b"\r\n\r\n" not in reply:
+            received = await stream.receive_some()
+            if not received:
+                break
+            reply += received
+        yield stream, reply
+
+
+def frame(data: bytes, *, opcode: int = 1, fin: bool = True) -> bytes:
+    """A client's frame; the mask is zero."""
+    size = len(data)
+    if size < 126:
+        length = bytes([0x80 | size])
+    else:
+        length = b"\xfe" + struct.pack("!H", size) if size < 65_536 else b"\xff" + struct.pack("!Q", size)
+    return bytes([opcode | (0x80 if fin else 0)]) + length + bytes(4) + data
