@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import Collection
 from typing import cast
 
@@ -11,8 +12,11 @@ from msgspec import Struct
 
 from ..errors import ConfigError
 from ..secret import Secret
+from ..transport.resp_client import RedisClient
 
 __all__ = ["ClusterConfig", "GatewayConfig", "GatewayLimits"]
+
+_MIN_SECRET = 16
 
 
 class GatewayLimits(Struct, frozen=True, kw_only=True):
@@ -78,22 +82,27 @@ class GatewayLimits(Struct, frozen=True, kw_only=True):
 
 
 class ClusterConfig(Struct, frozen=True, kw_only=True):
-    """Several gateways in front of one store that can lease sessions, such as `RedisStore`.
+    """Several gateways in front of one store that can lease sessions: a `RedisStore`.
 
-    `url` is where the other gateways reach this one, such as `ws://10.0.0.7:8080`; `secret` is known to all of them.
-    `member_s` is how long a gateway that says nothing is still believed to live.
+    `redis` is where they find each other, a URL or a `RedisClient`, `prefix` what its keys begin with. `url` is where
+    the others reach this one, such as `ws://10.0.0.7:8080`; where it is empty, the address that it listens at.
+    `secret` is known to all of them. `member_s` is how long a gateway that says nothing is still believed to live.
+    `tls` are the settings for wss between them.
     """
 
-    url: str
+    redis: str | RedisClient
     secret: Secret
+    url: str = ""
+    prefix: str = "gorouter"
     member_s: float = 5.0
+    tls: ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(cast("object", self.url), str) or not self.url.startswith(("ws://", "wss://")):
+        if self.url and not self.url.startswith(("ws://", "wss://")):
             raise ConfigError(f"cluster.url: must begin with ws:// or wss://, not {self.url!r}")
         secret = self.secret if isinstance(cast("object", self.secret), Secret) else Secret(str(self.secret))
-        if len(secret.reveal()) < 16:
-            raise ConfigError("cluster.secret: must have at least 16 characters")
+        if len(secret.reveal()) < _MIN_SECRET:
+            raise ConfigError(f"cluster.secret: must have at least {_MIN_SECRET} characters")
         msgspec.structs.force_setattr(self, "secret", secret)
         if not self.member_s > 0:
             raise ConfigError(f"cluster.member_s: must be more than zero, not {self.member_s!r}")

@@ -41,11 +41,13 @@ from .protocol import (
     ErrorInfo,
     Failed,
     Grant,
+    Hello,
     Snapshot,
     Statistics,
     Welcome,
     encode_text,
 )
+from .relay import Relay
 from .turns import SlowReaderError, Subscription
 
 if TYPE_CHECKING:
@@ -76,13 +78,15 @@ class _CloseError(Exception):
 class Connection:
     """A client, from the upgrade to the close."""
 
-    def __init__(self, core: GatewayCore, stream: GuardedStream, *, deadline: float) -> None:
+    def __init__(self, core: GatewayCore, stream: GuardedStream, *, deadline: float, is_peer: bool = False) -> None:
         self._core = core
         self._stream = stream
         self._deadline = deadline
         self._address = address_group(stream.address)
-        self._machine = ConnectionMachine(core.limits, now=trio.current_time())
-        self._subscriptions: dict[int, Subscription] = {}
+        self._limits = core.limits_for(is_peer=is_peer)
+        self._machine = ConnectionMachine(self._limits, now=trio.current_time())
+        self._steered: dict[int, Subscription | Relay] = {}
+        self._is_peer = is_peer
         self._scope = trio.CancelScope()
         self._websocket: WebSocketConnection | None = None
         self._nursery: trio.Nursery | None = None
@@ -151,7 +155,7 @@ class Connection:
 
     async def _upgrade(self, nursery: trio.Nursery) -> WebSocketConnection | None:
         """Accept the upgrade, unless the origin is none that may."""
-        limits = self._core.limits
+        limits = self._limits
         # The guard has the one bound on the size of messages; the library's own comes after it.
         request = await wrap_server_stream(
             nursery, self._stream, max_message_size=limits.max_message_bytes + 1, receive_buffer_size=None
@@ -165,7 +169,7 @@ class Connection:
         websocket = self._websocket = await request.accept(subprotocol=offered)
         violation = self._core.census.enter(self._address)
         self._is_identified = True
-        if violation is not None:
+        if violation is not None and not self._is_peer:
             raise _CloseError(violation)
         self.caller = msgspec.structs.replace(self.caller, token=token)
         return websocket
@@ -182,9 +186,9 @@ class Connection:
         self._machine.open()
         self._core.authenticated(self)
         violation = self._core.census.identify(self.caller.identity)
-        if violation is not None:
+        if violation is not None and not self._is_peer:
             raise _CloseError(violation)
-        limits = self._core.limits
+        limits = self._limits
         principal = self.caller.principal
         await self.send(
             Welcome(
@@ -246,7 +250,7 @@ class Connection:
 
     def look(self, now: float) -> None:
         """Ping a client that is silent, and end the connection when it stays so."""
-        limits = self._core.limits
+        limits = self._limits
         silence = now - self._stream.received_at
         if self._machine.state != "open" or self._nursery is None or self._websocket is None:
             return
@@ -283,20 +287,24 @@ class Connection:
             case Serve(request, request_id):
                 nursery.start_soon(self._answer, request, request_id)
             case Steer(steering):
-                self._steer(steering)
+                self._steer(nursery, steering)
             case Refuse(failed):
                 await self.send(failed)
             case Ignore() | Greet():
                 pass
 
-    def _steer(self, message: Grant | Cancel) -> None:
-        subscription = self._subscriptions.get(message.id)
-        if subscription is None:
-            return
-        if isinstance(message, Grant):
-            subscription.grant(message.credit)
-        else:
-            subscription.turn.scope.cancel()
+    def _steer(self, nursery: trio.Nursery, message: Grant | Cancel) -> None:
+        steered = self._steered.get(message.id)
+        if isinstance(steered, Relay):
+            if isinstance(message, Grant):
+                nursery.start_soon(steered.grant, message.credit)
+            else:
+                nursery.start_soon(steered.stop)
+        elif steered is not None:
+            if isinstance(message, Grant):
+                steered.grant(message.credit)
+            else:
+                steered.turn.scope.cancel()
 
     async def _answer(self, request: ClientMessage, request_id: int) -> None:
         """Act on a request and send its answer; an error that nobody has foreseen ends the connection."""
@@ -306,7 +314,7 @@ class Connection:
             closing = await contain(partial(self._act, request), report=failures.append)
         finally:
             self._machine.end(request_id)
-            self._subscriptions.pop(request_id, None)
+            self._steered.pop(request_id, None)
         if closing is not None:
             raise _CloseError(closing)
         if failures:
@@ -324,15 +332,33 @@ class Connection:
 
     async def _act(self, request: ClientMessage) -> Violation | None:
         match request:
-            case Ask():
-                return await self._ask(request)
             case Authenticate():
                 return await self._authenticate(request)
             case Statistics(session=None):
                 await self._show(request)
+                return None
+            case Hello() | Grant() | Cancel():
+                return None
             case _:
-                for message in await self._core.act(cast("SessionRequest", request), self.caller):
-                    await self.send(message)
+                here = await self._passed_on(request)
+                return None if here is None else await self._act_here(here)
+
+    async def _passed_on(self, request: Ask | SessionRequest | Statistics) -> Ask | SessionRequest | Statistics | None:
+        """What is to be done here: all, where there is no other gateway; nothing, where another one has done it."""
+        cluster = self._core.cluster
+        if cluster is None or self._is_peer or request.session is None:
+            return request
+        caller = self.caller
+        relay = Relay(cluster, request, caller=caller, names=(*(request.owner or caller.identity), request.session))
+        self._steered[request.id] = relay
+        await relay.run(self._send_text)
+        return None if relay.is_over else relay.request
+
+    async def _act_here(self, request: Ask | SessionRequest | Statistics) -> Violation | None:
+        if isinstance(request, Ask):
+            return await self._ask(request)
+        for message in await self._core.act(request, self.caller):
+            await self.send(message)
         return None
 
     async def _show(self, request: Statistics) -> None:
@@ -371,9 +397,9 @@ class Connection:
             after=ask.after,
             credit=ask.credit,
             is_streamed=ask.stream,
-            limits=self._core.limits,
+            limits=self._limits,
         )
-        self._subscriptions[ask.id] = subscription
+        self._steered[ask.id] = subscription
         try:
             await subscription.run(self._send_text)
         except SlowReaderError:

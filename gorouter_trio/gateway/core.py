@@ -7,6 +7,7 @@ import secrets
 from collections import Counter
 from typing import TYPE_CHECKING, Protocol, cast
 
+import msgspec
 import trio
 
 from ..errors import AuthenticationRequiredError, ConfigError
@@ -20,19 +21,20 @@ from .turns import TurnHub
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import msgspec
-
     from ..client import Client
     from ..secret import Secret
     from ..security.manager import SecurityManager
     from ..security.rules import Principal
     from .backend import Caller
-    from .config import GatewayConfig
+    from .cluster import Cluster
+    from .config import GatewayConfig, GatewayLimits
     from .protocol import Ask, SessionRequest, Statistics
     from .turns import LiveTurn
 
 __all__ = ["GatewayCore", "Member", "check_open"]
 
+_PEER_RATE = 1_000_000
+_PEER_REQUESTS = 10_000
 _LOG = logging.getLogger(__name__)
 
 
@@ -73,11 +75,13 @@ class GatewayCore:
         nursery: trio.Nursery,
         wall: Callable[[], float],
         tools: Sequence[Callable[..., object]] = (),
+        cluster: Cluster | None = None,
         on_error: Callable[[Exception], None] | None = None,
     ) -> None:
         self.client = client
         self.config = config
         self.limits = config.limits
+        self.cluster = cluster
         self.backend = Backend(client, config, tools=tools)
         self.hub = TurnHub(nursery, config.limits, on_error=self.report)
         self.census = Census(config.limits)
@@ -117,6 +121,20 @@ class GatewayCore:
     def admits_origin(self, origin: str | None) -> bool:
         """Whether pages of this origin may connect; who sends none is no page, and has to have a token."""
         return origin is None or origin in self.config.origins
+
+    def limits_for(self, *, is_peer: bool) -> GatewayLimits:
+        """The ceilings of a connection; another gateway speaks for many clients, whom it has held to theirs."""
+        if not is_peer:
+            return self.limits
+        return msgspec.structs.replace(
+            self.limits,
+            frames_per_s=_PEER_RATE,
+            frame_burst=_PEER_RATE,
+            messages_per_s=_PEER_RATE,
+            message_burst=_PEER_RATE,
+            max_requests=_PEER_REQUESTS,
+            max_message_bytes=2 * self.limits.max_message_bytes,
+        )
 
     # Connections
 
@@ -218,6 +236,8 @@ class GatewayCore:
     async def drain(self) -> None:
         """Take nothing new, let running turns end within the time for it, stop the others, and close everything."""
         self.is_draining = True
+        if self.cluster is not None:
+            await self.cluster.leave()
         for connection in list(self.connections):
             connection.announce(self.limits.drain_s)
         with trio.move_on_after(self.limits.drain_s):

@@ -43,6 +43,7 @@ from .protocol import (
     ClientMessage,
     Grant,
     Hello,
+    SessionRequest,
     Welcome,
     decode_server_message,
     encode_text,
@@ -174,11 +175,16 @@ class Link:
         return f"<Link: {'broken' if self.broken else 'open'}, {len(self._calls)} calls>"
 
     @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs on it."""
+        return not self._calls
+
+    @property
     def has_room(self) -> bool:
         """Whether the gateway takes one more request on this connection."""
         return len(self._calls) < self.welcome.max_requests
 
-    async def begin(self, request: ClientMessage) -> Call:
+    async def begin(self, request: ClientMessage | SessionRequest) -> Call:
         """Send a request, under an id of this connection; raises `LinkBrokenError`, `SessionBusyError`."""
         if self.broken is not None:
             raise self.broken
@@ -201,7 +207,7 @@ class Link:
         """Forget a call: what still comes for it is thrown away."""
         self._calls.pop(call.id, None)
 
-    async def send(self, message: ClientMessage) -> None:
+    async def send(self, message: ClientMessage | SessionRequest) -> None:
         """Send a message; raises `LinkBrokenError`. Cancelling leaves no frame half sent."""
         await trio.lowlevel.checkpoint_if_cancelled()
         try:

@@ -51,7 +51,6 @@ __all__ = [
     "Event",
     "Failed",
     "Fork",
-    "Forward",
     "Gap",
     "GatewaySnapshot",
     "Grant",
@@ -60,7 +59,6 @@ __all__ = [
     "HistoryPage",
     "Interrupt",
     "OwnerOnWire",
-    "PeerHello",
     "Question",
     "RemoteStatistics",
     "RequestId",
@@ -73,7 +71,6 @@ __all__ = [
     "Welcome",
     "WireEvent",
     "decode_client_message",
-    "decode_peer_message",
     "decode_server_message",
     "encode_text",
     "protocol_schema",
@@ -504,29 +501,8 @@ ServerMessage: TypeAlias = (
 """Everything that a gateway may send."""
 
 
-# What gateways of one cluster send each other
-
-
-class PeerHello(_Message, frozen=True, kw_only=True, tag="peer_hello"):
-    """The first message between gateways: `proof` shows that the sender knows the cluster's secret."""
-
-    version: int
-    name: str
-    nonce: str
-    at_s: float
-    proof: str
-
-
-class Forward(_Message, frozen=True, kw_only=True, tag="forward"):
-    """A request of somebody else's client, with its token: the receiver decides by itself what they may do."""
-
-    request: Ask | Interrupt | History | Clear | Fork | Undo | Compact | Close | Answer | Statistics | Grant | Cancel
-    token: str | None = None
-
-
 _decode_client = make_decoder(ClientMessage)
 _decode_server = make_decoder(ServerMessage)
-_decode_peer = make_decoder(PeerHello | Forward)
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError)
 
 
@@ -543,11 +519,6 @@ def decode_client_message(text: str | bytes) -> ClientMessage:
 def decode_server_message(text: str | bytes) -> ServerMessage:
     """What a gateway sent; raises `DecodeError`."""
     return cast("ServerMessage", _decoded(_decode_server, text))
-
-
-def decode_peer_message(text: str | bytes) -> PeerHello | Forward:
-    """What another gateway sent; raises `DecodeError`."""
-    return cast("PeerHello | Forward", _decoded(_decode_peer, text))
 
 
 def _decoded(decode: object, text: str | bytes) -> object:

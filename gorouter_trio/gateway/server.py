@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+import msgspec
 import trio
 
 from .._contain import contain
 from ..transport.http_server import HttpServer, HttpServerLimits, open_http_server
+from .cluster import PEER_HEADER, Cluster
 from .config import GatewayConfig
 from .connection import Connection
 from .core import GatewayCore, check_open
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Gateway", "serve_gateway"]
 
 _BACKLOG = 1_024
+_PROOF = re.compile(rb"\r\n%b:([^\r\n]*)\r\n" % PEER_HEADER.encode(), re.IGNORECASE)
 _LAST_WORDS_S = 3.0
 
 
@@ -83,21 +87,47 @@ async def serve_gateway(
     bound = listeners or await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
     url, http_url = _urls(bound[0], host, is_tls=tls is not None)
     async with trio.open_nursery() as nursery:
-        core = GatewayCore(client, config, nursery=nursery, wall=wall, tools=tools, on_error=on_error)
-        front = HttpFront(core)
+        cluster = await _join(config, url, nursery=nursery, wall=wall)
+        core = GatewayCore(client, config, nursery=nursery, wall=wall, tools=tools, cluster=cluster, on_error=on_error)
         nursery.start_soon(core.keep)
-        async with (
-            open_http_server(front.handler, limits=_http_limits(config), on_error=core.report, wall=wall) as http,
-            trio.open_nursery() as connections,
-        ):
-            door = _Door(core, http, tls=tls)
-            gateway = Gateway(core, url=url, http_url=http_url, accepting=door.accepting)
-            task_status.started(gateway)
-            await door.accept(bound, connections)
-            connections.cancel_scope.deadline = trio.current_time() + config.limits.drain_s + _LAST_WORDS_S
-            http.drain()
-            await core.drain()
-        nursery.cancel_scope.cancel()
+        try:
+            await _serve(core, bound, urls=(url, http_url), tls=tls, task_status=task_status)
+        finally:
+            nursery.cancel_scope.cancel()
+            if cluster is not None:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S):
+                    await cluster.leave()
+                    await cluster.aclose()
+
+
+async def _join(config: GatewayConfig, url: str, *, nursery: trio.Nursery, wall: Callable[[], float]) -> Cluster | None:
+    if config.cluster is None:
+        return None
+    place = msgspec.structs.replace(config.cluster, url=config.cluster.url or url)
+    cluster = Cluster(place, name=config.name, nursery=nursery, wall=wall)
+    await nursery.start(cluster.run)
+    return cluster
+
+
+async def _serve(
+    core: GatewayCore,
+    bound: Sequence[trio.SocketListener],
+    *,
+    urls: tuple[str, str],
+    tls: ssl.SSLContext | None,
+    task_status: trio.TaskStatus[Gateway],
+) -> None:
+    limits = _http_limits(core.config)
+    async with (
+        open_http_server(HttpFront(core).handler, limits=limits, on_error=core.report, wall=core.wall) as http,
+        trio.open_nursery() as connections,
+    ):
+        door = _Door(core, http, tls=tls)
+        task_status.started(Gateway(core, url=urls[0], http_url=urls[1], accepting=door.accepting))
+        await door.accept(bound, connections)
+        connections.cancel_scope.deadline = trio.current_time() + core.limits.drain_s + _LAST_WORDS_S
+        http.drain()
+        await core.drain()
 
 
 def _http_limits(config: GatewayConfig) -> HttpServerLimits:
@@ -166,12 +196,20 @@ class _Door:
                 self._core.note_refused("slow")
             return
         if is_upgrade(head):
+            is_peer = self._is_peer(head)
+            limits = self._core.limits_for(is_peer=is_peer)
             guarded = GuardedStream(stream, head, address=address, limits=limits)
-            connection = Connection(self._core, guarded, deadline=deadline)
+            connection = Connection(self._core, guarded, deadline=deadline, is_peer=is_peer)
             self._core.entered(connection)
             await connection.run()
         else:
             await self._http.serve_stream(PrefixedStream(stream, head, address=address))
+
+    def _is_peer(self, head: bytes) -> bool:
+        """Whether it is another gateway of the cluster."""
+        cluster = self._core.cluster
+        found = None if cluster is None else _PROOF.search(head)
+        return cluster is not None and found is not None and cluster.is_peer(found[1].decode("latin-1").strip())
 
     async def _secured(self, tcp: trio.SocketStream) -> trio.abc.Stream:
         if self._tls is None:
