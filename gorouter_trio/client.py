@@ -22,6 +22,7 @@ from .wire.codec import (
     encode_embeddings,
     encode_json,
     encode_prompt,
+    encode_request,
     encode_text_prompt,
     join_options,
 )
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     from ._chain import Hook, Middleware
     from ._stream import ChatStream
     from ._turns import AskTurnKeywords, TurnKeywords
-    from .batch.runner import Batch, BatchRequest
+    from .batch.estimate import JobEstimate
+    from .batch.job import JobServices, RunningJob
+    from .batch.runner import Batch, BatchRequest, EncodeRequest
+    from .batch.settings import BatchJob
     from .config import ContextPolicy
     from .pool.budget import BudgetStatistics
     from .pool.costs import CostSnapshot
@@ -278,6 +282,7 @@ class Client:
         requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest],
         *,
         max_in_flight: int = 256,
+        ordered: bool = False,
         ambiguous_retries: int = 0,
         **options: Unpack[TurnKeywords],
     ) -> AbstractAsyncContextManager[Batch]:
@@ -289,15 +294,66 @@ class Client:
         the requests that do not give them. What may have been billed already is sent again only
         `ambiguous_retries` times, whatever the retry policy says.
 
-        Results come as they complete, and a request that failed has its error there: iterating raises
-        only what the input raised. A consumer that stops reading stops the input. Leaving early
-        cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
+        Results come as they complete, or with `ordered` in the order of the requests, and a request that failed has its
+        error there: iterating raises only what the input raised. A consumer that stops reading stops the input. Leaving
+        early cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
         """
         defaults, settings, extras = self._turn({"lane": "batch", **options})
         pipeline = self._runtime.pipeline
         run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries)
         return open_batch(
-            requests, run=run, max_in_flight=max_in_flight, defaults=defaults, settings=settings, system=self._system
+            requests,
+            run=run,
+            max_in_flight=max_in_flight,
+            ordered=ordered,
+            defaults=defaults,
+            settings=settings,
+            system=self._system,
+        )
+
+    def batch_job(
+        self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
+    ) -> AbstractAsyncContextManager[RunningJob]:
+        """A job whose rows come from a file and go into one: `async with client.batch_job(job) as running: await
+        running.run()`.
+
+        The options hold for the rows that do not give them, as in `batch`: a `response_schema`, `tools`, and so on. The
+        journal beside the output makes that a job which was killed goes on where it was: see `BatchJob`. Raises as
+        `batch.job.open_job`. Leaving closes the files.
+        """
+        # Only jobs need a journal and all that.
+        from .batch.job import open_job
+
+        return open_job(job, self._job_services(ambiguous_retries, options))
+
+    async def estimate_job(self, job: BatchJob, *, sample: int = 1_000, **options: Unpack[TurnKeywords]) -> JobEstimate:
+        """What a job will come to, by `sample` rows of its input and the list of prices; nothing is sent or written.
+
+        Waits for the first list of prices. Raises as `batch_job` for the job's input and settings.
+        """
+        from .batch.job import estimate_job
+
+        services = self._job_services(0, options)
+        await self._runtime.accounting.price_refresh.schedule.wait_first()
+        return await estimate_job(job, services, sample=sample)
+
+    def _job_services(self, ambiguous_retries: int, options: TurnKeywords) -> JobServices:
+        from .batch.job import JobServices
+
+        defaults, settings, extras = self._turn({"lane": "batch", **options})
+
+        def encode_for(name: str) -> EncodeRequest:
+            named = msgspec.structs.replace(settings, batch=name)
+            return partial(encode_request, defaults=defaults, beneath=named, system=self._system)
+
+        accounting = self._runtime.accounting
+        return JobServices(
+            encode_for=encode_for,
+            run=partial(self._runtime.pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries),
+            budget=accounting,
+            pricer=accounting,
+            settings={"options": defaults.decode(), "system": self._system.decode()},
+            new_id=self._runtime.config.seams.new_id,
         )
 
     async def models(
