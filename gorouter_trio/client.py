@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from ._runtime import Runtime, open_runtime
-from ._turns import TurnExtras, TurnRequest
+from ._turns import Rounds, TurnExtras, TurnRequest
 from .batch.runner import open_batch
 from .config import DIRECT, ClientConfig, PricePolicy
 from .errors import ConfigError
@@ -18,6 +18,7 @@ from .secret import Secret
 from .session.actor import SessionOptions
 from .wire.codec import (
     add_system,
+    decode_json,
     encode_call,
     encode_embeddings,
     encode_json,
@@ -338,9 +339,15 @@ class Client:
         return await estimate_job(job, services, sample=sample)
 
     def _job_services(self, ambiguous_retries: int, options: TurnKeywords) -> JobServices:
+        from .batch.api import ApiMoney, ApiServices
         from .batch.job import JobServices
 
         defaults, settings, extras = self._turn({"lane": "batch", **options})
+        limits, api = self._runtime.config.tools, self._services
+
+        def finish(result: ChatResult) -> ChatResult[object]:
+            step = Rounds(extras or TurnExtras(), tools=None, limits=limits, may_reask=False).take(result)
+            return step.result
 
         def encode_for(name: str) -> EncodeRequest:
             named = msgspec.structs.replace(settings, batch=name)
@@ -352,7 +359,16 @@ class Client:
             run=partial(self._runtime.pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries),
             budget=accounting,
             pricer=accounting,
-            settings={"options": defaults.decode(), "system": self._system.decode()},
+            api=ApiServices(
+                submit=api.submit_batch,
+                find=api.find_batch,
+                list=lambda after: api.list_batches(after=after),
+                money=ApiMoney(accounting),
+                wall=self._runtime.config.seams.wall,
+                finish=finish,
+                refusal=_why_not_by_api(extras),
+            ),
+            settings={"options": decode_json(defaults), "system": self._system.decode()},
             new_id=self._runtime.config.seams.new_id,
         )
 
@@ -559,6 +575,15 @@ class Client:
         if system is None:
             return self._system
         return encode_json(SystemMessage(system)) if system else b""
+
+
+def _why_not_by_api(extras: TurnExtras | None) -> str | None:
+    """What the Batch API cannot do that a turn with these extras needs."""
+    if extras is not None and extras.tools is not None:
+        return "runs no tools; give definitions only, or send the rows live"
+    if extras is not None and extras.fallbacks:
+        return "knows no fallbacks; give models=[...], or send the rows live"
+    return None
 
 
 class _PluginClient(Client):

@@ -15,29 +15,29 @@ from __future__ import annotations
 from collections import deque
 from contextlib import asynccontextmanager
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast
 
 import msgspec
 import trio
 from msgspec import Struct
 
 from ..errors import (
-    AuthenticationError,
     BadRequestError,
     BudgetExceededError,
     ConfigError,
     GorouterError,
-    InsufficientCreditsError,
 )
 from ..wire.mail import CallSettings
+from .api import ApiPart, ApiRun, ApiServices, choose_back_end, load_parts
 from .estimate import JobEstimate, Pricer, estimate_rows
 from .input import RowSource, open_rows
+from .jobrow import JobRow
 from .journal import DONE, SENT, UNKNOWN, Recorder, RowMark
 from .order import OrderWindow
 from .output import encode_row
-from .resume import JobFiles, open_files
+from .resume import JobFiles, journal_path, open_files
 from .runner import BatchResult, Intake, encode_row_request, lone_error, names_of
-from .settings import StopReason
+from .settings import StopReason, stop_reason
 from .template import Template
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class JobServices(NamedTuple):
     run: RunRequest
     budget: JobBudget
     pricer: Pricer
+    api: ApiServices
     settings: Mapping[str, object]
     new_id: Callable[[], str]
 
@@ -97,23 +98,12 @@ class JobProgress(Struct, frozen=True, kw_only=True):
     stopping: StopReason | None
 
 
-class _Row(Struct, frozen=True):
-    """A row on its way: what it is called, what is sent for it, or why nothing is."""
-
-    position: int
-    custom_id: str | None
-    line_number: int | None
-    mark: RowMark
-    body: bytes
-    settings: CallSettings | None
-    error: BadRequestError | None
-    was_in_flight: bool = False
-
-
 class RunningJob:
     """A job that is open: `run` it once. Made by `open_job`."""
 
-    def __init__(self, job: BatchJob, services: JobServices, *, source: RowSource, files: JobFiles) -> None:
+    def __init__(
+        self, job: BatchJob, services: JobServices, *, source: RowSource, files: JobFiles, parts: list[ApiPart]
+    ) -> None:
         self.job = job
         self.name = files.name
         self.tally = files.tally
@@ -121,6 +111,7 @@ class RunningJob:
         self.resent = self.cancelled = self.released = 0
         self.stopping: StopReason | None = None
         self.estimate: JobEstimate | None = None
+        self.stopped = trio.Event()
         self._services = services
         self._encode = services.encode_for(files.name)
         self._files = files
@@ -128,7 +119,7 @@ class RunningJob:
         self._source = source
         self._intake = Intake(_Limited(source, job.limit))
         self._refusal: ConfigError | None = None
-        self._held: deque[_Row] = deque()
+        self._held: deque[JobRow] = deque()
         self._known = sum(state != UNKNOWN for state in files.state.states)
         self._checked = 0
         self._in_flight = 0
@@ -137,7 +128,9 @@ class RunningJob:
         is_windowed = job.ordered and not files.was_reopened
         self._window = OrderWindow[tuple[int, bytes]](job.window) if is_windowed else None
         self._scope = trio.CancelScope()
-        self._recorder = Recorder(files.output, files.journal, on_failure=self._scope.cancel)
+        self.via: Literal["live", "api"] = "live"
+        self.api = ApiRun(self, services.api, parts=parts, journal=files.journal)
+        self.recorder = Recorder(files.output, files.journal, on_failure=self._scope.cancel)
 
     def __repr__(self) -> str:
         return f"<RunningJob {self.name}: {self.tally.rows} rows, {self._in_flight} in flight>"
@@ -150,7 +143,11 @@ class RunningJob:
     @property
     def has_failed_to_write(self) -> bool:
         """Whether it was the output or the journal that ended the run."""
-        return self._recorder.error is not None
+        return self.recorder.error is not None
+
+    def is_done(self, row: int) -> bool:
+        """Whether a run before has written the row."""
+        return self._state.state(row) == DONE
 
     def progress(self) -> JobProgress:
         """A snapshot; cheap."""
@@ -163,6 +160,12 @@ class RunningJob:
             stopping=self.stopping,
         )
 
+    async def choose_back_end(self) -> None:
+        """Decide what `via` comes to."""
+        self.via = "api" if self.job.via == "api" else "live"
+        if self.job.via == "auto" and _why_not_by_api(self.job, self._services) is None:
+            self.via = choose_back_end(self.job.deadline_s, await self.look_ahead(sample=100))
+
     async def look_ahead(self, *, sample: int = 1_000) -> JobEstimate:
         """What the job will come to by its first rows, kept in `estimate`; before it is run."""
         self.estimate = await estimate_rows(
@@ -174,6 +177,7 @@ class RunningJob:
         """Take no more rows; those in flight come to their end. The job can go on later. Never waits."""
         if self.stopping is None:
             self.stopping = reason
+            self.stopped.set()
 
     def cancel(self) -> None:
         """Cancel what is in flight as well, which may be billed. The job can go on later. Never waits."""
@@ -199,22 +203,25 @@ class RunningJob:
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._recorder.run)
+            nursery.start_soon(self.recorder.run)
             if self.job.deadline_s is not None:
                 nursery.start_soon(self._watch_deadline, trio.current_time() + self.job.deadline_s)
             with self._scope:
-                await self._run_pullers()
-            self._recorder.close()
-            await self._recorder.ended.wait()
+                await self._run_back_ends()
+            self.recorder.close()
+            await self.recorder.ended.wait()
             nursery.cancel_scope.cancel()
 
-    async def _run_pullers(self) -> None:
+    async def _run_back_ends(self) -> None:
         async with trio.open_nursery() as nursery:
-            for _ in range(self.job.max_in_flight):
-                nursery.start_soon(self._pull)
+            # What an earlier run has handed in is collected in any case.
+            nursery.start_soon(self.api.run)
+            if self.via == "live":
+                for _ in range(self.job.max_in_flight):
+                    nursery.start_soon(self._pull)
 
     def _raise_failure(self) -> None:
-        error = self._recorder.error or self._refusal or self._intake.error
+        error = self.recorder.error or self._refusal or self._intake.error
         if error is not None:
             raise error from error.__cause__
 
@@ -223,7 +230,7 @@ class RunningJob:
         self.drain("deadline")
 
     async def _pull(self) -> None:
-        while self.stopping is None and (row := await self._next()) is not None:
+        while self.stopping is None and (row := await self.next_row()) is not None:
             self._in_flight += 1
             try:
                 await self._run_row(row)
@@ -232,7 +239,7 @@ class RunningJob:
 
     # Which row comes next
 
-    async def _next(self) -> _Row | None:
+    async def next_row(self) -> JobRow | None:
         """The next row that has to be run."""
         while self._refusal is None:
             if self._checked == self._known and self._held:
@@ -246,7 +253,7 @@ class RunningJob:
             await self._pass_by(row)
         return None
 
-    async def _pass_by(self, row: _Row) -> None:
+    async def _pass_by(self, row: JobRow) -> None:
         """A row that the journal knows: see whether it is the same, and hold it back where it has to be run."""
         number = row.mark.row
         state = self._state.state(number)
@@ -254,10 +261,14 @@ class RunningJob:
             name = "" if row.custom_id is None else f" (id {row.custom_id!r})"
             self._refuse(f"line {number} is another{name}; give the same input, or begin again")
             return
+        if number in self.api.rows:
+            # It is with the Batch API, which will tell.
+            self._checked += 1
+            return
         if state != DONE:
             self._held.append(msgspec.structs.replace(row, was_in_flight=state == SENT))
         elif ready := self._restored(row):
-            await self._recorder.emit([line for _row, line in ready], unparked=[row for row, _line in ready])
+            await self.recorder.emit([line for _row, line in ready], unparked=[row for row, _line in ready])
         await self._assume_spent(row, state)
         self._checked += 1
 
@@ -273,14 +284,14 @@ class RunningJob:
         if self._refusal is None:
             self._refusal = ConfigError(f"the input is not the one that the job began with: {reason}")
 
-    def _restored(self, row: _Row) -> list[tuple[int, bytes]]:
+    def _restored(self, row: JobRow) -> list[tuple[int, bytes]]:
         """Lines that were parked and can get into the output, now that this row was passed."""
         line = self._state.parked.pop(row.mark.row, None)
         if self._window is None:
             return [] if line is None else [(row.mark.row, line)]
         return self._window.put(row.position, None if line is None else (row.mark.row, line))
 
-    def _prepare(self, index: int, request: BatchRequest) -> _Row:
+    def _prepare(self, index: int, request: BatchRequest) -> JobRow:
         custom_id, line_number = names_of(request, index)
         number = index if line_number is None else line_number
         body, settings, error = b"", None, None
@@ -290,9 +301,9 @@ class RunningJob:
             error = exc
         digest = blake2b(body or str(error).encode(), digest_size=8, key=(custom_id or "").encode()[:64]).digest()
         mark = RowMark(number, int.from_bytes(digest, "little", signed=True))
-        return _Row(index, custom_id, line_number, mark, body, settings, error)
+        return JobRow(index, custom_id, line_number, mark, body, settings, error)
 
-    async def _assume_spent(self, row: _Row, state: int) -> None:
+    async def _assume_spent(self, row: JobRow, state: int) -> None:
         """Before anything is sent, what was in flight at a kill counts as paid for."""
         if state != SENT or row.settings is None:
             return
@@ -305,35 +316,35 @@ class RunningJob:
 
     # One row
 
-    async def _run_row(self, row: _Row) -> None:
+    async def _run_row(self, row: JobRow) -> None:
         if self._window is not None:
             await self._window.wait_room(row.position)
         try:
             if not row.was_in_flight:
-                await self._recorder.begin(row.mark)
+                await self.recorder.begin(row.mark)
             if row.error is not None:
-                await self._record(row, self._failed(msgspec.structs.replace(row, was_in_flight=False), row.error))
+                await self.record(row, self.failed(msgspec.structs.replace(row, was_in_flight=False), row.error))
                 return
             if self.stopping is not None and not row.was_in_flight:
-                self._put_back(row)
+                self.put_back(row)
                 return
             result = await self._send(row)
         except trio.Cancelled:
             self.cancelled += 1
             raise
         if result is not None:
-            await self._record(row, result)
+            await self.record(row, result)
 
-    async def _send(self, row: _Row) -> BatchResult | None:
+    async def _send(self, row: JobRow) -> BatchResult | None:
         """The result of a row; None for one that was not charged, and is left for a later run."""
         try:
             result, reply = await self._services.run(row.body, cast("CallSettings", row.settings))
         except GorouterError as exc:
-            reason = _stops(exc)
+            reason = stop_reason(exc)
             if reason is None:
-                return self._failed(row, exc)
+                return self.failed(row, exc)
             self.drain(reason)
-            self._put_back(row)
+            self.put_back(row)
             return None
         return BatchResult(
             custom_id=row.custom_id,
@@ -345,13 +356,14 @@ class RunningJob:
             cached=result.attempts == 0,
         )
 
-    def _put_back(self, row: _Row) -> None:
+    def put_back(self, row: JobRow) -> None:
         """The row was not sent: a later run does that. One that was in flight before stays in doubt."""
         self.released += 1
         if not row.was_in_flight:
-            self._recorder.release(row.mark)
+            self.recorder.release(row.mark)
 
-    def _failed(self, row: _Row, error: GorouterError) -> BatchResult:
+    def failed(self, row: JobRow, error: GorouterError) -> BatchResult:
+        """The result of a row that has none but an error."""
         return BatchResult(
             custom_id=row.custom_id,
             index=row.position,
@@ -360,17 +372,21 @@ class RunningJob:
             was_in_flight=row.was_in_flight,
         )
 
-    async def _record(self, row: _Row, result: BatchResult) -> None:
+    async def record(self, row: JobRow, result: BatchResult) -> None:
+        """Write what came of a row; returns when that is durable."""
+        await self.record_result(row.mark, result, position=row.position)
+
+    async def record_result(self, mark: RowMark, result: BatchResult, *, position: int) -> None:
+        """The same for a row by its mark and its place in the input."""
         line = encode_row(result)
-        number = row.mark.row
         self.tally.add(result)
         if self._window is None:
-            await self._recorder.finish(row.mark, [line])
-        elif ready := self._window.put(row.position, (number, line)):
-            unparked = [other for other, _line in ready if other != number]
-            await self._recorder.finish(row.mark, [text for _row, text in ready], unparked=unparked)
+            await self.recorder.finish(mark, [line])
+        elif ready := self._window.put(position, (mark.row, line)):
+            unparked = [other for other, _line in ready if other != mark.row]
+            await self.recorder.finish(mark, [text for _row, text in ready], unparked=unparked)
         else:
-            await self._recorder.park(row.mark, line)
+            await self.recorder.park(mark, line)
         most = self.job.max_failures
         if most is not None and self.tally.failed - self._failed_before >= most:
             self.drain("failures")
@@ -395,21 +411,6 @@ class _Limited:
         return await self._source.__anext__()
 
 
-def _stops(error: GorouterError) -> StopReason | None:
-    """Why a request that was refused without a charge means that all others would be."""
-    if error.maybe_billed or error.partial is not None:
-        return None
-    match error:
-        case BudgetExceededError():
-            return "budget"
-        case InsufficientCreditsError():
-            return "credits"
-        case AuthenticationError():
-            return "key"
-        case _:
-            return None
-
-
 async def estimate_job(job: BatchJob, services: JobServices, *, sample: int = 1_000) -> JobEstimate:
     """What a job will come to, with nothing sent and nothing written; raises as `open_job` for its input."""
     template = None if job.template is None else Template(job.template)
@@ -430,6 +431,8 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
     `open_rows`, `open_files` and the journal's `StoreError`. Leaving closes everything; it is `RunningJob.run` that
     runs the job.
     """
+    if job.via == "api" and (reason := _why_not_by_api(job, services)) is not None:
+        raise ConfigError(f"via: the Batch API {reason}")
     template = None if job.template is None else Template(job.template)
     async with (
         open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates) as source,
@@ -438,7 +441,15 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
     ):
         if job.budget_usd is not None:
             services.budget.open_batch(files.name, usd=job.budget_usd, spent_usd=files.spent_usd())
-        yield RunningJob(job, services, source=source, files=files)
+        parts = [] if files.journal is None else await load_parts(files.journal)
+        running = RunningJob(job, services, source=source, files=files, parts=parts)
+        await running.api.take_stock()
+        await running.choose_back_end()
+        yield running
+
+
+def _why_not_by_api(job: BatchJob, services: JobServices) -> str | None:
+    return "needs a journal" if journal_path(job) is None else services.api.refusal
 
 
 @asynccontextmanager

@@ -137,6 +137,12 @@ class Recorder:
             self.release(mark)
             raise
 
+    async def begin_all(self, marks: Sequence[RowMark]) -> None:
+        """Rows are about to be sent together; returns when that is durable."""
+        if self._file is not None and marks:
+            self._group.marks.extend((mark.row, SENT, mark.digest) for mark in marks[1:])
+            await self._join((marks[0].row, SENT, marks[0].digest))
+
     def release(self, mark: RowMark) -> None:
         """The row was not sent after all."""
         if self._file is not None:

@@ -144,13 +144,21 @@ async def _take_up(files: JobFiles, journal: SqliteFile, *, job: BatchJob, setti
 
 
 def _refuse_other_settings(before: object, now: Mapping[str, object]) -> None:
-    known = before if isinstance(before, dict) else {}
+    known, now = _flat(before), _flat(now)
     for name in sorted(known.keys() | now.keys()):
         if known.get(name) != now.get(name):
             raise ConfigError(
                 f"the job began with other settings: {name} was {known.get(name)!r} and is {now.get(name)!r} now; "
                 "give the same ones, or begin again with another output"
             )
+
+
+def _flat(settings: object) -> dict[str, object]:
+    """Settings by name, the options of requests among them."""
+    found: dict[str, object] = {}
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _compare(state: JournalState, scan: OutputScan, *, path: str) -> list[int]:

@@ -7,9 +7,15 @@ from typing import Literal
 
 from msgspec import Struct
 
-from ..errors import ConfigError
+from ..errors import (
+    AuthenticationError,
+    BudgetExceededError,
+    ConfigError,
+    GorouterError,
+    InsufficientCreditsError,
+)
 
-__all__ = ["BatchJob", "InputFormat", "StopReason"]
+__all__ = ["BatchJob", "InputFormat", "StopReason", "stop_reason"]
 
 InputFormat = Literal["auto", "jsonl", "csv", "tsv", "parquet"]
 """How rows are written; `auto` goes by the name, and is JSON Lines where that says nothing."""
@@ -32,6 +38,10 @@ class BatchJob(Struct, frozen=True, kw_only=True):
 
     `budget_usd` bounds what all runs of the job together may cost, `deadline_s` the seconds after which this run takes
     no more rows, `max_failures` the rows that may fail in it.
+
+    `via` is how rows are sent: "live", each as a chat; "api", by the API's own Batch API, at half the price and within
+    a day, for rows without tools that are run here; "auto", by the Batch API where the deadline leaves it a day and
+    there is a price to be halved.
     """
 
     source: str | int
@@ -49,6 +59,7 @@ class BatchJob(Struct, frozen=True, kw_only=True):
     budget_usd: Decimal | None = None
     deadline_s: float | None = None
     max_failures: int | None = None
+    via: Literal["live", "api", "auto"] = "live"
 
     def __post_init__(self) -> None:
         for name in ("max_in_flight", "window", "limit", "max_failures"):
@@ -63,3 +74,18 @@ class BatchJob(Struct, frozen=True, kw_only=True):
     def settings(self) -> dict[str, object]:
         """What has to be the same for a job to go on."""
         return {"template": self.template, "duplicates": self.duplicates}
+
+
+def stop_reason(error: GorouterError) -> StopReason | None:
+    """Why a request that was refused without a charge means that all others would be."""
+    if error.maybe_billed or error.partial is not None:
+        return None
+    match error:
+        case BudgetExceededError():
+            return "budget"
+        case InsufficientCreditsError():
+            return "credits"
+        case AuthenticationError():
+            return "key"
+        case _:
+            return None

@@ -63,6 +63,8 @@ class BatchChoices:
     """The most that the job may cost, all its runs together."""
     deadline: str | None = None
     """Take no more rows after so long, such as 90m or 8h."""
+    via: Literal["live", "api", "auto"] = "live"
+    """How rows are sent: live; by the API's Batch API, at half the price within a day; or as the deadline allows."""
     max_failures: int | None = None
     """Stop when so many rows have failed."""
     dry_run: Annotated[bool, FLAG] = False
@@ -93,6 +95,7 @@ def choose_batch(source: str, output: str, *, choices: BatchChoices) -> BatchCom
         budget_usd=None if choices.budget_usd is None else _amount(choices.budget_usd),
         deadline_s=None if choices.deadline is None else _seconds(choices.deadline),
         max_failures=choices.max_failures,
+        via=choices.via,
     )
     return BatchCommand(job, dict(_options(choices)), system=choices.system, report=choices.report, dry=choices.dry_run)
 

@@ -26,6 +26,8 @@ from .reconcile import Reconciliation
 from .refresh import CreditRefresh, PriceRefresh
 from .tokens import TokenEstimator
 
+# Its requests are paid for one by one, by whoever hands them in.
+_BATCHES = "/batches"
 _WITH_COMPLETION = frozenset({"/chat/completions", "/completions"})
 
 if TYPE_CHECKING:
@@ -130,7 +132,7 @@ class Accounting:
         Waits until the first list of prices and the credits are there, where they are needed, and for money where the
         budget allows that. Raises `BudgetExceededError` and `UnpriceableRequestError`; cancelling sets nothing aside.
         """
-        if call.method != "POST":
+        if call.method != "POST" or call.path == _BATCHES:
             return call, None
         if self.credit_refresh is not None:
             await self.credit_refresh.schedule.wait_first()

@@ -68,7 +68,7 @@ class ApiBatchReply(Struct, frozen=True):
 
     status_code: int = 0
     request_id: str | None = None
-    body: msgspec.Raw | None = None
+    body: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class ApiBatchError(Struct, frozen=True):
