@@ -11,6 +11,7 @@ import trio
 
 from ._runtime import Runtime, open_runtime
 from ._turns import Rounds, TurnExtras, TurnRequest
+from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
 from .config import DIRECT, ClientConfig, PricePolicy
 from .errors import ConfigError
@@ -284,6 +285,7 @@ class Client:
         *,
         max_in_flight: int = 256,
         ordered: bool = False,
+        dedup: bool = False,
         ambiguous_retries: int = 0,
         **options: Unpack[TurnKeywords],
     ) -> AbstractAsyncContextManager[Batch]:
@@ -293,7 +295,8 @@ class Client:
         names, either with a `custom_id` if it likes; it is read only as there is room. At most
         `max_in_flight` run at a time, fewer where the pool has fewer connections. The options hold for
         the requests that do not give them. What may have been billed already is sent again only
-        `ambiguous_retries` times, whatever the retry policy says.
+        `ambiguous_retries` times, whatever the retry policy says. With `dedup`, equal requests are sent once, as far as
+        the last 10,000 answers go; the results of the others are `cached`, and cost nothing.
 
         Results come as they complete, or with `ordered` in the order of the requests, and a request that failed has its
         error there: iterating raises only what the input raised. A consumer that stops reading stops the input. Leaving
@@ -301,7 +304,8 @@ class Client:
         """
         defaults, settings, extras = self._turn({"lane": "batch", **options})
         pipeline = self._runtime.pipeline
-        run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries)
+        answers = AnswerCache(MemoryAnswers()) if dedup else None
+        run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries, answers=answers)
         return open_batch(
             requests,
             run=run,
@@ -356,7 +360,12 @@ class Client:
         accounting = self._runtime.accounting
         return JobServices(
             encode_for=encode_for,
-            run=partial(self._runtime.pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries),
+            run_for=lambda answers: partial(
+                self._runtime.pipeline.run_with_body,
+                extras=extras,
+                ambiguous_retries=ambiguous_retries,
+                answers=answers,
+            ),
             budget=accounting,
             pricer=accounting,
             api=ApiServices(

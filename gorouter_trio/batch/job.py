@@ -27,8 +27,8 @@ from ..errors import (
     ConfigError,
     GorouterError,
 )
-from ..wire.mail import CallSettings
 from .api import ApiPart, ApiRun, ApiServices, choose_back_end, load_parts
+from .cache import AnswerCache, FileAnswers, MemoryAnswers, answers_file
 from .estimate import JobEstimate, Pricer, estimate_rows
 from .input import RowSource, open_rows
 from .jobrow import JobRow
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
     from decimal import Decimal
 
+    from ..wire.mail import CallSettings
     from .rows import BatchRow, RowProblem
     from .runner import BatchRequest, EncodeRequest, RunRequest
     from .settings import BatchJob
@@ -56,6 +57,9 @@ __all__ = [
     "estimate_job",
     "open_job",
 ]
+
+
+_CLOSE_S = 30.0
 
 
 class JobBudget(Protocol):
@@ -74,11 +78,12 @@ class JobBudget(Protocol):
 class JobServices(NamedTuple):
     """What a job needs of a client: how a row becomes a request, how that is run, and who bounds its cost.
 
-    `encode_for` takes the name of the batch. `settings` are those of the client that change what is sent, by name.
+    `run_for` takes the answers that are there already, `encode_for` the name of the batch. `settings` are those of the
+    client that change what is sent, by name.
     """
 
     encode_for: Callable[[str], EncodeRequest]
-    run: RunRequest
+    run_for: Callable[[AnswerCache | None], RunRequest]
     budget: JobBudget
     pricer: Pricer
     api: ApiServices
@@ -102,7 +107,14 @@ class RunningJob:
     """A job that is open: `run` it once. Made by `open_job`."""
 
     def __init__(
-        self, job: BatchJob, services: JobServices, *, source: RowSource, files: JobFiles, parts: list[ApiPart]
+        self,
+        job: BatchJob,
+        services: JobServices,
+        *,
+        source: RowSource,
+        files: JobFiles,
+        parts: list[ApiPart],
+        answers: AnswerCache | None = None,
     ) -> None:
         self.job = job
         self.name = files.name
@@ -113,6 +125,7 @@ class RunningJob:
         self.estimate: JobEstimate | None = None
         self.stopped = trio.Event()
         self._services = services
+        self._run_request = services.run_for(answers)
         self._encode = services.encode_for(files.name)
         self._files = files
         self._state = files.state
@@ -338,7 +351,7 @@ class RunningJob:
     async def _send(self, row: JobRow) -> BatchResult | None:
         """The result of a row; None for one that was not charged, and is left for a later run."""
         try:
-            result, reply = await self._services.run(row.body, cast("CallSettings", row.settings))
+            result, reply = await self._run_request(row.body, cast("CallSettings", row.settings))
         except GorouterError as exc:
             reason = stop_reason(exc)
             if reason is None:
@@ -438,17 +451,34 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
         open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates) as source,
         _checked(source, job),
         open_files(job, settings={**job.settings(), **services.settings}, new_id=services.new_id) as files,
+        _open_answers(job) as answers,
     ):
         if job.budget_usd is not None:
             services.budget.open_batch(files.name, usd=job.budget_usd, spent_usd=files.spent_usd())
         parts = [] if files.journal is None else await load_parts(files.journal)
-        running = RunningJob(job, services, source=source, files=files, parts=parts)
+        running = RunningJob(job, services, source=source, files=files, parts=parts, answers=answers)
         await running.api.take_stock()
         await running.choose_back_end()
         yield running
 
 
+@asynccontextmanager
+async def _open_answers(job: BatchJob) -> AsyncIterator[AnswerCache | None]:
+    """The answers that are there already; None where nobody wants them."""
+    if job.cache is None:
+        yield AnswerCache(MemoryAnswers()) if job.dedup else None
+        return
+    file = answers_file(job.cache)
+    try:
+        yield AnswerCache(FileAnswers(file))
+    finally:
+        with trio.move_on_after(_CLOSE_S, shield=True):
+            await file.aclose()
+
+
 def _why_not_by_api(job: BatchJob, services: JobServices) -> str | None:
+    if job.dedup or job.cache is not None:
+        return "asks nobody before; leave dedup and cache away, or send the rows live"
     return "needs a journal" if journal_path(job) is None else services.api.refusal
 
 

@@ -42,6 +42,9 @@ class BatchJob(Struct, frozen=True, kw_only=True):
     `via` is how rows are sent: "live", each as a chat; "api", by the API's own Batch API, at half the price and within
     a day, for rows without tools that are run here; "auto", by the Batch API where the deadline leaves it a day and
     there is a price to be halved.
+
+    `dedup` asks equal requests once, as far as the last 10,000 answers go. `cache` is the path of a file of answers,
+    for this job and others: what is in it is not asked again. Both are for requests that may well have one answer.
     """
 
     source: str | int
@@ -60,6 +63,8 @@ class BatchJob(Struct, frozen=True, kw_only=True):
     deadline_s: float | None = None
     max_failures: int | None = None
     via: Literal["live", "api", "auto"] = "live"
+    dedup: bool = False
+    cache: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_in_flight", "window", "limit", "max_failures"):

@@ -65,6 +65,10 @@ class BatchChoices:
     """Take no more rows after so long, such as 90m or 8h."""
     via: Literal["live", "api", "auto"] = "live"
     """How rows are sent: live; by the API's Batch API, at half the price within a day; or as the deadline allows."""
+    dedup: Annotated[bool, FLAG] = False
+    """Ask equal requests once."""
+    cache: str | None = None
+    """A file of answers: what is in it is not asked again, and what is asked gets in."""
     max_failures: int | None = None
     """Stop when so many rows have failed."""
     dry_run: Annotated[bool, FLAG] = False
@@ -96,6 +100,8 @@ def choose_batch(source: str, output: str, *, choices: BatchChoices) -> BatchCom
         deadline_s=None if choices.deadline is None else _seconds(choices.deadline),
         max_failures=choices.max_failures,
         via=choices.via,
+        dedup=choices.dedup,
+        cache=choices.cache,
     )
     return BatchCommand(job, dict(_options(choices)), system=choices.system, report=choices.report, dry=choices.dry_run)
 
