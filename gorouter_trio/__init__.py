@@ -36,12 +36,15 @@ from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
 from ._turns import AskTurnKeywords as AskTurnKeywords
 from ._turns import TurnKeywords as TurnKeywords
+from .batch.estimate import JobEstimate as JobEstimate
+from .batch.report import JobReport as JobReport
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
 from .batch.runner import BatchRequest as BatchRequest
 from .batch.runner import BatchResult as BatchResult
 from .batch.runner import BatchStatistics as BatchStatistics
+from .batch.settings import BatchJob as BatchJob
 from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
@@ -302,6 +305,7 @@ __all__ = [
     "AutoRouterPlugin",
     "BadRequestError",
     "Batch",
+    "BatchJob",
     "BatchRequest",
     "BatchResult",
     "BatchRow",
@@ -386,6 +390,8 @@ __all__ = [
     "InvalidOutputError",
     "InvalidTokenError",
     "Isolation",
+    "JobEstimate",
+    "JobReport",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",

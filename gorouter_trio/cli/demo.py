@@ -9,11 +9,11 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from ..batch.tally import Tally
 from .failures import FAILED, OK, CliError
 from .options import REALISTIC, CommonOptions, open_chosen_client
-from .progress import open_progress
+from .progress import BatchView, open_progress
 from .prompts import CONVERSATION, make_requests
-from .tally import Tally
 from .terminal import (
     describe_call,
     facts_table,
@@ -105,7 +105,7 @@ class _Demo:
         requests = make_requests(job.rows, seed)
         async with (
             client.batch(requests, max_in_flight=job.max_in_flight) as results,
-            open_progress(self._rows, results, total=job.rows),
+            open_progress(BatchView(self._rows, results), total=job.rows),
         ):
             async for result in results:
                 self._rows.add(result)
