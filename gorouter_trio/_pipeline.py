@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from ._gate import Gate
     from ._turns import TurnExtras
+    from .pool.tracing import Tracers
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
@@ -36,7 +37,7 @@ _LEAVE_S = 10.0
 class ChatPipeline:
     """Turns in, results or streams out. Loops of streams run in the nursery given."""
 
-    __slots__ = ("_gate", "_loop", "_loops", "_nursery", "_pool", "_wall")
+    __slots__ = ("_gate", "_loop", "_loops", "_nursery", "_pool", "_tracers", "_wall")
 
     def __init__(
         self,
@@ -45,9 +46,11 @@ class ChatPipeline:
         *,
         gate: Gate,
         nursery: trio.Nursery,
+        tracers: Tracers,
         wall: Callable[[], float],
     ) -> None:
         self._pool = pool
+        self._tracers = tracers
         self._loops = loops
         self._loop = TurnLoop(loops)
         self._gate = gate
@@ -107,7 +110,29 @@ class ChatPipeline:
 
     async def send(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatResult:
         """One whole request; `on_sent` is as in `Pool.request`, and so are the errors."""
+        if self._tracers:
+            return await self._traced(call, self._decode, on_sent=on_sent)
         return await self._pool.request(call, self._decode, on_sent=on_sent)
+
+    async def _traced(
+        self,
+        call: HttpCall,
+        decode: Callable[[Exchange], ChatResult],
+        *,
+        ambiguous_retries: int | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> ChatResult:
+        """One whole request, and its spans."""
+        spans = self._tracers.begin_request(call)
+        try:
+            result = await self._pool.request(
+                call, decode, ambiguous_retries=ambiguous_retries, on_sent=on_sent, spans=spans
+            )
+        except BaseException as exc:
+            spans.failed(exc)
+            raise
+        spans.finished(result)
+        return result
 
     async def run_with_body(
         self,
@@ -129,7 +154,8 @@ class ChatPipeline:
             return result
 
         async def send(call: HttpCall) -> ChatResult:
-            return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries)
+            request = self._traced if self._tracers else self._pool.request
+            return await request(call, decode, ambiguous_retries=ambiguous_retries)
 
         extras = await self._admit(extras)
         chain = self._loops.chain
@@ -146,7 +172,14 @@ class ChatPipeline:
 
         Opening is given up at the call's deadline (trio clock); whoever reads has its own.
         """
-        return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
+        if not self._tracers:
+            return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
+        spans = self._tracers.begin_request(call)
+        try:
+            return await self._pool.request_stream(call, self._begin, on_sent=on_sent, spans=spans)
+        except BaseException as exc:
+            spans.failed(exc)
+            raise
 
     async def _admit(self, extras: TurnExtras | None) -> TurnExtras | None:
         is_free = self._gate.is_open and (extras is None or extras.token is None)

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .pool.costs import CostSnapshot, CostTracker
     from .pool.ledger import LedgerChange
     from .pool.prices import PricesRefreshed
+    from .pool.tracing import Tracer
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
     from .security.rules import ToolGuard
@@ -460,6 +461,17 @@ class Client:
         """
         return self._runtime.bus.listen(*kinds, queue=queue)
 
+    def add_tracer(self, tracer: Tracer) -> None:
+        """Tell `tracer` of each request for a chat and each tool call that begins from now on; see `Tracer`."""
+        for method in ("begin_request", "begin_tool"):
+            if not can_take(getattr(tracer, method, None), 1):
+                raise ConfigError(f"tracer: {tracer!r} has no {method} that takes one argument")
+        self._runtime.tracers.add(tracer)
+
+    def remove_tracer(self, tracer: Tracer) -> bool:
+        """Tell `tracer` of nothing more; False when it was not there."""
+        return self._runtime.tracers.remove(tracer)
+
     def flush_observers(self) -> None:
         """Give all observers what has ended so far, now."""
         self._runtime.chain.ended.flush()
@@ -501,6 +513,11 @@ class Client:
         return is_found
 
     # What may change while it runs: for what is asked from then on
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return cast("str", self._runtime.config.base_url)
 
     @property
     def default_model(self) -> str:
@@ -646,6 +663,11 @@ class _PluginClient(Client):
         """As `Client.observe`."""
         super().observe(observer)
         self._undo.append(partial(self.unobserve, observer))
+
+    def add_tracer(self, tracer: Tracer) -> None:
+        """As `Client.add_tracer`."""
+        super().add_tracer(tracer)
+        self._undo.append(partial(self.remove_tracer, tracer))
 
     def add_metrics(self, source: MetricsSource) -> None:
         """As `Client.add_metrics`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 import pytest
@@ -124,7 +125,7 @@ async def test_sources_of_ones_own(autojump_clock):
             client.add_metrics(5)  # type: ignore[arg-type]  # on purpose
 
 
-def read(text: str) -> dict:
+def read(text: str) -> dict[str, Any]:
     """The families by name, as the parser of Prometheus's own client gives them."""
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert all(re.fullmatch(r"[a-z_]+", name) for name in families)
