@@ -16,7 +16,7 @@ from ._prometheus import render
 from ._runtime import Runtime, open_runtime
 from ._turns import TurnExtras, TurnRequest
 from .batch.runner import open_batch
-from .config import DIRECT, ClientConfig, PricePolicy
+from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
@@ -538,7 +538,12 @@ class Client:
         Requests in flight keep theirs; those that wait in the queue go with the new one. What was learned of the old
         keys, their rates and pauses, goes with them. The key itself is not given back: `statistics().keys` has names.
         """
-        self._runtime.set_api_key(_hidden_key(api_key))
+        try:
+            hidden = hide_keys(api_key)
+        finally:
+            # A traceback may show locals, and this is one of them.
+            del api_key
+        self._runtime.set_api_key(hidden)
 
     @property
     def store(self) -> HistoryStore:
@@ -737,11 +742,6 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
         raise lone
     finally:
         del body, lone  # a traceback that leads to itself would stay until the next collection
-
-
-def _hidden_key(api_key: object) -> object:
-    """The same, a string as a secret: a traceback of what is wrong with it may show locals."""
-    return Secret(api_key) if isinstance(api_key, str) else api_key
 
 
 def _without_secrets(fields: dict[str, object]) -> dict[str, object]:
