@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import asynccontextmanager
+from typing import Any, NoReturn, cast
 
 import pytest
 import trio
@@ -28,7 +29,7 @@ class Raising:
         client.on(gr.ChatFinished, self.fail)
         client.add_tracer(self)
 
-    def fail(self, *_: object) -> None:
+    def fail(self, *_: object) -> NoReturn:
         raise RuntimeError("on purpose")
 
     def begin_request(self, _call: object) -> None:
@@ -161,7 +162,7 @@ class Reluctant:
     async def around(self, context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
         raise AssertionError("it is gone")
 
-    def never(self, *_: object) -> None:
+    def never(self, *_: object) -> NoReturn:
         raise AssertionError("it is gone")
 
     begin_request = begin_tool = never
@@ -202,6 +203,9 @@ async def test_one_that_fails_to_begin_leaves_the_client_as_it_was(autojump_cloc
         assert scope.cancelled_caught
 
 
+HOOK, LOGGING = cast("Any", gr.Hook), cast("Any", LoggingPlugin)
+
+
 @pytest.mark.parametrize(
     ("register", "named"),
     [
@@ -211,12 +215,12 @@ async def test_one_that_fails_to_begin_leaves_the_client_as_it_was(autojump_cloc
         (lambda client: client.observe("x"), "observer"),
         (lambda client: client.observe_ledger(None), "observer"),
         (lambda client: client.on(gr.ChatFailed, lambda: None), "handler"),
-        (lambda client: gr.Hook(name="mine", before=lambda context: None), "hook 'mine': before"),
-        (lambda client: gr.Hook(name="mine", on_error=lambda context, state: None), "hook 'mine': on_error"),
-        (lambda client: gr.Hook(name="mine", after=3), "hook 'mine': after"),
+        (lambda client: HOOK(name="mine", before=lambda context: None), "hook 'mine': before"),
+        (lambda client: HOOK(name="mine", on_error=lambda context, state: None), "hook 'mine': on_error"),
+        (lambda client: HOOK(name="mine", after=3), "hook 'mine': after"),
         (lambda client: client.push_security(None), "security"),
-        (lambda client: LoggingPlugin("x"), "logging: logger"),
-        (lambda client: LoggingPlugin(level="INFO"), "logging: level"),
+        (lambda client: LOGGING("x"), "logging: logger"),
+        (lambda client: LOGGING(level="INFO"), "logging: level"),
     ],
 )
 async def test_wrong_signatures(register, named, autojump_clock):
