@@ -36,12 +36,15 @@ from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
 from ._turns import AskTurnKeywords as AskTurnKeywords
 from ._turns import TurnKeywords as TurnKeywords
+from .batch.estimate import JobEstimate as JobEstimate
+from .batch.report import JobReport as JobReport
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
 from .batch.runner import BatchRequest as BatchRequest
 from .batch.runner import BatchResult as BatchResult
 from .batch.runner import BatchStatistics as BatchStatistics
+from .batch.settings import BatchJob as BatchJob
 from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
@@ -306,6 +309,7 @@ __all__ = [
     "AutoRouterPlugin",
     "BadRequestError",
     "Batch",
+    "BatchJob",
     "BatchRequest",
     "BatchResult",
     "BatchRow",
@@ -390,6 +394,8 @@ __all__ = [
     "InvalidOutputError",
     "InvalidTokenError",
     "Isolation",
+    "JobEstimate",
+    "JobReport",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -542,9 +548,11 @@ __all__ = [
     "WebSearchOptions",
     "WorkerStatistics",
     "abc",
+    "gateway",
     "open_client",
     "plugins",
     "redis",
+    "remote",
     "security",
     "session_key",
     "simulator",
@@ -580,7 +588,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"plugins", "redis", "security", "simulator", "testing"}:
+    if name in {"gateway", "plugins", "redis", "remote", "security", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

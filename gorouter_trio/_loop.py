@@ -192,7 +192,7 @@ class _Turn:
             request = self._change.applied(request)
         if self._asked_again:
             return request.with_more(self._asked_again).with_purpose("reask")
-        return request.with_purpose("tool_round") if rounds.rounds_made else request
+        return request.free_to_answer().with_purpose("tool_round") if rounds.rounds_made else request
 
     # Tools
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
@@ -29,9 +30,18 @@ if TYPE_CHECKING:
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
-__all__ = ["ChatPipeline"]
+__all__ = ["Answers", "ChatPipeline"]
 
 _LEAVE_S = 10.0
+
+
+class Answers(Protocol):
+    """Answers that are there already; see `batch.cache.AnswerCache`."""
+
+    async def ask(
+        self, call: HttpCall, send: Callable[[HttpCall], Awaitable[tuple[ChatResult, bytes]]]
+    ) -> tuple[ChatResult, bytes]:
+        """The answer to `call` and its JSON, from here or by `send`."""
 
 
 class ChatPipeline:
@@ -141,10 +151,12 @@ class ChatPipeline:
         *,
         extras: TurnExtras | None = None,
         ambiguous_retries: int | None = None,
+        answers: Answers | None = None,
     ) -> tuple[ChatResult[object], bytes]:
         """A whole chat whose body is made, as a batch has it, and the JSON of its last reply without padding.
 
-        `ambiguous_retries` stands in for that of the retry policy, where it is not None.
+        `ambiguous_retries` stands in for that of the retry policy, where it is not None. `answers` are looked at
+        before anything is sent.
         """
         replies: list[bytes] = []
 
@@ -153,9 +165,16 @@ class ChatPipeline:
             replies[:] = (exchange.ticket.body.strip(),)
             return result
 
+        request = partial(self._traced if self._tracers else self._pool.request, ambiguous_retries=ambiguous_retries)
+
+        async def ask(call: HttpCall) -> tuple[ChatResult, bytes]:
+            return await request(call, decode), replies[0]
+
         async def send(call: HttpCall) -> ChatResult:
-            request = self._traced if self._tracers else self._pool.request
-            return await request(call, decode, ambiguous_retries=ambiguous_retries)
+            if answers is None:
+                return await request(call, decode)
+            result, replies[:] = await _one_reply(answers, call, ask)
+            return result
 
         extras = await self._admit(extras)
         chain = self._loops.chain
@@ -250,6 +269,13 @@ class ChatPipeline:
                 safeguard_results=kept(reply.safeguard_results),
             ),
         )
+
+
+async def _one_reply(
+    answers: Answers, call: HttpCall, ask: Callable[[HttpCall], Awaitable[tuple[ChatResult, bytes]]]
+) -> tuple[ChatResult, list[bytes]]:
+    result, body = await answers.ask(call, ask)
+    return result, [body]
 
 
 def _request_of(body: bytes, settings: CallSettings) -> TurnRequest:

@@ -14,13 +14,21 @@ from ._callables import can_take
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
-from ._turns import TurnExtras, TurnRequest
+from ._turns import Rounds, TurnExtras, TurnRequest
+from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
 from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
-from .wire.codec import add_system, encode_embeddings, encode_prompt, encode_text_prompt
+from .wire.codec import (
+    add_system,
+    decode_json,
+    encode_embeddings,
+    encode_prompt,
+    encode_request,
+    encode_text_prompt,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,7 +44,10 @@ if TYPE_CHECKING:
     from ._stream import ChatStream
     from ._turns import AskTurnKeywords, TurnKeywords
     from .abc import HistoryStore
-    from .batch.runner import Batch, BatchRequest
+    from .batch.estimate import JobEstimate
+    from .batch.job import JobServices, RunningJob
+    from .batch.runner import Batch, BatchRequest, EncodeRequest
+    from .batch.settings import BatchJob
     from .config import ApiKey, ContextPolicy
     from .pool.budget import BudgetStatistics
     from .pool.costs import CostSnapshot, CostTracker
@@ -46,6 +57,7 @@ if TYPE_CHECKING:
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
     from .security.rules import ToolGuard
+    from .session.actor import SessionStatistics
     from .session.directory import SessionRef
     from .wire.catalog import (
         Credits,
@@ -281,6 +293,8 @@ class Client:
         requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest],
         *,
         max_in_flight: int = 256,
+        ordered: bool = False,
+        dedup: bool = False,
         ambiguous_retries: int = 0,
         **options: Unpack[TurnKeywords],
     ) -> AbstractAsyncContextManager[Batch]:
@@ -290,22 +304,90 @@ class Client:
         names, either with a `custom_id` if it likes; it is read only as there is room. At most
         `max_in_flight` run at a time, fewer where the pool has fewer connections. The options hold for
         the requests that do not give them. What may have been billed already is sent again only
-        `ambiguous_retries` times, whatever the retry policy says.
+        `ambiguous_retries` times, whatever the retry policy says. With `dedup`, equal requests are sent once, as far as
+        the last 10,000 answers go; the results of the others are `cached`, and cost nothing.
 
-        Results come as they complete, and a request that failed has its error there: iterating raises
-        only what the input raised. A consumer that stops reading stops the input. Leaving early
-        cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
+        Results come as they complete, or with `ordered` in the order of the requests, and a request that failed has its
+        error there: iterating raises only what the input raised. A consumer that stops reading stops the input. Leaving
+        early cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
         """
         defaults, settings, extras = self._defaults.turn({"lane": "batch", **options})
         pipeline = self._runtime.pipeline
-        run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries)
+        answers = AnswerCache(MemoryAnswers()) if dedup else None
+        run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries, answers=answers)
         return open_batch(
             requests,
             run=run,
             max_in_flight=max_in_flight,
+            ordered=ordered,
             defaults=defaults,
             settings=settings,
             system=self._defaults.system,
+        )
+
+    def batch_job(
+        self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
+    ) -> AbstractAsyncContextManager[RunningJob]:
+        """A job whose rows come from a file and go into one: `async with client.batch_job(job) as running: await
+        running.run()`.
+
+        The options hold for the rows that do not give them, as in `batch`: a `response_schema`, `tools`, and so on. The
+        journal beside the output makes that a job which was killed goes on where it was: see `BatchJob`. Raises as
+        `batch.job.open_job`. Leaving closes the files.
+        """
+        # Only jobs need a journal and all that.
+        from .batch.job import open_job
+
+        return open_job(job, self._job_services(ambiguous_retries, options))
+
+    async def estimate_job(self, job: BatchJob, *, sample: int = 1_000, **options: Unpack[TurnKeywords]) -> JobEstimate:
+        """What a job will come to, by `sample` rows of its input and the list of prices; nothing is sent or written.
+
+        Waits for the first list of prices. Raises as `batch_job` for the job's input and settings.
+        """
+        from .batch.job import estimate_job
+
+        services = self._job_services(0, options)
+        await self._runtime.accounting.price_refresh.schedule.wait_first()
+        return await estimate_job(job, services, sample=sample)
+
+    def _job_services(self, ambiguous_retries: int, options: TurnKeywords) -> JobServices:
+        from .batch.api import ApiMoney, ApiServices
+        from .batch.job import JobServices
+
+        defaults, settings, extras = self._defaults.turn({"lane": "batch", **options})
+        limits, api = self._runtime.config.tools, self._services
+
+        def finish(result: ChatResult) -> ChatResult[object]:
+            step = Rounds(extras or TurnExtras(), tools=None, limits=limits, may_reask=False).take(result)
+            return step.result
+
+        def encode_for(name: str) -> EncodeRequest:
+            named = msgspec.structs.replace(settings, batch=name)
+            return partial(encode_request, defaults=defaults, beneath=named, system=self._defaults.system)
+
+        accounting = self._runtime.accounting
+        return JobServices(
+            encode_for=encode_for,
+            run_for=lambda answers: partial(
+                self._runtime.pipeline.run_with_body,
+                extras=extras,
+                ambiguous_retries=ambiguous_retries,
+                answers=answers,
+            ),
+            budget=accounting,
+            pricer=accounting,
+            api=ApiServices(
+                submit=api.submit_batch,
+                find=api.find_batch,
+                list=lambda after: api.list_batches(after=after),
+                money=ApiMoney(accounting),
+                wall=self._runtime.config.seams.wall,
+                finish=finish,
+                refusal=_why_not_by_api(extras),
+            ),
+            settings={"options": decode_json(defaults), "system": self._defaults.system.decode()},
+            new_id=self._runtime.config.seams.new_id,
         )
 
     async def models(
@@ -636,6 +718,15 @@ class Client:
         """A snapshot of the pool; cheap."""
         return self._runtime.pool.statistics()
 
+    def session_statistics(self) -> dict[str, SessionStatistics]:
+        """A snapshot of each active session, by its full key, the one that was used the longest time ago first."""
+        return self._runtime.sessions.inspect()
+
+    @property
+    def active_sessions(self) -> int:
+        """How many sessions are active: have an actor."""
+        return self._runtime.sessions.active
+
     def _request(self, options: bytes, messages: bytes, settings: CallSettings) -> TurnRequest:
         return TurnRequest(options, (messages,), settings=settings)
 
@@ -645,6 +736,15 @@ class Client:
         if system is None and not self._defaults.system:
             return messages
         return add_system(self._defaults.system_message(system), messages)
+
+
+def _why_not_by_api(extras: TurnExtras | None) -> str | None:
+    """What the Batch API cannot do that a turn with these extras needs."""
+    if extras is not None and extras.tools is not None:
+        return "runs no tools; give definitions only, or send the rows live"
+    if extras is not None and extras.fallbacks:
+        return "knows no fallbacks; give models=[...], or send the rows live"
+    return None
 
 
 class _PluginClient(Client):

@@ -203,10 +203,30 @@ class Lease:
         finally:
             worker.deadline_at = math.inf
 
+    def wait(self, *, deadline: float, phase: DeadlinePhase) -> Awaitable[None] | None:
+        """What to await before `take`, until `deadline`; None where `receive_some` has to be called."""
+        waiting = None if self._returned else self._connection.wait_arrival()
+        if waiting is not None:
+            self._worker.watch(deadline, phase)
+        return waiting
+
+    def take(self) -> bytes | None:
+        """What has arrived; None when nothing has, empty at the end. Raises as `receive_some`."""
+        worker = self._worker
+        worker.deadline_at = math.inf
+        try:
+            return self._connection.take_arrival()
+        except StreamBrokenError:
+            if worker.expired:
+                raise _too_late(worker.phase) from None
+            raise
+
     def give_back(self, *, reusable: bool) -> None:
         """Return the connection; not `reusable` closes it at once."""
         if not self._returned:
             self._returned = True
+            # A wait that was cancelled leaves its deadline behind.
+            self._worker.deadline_at = math.inf
             if not reusable:
                 self._connection.close()
             self._waiting.set()
@@ -851,7 +871,6 @@ class _Worker:
 
     __slots__ = (
         "_connecting",
-        "_phase",
         "_stopped",
         "_task",
         "_ticket",
@@ -859,6 +878,7 @@ class _Worker:
         "deadline_at",
         "expired",
         "idle_since",
+        "phase",
         "pool",
     )
 
@@ -866,7 +886,7 @@ class _Worker:
         self.pool = pool
         self._task: trio.lowlevel.Task | None = None
         self._ticket: Ticket | None = None
-        self._phase: DeadlinePhase = "connect"
+        self.phase: DeadlinePhase = "connect"
         self._connecting: trio.CancelScope | None = None
         self._stopped = False
         self.connection: Connection | None = None
@@ -917,7 +937,7 @@ class _Worker:
                 await self._close_connection()
         finally:
             closed = PoolClosedError("the client was closed while the request was running")
-            closed.maybe_billed = self._phase != "connect"
+            closed.maybe_billed = self.phase != "connect"
             self._fail_ticket(closed)
             self.pool.retire(self)
             await self._close_connection()  # noqa: ASYNC102 - shields itself, bounded
@@ -930,7 +950,7 @@ class _Worker:
 
     def watch(self, deadline: float, phase: DeadlinePhase) -> None:
         """Stop the request at `deadline`, which ends `phase`."""
-        self._phase = phase
+        self.phase = phase
         self.deadline_at = deadline
         if deadline < self.pool.keeper.next_wake:
             self.pool.keeper.hurry(deadline)
@@ -1088,8 +1108,8 @@ class _Worker:
             self.pool.failed += ticket.fail(error)
 
     def _too_late(self, ticket: Ticket) -> DeadlineExceededError:
-        error = _too_late(self._phase if self.pool.now() < ticket.deadline else "total")
-        error.maybe_billed = self._phase != "connect"
+        error = _too_late(self.phase if self.pool.now() < ticket.deadline else "total")
+        error.maybe_billed = self.phase != "connect"
         return error
 
 

@@ -92,6 +92,18 @@ async def test_a_change_holds_for_every_round(way, autojump_clock):
             assert "Be brief." not in str(history)
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}, "auto", "none"])
+async def test_a_call_that_is_forced_is_forced_once(way, choice, autojump_clock):
+    """A model that has to call a tool may answer after that: otherwise it would call until the last round."""
+    async with open_world() as world:
+        prompt = "What is one and two?" + (f" {CALL}" if choice == "auto" else "")
+        result = await take(world.client, way, prompt, tools=[add], tool_choice=choice)
+        choices = [sent.body["tool_choice"] for sent in world.sent]
+    assert choices == ([choice] if choice == "none" else [choice, "auto"])
+    assert result.text
+
+
 class Veto(gr.GorouterError):
     """An error of the program's own."""
 

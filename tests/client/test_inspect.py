@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -42,6 +43,7 @@ async def test_the_tree_of_tasks(autojump_clock):
         await client.session("idle").ask("1")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.session("slow").ask, "slow")
+            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(client.session("slow").ask, "behind")
             nursery.start_soon(client.session("tool", tools=[wait_long]).ask, "go")
             await trio.sleep(5)
