@@ -16,7 +16,16 @@ import trio
 from gorouter_trio.simulator import Simulator, SimulatorConfig, serve_simulator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "benchmarks/README.md", "docs/design.md", "docs/reliability.md", "CONTRIBUTING.md")
+PAGES = (
+    "README.md",
+    "benchmarks/README.md",
+    "docs/design.md",
+    "docs/from-gorouter-kit.md",
+    "docs/plugins.md",
+    "docs/reliability.md",
+    "docs/telemetry.md",
+    "CONTRIBUTING.md",
+)
 
 # What the program under each heading prints, besides ending well; a new program needs a line here.
 EXPECTED: dict[str, str] = {
