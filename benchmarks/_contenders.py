@@ -58,7 +58,8 @@ def _client(base: str, in_flight: int) -> AbstractAsyncContextManager[gr.Client]
 
     # As many connections as requests in flight, as every other contender has.
     pool = gr.PoolLimits(max_connections=in_flight)
-    return gr.open_client(api_key=_wire.API_KEY, base_url=base, model=_wire.MODEL, pool=pool)
+    prices = gr.PricePolicy(on_start=False, refresh_s=None)  # The server has no list of them.
+    return gr.open_client(api_key=_wire.API_KEY, base_url=base, model=_wire.MODEL, pool=pool, prices=prices)
 
 
 @asynccontextmanager

@@ -134,7 +134,12 @@ async def measure(streams: int, rounds: int) -> _harness.Table:
     # A connection is used once: the next request would find another reply on it.
     pool = gr.PoolLimits(max_connections=streams, keepalive_s=0.0)
     async with gr.open_client(
-        api_key=_wire.API_KEY, base_url="http://localhost", model=_wire.MODEL, transport=network, pool=pool
+        api_key=_wire.API_KEY,
+        base_url="http://localhost",
+        model=_wire.MODEL,
+        transport=network,
+        pool=pool,
+        prices=gr.PricePolicy(on_start=False, refresh_s=None),  # Nothing here answers for them.
     ) as client:
         subjects = contenders(client, network)
         rows = [_harness.Row(name, label) for name, (label, _) in subjects.items()]

@@ -24,7 +24,14 @@ from ._chain import ChatState as ChatState
 from ._chain import Hook as Hook
 from ._chain import Middleware as Middleware
 from ._chain import Next as Next
+from ._feed import Observer as Observer
+from ._inspect import ClientSnapshot as ClientSnapshot
+from ._inspect import SessionSnapshot as SessionSnapshot
+from ._observing import EndedChat as EndedChat
 from ._output import OutputPolicy as OutputPolicy
+from ._prometheus import MetricFamily as MetricFamily
+from ._prometheus import Sample as Sample
+from ._runtime import MetricsSource as MetricsSource
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
 from ._turns import AskTurnKeywords as AskTurnKeywords
@@ -129,6 +136,7 @@ from .pool.costs import CostSnapshot as CostSnapshot
 from .pool.costs import CostSums as CostSums
 from .pool.costs import CostTracker as CostTracker
 from .pool.keys import KeyStatistics as KeyStatistics
+from .pool.ledger import LedgerChange as LedgerChange
 from .pool.ledger import LedgerSink as LedgerSink
 from .pool.ledger import LedgerStatistics as LedgerStatistics
 from .pool.ledger_file import LedgerReader as LedgerReader
@@ -138,6 +146,7 @@ from .pool.prices import PricesRefreshed as PricesRefreshed
 from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
+from .pool.statistics import WorkerStatistics as WorkerStatistics
 from .runtime_events import AccountingFailed as AccountingFailed
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -161,7 +170,8 @@ from .tools.registry import ToolSource as ToolSource
 from .tools.registry import tool as tool
 from .tools.sources import ToolQuery as ToolQuery
 from .tools.sources import ToolRegistry as ToolRegistry
-from .tools.supervisor import ToolStatistics as ToolStatistics
+from .tools.statistics import ToolCallStatistics as ToolCallStatistics
+from .tools.statistics import ToolStatistics as ToolStatistics
 from .tools.turn import ApprovalDecision as ApprovalDecision
 from .tools.turn import ApprovalRequest as ApprovalRequest
 from .transport.httpx_transport import HttpTransport as HttpTransport
@@ -321,6 +331,7 @@ __all__ = [
     "CircuitOpenError",
     "Client",
     "ClientConfig",
+    "ClientSnapshot",
     "CompletionResult",
     "CompletionTokensDetails",
     "ConfigError",
@@ -346,6 +357,7 @@ __all__ = [
     "EmbeddingInput",
     "EmbeddingKeywords",
     "EmbeddingResult",
+    "EndedChat",
     "EndpointPercentiles",
     "EventFeed",
     "ExtensionError",
@@ -388,6 +400,7 @@ __all__ = [
     "KeyProvider",
     "KeyStatistics",
     "LaneStatistics",
+    "LedgerChange",
     "LedgerConfig",
     "LedgerReader",
     "LedgerRow",
@@ -398,6 +411,8 @@ __all__ = [
     "LogprobsDelta",
     "MaxPrice",
     "Message",
+    "MetricFamily",
+    "MetricsSource",
     "Middleware",
     "Model",
     "ModelEndpoint",
@@ -410,6 +425,7 @@ __all__ = [
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "Observer",
     "OutputAudio",
     "OutputImage",
     "OutputPolicy",
@@ -452,6 +468,7 @@ __all__ = [
     "RouterMetadata",
     "RowProblem",
     "RuntimeEvent",
+    "Sample",
     "Seams",
     "Secret",
     "SecurityConfigError",
@@ -464,6 +481,7 @@ __all__ = [
     "SessionError",
     "SessionNotFoundError",
     "SessionRef",
+    "SessionSnapshot",
     "SessionStatistics",
     "StoreError",
     "StoreErrorKind",
@@ -485,6 +503,7 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallError",
     "ToolCallReport",
+    "ToolCallStatistics",
     "ToolChoice",
     "ToolContext",
     "ToolDefinition",
@@ -519,9 +538,11 @@ __all__ = [
     "WebFetchPlugin",
     "WebPlugin",
     "WebSearchOptions",
+    "WorkerStatistics",
     "abc",
     "open_client",
     "plugins",
+    "redis",
     "security",
     "session_key",
     "simulator",
@@ -534,6 +555,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import plugins as plugins
+    from . import redis as redis
     from . import simulator as simulator
     from . import testing as testing
     from .history import HistoryManager as HistoryManager
@@ -556,7 +578,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"plugins", "security", "simulator", "testing"}:
+    if name in {"plugins", "redis", "security", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

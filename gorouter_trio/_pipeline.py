@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from ._chain import ChatState
 from ._loan import TurnLoan, patience
 from ._loop import LoopServices, TurnLoop
+from ._observing import NotedChat
 from ._plain import ChatJournal, StreamJournal
 from ._stream import ChatStream
 from ._turns import TurnRequest
@@ -72,10 +74,13 @@ class ChatPipeline:
 
         Raises the errors of `Gate.admit`, of `Pool.request` and of `TurnLoop`; cancelling stops the request.
         """
-        loop = self.loop(await self._admit(extras))
-        if loop is None:
+        extras = await self._admit(extras)
+        chain = self._loops.chain
+        if not chain.only_notes or (extras is not None and extras.has_rounds):
+            return await self._run_looked_at(request, extras, self.send)
+        if not chain.ended.observers:
             return await self.send(request.call())
-        return await loop(ChatJournal(request, self.send))
+        return await self._run_noted(request, self.send)
 
     @asynccontextmanager
     async def stream(
@@ -143,10 +148,14 @@ class ChatPipeline:
             result, replies[:] = await _one_reply(answers, call, ask)
             return result
 
-        loop = self.loop(await self._admit(extras))
-        if loop is None:
+        extras = await self._admit(extras)
+        chain = self._loops.chain
+        if not chain.only_notes or (extras is not None and extras.has_rounds):
+            result = await self._run_looked_at(_request_of(body, settings), extras, send)
+        elif chain.ended.observers:
+            result = await self._run_noted(_request_of(body, settings), send)
+        else:
             return await send(HttpCall(body=body, settings=settings)), replies[0]
-        result = await loop(ChatJournal(_request_of(body, settings), send))
         return result, replies[0] if replies else encode_json(result.message)
 
     async def open_reader(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatReader:
@@ -159,6 +168,33 @@ class ChatPipeline:
     async def _admit(self, extras: TurnExtras | None) -> TurnExtras | None:
         is_free = self._gate.is_open and (extras is None or extras.token is None)
         return extras if is_free else await self._gate.admit(extras)
+
+    async def _run_looked_at(
+        self, request: TurnRequest, extras: TurnExtras | None, send: Callable[[HttpCall], Awaitable[ChatResult]]
+    ) -> ChatResult[object]:
+        """One chat with something around it, or with more than one request; without a loop where nothing needs one."""
+        chain = self._loops.chain
+        if not chain.only_looks or (extras is not None and extras.has_rounds):
+            loop = self._loop if extras is None else TurnLoop(self._loops, extras)
+            return await loop(ChatJournal(request, send))
+        state = ChatState(request.options, request.messages())
+
+        async def ask() -> None:
+            state.result = await send(request.call())
+
+        return await chain.run(chain.context_of(request), state, ask)
+
+    async def _run_noted(
+        self, request: TurnRequest, send: Callable[[HttpCall], Awaitable[ChatResult]]
+    ) -> ChatResult[object]:
+        """One request whose end is noted."""
+        try:
+            result = await send(request.call())
+        except GorouterError as exc:
+            self._loops.chain.ended.add(NotedChat(request, request.pieces, self._wall(), None, exc))
+            raise
+        self._loops.chain.ended.add(NotedChat(request, request.pieces, result.call.finished_at_s, result, None))
+        return result
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)

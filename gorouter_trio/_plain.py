@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .wire.mail import HttpCall
     from .wire.messages import AssistantMessage, ToolMessage
     from .wire.result import ChatResult
+    from .wire.toolcalls import ToolCallReport
 
 __all__ = ["ChatJournal", "StreamJournal"]
 
@@ -67,7 +68,7 @@ class _PlainJournal:
         self._request = self._request.with_more(encode_message(answer.message))
         await trio.lowlevel.checkpoint()
 
-    async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+    async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
         """What open calls returned; they are sent in the order of the calls."""
         self._results |= {message.tool_call_id: message for message in messages}
         if not self.open_calls:
@@ -84,7 +85,7 @@ class _PlainJournal:
         """Nothing is kept."""
         await trio.lowlevel.checkpoint()
 
-    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
         """Nothing is kept."""
 
     async def parked(self, question: Question) -> bytes | None:

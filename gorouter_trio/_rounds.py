@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .events import StreamEvent
     from .wire.messages import AssistantMessage, ToolMessage
     from .wire.result import ChatResult
+    from .wire.toolcalls import ToolCallReport
 
 __all__ = ["Question", "RoundJournal", "TakeRounds", "has_tools"]
 
@@ -106,10 +107,10 @@ class RoundJournal(Protocol):
     async def called(self, answer: ChatResult) -> None:
         """`answer` calls tools, and they are run next."""
 
-    async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+    async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
         """What some of the open calls, or all, returned, and a report on each: any value that is written as JSON."""
 
-    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
         """`answered` for a loop that is being cancelled: what tools have done is written down as the turn ends."""
 
     async def parked(self, question: Question) -> bytes | None:

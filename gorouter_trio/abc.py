@@ -7,7 +7,15 @@ from typing import Protocol
 
 from msgspec import Struct
 
-__all__ = ["HistoryStore", "ImmediateStore", "StoredHistory", "StoredSession"]
+__all__ = [
+    "HistoryStore",
+    "ImmediateStore",
+    "LeaseOffer",
+    "LeasingStore",
+    "SessionLease",
+    "StoredHistory",
+    "StoredSession",
+]
 
 
 class StoredHistory(Struct, frozen=True):
@@ -28,6 +36,52 @@ class StoredSession(Struct, frozen=True):
     entries: int
     bytes: int
     updated_at_s: float | None = None
+
+
+class SessionLease(Struct, frozen=True):
+    """The right to write to a session for a time. Each has a `token` that is higher than those given before it."""
+
+    key: str
+    owner: str
+    token: int
+
+
+class LeaseOffer(Struct, frozen=True):
+    """What came of asking for a session: the lease and the version of the session; or, where somebody else has it, no
+    lease, and for how long that is so unless they renew it.
+    """
+
+    lease: SessionLease | None
+    version: int = 0
+    held_s: float = 0.0
+
+
+class LeasingStore(Protocol):
+    """What a store may offer besides, where several processes share it: to own a session while it is worked on.
+
+    A write with a lease is refused with `SessionConflictError`, like one with an old version, once somebody else has
+    taken the session over; so is one without a lease as long as somebody has one. A lease ends by itself after its
+    time; until somebody else has taken it, its owner may go on.
+    """
+
+    async def acquire_lease(self, key: str, *, owner: str, lease_s: float) -> LeaseOffer:
+        """Take the session for `lease_s` seconds, unless somebody else has it."""
+
+    async def renew_leases(self, leases: Sequence[SessionLease], *, lease_s: float) -> Sequence[SessionLease]:
+        """Hold them for `lease_s` from now on; returns those that somebody else has taken over."""
+
+    async def release_leases(self, leases: Sequence[SessionLease]) -> None:
+        """Give them up; those that somebody else has taken over are theirs."""
+
+    async def append_leased(
+        self, key: str, entries: Sequence[bytes], *, expected_version: int, lease: SessionLease, lease_s: float
+    ) -> int:
+        """As `HistoryStore.append`."""
+
+    async def rewrite_leased(
+        self, key: str, entries: Sequence[bytes], *, expected_version: int, lease: SessionLease, lease_s: float
+    ) -> int:
+        """As `HistoryStore.rewrite`."""
 
 
 class ImmediateStore(Protocol):

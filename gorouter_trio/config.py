@@ -578,6 +578,10 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     A session that nobody has written to for `idle_s` gives its memory back, and so do those that were
     used the longest time ago when more than `max_active` are active; the next message loads it from
     the store again. Only idle sessions go, so while more than that have something to do there are more.
+
+    Where processes share a store that can lease sessions (`RedisStore`), a session is owned while a turn of it runs.
+    `lease_s` is how long the owner has it without a sign of life: another process takes it over then. Owners renew
+    theirs three times as often. None goes without: the version of a session alone decides who may write.
     """
 
     mailbox: int = 16
@@ -591,9 +595,12 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     idle_s: float = 900.0
     max_active: int = 10_000
     routing: bool = True
+    lease_s: float | None = 15.0
 
     def __post_init__(self) -> None:
         _check_at_least("sessions.mailbox", self.mailbox, 1)
+        if self.lease_s is not None:
+            _check_seconds("sessions.lease_s", self.lease_s)
         _check_at_least("sessions.max_active", self.max_active, 1)
         _check_seconds("sessions.idle_s", self.idle_s)
         _check_at_least("sessions.max_id_bytes", self.max_id_bytes, 1)
@@ -679,7 +686,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     `SecurityConfig` or a `SecurityManager`, which knows access tokens and guards tools, or any other guard of tools;
     without one the rules that tools declare hold all the same.
     `insecure_http` allows plain http to hosts other than this machine, which sends the key in the clear.
-    `plugins` are registered in order before the client is given out; see `Client.register`.
+    `plugins` are registered in order before the client is given out; see `Client.register`. `shared` is where
+    limits and budgets are counted that several processes keep together: a `redis.RedisLimits`.
 
     How the API is reached: `tls` is a `TlsConfig` or an `ssl.SSLContext`; without one the system's trust
     store is used. `proxy` is a URL, http://, https:// or socks5://, with user and password in it where
@@ -728,6 +736,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
     store: object | None = None
     security: object | None = None
     transport: object | None = None
+    shared: object | None = None
     plugins: Sequence[object] = ()
     insecure_http: bool = False
     seams: Seams = msgspec.field(default_factory=Seams)
@@ -751,6 +760,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         _check_type("system", self.system, (str, type(None)))
         self._check_network()
         _check_type("plugins", self.plugins, (list, tuple))
+        if self.shared is not None and not callable(getattr(self.shared, "take_rate", None)):
+            raise ConfigError("shared: must be a RedisLimits, or have its methods")
         self.call_defaults()
         for name, kind in _PARTS.items():
             _check_type(name, getattr(self, name), kind)

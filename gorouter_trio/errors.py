@@ -115,9 +115,27 @@ __all__ = [
 DeadlinePhase = Literal["queue", "connect", "headers", "first_data", "data_idle", "total"]
 """The part of a request during which its deadline passed (DESIGN.md, the pool, "Deadlines")."""
 
-StoreErrorKind = Literal["corrupt", "full", "locked", "denied", "newer", "foreign", "closed", "io"]
+StoreErrorKind = Literal[
+    "corrupt",
+    "full",
+    "locked",
+    "denied",
+    "newer",
+    "foreign",
+    "closed",
+    "io",
+    "unreachable",
+    "timeout",
+    "loading",
+    "read_only",
+    "refused",
+]
 """Why a store failed: its file is damaged, its disk full, another process holds it, the file system does not allow it,
-it was written by a newer version or by something else, it is closed, or the disk failed."""
+it was written by a newer version or by something else, it is closed, or the disk failed.
+
+Of a store behind a network also: `unreachable`, nothing was sent; `io` and `timeout`, the connection broke or no answer
+came in time, and whether the last write happened is unknown; `loading`, `read_only` and `refused`, it answered that it
+does nothing of the kind now, as long as it is a replica, or at all."""
 
 TokenProblem = Literal[
     "unknown", "malformed", "expired", "not_yet_valid", "revoked", "too_many_attempts", "unavailable"

@@ -253,6 +253,7 @@ async def open_accounting(
             accounting.ledger, service.generation, rng=rng, report_lost=reports.lost, report_error=reports.error
         )
         nursery.start_soon(accounting.price_refresh.schedule.run)
+        nursery.start_soon(accounting.ledger.changes.run)
         for _ in range(config.ledger.seekers):
             nursery.start_soon(accounting.reconciliation.run)
         if config.budget.from_credits:

@@ -28,6 +28,7 @@ from ..errors import (
     ApiError,
     AuthenticationError,
     CircuitOpenError,
+    ConfigError,
     DecodeError,
     GorouterError,
     InsufficientCreditsError,
@@ -38,7 +39,7 @@ from ..errors import (
 from .breaker import Breaker
 from .concurrency import AdaptiveLimit
 from .keys import KeyRing, KeyState, Pause, gcra, pause_until
-from .limiter import Gcra, TokenScale
+from .limiter import Gcra, Meter, TokenScale
 from .retry import classify, is_daily, is_free_tier, is_in_flight
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from ..config import ClientConfig
     from ..wire.responses import Usage
 
-__all__ = ["Admission", "Applicant", "Hold", "ModelGate", "ModelStatistics", "Route"]
+__all__ = ["Admission", "Applicant", "Hold", "ModelGate", "ModelStatistics", "Route", "Sharer"]
 
 _MOST_GATES = 1024
 _NO_HINT_S = 1.0
@@ -110,6 +111,16 @@ class Applicant(Protocol):
         """The lane it waits in."""
 
 
+class Sharer(Protocol):
+    """Who puts limits that hold for several processes in place of those of one."""
+
+    def share_key(self, key: KeyState) -> None:
+        """The limits of a key."""
+
+    def share_route(self, route: Route) -> None:
+        """Those of a model with a key."""
+
+
 class Route:
     """One model with one key."""
 
@@ -123,8 +134,8 @@ class Route:
         self.key = key
         self.in_flight = 0
         self.adaptive = AdaptiveLimit(start, most=most)
-        self.requests = None if rates is None else gcra(rates, rates.requests_per_minute)
-        self.tokens = None if rates is None else gcra(rates, rates.tokens_per_minute)
+        self.requests: Meter | None = None if rates is None else gcra(rates, rates.requests_per_minute)
+        self.tokens: Meter | None = None if rates is None else gcra(rates, rates.tokens_per_minute)
 
     @property
     def has_rates(self) -> bool:
@@ -182,12 +193,7 @@ class Admission:
 
     def __init__(self, config: ClientConfig, ring: KeyRing) -> None:
         self.ring = ring
-        self.is_plain = len(ring.keys) == 1 and all((key.rates or config.rates).is_empty for key in config.keys)
-        self.counts_tokens = any(
-            rates.tokens_per_minute is not None
-            for limits in (config.rates, *(key.rates for key in config.keys if key.rates is not None))
-            for rates in (limits, *limits.models.values())
-        )
+        self._look_at_rates(config)
         self.troubled_until = -math.inf
         self._rates = config.rates
         self._breaker = config.breaker or _NEVER_BREAKS
@@ -196,10 +202,36 @@ class Admission:
         self._cap_s = config.retry.retry_after_cap_s
         self.gates: OrderedDict[str, ModelGate] = OrderedDict()
         self._free = _FreeTier()
+        self._sharer: Sharer | None = None
         # What is no request for a model passes without limits.
         self.service = ModelGate("(service)", Breaker(_NEVER_BREAKS))
         if len(ring.keys) == 1:
             self.service.route = self._route(self.service, ring.keys[0])
+
+    def _look_at_rates(self, config: ClientConfig) -> None:
+        self.is_plain = len(self.ring.keys) == 1 and all((key.rates or config.rates).is_empty for key in config.keys)
+        self.counts_tokens = any(
+            rates.tokens_per_minute is not None
+            for limits in (config.rates, *(key.rates for key in config.keys if key.rates is not None))
+            for rates in (limits, *limits.models.values())
+        )
+
+    def forget_keys(self, config: ClientConfig) -> None:
+        """The ring has other keys. What is known of models stays; requests in flight keep the routes that they have."""
+        self._look_at_rates(config)
+        for gate in (self.service, *self.gates.values()):
+            gate.routes = {}
+            gate.route = self._route(gate, self.ring.keys[0]) if len(self.ring.keys) == 1 else None
+
+    def share(self, sharer: Sharer) -> None:
+        """From now on, the limits are kept together with other processes; raises `ConfigError` where they cannot be."""
+        if self.ring.provider is not None:
+            raise ConfigError(
+                "shared: limits can be shared for keys that are given, not for a function that gives them"
+            )
+        self._sharer = sharer
+        for key in self.ring.keys:
+            sharer.share_key(key)
 
     # Gates
 
@@ -228,6 +260,8 @@ class Admission:
             is_service = gate is getattr(self, "service", gate)
             start, most = (_UNLIMITED, _UNLIMITED) if is_service else (self._start, self._most)
             route = gate.routes[key.index] = Route(gate, key, start=start, most=most)
+            if self._sharer is not None:
+                self._sharer.share_route(route)
         return route
 
     # Admitting
@@ -301,6 +335,8 @@ class Admission:
         if key.pause is not None and key.pause.until > now:
             return _hold_of(key.pause, f"key {key.name}: the API asked for a wait", is_for_all=True)
         if key.in_flight >= key.max_in_flight:
+            if key.on_full is not None:
+                key.on_full()
             return Hold(math.inf, f"key {key.name}: max_in_flight", is_for_all=True)
         if key.governor is not None and key.in_flight >= key.governor.limit and not applicant.gate.is_free:
             return Hold(math.inf, f"key {key.name}: the credit for requests in flight", is_of_key=True)
@@ -319,7 +355,7 @@ class Admission:
             return Hold(route.requests.ready_at(1.0), "requests_per_minute of the model")
         return self._hold_of_tokens(route.tokens, applicant, now, "the model: ")
 
-    def _hold_of_tokens(self, meter: Gcra | None, applicant: Applicant, now: float, whose: str) -> Hold | None:
+    def _hold_of_tokens(self, meter: Meter | None, applicant: Applicant, now: float, whose: str) -> Hold | None:
         if meter is None:
             return None
         ready_at = meter.ready_at(self._charge(applicant))

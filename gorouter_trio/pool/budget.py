@@ -23,7 +23,7 @@ from .money import ZERO, add_usd, subtract_usd
 from .prices import Quote
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from ..config import Budget
 
@@ -69,13 +69,13 @@ class BudgetDenied(Struct, frozen=True, kw_only=True):
     def error(self) -> BudgetExceededError:
         """The same as an error for the caller."""
         account = self.account
-        left = max(account.left_usd, ZERO)
+        left = max(subtract_usd(account.unspent_usd, account.held_usd), ZERO)
         held = f", {account.held_usd} of it held by requests in flight" if account.held_usd else ""
         return BudgetExceededError(
-            f"{account.title} does not cover the request: {left} USD of {account.limit_usd} USD are left{held}, and it "
+            f"{account.title} does not cover the request: {left} USD of {account.total_usd} USD are left{held}, and it "
             f"may cost up to {self.needed_usd} USD; raise the budget, or ask for fewer max_tokens",
             budget=account.title,
-            limit_usd=account.limit_usd,
+            limit_usd=account.total_usd,
             left_usd=left,
             needed_usd=self.needed_usd,
         )
@@ -112,7 +112,20 @@ class BudgetStatistics(Struct, frozen=True, kw_only=True):
 class Account:
     """What may be spent, was spent, and is set aside, in USD. A `limit_usd` of infinity is none."""
 
-    __slots__ = ("assumed_usd", "held_usd", "kind", "limit_usd", "name", "overrun_usd", "reservations", "spent_usd")
+    __slots__ = (
+        "assumed_usd",
+        "beyond_usd",
+        "held_usd",
+        "is_open",
+        "kind",
+        "limit_usd",
+        "name",
+        "on_short",
+        "overrun_usd",
+        "reservations",
+        "spent_usd",
+        "total_usd",
+    )
 
     def __init__(
         self, kind: BudgetKind, name: str, *, limit_usd: Decimal = _ENDLESS, spent_usd: Decimal = ZERO
@@ -123,6 +136,11 @@ class Account:
         self.spent_usd = spent_usd
         self.held_usd = self.assumed_usd = self.overrun_usd = ZERO
         self.reservations = 0
+        self.is_open = True
+        # Of an account that is shared with other processes, `limit_usd` is what they let this one spend so far.
+        self.total_usd = limit_usd
+        self.beyond_usd = ZERO
+        self.on_short: Callable[[Decimal], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Account {self.title}: {self.spent_usd} spent, {self.held_usd} held of {self.limit_usd} USD>"
@@ -134,24 +152,37 @@ class Account:
 
     @property
     def unspent_usd(self) -> Decimal:
-        """What is not spent, whether or not it is held."""
-        return subtract_usd(self.limit_usd, self.spent_usd)
+        """What is not spent, whether or not it is held, or is with other processes."""
+        unspent = subtract_usd(self.limit_usd, self.spent_usd)
+        return unspent if self.on_short is None else add_usd(unspent, self.beyond_usd)
 
     @property
     def left_usd(self) -> Decimal:
-        """What is neither spent nor held; below zero after an overrun."""
-        return subtract_usd(self.unspent_usd, self.held_usd)
+        """What is neither spent nor held, and at hand; below zero after an overrun."""
+        return subtract_usd(subtract_usd(self.limit_usd, self.spent_usd), self.held_usd)
+
+    def share(self, total_usd: Decimal, *, on_short: Callable[[Decimal], None]) -> None:
+        """From now on the limit is one for several processes; `on_short` hears what a request would need here."""
+        self.total_usd = self.beyond_usd = total_usd
+        self.limit_usd = self.spent_usd
+        self.on_short = on_short
+
+    def set_limit(self, usd: Decimal) -> None:
+        """Another limit: of all processes, where they share it."""
+        self.total_usd = usd
+        if self.on_short is None:
+            self.limit_usd = usd
 
     def statistics(self) -> AccountStatistics:
         """A snapshot."""
-        is_limited = self.limit_usd != _ENDLESS
+        is_limited = self.total_usd != _ENDLESS
         return AccountStatistics(
             kind=self.kind,
             name=self.name,
-            limit_usd=self.limit_usd if is_limited else None,
+            limit_usd=self.total_usd if is_limited else None,
             spent_usd=self.spent_usd,
             held_usd=self.held_usd,
-            left_usd=self.left_usd if is_limited else None,
+            left_usd=subtract_usd(self.unspent_usd, self.held_usd) if is_limited else None,
             assumed_usd=self.assumed_usd,
             overrun_usd=self.overrun_usd,
             reservations=self.reservations,
@@ -191,6 +222,8 @@ class BudgetBook:
         self._accounts: dict[tuple[BudgetKind, str], Account] = {}
         self.client = Account("client", _UNNAMED, limit_usd=_ENDLESS if self._usd is None else self._usd)
         self._only_client: tuple[Account, ...] = (self.client,)
+        self.on_account: Callable[[Account], None] | None = None
+        """Called with each account that is opened from now on."""
         self._open = self._settled = self._released = self._assumed = self._denied = 0
 
     def __repr__(self) -> str:
@@ -236,7 +269,7 @@ class BudgetBook:
         if account is None:
             account = self._new_account(kind, name, spent_usd=spent_usd)
         if usd is not None:
-            account.limit_usd = usd
+            account.set_limit(usd)
         return account
 
     def close_account(self, kind: BudgetKind, name: str) -> Decimal | None:
@@ -245,6 +278,7 @@ class BudgetBook:
         if account is None or account.reservations:
             return None
         del self._accounts[kind, name]
+        account.is_open = False
         return account.spent_usd
 
     def bound_client(self, remaining_usd: Decimal, *, spent_usd: Decimal) -> bool:
@@ -257,7 +291,7 @@ class BudgetBook:
         if self._usd is not None:
             limit = min(limit, self._usd)
         is_more = limit > self.client.limit_usd
-        self.client.limit_usd = limit
+        self.client.set_limit(limit)
         return is_more
 
     def accounts_of(self, spending: Spending) -> tuple[Account, ...]:
@@ -294,6 +328,8 @@ class BudgetBook:
         limit = self._limit(kind, name)
         account = Account(kind, name, limit_usd=_ENDLESS if limit is None else limit, spent_usd=spent_usd)
         self._accounts[kind, name] = account
+        if self.on_account is not None:
+            self.on_account(account)
         return account
 
     # Reservations
@@ -387,6 +423,8 @@ class BudgetBook:
             if account.left_usd >= usd:
                 continue
             may_wait = account.unspent_usd >= usd
+            if may_wait and account.on_short is not None:
+                account.on_short(usd)
             if denied is None or not may_wait:
                 denied = BudgetDenied(account=account, needed_usd=usd, may_wait=may_wait)
             if not may_wait:

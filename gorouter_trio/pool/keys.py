@@ -8,6 +8,7 @@ its weight is next.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 from collections import OrderedDict
@@ -17,10 +18,10 @@ from msgspec import Struct
 
 from ..config import ApiKey, Secret, check_key
 from ..errors import ApiError, ConfigError
-from .limiter import Gcra
+from .limiter import Gcra, Meter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..config import ClientConfig, KeyProvider, RateLimits
     from ..transport.http import RequestHead
@@ -76,6 +77,7 @@ class KeyState:
         "index",
         "max_in_flight",
         "name",
+        "on_full",
         "out",
         "pause",
         "rates",
@@ -98,14 +100,21 @@ class KeyState:
         self.sent = 0
         self.in_flight = 0
         self.max_in_flight = rates.max_in_flight or _UNLIMITED
-        self.requests = gcra(rates, rates.requests_per_minute)
-        self.tokens = gcra(rates, rates.tokens_per_minute)
+        self.requests: Meter | None = gcra(rates, rates.requests_per_minute)
+        self.tokens: Meter | None = gcra(rates, rates.tokens_per_minute)
+        # Called when a request finds as many in flight as there may be.
+        self.on_full: Callable[[], None] | None = None
         self.heads: dict[tuple[str, str], RequestHead] = {}
         # How many requests its credit lets be in flight, learned from the first that it did not.
         self.governor: AdaptiveLimit | None = None
         self.pause: Pause | None = None
         self.free_latch: Pause | None = None
         self.out: Pause | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """What several processes know the key by, and nobody who has not got it."""
+        return hashlib.sha256(b"gorouter-trio key " + self.secret.reveal().encode()).hexdigest()[:32]
 
     @property
     def has_rates(self) -> bool:
@@ -157,11 +166,16 @@ class KeyRing:
 
     def __init__(self, config: ClientConfig) -> None:
         self._rates = config.rates
+        self._provided: OrderedDict[Secret, KeyState] = OrderedDict()
+        self.change(config)
+
+    def change(self, config: ClientConfig) -> None:
+        """Take the keys of `config`, about which nothing is known yet."""
         self.keys: tuple[KeyState, ...] = tuple(
             KeyState(key, index=number, rates=config.rates) for number, key in enumerate(config.keys)
         )
         self.provider = cast("KeyProvider", config.api_key) if not self.keys else None
-        self._provided: OrderedDict[Secret, KeyState] = OrderedDict()
+        self._provided.clear()
         self._served = 0.0
 
     def __iter__(self) -> Iterator[KeyState]:

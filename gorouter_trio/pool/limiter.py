@@ -14,13 +14,30 @@ together must not be more than what the window forgives. A server that keeps a t
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
-__all__ = ["Gcra", "TokenScale"]
+__all__ = ["Gcra", "Meter", "TokenScale"]
 
 _WINDOW_S = 60.0
 _DECAY = 0.97
 _PRIOR = 1.0
 _LEAST_SCALE, _MOST_SCALE = 0.01, 8.0
+
+
+class Meter(Protocol):
+    """What a rate is kept by; see `Gcra`."""
+
+    def ready_at(self, amount: float) -> float:
+        """From when on `amount` may be taken."""
+
+    def take(self, amount: float, now: float) -> None:
+        """Take it, ready or not."""
+
+    def adjust(self, amount: float) -> None:
+        """What was taken turned out to be more by `amount`, or less if it is negative."""
+
+    def available(self, now: float) -> float:
+        """What may be taken at once now."""
 
 
 class Gcra:

@@ -29,6 +29,7 @@ message is sent twice. The turn is interrupted only when the last of its askers 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Literal, assert_never, cast
@@ -45,7 +46,14 @@ from .._turns import TurnExtras, TurnRequest
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
-from ..wire.codec import decode_log_entry, decode_message, encode_json, encode_message, join_options, render_body
+from ..wire.codec import (
+    decode_log_entry,
+    decode_message,
+    encode_json,
+    encode_message,
+    join_options,
+    render_body,
+)
 from ..wire.journal import (
     AnswerDiscarded,
     HistoryFolded,
@@ -103,7 +111,7 @@ if TYPE_CHECKING:
     from ..abc import HistoryStore, ImmediateStore
     from ..config import SessionConfig, Summarise
     from ..wire.messages import AssistantMessage
-    from ..wire.result import CallRecord
+    from .ownership import SessionLog, SessionOwnership
     from .running import Answer
 
     T = TypeVar("T")
@@ -126,13 +134,18 @@ WaitsFor = Literal["mail", "store", "model", "reader", "tools", "reply"]
 
 
 class SessionOptions(Struct, frozen=True):
-    """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest."""
+    """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest.
+
+    `options` and `settings` are those of `keywords` above the client's defaults, after so many changes as `base` says.
+    """
 
     system: bytes = b""
     options: bytes = b"{}"
     settings: CallSettings = DEFAULT_SETTINGS
     context: ContextPolicy | None = None
     extras: TurnExtras | None = None
+    keywords: Mapping[str, object] = {}
+    base: int = 0
 
 
 class SessionStatistics(Struct, frozen=True):
@@ -195,6 +208,7 @@ class SessionServices:
         "immediate",
         "now",
         "on_gone",
+        "ownership",
         "pipeline",
         "store",
         "tool_tasks",
@@ -212,6 +226,9 @@ class SessionServices:
         wall: Callable[[], float],
         turn_ids: Iterator[str],
         on_gone: Callable[[SessionActor], None],
+        watch: SaveWatch,
+        tool_tasks: ToolTasks,
+        ownership: SessionOwnership | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.store = store
@@ -221,9 +238,10 @@ class SessionServices:
         self.wall = wall
         self.turn_ids = turn_ids
         self.on_gone = on_gone
+        self.ownership = ownership
         self.now = trio.lowlevel.current_clock().current_time
-        self.watch = SaveWatch(config.shutdown_grace_s)
-        self.tool_tasks: ToolTasks = {}
+        self.watch = watch
+        self.tool_tasks = tool_tasks
 
 
 class SessionActor:
@@ -235,6 +253,7 @@ class SessionActor:
         "_ended",
         "_failure",
         "_head",
+        "_head_of",
         "_is_gone",
         "_journal",
         "_last_error",
@@ -269,10 +288,11 @@ class SessionActor:
         self.tool_tasks = services.tool_tasks
         self.wall = services.wall
         self._services = services
-        self._store = services.store
+        self._store: SessionLog = services.store
         self._config = config
         self._routing = routing
         self._head = b""
+        self._head_of: SessionOptions | None = None
         drops = config.overflow == "drop_oldest"
         self._mailbox: Mailbox[Envelope] = Mailbox(
             config.mailbox, policy=config.overflow, on_drop=_drop if drops else None
@@ -296,6 +316,11 @@ class SessionActor:
     def __repr__(self) -> str:
         return f"<SessionActor {self.key!r}: {self.statistics().state}>"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._is_gone
+
     # For refs: the data plane and the control plane
 
     async def ask(self, mail: SessionMail, *, rounds: TakeRounds | None = None) -> Answer:
@@ -308,7 +333,8 @@ class SessionActor:
         is_turn = isinstance(mail, StartTurn)
         if self._turn is not None or self._turns_asked:
             self._mind_others(is_turn=is_turn)
-        envelope = Envelope(mail, self, rounds=rounds, within=self._asking_turn() if self.tool_tasks else None)
+        within = self._asking_turn() if self.tool_tasks else None
+        envelope = Envelope(mail, self, rounds=rounds, within=within, options=self.options)
         self._turns_asked += is_turn
         try:
             if not self._post_nowait(envelope):
@@ -441,11 +467,16 @@ class SessionActor:
             if not isinstance(exc, Exception):
                 self._settle_current(self._stopped(envelope.mail))
             raise
+        finally:
+            if self._store is not self._services.store:
+                self._disown()
         self._current = None
         envelope.finish()
         self._wait_for("mail")
 
     async def _answer(self, envelope: Envelope) -> None:
+        if self._services.ownership is not None and not isinstance(envelope.mail, (StartTurn, ReadHistory)):
+            await self._own(self._services.ownership)
         match envelope.mail:
             case StartTurn() as turn:
                 await self._take_turn(turn, envelope)
@@ -569,6 +600,11 @@ class SessionActor:
         self._mail_scope.cancel()
         return True
 
+    def _leave(self, turn: RunningTurn) -> None:
+        """The stream of `turn` was left, maybe long after the turn has failed and another one runs."""
+        if turn is self._turn:
+            self._stop_current("left")
+
     def _stopped(self, mail: SessionMail) -> GorouterError:
         """What the asker of a turn that was not begun, or of other work, is told of a cancel."""
         return stopped(mail, is_late=self._is_overdue(mail))
@@ -589,6 +625,8 @@ class SessionActor:
                 raise stopped(mail, is_late=True)
             self._mail_scope.deadline = mail.deadline
         try:
+            if self._services.ownership is not None:
+                await self._own(self._services.ownership)
             transcript = self._transcript or await self._load()
             turn_id = mail.turn_id or self._new_turn_id(transcript)
             is_known = transcript.unfinished is not None or transcript.outcome(turn_id) is not None
@@ -630,7 +668,7 @@ class SessionActor:
         turn = RunningTurn(mail, envelope, turn_id=machine.turn_id, actor=self)
         turn.is_sent = True
         turn.first = cast("Transcript", self._transcript).first
-        turn.earlier = tuple(machine.records)
+        turn.earlier, turn.earlier_reports = tuple(machine.records), tuple(machine.reports)
         await self._carry_out(turn, None)
 
     async def _pass_by(self, machine: TurnMachine) -> None:
@@ -711,6 +749,7 @@ class SessionActor:
             return (
                 isinstance(other, StartTurn)
                 and envelope.rounds == turn.envelope.rounds
+                and envelope.options == turn.envelope.options
                 and (other.options, other.settings) == (mail.options, mail.settings)
                 and not (other.streaming or other.resume or other.replaces is not None)
                 and b'"tool' not in other.messages
@@ -805,13 +844,24 @@ class SessionActor:
             await self.commit(turn, result)
         else:
             # What extensions have made of it is for the asker; the log has what the model said.
-            turn.answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.answer.rounds)
+            answer = turn.answer
+            turn.answer = msgspec.structs.replace(
+                result, turn_id=turn.turn_id, rounds=answer.rounds, tool_calls=answer.tool_calls
+            )
         turn.succeed()
 
     async def commit(self, turn: RunningTurn, result: ChatResult[object]) -> None:
         """Store the answer of a turn with rounds; used by the journal."""
-        written = () if self.machine is None else tuple(self.machine.records[len(turn.earlier) :])
-        answer = msgspec.structs.replace(result, turn_id=turn.turn_id, rounds=turn.earlier + (result.rounds or written))
+        records, reports = result.rounds, result.tool_calls
+        if self.machine is not None:
+            records = records or tuple(self.machine.records[len(turn.earlier) :])
+            reports = reports or tuple(self.machine.reports[len(turn.earlier_reports) :])
+        answer = msgspec.structs.replace(
+            result,
+            turn_id=turn.turn_id,
+            rounds=turn.earlier + records,
+            tool_calls=turn.earlier_reports + reports,
+        )
         if turn.loan is not None:
             turn.loan.finish(answer)
             self._wait_for("reader")
@@ -830,7 +880,7 @@ class SessionActor:
         if not messages or (self.machine is not None and self.machine.rounds):
             messages = b"".join(cast("Transcript", self._transcript).pieces(b"", first=turn.first))
         return TurnRequest(
-            self._options_of(turn.mail),
+            self._options_of(turn),
             (messages,),
             settings=turn.mail.settings,
             deadline=turn.deadline,
@@ -864,7 +914,7 @@ class SessionActor:
             reader,
             turn.turn_id,
             has_rounds=has_rounds,
-            on_return=partial(self._stop_current, "left") if has_rounds else None,
+            on_return=partial(self._leave, turn) if has_rounds else None,
         )
         if not turn.envelope.resolve(loan):
             loan.give_back()
@@ -979,22 +1029,28 @@ class SessionActor:
 
     def _render(self, turn: RunningTurn, transcript: Transcript) -> bytes:
         """The body of a turn's first request, in one piece from the start: the history is copied once."""
-        head, tail = self._frame(turn.mail)
+        head, tail = self._frame(turn)
         return b"".join((head, *transcript.pieces(turn.messages, first=turn.first, end=turn.end), tail))
 
-    def _frame(self, mail: StartTurn) -> tuple[bytes, bytes]:
+    def _frame(self, turn: RunningTurn) -> tuple[bytes, bytes]:
         """What stands before and after the messages of a body."""
+        mail, of_session = turn.mail, self._session_options(turn)
         is_own = mail.options == b"{}" and not mail.streaming
-        if is_own and self._head:
+        if is_own and self._head_of is of_session:
             return self._head, b"]}"
-        head = render_body(self._options_of(mail), b"", streaming=mail.streaming)[:-2]
+        head = render_body(self._options_of(turn), b"", streaming=mail.streaming)[:-2]
         if is_own:
-            self._head = head
+            self._head, self._head_of = head, of_session
         return head, b"]}"
 
-    def _options_of(self, mail: StartTurn) -> bytes:
+    def _session_options(self, turn: RunningTurn) -> SessionOptions:
+        """What the session was opened with, as it was when the turn was asked."""
+        return cast("SessionOptions", turn.envelope.options)
+
+    def _options_of(self, turn: RunningTurn) -> bytes:
         """The options of a turn's requests: its own above the session's, and where they are to be routed."""
-        options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
+        own, of_session = turn.mail.options, self._session_options(turn).options
+        options = of_session if own == b"{}" else join_options(of_session, own)
         if self._routing and b'"session_id"' not in options:
             options = b"%b%b%b}" % (options[:-1], b"," if len(options) > 2 else b"", self._routing)
         return options
@@ -1044,6 +1100,17 @@ class SessionActor:
 
     # The store
 
+    async def _own(self, ownership: SessionOwnership) -> None:
+        """Have the session to ourselves until the mail is answered; what others wrote meanwhile is loaded anew."""
+        self._wait_for("store")
+        self._store, version = await _typed(ownership.take(self.key))
+        if version != self._version:
+            self._transcript = None
+
+    def _disown(self) -> None:
+        self._store = self._services.store
+        cast("SessionOwnership", self._services.ownership).release(self.key)
+
     async def _load(self) -> Transcript:
         self._wait_for("store")
         if self._services.immediate is not None:
@@ -1085,15 +1152,20 @@ class SessionActor:
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
         own = cast("Transcript", self._transcript).turn_of(turn_id)
-        rounds: list[CallRecord] = []
+        turn = TurnMachine(own)
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
-                rounds = []
-            elif isinstance(entry, (TurnCalled, AnswerDiscarded)):
-                rounds.append(entry.call)
-            elif isinstance(entry, TurnAnswered) and entry.turn_id == own:
-                message = cast("AssistantMessage", decode_message(bytes(entry.message)))
-                return ChatResult(message=message, call=entry.call, turn_id=turn_id, rounds=tuple(rounds))
+                turn = TurnMachine(entry.turn_id)  # The one of an id that comes again takes its place.
+            if isinstance(entry, TurnEntry) and entry.turn_id == turn.turn_id:
+                turn.apply(entry)
+            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
+                return ChatResult(
+                    message=cast("AssistantMessage", decode_message(bytes(entry.message))),
+                    call=entry.call,
+                    turn_id=turn_id,
+                    rounds=tuple(turn.records),
+                    tool_calls=tuple(turn.reports),
+                )
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
 
     async def _clear(self) -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..events import StreamEvent
     from ..wire.messages import AssistantMessage
     from ..wire.result import ChatResult
+    from ..wire.toolcalls import ToolCallReport
     from .running import RunningTurn
     from .turn import TurnMachine
 
@@ -127,17 +128,17 @@ class SessionRounds:
             if self._turn.loan is not None:
                 self._turn.loan.take_round()
 
-    async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+    async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
         """What open calls returned."""
         async with self._lock:
             await self._actor.write(self._turn, self._answers(messages, reports))
 
-    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[object] = ()) -> None:
+    def keep(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
         """What calls returned before the turn was cut off."""
         if messages:
             self._actor.keep(self._turn, self._answers(messages, reports))
 
-    def _answers(self, messages: Sequence[ToolMessage], reports: Sequence[object]) -> ToolsAnswered:
+    def _answers(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport]) -> ToolsAnswered:
         encoded = [msgspec.Raw(encode_json(list(part))) for part in (messages, reports)]
         return ToolsAnswered(self._turn.turn_id, *encoded)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from .._rounds import TakeRounds
     from .._turns import TurnRequest
+    from ..wire.toolcalls import ToolCallReport
     from .turn import TurnMachine
 
 __all__ = [
@@ -90,10 +91,10 @@ class Envelope(ReplySlot[Answer]):
     """Mail and the asker who waits for its answer.
 
     `rounds` is the loop of tool rounds that takes the turn, None for a turn without tools; `within` is the turn whose
-    tool the asker is, if it is one.
+    tool the asker is, if it is one. `options` are those of the session when the mail was sent.
     """
 
-    __slots__ = ("_actor", "_done", "_is_done", "mail", "rounds", "within")
+    __slots__ = ("_actor", "_done", "_is_done", "mail", "options", "rounds", "within")
 
     def __init__(
         self,
@@ -102,9 +103,11 @@ class Envelope(ReplySlot[Answer]):
         *,
         rounds: TakeRounds | None = None,
         within: RunningTurn | None = None,
+        options: object = None,
     ) -> None:
         super().__init__()
         self.mail = mail
+        self.options = options
         self.rounds = rounds
         self.within = within
         self._actor = actor
@@ -136,8 +139,9 @@ class RunningTurn:
 
     `others` are askers whose messages are taken in the same turn. `first` and `end` bound the part of the history that
     is sent. `unsaved` is what has to be stored even if the turn is cut off: an answer that was paid for, the result of
-    a tool that has run. `earlier` are the rounds of an earlier life. `begun` are the messages of the first request of a
-    turn with rounds; `is_saved` says that the answer of one is stored.
+    a tool that has run. `earlier` are the rounds of an earlier life, `earlier_reports` what became of their calls.
+    `begun` are the messages of the first request of a turn with rounds; `is_saved` says that the answer of one is
+    stored.
     """
 
     __slots__ = (
@@ -146,6 +150,7 @@ class RunningTurn:
         "begun",
         "deadline",
         "earlier",
+        "earlier_reports",
         "end",
         "envelope",
         "first",
@@ -172,6 +177,7 @@ class RunningTurn:
         self.is_saved = False
         self.others: list[Envelope] = []
         self.earlier: tuple[CallRecord, ...] = ()
+        self.earlier_reports: tuple[ToolCallReport, ...] = ()
         self.first = 0
         self.end: int | None = None
         self.replaces = ""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from msgspec import Struct
 
-from ..wire.codec import decode_json, decode_message
+from ..wire.codec import decode_json, decode_message, decode_reports
 from ..wire.journal import (
     AnswerDiscarded,
     QuestionAnswered,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from ..wire.messages import AssistantMessage
     from ..wire.result import CallRecord
+    from ..wire.toolcalls import ToolCallReport
 
 __all__ = ["MOVES", "CallState", "EntryOutOfOrderError", "OpenQuestion", "TurnMachine", "TurnState"]
 
@@ -95,17 +96,32 @@ _Tool: TypeAlias = "Mapping[str, object]"
 class TurnMachine:
     """One turn, as far as it was written down.
 
-    `records` are of the answers so far, which called tools or were discarded; `rounds` counts those with tools.
+    `records` are of the answers so far, which called tools or were discarded; `rounds` counts those with tools, and
+    `reports` are what became of their calls, those of a whole round in the order in which it has them.
     """
 
-    __slots__ = ("_calls", "_message", "_questions", "records", "rounds", "state", "turn_id")
+    __slots__ = (
+        "_calls",
+        "_first_report",
+        "_message",
+        "_order",
+        "_questions",
+        "records",
+        "reports",
+        "rounds",
+        "state",
+        "turn_id",
+    )
 
     def __init__(self, turn_id: str) -> None:
         self.turn_id = turn_id
         self.state: TurnState = "new"
         self.records: list[CallRecord] = []
+        self.reports: list[ToolCallReport] = []
         self.rounds = 0
         self._message = b""
+        self._order: list[str] = []
+        self._first_report = 0
         self._calls: dict[str, CallState] = {}
         self._questions: dict[str, OpenQuestion] = {}
 
@@ -170,7 +186,8 @@ class TurnMachine:
         match entry:
             case TurnCalled():
                 self._begin_round(bytes(entry.message), entry.call)
-            case ToolsAnswered(messages=messages):
+            case ToolsAnswered(messages=messages, reports=reports):
+                self.reports += decode_reports(bytes(reports))
                 self._take_results(_results(bytes(messages)))
             case TurnParked():
                 self._calls[entry.call_id] = "waiting"
@@ -190,7 +207,9 @@ class TurnMachine:
         self.records.append(record)
         self.rounds += 1
         self._message = message
-        self._calls = dict.fromkeys(_call_ids(message), "running")
+        self._order = _call_ids(message)
+        self._first_report = len(self.reports)
+        self._calls = dict.fromkeys(self._order, "running")
         self._questions = {}
 
     def _fault_of_results(self, results: list[_Tool]) -> str | None:
@@ -209,6 +228,12 @@ class TurnMachine:
         if not self._calls:
             self.state = "sent"
             self._message = b""
+            self._sort_reports()
+
+    def _sort_reports(self) -> None:
+        places = {call_id: place for place, call_id in enumerate(self._order)}
+        begin = self._first_report
+        self.reports[begin:] = sorted(self.reports[begin:], key=lambda report: places.get(report.call_id, len(places)))
 
     def _take_reply(self, entry: QuestionAnswered) -> None:
         question = self._questions[entry.question_id]

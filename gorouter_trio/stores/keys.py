@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from ..errors import ConfigError
 
-__all__ = ["SessionKey", "check_key"]
+__all__ = ["SessionKey", "check_key", "prefix_range"]
 
 _NOBODY = "tenant:/principal:/"
 _NAME = r"((?:[^%/:]|%25|%2F|%3A)*)"
@@ -72,6 +72,13 @@ def check_key(key: str) -> bytes:
         return key.encode()
     except UnicodeEncodeError as exc:
         raise ConfigError(f"session: the key is not valid Unicode: {exc.reason}") from exc
+
+
+def prefix_range(prefix: str) -> tuple[bytes, bytes]:
+    """The least key with the prefix and the least text above all of them, which is empty where there is none."""
+    start = check_key(prefix) if prefix else b""
+    # No UTF-8 ends in 0xFF, so the last byte can be raised.
+    return start, start[:-1] + bytes([start[-1] + 1]) if start else b""
 
 
 def _owned(text: str) -> re.Match[str] | None:

@@ -12,7 +12,7 @@ from ..config import Seams
 from ..errors import SessionConflictError, StoreError
 from ..transport.sqlite import SqliteFile
 from . import sqlite_query
-from .keys import SessionKey, check_key
+from .keys import SessionKey, check_key, prefix_range
 
 if TYPE_CHECKING:
     import os
@@ -284,21 +284,14 @@ def _range(key: str | None, prefix: str) -> tuple[bytes, bytes]:
     """The least key asked about, and one that is above all of them."""
     if key is not None:
         return check_key(key), check_key(key) + b"\0"
-    start, end = _prefix_range(prefix)
+    start, end = prefix_range(prefix)
     # No UTF-8 has such a byte.
     return start, end or b"\xff"
 
 
-def _prefix_range(prefix: str) -> tuple[bytes, bytes]:
-    """The least key with the prefix and the least text above all of them, which is empty where there is none."""
-    start = check_key(prefix) if prefix else b""
-    # No UTF-8 ends in 0xFF, so the last byte can be raised.
-    return start, start[:-1] + bytes([start[-1] + 1]) if start else b""
-
-
 def _find(prefix: str, after: str, limit: int) -> tuple[bytes, bytes, bytes, bytes, int]:
     """What the keys of a listing are found by."""
-    start, end = _prefix_range(prefix)
+    start, end = prefix_range(prefix)
     return (check_key(after) if after else b"", start, end, end, max(limit, 0))
 
 

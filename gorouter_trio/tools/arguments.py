@@ -17,6 +17,8 @@ from typing import Final, NoReturn, cast
 
 __all__ = ["ArgumentsError", "canonical_json", "digest_of", "parse_arguments"]
 
+# What JSON calls white space, and no more: the parser takes no other.
+_BLANKS: Final = " \t\r\n"
 _MAX_DEPTH: Final = 64
 _MIN_INTEGER: Final = -(2**63)
 _MAX_INTEGER: Final = 2**64 - 1
@@ -37,7 +39,7 @@ def parse_arguments(text: str, *, max_bytes: int) -> dict[str, object]:
     """
     if len(text) > max_bytes or len(text.encode("utf-8", "replace")) > max_bytes:
         raise ArgumentsError(f"the arguments are longer than {max_bytes} bytes")
-    if not text.strip() or text.strip() == "null":
+    if text.strip(_BLANKS) in {"", "null"}:
         return {}
     _check_depth(text)
     try:

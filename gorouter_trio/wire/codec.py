@@ -63,6 +63,7 @@ from .responses import (
 from .result import CallRecord, ChatResult
 from .salvage import Salvage, mend_text
 from .stream import ChatChunk, ChunkChoice, Delta
+from .toolcalls import ToolCallReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -96,6 +97,7 @@ __all__ = [
     "decode_models",
     "decode_output_line",
     "decode_providers",
+    "decode_reports",
     "decode_roles",
     "decode_text_completion",
     "encode_call",
@@ -152,6 +154,7 @@ _decode_output_line = msgspec.json.Decoder(OutputLine).decode
 _decode_api_batch = msgspec.json.Decoder(ApiBatch).decode
 _decode_api_batch_page = msgspec.json.Decoder(ApiBatchPage).decode
 _decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
+_decode_reports = msgspec.json.Decoder(list[ToolCallReport]).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
@@ -703,6 +706,12 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
 
     Events without data are passed over.
     """
+    if len(events) == 1 and b"\n" not in events[0]:
+        # What is malformed is looked at again below.
+        try:
+            return [_chunk_decoder.decode(events[0])], None
+        except _MALFORMED:
+            pass
     chunks: list[ChatChunk] = []
     # One event may hold two lines, or none: what is not one line and one chunk an event is looked at again.
     # (Joining to look for a line end is a sixth of the cost of counting them.)
@@ -883,6 +892,11 @@ def decode_log_entry(data: bytes) -> LogEntry:
 def decode_log_outline(data: bytes) -> LogOutline:
     """What can be counted in an entry of a session's log, whatever its tag; raises `DecodeError`."""
     return _stored(_decode_log_outline, data)
+
+
+def decode_reports(data: bytes) -> list[ToolCallReport]:
+    """What became of the calls of a round, as a session's log has it; raises `DecodeError`."""
+    return _stored(_decode_reports, data)
 
 
 def decode_ledger_row(data: bytes) -> LedgerRow:

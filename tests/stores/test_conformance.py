@@ -15,11 +15,13 @@ import trio
 import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis_server import fresh_prefix, shared_redis
 
 import gorouter_trio as gr
 from gorouter_trio.abc import HistoryStore, StoredHistory, StoredSession
-from gorouter_trio.stores import MemoryStore, SessionKey, SqliteStore
+from gorouter_trio.stores import MemoryStore, RedisStore, SessionKey, SqliteStore
 from gorouter_trio.testing import FaultyStore
+from gorouter_trio.transport.resp_client import RedisClient
 
 AT_S = 1_750_000_000.25
 """What every wall clock here says."""
@@ -69,10 +71,38 @@ async def open_sqlite_store() -> AsyncIterator[SqliteStore]:
             yield store
 
 
+class BroughtClient:
+    """A client of a user's own, as far as the store can tell: it has `execute`, and nothing else."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def execute(self, *args):
+        return await self._client.execute(*args)
+
+
+@asynccontextmanager
+async def open_redis_store() -> AsyncIterator[RedisStore]:
+    """A store on a server that others use as well, with a prefix of its own."""
+    async with RedisStore(shared_redis().url, prefix=fresh_prefix(), wall=lambda: AT_S) as store:
+        yield store
+
+
+@asynccontextmanager
+async def open_brought_redis_store() -> AsyncIterator[RedisStore]:
+    """A store over a client that was brought, whose sessions expire."""
+    async with RedisClient(f"unix://{shared_redis().socket}") as client:
+        store = RedisStore(BroughtClient(client), prefix=fresh_prefix(), ttl_s=600, wall=lambda: AT_S)
+        async with store:
+            yield store
+
+
 STORES: dict[str, Callable[[], AbstractAsyncContextManager[HistoryStore]]] = {
     "memory": open_memory_store,
     "memory behind faults": open_wrapped_store,
     "sqlite": open_sqlite_store,
+    "redis": open_redis_store,
+    "redis, brought": open_brought_redis_store,
 }
 
 
@@ -245,8 +275,9 @@ async def test_keys_that_cannot_be(store, key):
 
 
 async def test_durability_is_told(store):
-    """A store says what a write survives."""
-    assert store.durability in {"process", "disk"}
+    """A store says what a write survives; one that asks a server for it, once it was used."""
+    await store.append("k", [], expected_version=0)
+    assert store.durability in {"process", "disk", "none"}
 
 
 async def test_what_was_loaded_stays_as_it_was(store):

@@ -13,6 +13,7 @@ from scripted import Network, Serve
 
 from gorouter_trio.config import ClientConfig, Secret
 from gorouter_trio.pool.attempts import AttemptRecord
+from gorouter_trio.pool.shared import SharedLimits
 from gorouter_trio.pool.streams import ChatReader, begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, PoolStatistics, open_pool
 from gorouter_trio.transport.connector import connector
@@ -117,6 +118,7 @@ async def open_place(
     capacity_bytes: int = 65536,
     on_attempt: Callable[[AttemptRecord], None] | None = None,
     estimate: Callable[[HttpCall], int] | None = None,
+    shared: SharedLimits | None = None,
     **fields: object,
 ) -> AsyncIterator[Place]:
     """A pool with the settings in `fields`, over connections that are served by `serve`."""
@@ -127,7 +129,9 @@ async def open_place(
             max_header_bytes=config.pool.max_header_bytes, max_body_bytes=config.pool.max_body_bytes
         )
         made = connector(ORIGIN, transport=transport or network, tls=None, limits=limits)
-        async with open_pool(config, made, make_head=make_head, on_attempt=on_attempt, estimate=estimate) as pool:
+        async with open_pool(
+            config, made, make_head=make_head, on_attempt=on_attempt, estimate=estimate, shared=shared
+        ) as pool:
             yield Place(pool, network)
         nursery.cancel_scope.cancel()
 

@@ -11,6 +11,7 @@ from gorouter_trio._rounds import Question, RoundJournal
 from gorouter_trio.events import TextDelta
 from gorouter_trio.wire.messages import AssistantMessage, ToolCall, ToolMessage
 from gorouter_trio.wire.result import ChatResult
+from gorouter_trio.wire.toolcalls import ToolCallReport
 
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")
@@ -65,7 +66,7 @@ class Loop:
                 nursery.start_soon(self._call, journal, call, results)
         if not self.each:
             await journal.answered(
-                [ToolMessage(call.id, results[call.id]) for call in calls], [{"id": call.id} for call in calls]
+                [ToolMessage(call.id, results[call.id]) for call in calls], [_report_on(call) for call in calls]
             )
 
     async def _call(self, journal: RoundJournal, call: ToolCall, results: dict[str, str]) -> None:
@@ -87,3 +88,7 @@ class Loop:
     async def _sleep(self, _journal: RoundJournal, call: ToolCall) -> str:
         await trio.sleep(self.tool_s)
         return f"result of {call.id}"
+
+
+def _report_on(call: ToolCall) -> ToolCallReport:
+    return ToolCallReport(call_id=call.id, name=call.function.name, status="success")

@@ -1,0 +1,147 @@
+"""The Redis client where there are several servers: sentinels that name the master, and a cluster."""
+
+from __future__ import annotations
+
+import binascii
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from redis_server import RedisProcess, free_port, running_redis
+
+from gorouter_trio.errors import StoreError
+from gorouter_trio.stores import RedisStore
+from gorouter_trio.transport.resp_client import RedisClient
+
+pytestmark = pytest.mark.net
+
+
+@contextmanager
+def running_sentinel(master: RedisProcess) -> Iterator[RedisProcess]:
+    """A sentinel, which is enough by itself here, that takes a master for dead after 0.2 s."""
+    with tempfile.TemporaryDirectory(prefix="redis-") as directory:
+        config = Path(directory) / "sentinel.conf"
+        config.write_text(
+            f"sentinel monitor main 127.0.0.1 {master.port} 1\n"
+            "sentinel down-after-milliseconds main 200\n"
+            "sentinel failover-timeout main 2000\n"
+        )
+        sentinel = RedisProcess(directory, port=free_port(), config=config)
+        sentinel.start()
+        try:
+            yield sentinel
+        finally:
+            sentinel.kill()
+
+
+async def wait_for(condition, *, within_s=10.0):
+    """Poll until it holds."""
+    with trio.fail_after(within_s):
+        while not await condition():
+            await trio.sleep(0.02)
+
+
+@pytest.mark.parametrize("failovers", [1, pytest.param(20, marks=pytest.mark.long)])
+async def test_sentinels(record_property, failovers):
+    """The master is the one that a sentinel names; when it dies, writes go on with the next, and none twice."""
+    took = []
+    for _ in range(failovers):
+        with ExitStack() as stack:
+            master = stack.enter_context(running_redis(with_port=True))
+            replica = stack.enter_context(
+                running_redis("--save", "", "--replicaof", "127.0.0.1", str(master.port), with_port=True)
+            )
+            sentinel = stack.enter_context(running_sentinel(master))
+
+            async def is_synced(master=master, sentinel=sentinel):
+                info = master.ask("INFO", "replication")
+                return "state=online" in info and "slaves=1" in sentinel.ask("INFO", "sentinel")
+
+            await wait_for(is_synced)
+            url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{sentinel.port}/main"
+            start = 0.0
+            async with RedisStore(url, timeout_s=10) as store:
+                for number in range(20):
+                    await store.append("k", [b"%d" % number], expected_version=number)
+                    if number == 10:
+                        # What the replica has not yet is what such a Redis may lose.
+                        await wait_for(lambda master=master, replica=replica: _is_level(master, replica))
+                        master.kill()
+                        start = trio.current_time()
+                    if number == 11:
+                        took.append(trio.current_time() - start)
+                assert [int(entry) for entry in (await store.load("k")).entries] == list(range(20))
+    record_property("figure", f"{failovers} failovers: writes went on after at most {max(took):.1f} s; 0 lost, 0 twice")
+
+
+async def _is_level(master: RedisProcess, replica: RedisProcess) -> bool:
+    return _offset(master) == _offset(replica)
+
+
+def _offset(server: RedisProcess) -> str:
+    info = server.ask("INFO", "replication")
+    return next(line for line in info.splitlines() if line.startswith("master_repl_offset"))
+
+
+async def test_a_sentinel_that_does_not_know():
+    """A master that no sentinel knows is said to be unknown, by the deadline."""
+    with running_redis(with_port=True) as master, running_sentinel(master) as sentinel:
+        async with RedisClient(f"redis+sentinel://127.0.0.1:{sentinel.port}/other", timeout_s=0.5) as client:
+            with trio.fail_after(2), pytest.raises(StoreError, match="knows no master 'other'") as caught:
+                await client.execute("PING")
+            assert caught.value.kind == "unreachable"
+
+
+@contextmanager
+def running_cluster() -> Iterator[tuple[RedisProcess, RedisProcess]]:
+    """Two nodes, the first with all slots but that of `{two}`, which the second has."""
+    options = ("--save", "", "--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+    with running_redis(*options, with_port=True) as one, running_redis(*options, with_port=True) as two:
+        slot = binascii.crc_hqx(b"two", 0) % 16_384
+        others = [str(number) for number in range(16_384) if number != slot]
+        for first in range(0, len(others), 4000):
+            assert "OK" in one.ask("CLUSTER", "ADDSLOTS", *others[first : first + 4000])
+        two.ask("CLUSTER", "ADDSLOTS", str(slot))
+        one.ask("CLUSTER", "SET-CONFIG-EPOCH", "1")
+        two.ask("CLUSTER", "SET-CONFIG-EPOCH", "2")
+        one.ask("CLUSTER", "MEET", "127.0.0.1", str(two.port))
+        yield one, two
+
+
+async def test_cluster():
+    """A node that has not the slot says who has; that is remembered. A slot that moves is followed, key by key."""
+    with running_cluster() as (one, two):
+
+        async def is_whole():
+            return all("cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in (one, two))
+
+        await wait_for(is_whole)
+        async with RedisClient(one.url) as client:
+            for number in range(20):
+                assert await client.execute("INCR", "{two}n") == number + 1
+                assert await client.execute("INCR", "one") == number + 1
+            assert client.is_cluster
+            # Two nodes and no more than one detour.
+            assert client.statistics().connected == 2
+            assert client.statistics().commands < 60
+            async with RedisStore(client, prefix="two") as store:
+                for version in range(5):
+                    await store.append("k", [b"%d" % version], expected_version=version)
+                await store.append("a", [], expected_version=0)
+                assert list(await store.list_keys()) == ["a", "k"]
+                assert len((await store.load("k")).entries) == 5
+            slot = str(binascii.crc_hqx(b"two", 0) % 16_384)
+            ids = [node.ask("CLUSTER", "MYID").splitlines()[1] for node in (one, two)]
+            one.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[1])
+            two.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[0])
+            assert await client.execute("SET", "{two}new", "a") == b"OK"
+            assert await client.execute("GET", "{two}new") == b"a"
+            assert "ASK" in two.ask("GET", "{two}new")
+            assert await client.execute("GET", "{two}n") == b"20"
+            for refused in (client.execute_together(("PING",)), client.execute_blocking("BLPOP", "a", 0, wait_s=1)):
+                with pytest.raises(StoreError, match="cluster") as caught:
+                    await refused
+                assert caught.value.kind == "refused"
