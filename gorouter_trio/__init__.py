@@ -540,9 +540,11 @@ __all__ = [
     "WebSearchOptions",
     "WorkerStatistics",
     "abc",
+    "gateway",
     "open_client",
     "plugins",
     "redis",
+    "remote",
     "security",
     "session_key",
     "simulator",
@@ -578,7 +580,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"plugins", "redis", "security", "simulator", "testing"}:
+    if name in {"gateway", "plugins", "redis", "remote", "security", "simulator", "testing"}:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

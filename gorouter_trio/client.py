@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
     from .security.rules import ToolGuard
+    from .session.actor import SessionStatistics
     from .session.directory import SessionRef
     from .wire.catalog import (
         Credits,
@@ -650,6 +651,15 @@ class Client:
     def statistics(self) -> PoolStatistics:
         """A snapshot of the pool; cheap."""
         return self._runtime.pool.statistics()
+
+    def session_statistics(self) -> dict[str, SessionStatistics]:
+        """A snapshot of each active session, by its full key, the one that was used the longest time ago first."""
+        return self._runtime.sessions.inspect()
+
+    @property
+    def active_sessions(self) -> int:
+        """How many sessions are active: have an actor."""
+        return self._runtime.sessions.active
 
     def _request(self, options: bytes, messages: bytes, settings: CallSettings) -> TurnRequest:
         return TurnRequest(options, (messages,), settings=settings)

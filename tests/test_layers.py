@@ -100,8 +100,8 @@ PLACES: tuple[str, ...] = (
     # 9, around it
     "simulator",
     "testing",
-    "remote",
     "gateway",
+    "remote",
     "blocking",
     "aio",
     "ray",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
@@ -41,6 +43,7 @@ async def test_the_tree_of_tasks(autojump_clock):
         await client.session("idle").ask("1")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(client.session("slow").ask, "slow")
+            await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(client.session("slow").ask, "behind")
             nursery.start_soon(client.session("tool", tools=[wait_long]).ask, "go")
             await trio.sleep(5)
@@ -124,7 +127,7 @@ async def test_sources_of_ones_own(autojump_clock):
             client.add_metrics(5)  # type: ignore[arg-type]  # on purpose
 
 
-def read(text: str) -> dict:
+def read(text: str) -> dict[str, Any]:
     """The families by name, as the parser of Prometheus's own client gives them."""
     families = {family.name: family for family in text_string_to_metric_families(text)}
     assert all(re.fullmatch(r"[a-z_]+", name) for name in families)
