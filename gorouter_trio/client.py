@@ -317,6 +317,11 @@ class Client:
             system=self._defaults.system,
         )
 
+    @property
+    def runtime(self) -> Runtime:
+        """What the client is the face of; for parts of this package."""
+        return self._runtime
+
     def batch_job(
         self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
     ) -> AbstractAsyncContextManager[RunningJob]:

@@ -50,13 +50,13 @@ def write_rows(tmp_path: Path, count: int, prompt: str = "[[say {n}]]") -> str:
 
 
 async def submit(job: ClusterJob, client: Client, source: str, **fields: Any) -> int:
-    encode = job_services(client._runtime, {}).encode_for(job.name)
+    encode = job_services(client.runtime, {}).encode_for(job.name)
     async with open_rows(source) as rows:
         return await job.submit(aiter(rows), encode, **fields)
 
 
 def worker(job: ClusterJob, client: Client, name: str, width: int = 8) -> Worker:
-    return Worker(job, job_services(client._runtime, {}).run_for(None), name=name, width=width)
+    return Worker(job, job_services(client.runtime, {}).run_for(None), name=name, width=width)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

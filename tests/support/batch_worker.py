@@ -58,6 +58,6 @@ async def share(
         ) as client,
     ):
         ack("open")
-        run = job_services(client._runtime, {}).run_for(None)
+        run = job_services(client.runtime, {}).run_for(None)
         await Worker(ClusterJob(redis, job, lease_s=2.0), run, name=name, width=int(width)).run()
     ack("done")
