@@ -20,6 +20,7 @@ from .batch import run_batch
 from .batch_options import BatchChoices, choose_batch
 from .bench import BenchJob, run_bench
 from .chat import ChatJob, run_chat
+from .cluster import add_cluster_commands
 from .cost import CostGrouping, CostJob, run_cost
 from .demo import DemoJob, run_demo
 from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tracebacks, report, report_failure, why
@@ -349,9 +350,17 @@ def _make_app() -> App:
         help_format="markdown",
         version=_version,
     )
-    for command in (demo, chat, batch, bench, cost, models, key, credits, simulate):
+    for command in (demo, chat, bench, cost, models, key, credits, simulate):
         app.command(command)
+    app.command(_make_batch_app())
     app.command(make_history_app())
+    return app
+
+
+def _make_batch_app() -> App:
+    """The command, and those of jobs that machines share below it."""
+    app = App(name="batch", default_command=batch)
+    add_cluster_commands(app)
     return app
 
 
