@@ -9,7 +9,6 @@ Ray is not imported here: it gives the stage batches of columns, and takes such 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -21,7 +20,7 @@ from .client import open_client
 from .errors import GorouterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from .batch.rows import BatchRow, RowProblem
     from .batch.runner import BatchResult
