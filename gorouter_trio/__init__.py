@@ -147,6 +147,10 @@ from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
 from .pool.statistics import WorkerStatistics as WorkerStatistics
+from .pool.tracing import RequestSpan as RequestSpan
+from .pool.tracing import ToolSpan as ToolSpan
+from .pool.tracing import ToolStart as ToolStart
+from .pool.tracing import Tracer as Tracer
 from .runtime_events import AccountingFailed as AccountingFailed
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -462,6 +466,7 @@ __all__ = [
     "ReasoningDelta",
     "ReasoningOptions",
     "RefusalDelta",
+    "RequestSpan",
     "ResponseFormat",
     "ResponseHealingPlugin",
     "RetryPolicy",
@@ -519,11 +524,14 @@ __all__ = [
     "ToolRegistry",
     "ToolSet",
     "ToolSource",
+    "ToolSpan",
+    "ToolStart",
     "ToolStarted",
     "ToolStatistics",
     "ToolStatus",
     "TopProvider",
     "TraceOptions",
+    "Tracer",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",

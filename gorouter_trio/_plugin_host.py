@@ -46,6 +46,7 @@ class _Running:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.scope = trio.CancelScope()
         self.stop = trio.Event()
         self.ended = trio.Event()
         self.error: Exception | None = None
@@ -102,13 +103,17 @@ class PluginHost:
         return True
 
     async def end_all(self) -> None:
-        """End all plugins in reverse order, each in a bounded time; raises the first error, once all have ended."""
+        """End all plugins in reverse order, each in a bounded time; raises the first error, once all have ended.
+
+        One that takes longer is cancelled, and does not take the time of the others.
+        """
         first: Exception | None = None
         for running in reversed(list(self._running.values())):
             running.stop.set()
             with trio.move_on_after(_END_S) as scope:
                 await running.ended.wait()
             if scope.cancelled_caught:
+                running.scope.cancel()
                 running.error = TimeoutError(f"the plugin {running.name!r} did not end in {_END_S:g} s")
             first = first or running.error
         if first is not None:
@@ -130,7 +135,8 @@ class PluginHost:
             running.error = error
 
         try:
-            await contain(live, report=report)
+            with running.scope:
+                await contain(live, report=report)
         finally:
             client.undo()
             running.ended.set()
@@ -151,7 +157,8 @@ async def open_plugin_host(bus: EventBus, *, wall: Callable[[], float]) -> Async
         try:
             yield host
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * _END_S):
+            bound_s = _END_S * (len(host.names) + 1)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + bound_s):
                 await host.end_all()
             nursery.cancel_scope.cancel()
 

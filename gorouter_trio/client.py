@@ -17,7 +17,7 @@ from ._runtime import Runtime, open_runtime
 from ._turns import TurnExtras, TurnRequest
 from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
-from .config import DIRECT, ClientConfig, PricePolicy
+from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from .pool.costs import CostSnapshot, CostTracker
     from .pool.ledger import LedgerChange
     from .pool.prices import PricesRefreshed
+    from .pool.tracing import Tracer
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
     from .security.rules import ToolGuard
@@ -503,6 +504,17 @@ class Client:
         """
         return self._runtime.bus.listen(*kinds, queue=queue)
 
+    def add_tracer(self, tracer: Tracer) -> None:
+        """Tell `tracer` of each request for a chat and each tool call that begins from now on; see `Tracer`."""
+        for method in ("begin_request", "begin_tool"):
+            if not can_take(getattr(tracer, method, None), 1):
+                raise ConfigError(f"tracer: {tracer!r} has no {method} that takes one argument")
+        self._runtime.tracers.add(tracer)
+
+    def remove_tracer(self, tracer: Tracer) -> bool:
+        """Tell `tracer` of nothing more; False when it was not there."""
+        return self._runtime.tracers.remove(tracer)
+
     def flush_observers(self) -> None:
         """Give all observers what has ended so far, now."""
         self._runtime.chain.ended.flush()
@@ -546,6 +558,11 @@ class Client:
     # What may change while it runs: for what is asked from then on
 
     @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return cast("str", self._runtime.config.base_url)
+
+    @property
     def default_model(self) -> str:
         """The model of requests that name none."""
         return self._runtime.config.model
@@ -564,7 +581,12 @@ class Client:
         Requests in flight keep theirs; those that wait in the queue go with the new one. What was learned of the old
         keys, their rates and pauses, goes with them. The key itself is not given back: `statistics().keys` has names.
         """
-        self._runtime.set_api_key(_hidden_key(api_key))
+        try:
+            hidden = hide_keys(api_key)
+        finally:
+            # A traceback may show locals, and this is one of them.
+            del api_key
+        self._runtime.set_api_key(hidden)
 
     @property
     def store(self) -> HistoryStore:
@@ -699,6 +721,11 @@ class _PluginClient(Client):
         super().observe(observer)
         self._undo.append(partial(self.unobserve, observer))
 
+    def add_tracer(self, tracer: Tracer) -> None:
+        """As `Client.add_tracer`."""
+        super().add_tracer(tracer)
+        self._undo.append(partial(self.remove_tracer, tracer))
+
     def add_metrics(self, source: MetricsSource) -> None:
         """As `Client.add_metrics`."""
         super().add_metrics(source)
@@ -767,11 +794,6 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
         raise lone
     finally:
         del body, lone  # a traceback that leads to itself would stay until the next collection
-
-
-def _hidden_key(api_key: object) -> object:
-    """The same, a string as a secret: a traceback of what is wrong with it may show locals."""
-    return Secret(api_key) if isinstance(api_key, str) else api_key
 
 
 def _without_secrets(fields: dict[str, object]) -> dict[str, object]:

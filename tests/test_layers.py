@@ -59,6 +59,7 @@ PLACES: tuple[str, ...] = (
     "_mailbox",
     "_callables",
     "_contain",
+    "_contexts",
     "_feed",
     "_prometheus",
     "runtime_events",

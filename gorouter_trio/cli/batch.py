@@ -55,7 +55,7 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
     _check_streams(job)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
-            open_chosen_client(common, max_connections=job.max_in_flight, system=command.system)
+            open_chosen_client(common, max_connections=job.max_in_flight, system=command.system, has_prices=True)
         )
         if command.dry:
             return await _show_estimate(client, command, as_json=common.json)

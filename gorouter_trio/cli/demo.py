@@ -76,7 +76,9 @@ async def run_demo(job: DemoJob, *, seed: int, as_json: bool) -> int:
     options = CommonOptions(simulate=True, seed=seed, json=as_json)
     simulator = msgspec.structs.replace(REALISTIC, fault_rates=_FAULTS, retry_after_s=1)
     demo = _Demo(quiet=as_json)
-    async with open_chosen_client(options, max_connections=job.max_in_flight, simulator=simulator) as client:
+    async with open_chosen_client(
+        options, max_connections=job.max_in_flight, simulator=simulator, has_prices=True
+    ) as client:
         await demo.run_batch(client, job, seed)
         await demo.talk(client.session("demo:ada", system="You are friendly and brief."))
         report = demo.report(client.statistics().opened)

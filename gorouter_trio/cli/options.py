@@ -15,7 +15,7 @@ import trio
 from cyclopts import Parameter
 
 from ..client import Client, open_client
-from ..config import DEFAULT_MODEL, ClientConfig, PoolLimits, Seams, Secret
+from ..config import DEFAULT_MODEL, ClientConfig, PoolLimits, PricePolicy, Seams, Secret
 from ..simulator import Simulator, SimulatorConfig, serve_simulator
 from .failures import CliError
 
@@ -95,12 +95,16 @@ async def open_chosen_client(
     max_connections: int = 8,
     simulator: SimulatorConfig = REALISTIC,
     system: str | None = None,
+    has_prices: bool = False,
 ) -> AsyncIterator[Client]:
     """The client that the options ask for; raises `CliError` when there is no key for it.
 
-    `simulator` is what `--simulate` talks to, with the seed of the options.
+    `simulator` is what `--simulate` talks to, with the seed of the options. Without `has_prices` the list of prices,
+    which is several MB, is not fetched: who asks once and shows what the API charged has no use for it.
     """
     config = msgspec.structs.replace(client_config(options, max_connections), system=system)
+    if not has_prices:
+        config = msgspec.structs.replace(config, prices=PricePolicy(on_start=False, refresh_s=None))
     if not options.simulate:
         _reserve_files(max_connections)
         async with open_client(config) as client:
