@@ -112,7 +112,7 @@ async def open_files(
             f"{job.output} has no journal ({path}), so that the job cannot go on; overwrite it, or move it"
         )
     mode: OutputMode = "append" if goes_on else "overwrite" if job.if_exists == "overwrite" else "new"
-    if mode == "new" and is_there and path is not None:
+    if mode == "new" and is_there and path is not None and not _has_content(str(job.output)):
         raise FileExistsError(17, f"is the journal of a job whose output is not there ({job.output})", path)
     async with AsyncExitStack() as stack:
         output = await stack.enter_async_context(open_output(job.output, mode=mode))

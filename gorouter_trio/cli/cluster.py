@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .._turns import TurnKeywords
     from ..batch.cluster import ClusterStatus
 
-__all__ = ["add_cluster_commands"]
+__all__ = ["JobPlace", "add_cluster_commands", "collect", "status", "submit", "work"]
 
 
 @Parameter(name="*")
