@@ -428,8 +428,8 @@ class Client:
     async def register(self, plugin: object) -> str:
         """Begin a plugin, and return its name (its `name`, or that of its class or function).
 
-        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, or a function
-        of the client that gives an async context manager. It is ended with the client, after the sessions and
+        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, an async context
+        manager, or a function of the client that gives one. It is ended with the client, after the sessions and
         before the pool, in reverse order of registration; what it registered is taken back then. Raises
         `ConfigError` for what is no plugin or has the name of another, and what the plugin raises while it begins:
         the client is as it was then.
