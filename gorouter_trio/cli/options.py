@@ -20,7 +20,7 @@ from ..simulator import Simulator, SimulatorConfig, serve_simulator
 from .failures import CliError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 __all__ = [
     "FLAG",
@@ -88,13 +88,17 @@ async def open_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def open_chosen_client(
-    options: CommonOptions, *, max_connections: int = 8, simulator: SimulatorConfig = REALISTIC
+    options: CommonOptions,
+    *,
+    max_connections: int = 8,
+    simulator: SimulatorConfig = REALISTIC,
+    fields: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Client]:
     """The client that the options ask for; raises `CliError` when there is no key for it.
 
-    `simulator` is what `--simulate` talks to, with the seed of the options.
+    `simulator` is what `--simulate` talks to, with the seed of the options; `fields` are further settings.
     """
-    config = _client_config(options, max_connections)
+    config = msgspec.structs.replace(_client_config(options, max_connections), **(fields or {}))
     if not options.simulate:
         _reserve_files(max_connections)
         async with open_client(config) as client:
