@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from contextlib import AsyncExitStack
 
 import trio
 from gateways import Talk, open_talk
@@ -24,12 +25,12 @@ async def be_many(url: str, count: int) -> None:
     gate, ready = trio.CapacityLimiter(_AT_A_TIME), trio.Event()
 
     async def one() -> None:
-        async with gate:
-            opened = open_talk(url)
-            talks.append(await opened.__aenter__())
-        if len(talks) == count:
-            ready.set()
-        await trio.sleep_forever()
+        async with AsyncExitStack() as stack:
+            async with gate:
+                talks.append(await stack.enter_async_context(open_talk(url)))
+            if len(talks) == count:
+                ready.set()
+            await trio.sleep_forever()
 
     async with trio.open_nursery() as nursery:
         for _ in range(count):
