@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from ._chain import ChatState
 from ._loan import TurnLoan, patience
 from ._loop import LoopServices, TurnLoop
+from ._observing import NotedChat
 from ._plain import ChatJournal, StreamJournal
 from ._stream import ChatStream
 from ._turns import TurnRequest
@@ -19,16 +21,25 @@ from .wire.mail import CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from ._gate import Gate
     from ._turns import TurnExtras
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
-__all__ = ["ChatPipeline"]
+__all__ = ["Answers", "ChatPipeline"]
 
 _LEAVE_S = 10.0
+
+
+class Answers(Protocol):
+    """Answers that are there already; see `batch.cache.AnswerCache`."""
+
+    async def ask(
+        self, call: HttpCall, send: Callable[[HttpCall], Awaitable[tuple[ChatResult, bytes]]]
+    ) -> tuple[ChatResult, bytes]:
+        """The answer to `call` and its JSON, from here or by `send`."""
 
 
 class ChatPipeline:
@@ -63,10 +74,13 @@ class ChatPipeline:
 
         Raises the errors of `Gate.admit`, of `Pool.request` and of `TurnLoop`; cancelling stops the request.
         """
-        loop = self.loop(await self._admit(extras))
-        if loop is None:
+        extras = await self._admit(extras)
+        chain = self._loops.chain
+        if not chain.only_notes or (extras is not None and extras.has_rounds):
+            return await self._run_looked_at(request, extras, self.send)
+        if not chain.ended.observers:
             return await self.send(request.call())
-        return await loop(ChatJournal(request, self.send))
+        return await self._run_noted(request, self.send)
 
     @asynccontextmanager
     async def stream(
@@ -111,10 +125,12 @@ class ChatPipeline:
         *,
         extras: TurnExtras | None = None,
         ambiguous_retries: int | None = None,
+        answers: Answers | None = None,
     ) -> tuple[ChatResult[object], bytes]:
         """A whole chat whose body is made, as a batch has it, and the JSON of its last reply without padding.
 
-        `ambiguous_retries` stands in for that of the retry policy, where it is not None.
+        `ambiguous_retries` stands in for that of the retry policy, where it is not None. `answers` are looked at
+        before anything is sent.
         """
         replies: list[bytes] = []
 
@@ -123,13 +139,23 @@ class ChatPipeline:
             replies[:] = (exchange.ticket.body.strip(),)
             return result
 
-        async def send(call: HttpCall) -> ChatResult:
-            return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries)
+        async def ask(call: HttpCall) -> tuple[ChatResult, bytes]:
+            return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries), replies[0]
 
-        loop = self.loop(await self._admit(extras))
-        if loop is None:
+        async def send(call: HttpCall) -> ChatResult:
+            if answers is None:
+                return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries)
+            result, replies[:] = await _one_reply(answers, call, ask)
+            return result
+
+        extras = await self._admit(extras)
+        chain = self._loops.chain
+        if not chain.only_notes or (extras is not None and extras.has_rounds):
+            result = await self._run_looked_at(_request_of(body, settings), extras, send)
+        elif chain.ended.observers:
+            result = await self._run_noted(_request_of(body, settings), send)
+        else:
             return await send(HttpCall(body=body, settings=settings)), replies[0]
-        result = await loop(ChatJournal(_request_of(body, settings), send))
         return result, replies[0] if replies else encode_json(result.message)
 
     async def open_reader(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatReader:
@@ -142,6 +168,33 @@ class ChatPipeline:
     async def _admit(self, extras: TurnExtras | None) -> TurnExtras | None:
         is_free = self._gate.is_open and (extras is None or extras.token is None)
         return extras if is_free else await self._gate.admit(extras)
+
+    async def _run_looked_at(
+        self, request: TurnRequest, extras: TurnExtras | None, send: Callable[[HttpCall], Awaitable[ChatResult]]
+    ) -> ChatResult[object]:
+        """One chat with something around it, or with more than one request; without a loop where nothing needs one."""
+        chain = self._loops.chain
+        if not chain.only_looks or (extras is not None and extras.has_rounds):
+            loop = self._loop if extras is None else TurnLoop(self._loops, extras)
+            return await loop(ChatJournal(request, send))
+        state = ChatState(request.options, request.messages())
+
+        async def ask() -> None:
+            state.result = await send(request.call())
+
+        return await chain.run(chain.context_of(request), state, ask)
+
+    async def _run_noted(
+        self, request: TurnRequest, send: Callable[[HttpCall], Awaitable[ChatResult]]
+    ) -> ChatResult[object]:
+        """One request whose end is noted."""
+        try:
+            result = await send(request.call())
+        except GorouterError as exc:
+            self._loops.chain.ended.add(NotedChat(request, request.pieces, self._wall(), None, exc))
+            raise
+        self._loops.chain.ended.add(NotedChat(request, request.pieces, result.call.finished_at_s, result, None))
+        return result
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
@@ -181,6 +234,13 @@ class ChatPipeline:
                 safeguard_results=kept(reply.safeguard_results),
             ),
         )
+
+
+async def _one_reply(
+    answers: Answers, call: HttpCall, ask: Callable[[HttpCall], Awaitable[tuple[ChatResult, bytes]]]
+) -> tuple[ChatResult, list[bytes]]:
+    result, body = await answers.ask(call, ask)
+    return result, [body]
 
 
 def _request_of(body: bytes, settings: CallSettings) -> TurnRequest:

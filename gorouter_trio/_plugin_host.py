@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import trio
 
+from ._callables import can_take
 from ._contain import contain
 from .errors import ConfigError
 from .runtime_events import PluginFailed
@@ -164,26 +165,15 @@ def _opener(plugin: object) -> tuple[Callable[[object], _Opened], str]:
         raise ConfigError(f"plugins: {name} is a class; give an object of it")
     init, destroy = getattr(plugin, "init", None), getattr(plugin, "destroy", None)
     if init is not None:
-        if not (_takes(init, 1) and (destroy is None or _takes(destroy, 0))):
+        if not (can_take(init, 1) and (destroy is None or can_take(destroy, 0))):
             raise ConfigError(f"plugins: {name} needs init(client), and destroy() if it has one")
         return partial(_initialised, init, destroy), name
-    if callable(plugin) and _takes(plugin, 1):
+    if callable(plugin) and can_take(plugin, 1):
         return partial(_entered, name, plugin), name
     raise ConfigError(
         f"plugins: {name} is no plugin: it needs init(client) and destroy(), or to be a function of the client that "
         "gives an async context manager"
     )
-
-
-def _takes(function: object, count: int) -> bool:
-    """Whether a function can be called with so many arguments."""
-    if not callable(function):
-        return False
-    try:
-        inspect.signature(function).bind(*[None] * count)
-    except (TypeError, ValueError):
-        return False
-    return True
 
 
 def _entered(name: str, plugin: Callable[[object], object], client: object) -> _Opened:

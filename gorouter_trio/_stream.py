@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, cast
 import trio
 from msgspec import UNSET
 
+from ._partial import PartialValue
 from .errors import GorouterError, StreamNotFinishedError
 from .events import (
     AnnotationDelta,
@@ -41,11 +42,11 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     Handler: TypeAlias = Callable[[T], Awaitable[object] | object]
 
-__all__ = ["ChatStream", "ChunkSource", "TextStream"]
+__all__ = ["ChatStream", "ChunkSource", "ObjectStream", "TextStream"]
 
 
 class ChunkSource(Protocol):
-    """What a stream reads from: the reader of a reply, or a session's loan of one."""
+    """What a stream reads from: the reader of a reply, or a session's loan of one. Others take it as their base."""
 
     @property
     def generation_id(self) -> str | None:
@@ -54,6 +55,14 @@ class ChunkSource(Protocol):
     async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
         """The next chunks, all that arrived together, or, as a tuple, events; an empty list at the end."""
 
+    def wait(self) -> Awaitable[None] | None:
+        """What to await before `take`; None where `read` has to be called. It may raise `trio.ClosedResourceError`."""
+        return None
+
+    def take(self) -> list[ChatChunk]:
+        """The chunks that have arrived, perhaps none; never waits."""
+        return []
+
     def result(self) -> ChatResult[object]:
         """The answer from everything that was read."""
 
@@ -61,10 +70,10 @@ class ChunkSource(Protocol):
 class ChatStream(Generic[T_co]):
     """A streamed answer, open inside `async with client.stream(...)`.
 
-    Iterate it for events, or iterate `text` for the text alone, or await `collect()` for the
-    result, or `run(...)` with callbacks; each takes up where the last one stopped. Leaving the
-    `async with` early closes the connection, which stops the server on the providers that can be
-    stopped.
+    Iterate it for events, or iterate `text` for the text alone, or `objects` for what there is of an answer
+    in JSON, or await `collect()` for the result, or `run(...)` with callbacks; each takes up where the last
+    one stopped. Leaving the `async with` early closes the connection, which stops the server on the providers
+    that can be stopped.
 
     Iterating raises what the stream carries, with what had arrived in `partial`. Each socket read
     is a checkpoint; events that arrived together only check for cancellation.
@@ -99,6 +108,16 @@ class ChatStream(Generic[T_co]):
     def text(self) -> TextStream:
         """The text alone, piece by piece, as it arrives."""
         return TextStream(self)
+
+    @property
+    def objects(self) -> ObjectStream:
+        """An answer in JSON as it grows: the value of what has arrived, each time it is another one.
+
+        Objects and lists have the members that have begun to arrive, strings what there is of them; numbers come when
+        they are whole. The values are plain and not checked: what the answer stands for in the end, of the type that
+        was asked for, is `result.value`. Answers before rounds of tools are not among them.
+        """
+        return ObjectStream(self)
 
     @property
     def result(self) -> ChatResult[T_co]:
@@ -167,7 +186,17 @@ class ChatStream(Generic[T_co]):
     async def __anext__(self) -> StreamEvent:
         position = self._position
         if position >= len(self._events):
-            await self._read()
+            source = self._source
+            while (waiting := source.wait()) is not None:
+                try:  # noqa: SIM105 - `suppress` is not free, and this is done for every event
+                    await waiting
+                except trio.ClosedResourceError:
+                    pass  # what it means `take` says
+                self._events = self._make_events(source.take())
+                if self._events:
+                    break
+            else:
+                await self._read()
             position = 0
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -282,7 +311,33 @@ class TextStream:
                 return event.text
 
 
-class _NothingToRead:
+class ObjectStream:
+    """The values of a `ChatStream` whose answer is JSON, as an async iterator; see `ChatStream.objects`."""
+
+    def __init__(self, stream: ChatStream[object]) -> None:
+        self._stream = stream
+        self._partial = PartialValue()
+
+    def __aiter__(self) -> ObjectStream:
+        return self
+
+    async def __anext__(self) -> object:
+        while True:
+            event = await self._stream.__anext__()
+            match event:
+                case TextDelta(text):
+                    is_other = self._partial.add(text)
+                case ToolStarted():
+                    self._partial, is_other = PartialValue(), False
+                case StreamFinished():
+                    is_other = self._partial.end()
+                case _:
+                    is_other = False
+            if is_other:
+                return self._partial.value
+
+
+class _NothingToRead(ChunkSource):
     """The source of a stored answer."""
 
     def __init__(self, answer: ChatResult[object]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -21,7 +21,7 @@ from .secret import Secret
 from .security.rules import Principal
 from .tools.registry import Tool, ToolSet
 from .tools.turn import ApprovalDecision, ApprovalRequest
-from .wire.codec import encode_call, encode_message, join_body, join_options
+from .wire.codec import decode_json, encode_call, encode_message, join_body, join_options
 from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
 from .wire.messages import AssistantMessage, ToolCall, UserMessage
 from .wire.requests import AskKeywords, ChatKeywords, JsonObject
@@ -209,6 +209,9 @@ def _fallbacks(given: object) -> tuple[str, ...]:
     return tuple(given)
 
 
+_FREE_CHOICE: Final = b'{"tool_choice":"auto"}'
+
+
 class TurnRequest:
     """A request of a turn before it is sent.
 
@@ -267,6 +270,14 @@ class TurnRequest:
     def with_messages(self, messages: bytes) -> TurnRequest:
         """The same with other messages."""
         return self._changed(pieces=(messages,))
+
+    def free_to_answer(self) -> TurnRequest:
+        """The same, where the model was made to call a tool and has done so: it would have to call one for ever."""
+        if b'"tool_choice"' not in self.options:
+            return self
+        choice = cast("dict[str, object]", decode_json(self.options)).get("tool_choice")
+        is_forced = choice == "required" or (isinstance(choice, dict) and choice.get("type") == "function")
+        return self._changed(options=join_options(self.options, _FREE_CHOICE)) if is_forced else self
 
     def for_model(self, model: str) -> TurnRequest:
         """The same for another model."""

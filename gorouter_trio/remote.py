@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from ._output import FormCache
-from ._stream import ChatStream
+from ._stream import ChatStream, ChunkSource
 from .client import session_key
 from .errors import (
     BadRequestError,
@@ -202,7 +202,7 @@ class _Wire:
         await trio.lowlevel.checkpoint()
 
 
-class _Turn:
+class _Turn(ChunkSource):
     """One turn, over as many connections as it takes: a `ChunkSource`."""
 
     def __init__(self, wire: _Wire, ask: Ask) -> None:

@@ -6,8 +6,6 @@ said is in the `result` of a chat, and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from msgspec import Struct
 
 from .errors import GorouterError
@@ -37,8 +35,7 @@ class RuntimeEvent(Struct, frozen=True, kw_only=True):
 class ChatContext(Struct, frozen=True, kw_only=True):
     """What a chat is, and stays, from its start to its end.
 
-    `chat_id` is unique within the client. `session` and `turn_id` are None outside sessions; `metadata` is the
-    caller's own, never sent.
+    `chat_id` is unique within the client. `session` and `turn_id` are None outside sessions.
     """
 
     chat_id: str
@@ -48,7 +45,6 @@ class ChatContext(Struct, frozen=True, kw_only=True):
     turn_id: str | None = None
     tenant: str = ""
     lane: str = "interactive"
-    metadata: Mapping[str, object] = {}
 
 
 class ChatStarted(RuntimeEvent, frozen=True, kw_only=True):

@@ -15,7 +15,8 @@ from cyclopts import App, CycloptsError, Parameter
 from ..errors import GorouterError
 from ..simulator.files import show_config
 from .account import run_credits, run_key
-from .batch import BatchJob, run_batch
+from .batch import run_batch
+from .batch_options import BatchChoices, choose_batch
 from .chat import ChatJob, run_chat
 from .cost import CostGrouping, CostJob, run_cost
 from .demo import DemoJob, run_demo
@@ -43,31 +44,26 @@ async def batch(
     /,
     *,
     output: Annotated[str, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)],
-    max_in_flight: int = 256,
-    limit: int | None = None,
-    overwrite: Annotated[bool, FLAG] = False,
+    choices: BatchChoices | None = None,
     common: CommonOptions | None = None,
 ) -> int:
-    """Run every row of a JSON Lines file and write the answers as they come.
+    """Run every row of a file and write the answers as they come.
 
     A row is {"messages": [...]}, {"prompt": "..."} or {"question": "..."} with an "id" if it likes, or has the form of
     OpenAI's Batch API. A row that cannot be used becomes an error in the output; the others run.
 
+    A journal beside the output knows which rows were sent: a job that was stopped or killed goes on with --resume.
+    Ctrl-C takes no more rows and waits for those in flight; once more, and it cancels them.
+
     Parameters
     ----------
     source
-        The rows; - is standard input.
+        The rows: JSON Lines, CSV or Parquet, also in gzip or zstd; - is standard input.
     output
-        Where the answers go; - is standard output.
-    max_in_flight
-        How many requests run at a time.
-    limit
-        Take only so many rows.
-    overwrite
-        Replace an output that exists.
+        Where the answers go; - is standard output, without a journal.
     """
-    job = BatchJob(source=source, output=output, max_in_flight=max_in_flight, limit=limit, overwrite=overwrite)
-    return await run_batch(job, common or CommonOptions())
+    command = choose_batch(source, output, choices=choices or BatchChoices())
+    return await run_batch(command, common or CommonOptions())
 
 
 async def chat(

@@ -15,7 +15,7 @@ import trio
 from cyclopts import Parameter
 
 from ..client import Client, open_client
-from ..config import DEFAULT_MODEL, ClientConfig, PoolLimits, Seams, Secret
+from ..config import DEFAULT_MODEL, ClientConfig, PoolLimits, PricePolicy, Seams, Secret
 from ..simulator import Simulator, SimulatorConfig, serve_simulator
 from .failures import CliError
 
@@ -92,13 +92,19 @@ async def open_chosen_client(
     *,
     max_connections: int = 8,
     simulator: SimulatorConfig = REALISTIC,
+    system: str | None = None,
+    has_prices: bool = False,
     fields: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Client]:
     """The client that the options ask for; raises `CliError` when there is no key for it.
 
-    `simulator` is what `--simulate` talks to, with the seed of the options; `fields` are further settings.
+    `simulator` is what `--simulate` talks to, with the seed of the options. Without `has_prices` the list of prices,
+    which is several MB, is not fetched: who asks once and shows what the API charged has no use for it. `fields` are
+    further settings.
     """
-    config = msgspec.structs.replace(_client_config(options, max_connections), **(fields or {}))
+    config = msgspec.structs.replace(_client_config(options, max_connections), system=system, **(fields or {}))
+    if not has_prices:
+        config = msgspec.structs.replace(config, prices=PricePolicy(on_start=False, refresh_s=None))
     if not options.simulate:
         _reserve_files(max_connections)
         async with open_client(config) as client:
@@ -124,18 +130,22 @@ def _client_config(options: CommonOptions, max_connections: int) -> ClientConfig
 
 
 @asynccontextmanager
-async def on_interrupt(act: Callable[[], None]) -> AsyncIterator[None]:
-    """Call `act` at the first Ctrl-C, in place of a `KeyboardInterrupt`, which the second one is again."""
+async def on_interrupt(act: Callable[[], None], again: Callable[[], None] | None = None) -> AsyncIterator[None]:
+    """Call `act` at the first Ctrl-C, in place of a `KeyboardInterrupt`, and `again` at the second.
+
+    The one after that is a `KeyboardInterrupt` again.
+    """
     async with trio.open_nursery() as nursery:
-        await nursery.start(_act_at_interrupt, act)
+        await nursery.start(_act_at_interrupts, [act] if again is None else [act, again])
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _act_at_interrupt(
-    act: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _act_at_interrupts(
+    acts: list[Callable[[], None]], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     with trio.open_signal_receiver(signal.SIGINT) as signals:
         task_status.started()
-        await anext(signals)
-    act()
+        for act in acts:
+            await anext(signals)
+            act()

@@ -111,7 +111,7 @@ async def run_serve(job: ServeJob, common: CommonOptions) -> int:
         store = await stack.enter_async_context(_open_store(job))
         fields = {"store": store, "security": security}
         client = await stack.enter_async_context(
-            open_chosen_client(common, max_connections=job.upstream, fields=fields)
+            open_chosen_client(common, max_connections=job.upstream, has_prices=True, fields=fields)
         )
         serve = partial(serve_gateway, client, config, host=host, port=port, tls=tls, tools=tools)
         try:

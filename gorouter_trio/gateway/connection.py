@@ -219,7 +219,7 @@ class Connection:
         except _GONE:
             pass
         finally:
-            await self._stream.abort()
+            await self._stream.abort()  # noqa: ASYNC102 - never waits
             self._core.left(self)
 
     def _broken_rule(self) -> Violation | None:

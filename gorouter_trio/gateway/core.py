@@ -92,7 +92,6 @@ class GatewayCore:
         self.accepted = 0
         self.refused: Counter[str] = Counter()
         self.closed: Counter[str] = Counter()
-        self._guard = client.guard
         self._generation = self._generation_now()
         self._on_error = on_error
         self._turn_ids = secrets.token_hex(8)
@@ -189,8 +188,12 @@ class GatewayCore:
         for connection in list(self.connections):
             connection.look(now)
 
-    def _generation_now(self) -> int:
-        return cast("int", getattr(self._guard, "generation", 0))
+    @property
+    def _guard(self) -> object:
+        return self.client.security
+
+    def _generation_now(self) -> tuple[object, int]:
+        return self._guard, cast("int", getattr(self._guard, "generation", 0))
 
     def _verify_all(self) -> None:
         verify = getattr(self._guard, "verify", None)
@@ -253,7 +256,7 @@ class GatewayCore:
 
 def check_open(client: Client, config: GatewayConfig) -> None:
     """Raise `ConfigError` for a gateway that everybody could use without having been meant to."""
-    if not config.anonymous and not hasattr(client.guard, "authenticate"):
+    if not config.anonymous and not hasattr(client.security, "authenticate"):
         raise ConfigError(
             "the client has no `security` that could tell who asks: give it one, or say anonymous=True to let "
             "everybody in"

@@ -94,10 +94,15 @@ async def serve_gateway(
             await _serve(core, bound, urls=(url, http_url), tls=tls, task_status=task_status)
         finally:
             nursery.cancel_scope.cancel()
-            if cluster is not None:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S):
-                    await cluster.leave()
-                    await cluster.aclose()
+            await _leave(cluster)  # noqa: ASYNC102 - shields itself, bounded
+
+
+async def _leave(cluster: Cluster | None) -> None:
+    """Tell the others, shielded and bounded."""
+    if cluster is not None:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S):
+            await cluster.leave()
+            await cluster.aclose()
 
 
 async def _join(config: GatewayConfig, url: str, *, nursery: trio.Nursery, wall: Callable[[], float]) -> Cluster | None:

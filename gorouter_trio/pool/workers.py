@@ -32,6 +32,7 @@ from ..errors import (
     ApiError,
     AuthenticationError,
     BudgetError,
+    ConfigError,
     ConnectError,
     DeadlineExceededError,
     DeadlinePhase,
@@ -50,7 +51,7 @@ from .fairness import MOST_COST, FairQueue
 from .keys import HeadMaker, KeyRing
 from .ledger import Owner
 from .retry import GiveUp, RetryQuota, RetryState, classify, decide, is_about_key
-from .statistics import LagMeter, PoolStatistics, WaitMeter
+from .statistics import LagMeter, PoolStatistics, WaitMeter, WorkerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from .fairness import Flow
     from .keys import KeyState
     from .shared import SharedLimits
+    from .statistics import WorkerState
 
 __all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "estimate_tokens", "open_pool"]
 
@@ -199,10 +201,30 @@ class Lease:
         finally:
             worker.deadline_at = math.inf
 
+    def wait(self, *, deadline: float, phase: DeadlinePhase) -> Awaitable[None] | None:
+        """What to await before `take`, until `deadline`; None where `receive_some` has to be called."""
+        waiting = None if self._returned else self._connection.wait_arrival()
+        if waiting is not None:
+            self._worker.watch(deadline, phase)
+        return waiting
+
+    def take(self) -> bytes | None:
+        """What has arrived; None when nothing has, empty at the end. Raises as `receive_some`."""
+        worker = self._worker
+        worker.deadline_at = math.inf
+        try:
+            return self._connection.take_arrival()
+        except StreamBrokenError:
+            if worker.expired:
+                raise _too_late(worker.phase) from None
+            raise
+
     def give_back(self, *, reusable: bool) -> None:
         """Return the connection; not `reusable` closes it at once."""
         if not self._returned:
             self._returned = True
+            # A wait that was cancelled leaves its deadline behind.
+            self._worker.deadline_at = math.inf
             if not reusable:
                 self._connection.close()
             self._waiting.set()
@@ -331,6 +353,21 @@ class Pool:
 
         self._estimate = estimate
 
+    def change_keys(self, config: ClientConfig) -> None:
+        """Use the keys of `config` for what is sent from now on; requests in flight keep theirs.
+
+        Raises `ConfigError` where the limits of the keys are kept together with other processes.
+        """
+        if self._shared is not None:
+            raise ConfigError("api_key: cannot change while limits are shared between processes; open another client")
+        self._ring.change(config)
+        self._has_provider = self._ring.provider is not None
+        self._admission.forget_keys(config)
+        self._held_by_keys.clear()
+        self._queue.free_all()
+        if self._nursery is not None:
+            self._let_go(self.now())
+
     def statistics(self) -> PoolStatistics:
         """A snapshot; cheap."""
         now = self.now()
@@ -357,6 +394,11 @@ class Pool:
             loop_lag_s=self.lag.lag_s,
             loop_lag_max_s=self.lag.max_s,
         )
+
+    def inspect(self) -> tuple[WorkerStatistics, ...]:
+        """What each worker does; takes time for each of them."""
+        now = self.now()
+        return tuple(worker.statistics(now) for worker in self._workers)
 
     async def request(
         self,
@@ -812,7 +854,6 @@ class _Worker:
 
     __slots__ = (
         "_connecting",
-        "_phase",
         "_stopped",
         "_task",
         "_ticket",
@@ -820,6 +861,7 @@ class _Worker:
         "deadline_at",
         "expired",
         "idle_since",
+        "phase",
         "pool",
     )
 
@@ -827,7 +869,7 @@ class _Worker:
         self.pool = pool
         self._task: trio.lowlevel.Task | None = None
         self._ticket: Ticket | None = None
-        self._phase: DeadlinePhase = "connect"
+        self.phase: DeadlinePhase = "connect"
         self._connecting: trio.CancelScope | None = None
         self._stopped = False
         self.connection: Connection | None = None
@@ -845,6 +887,30 @@ class _Worker:
         """When the worker, if it stays idle, has kept its connection long enough; `inf` without one."""
         return self.idle_since + self.pool.limits.keepalive_s if self.is_connected else math.inf
 
+    def statistics(self, now: float) -> WorkerStatistics:
+        """A snapshot."""
+        ticket = self._ticket
+        if ticket is None:
+            since = now if self.idle_since == math.inf else self.idle_since
+            return WorkerStatistics(state="idle", since_s=now - since, is_connected=self.is_connected)
+        state, since = self._progress(ticket)
+        return WorkerStatistics(
+            state=state,
+            since_s=max(0.0, now - since),
+            is_connected=self.is_connected,
+            model=ticket.call.settings.model,
+            flow=ticket.flow,
+            lane=ticket.lane,
+            key="" if ticket.route is None else ticket.route.key.name,
+        )
+
+    def _progress(self, ticket: Ticket) -> tuple[WorkerState, float]:
+        if ticket.lease is not None:
+            return "lent", ticket.reply_at
+        if ticket.status:
+            return "receiving", ticket.reply_at
+        return ("waiting", ticket.sent_at) if ticket.is_sent else ("connecting", ticket.started_at)
+
     async def run(self, ticket: Ticket) -> None:
         """Serve tickets until the pool ends; a failure of one ticket fails that ticket."""
         self._ticket = ticket
@@ -854,7 +920,7 @@ class _Worker:
                 await self._close_connection()
         finally:
             closed = PoolClosedError("the client was closed while the request was running")
-            closed.maybe_billed = self._phase != "connect"
+            closed.maybe_billed = self.phase != "connect"
             self._fail_ticket(closed)
             self.pool.retire(self)
             await self._close_connection()  # noqa: ASYNC102 - shields itself, bounded
@@ -867,7 +933,7 @@ class _Worker:
 
     def watch(self, deadline: float, phase: DeadlinePhase) -> None:
         """Stop the request at `deadline`, which ends `phase`."""
-        self._phase = phase
+        self.phase = phase
         self.deadline_at = deadline
         if deadline < self.pool.keeper.next_wake:
             self.pool.keeper.hurry(deadline)
@@ -1025,8 +1091,8 @@ class _Worker:
             self.pool.failed += ticket.fail(error)
 
     def _too_late(self, ticket: Ticket) -> DeadlineExceededError:
-        error = _too_late(self._phase if self.pool.now() < ticket.deadline else "total")
-        error.maybe_billed = self._phase != "connect"
+        error = _too_late(self.phase if self.pool.now() < ticket.deadline else "total")
+        error.maybe_billed = self.phase != "connect"
         return error
 
 

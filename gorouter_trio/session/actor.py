@@ -29,6 +29,7 @@ message is sent twice. The turn is interrupted only when the last of its askers 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Literal, assert_never, cast
@@ -133,13 +134,18 @@ WaitsFor = Literal["mail", "store", "model", "reader", "tools", "reply"]
 
 
 class SessionOptions(Struct, frozen=True):
-    """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest."""
+    """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest.
+
+    `options` and `settings` are those of `keywords` above the client's defaults, after so many changes as `base` says.
+    """
 
     system: bytes = b""
     options: bytes = b"{}"
     settings: CallSettings = DEFAULT_SETTINGS
     context: ContextPolicy | None = None
     extras: TurnExtras | None = None
+    keywords: Mapping[str, object] = {}
+    base: int = 0
 
 
 class SessionStatistics(Struct, frozen=True):
@@ -220,6 +226,8 @@ class SessionServices:
         wall: Callable[[], float],
         turn_ids: Iterator[str],
         on_gone: Callable[[SessionActor], None],
+        watch: SaveWatch,
+        tool_tasks: ToolTasks,
         ownership: SessionOwnership | None = None,
     ) -> None:
         self.pipeline = pipeline
@@ -232,8 +240,8 @@ class SessionServices:
         self.on_gone = on_gone
         self.ownership = ownership
         self.now = trio.lowlevel.current_clock().current_time
-        self.watch = SaveWatch(config.shutdown_grace_s)
-        self.tool_tasks: ToolTasks = {}
+        self.watch = watch
+        self.tool_tasks = tool_tasks
 
 
 class SessionActor:
@@ -245,6 +253,7 @@ class SessionActor:
         "_ended",
         "_failure",
         "_head",
+        "_head_of",
         "_is_gone",
         "_journal",
         "_last_error",
@@ -283,6 +292,7 @@ class SessionActor:
         self._config = config
         self._routing = routing
         self._head = b""
+        self._head_of: SessionOptions | None = None
         drops = config.overflow == "drop_oldest"
         self._mailbox: Mailbox[Envelope] = Mailbox(
             config.mailbox, policy=config.overflow, on_drop=_drop if drops else None
@@ -306,6 +316,11 @@ class SessionActor:
     def __repr__(self) -> str:
         return f"<SessionActor {self.key!r}: {self.statistics().state}>"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._is_gone
+
     # For refs: the data plane and the control plane
 
     async def ask(self, mail: SessionMail, *, rounds: TakeRounds | None = None) -> Answer:
@@ -318,7 +333,8 @@ class SessionActor:
         is_turn = isinstance(mail, StartTurn)
         if self._turn is not None or self._turns_asked:
             self._mind_others(is_turn=is_turn)
-        envelope = Envelope(mail, self, rounds=rounds, within=self._asking_turn() if self.tool_tasks else None)
+        within = self._asking_turn() if self.tool_tasks else None
+        envelope = Envelope(mail, self, rounds=rounds, within=within, options=self.options)
         self._turns_asked += is_turn
         try:
             if not self._post_nowait(envelope):
@@ -584,6 +600,11 @@ class SessionActor:
         self._mail_scope.cancel()
         return True
 
+    def _leave(self, turn: RunningTurn) -> None:
+        """The stream of `turn` was left, maybe long after the turn has failed and another one runs."""
+        if turn is self._turn:
+            self._stop_current("left")
+
     def _stopped(self, mail: SessionMail) -> GorouterError:
         """What the asker of a turn that was not begun, or of other work, is told of a cancel."""
         return stopped(mail, is_late=self._is_overdue(mail))
@@ -728,6 +749,7 @@ class SessionActor:
             return (
                 isinstance(other, StartTurn)
                 and envelope.rounds == turn.envelope.rounds
+                and envelope.options == turn.envelope.options
                 and (other.options, other.settings) == (mail.options, mail.settings)
                 and not (other.streaming or other.resume or other.replaces is not None)
                 and b'"tool' not in other.messages
@@ -858,7 +880,7 @@ class SessionActor:
         if not messages or (self.machine is not None and self.machine.rounds):
             messages = b"".join(cast("Transcript", self._transcript).pieces(b"", first=turn.first))
         return TurnRequest(
-            self._options_of(turn.mail),
+            self._options_of(turn),
             (messages,),
             settings=turn.mail.settings,
             deadline=turn.deadline,
@@ -892,7 +914,7 @@ class SessionActor:
             reader,
             turn.turn_id,
             has_rounds=has_rounds,
-            on_return=partial(self._stop_current, "left") if has_rounds else None,
+            on_return=partial(self._leave, turn) if has_rounds else None,
         )
         if not turn.envelope.resolve(loan):
             loan.give_back()
@@ -1007,22 +1029,28 @@ class SessionActor:
 
     def _render(self, turn: RunningTurn, transcript: Transcript) -> bytes:
         """The body of a turn's first request, in one piece from the start: the history is copied once."""
-        head, tail = self._frame(turn.mail)
+        head, tail = self._frame(turn)
         return b"".join((head, *transcript.pieces(turn.messages, first=turn.first, end=turn.end), tail))
 
-    def _frame(self, mail: StartTurn) -> tuple[bytes, bytes]:
+    def _frame(self, turn: RunningTurn) -> tuple[bytes, bytes]:
         """What stands before and after the messages of a body."""
+        mail, of_session = turn.mail, self._session_options(turn)
         is_own = mail.options == b"{}" and not mail.streaming
-        if is_own and self._head:
+        if is_own and self._head_of is of_session:
             return self._head, b"]}"
-        head = render_body(self._options_of(mail), b"", streaming=mail.streaming)[:-2]
+        head = render_body(self._options_of(turn), b"", streaming=mail.streaming)[:-2]
         if is_own:
-            self._head = head
+            self._head, self._head_of = head, of_session
         return head, b"]}"
 
-    def _options_of(self, mail: StartTurn) -> bytes:
+    def _session_options(self, turn: RunningTurn) -> SessionOptions:
+        """What the session was opened with, as it was when the turn was asked."""
+        return cast("SessionOptions", turn.envelope.options)
+
+    def _options_of(self, turn: RunningTurn) -> bytes:
         """The options of a turn's requests: its own above the session's, and where they are to be routed."""
-        options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
+        own, of_session = turn.mail.options, self._session_options(turn).options
+        options = of_session if own == b"{}" else join_options(of_session, own)
         if self._routing and b'"session_id"' not in options:
             options = b"%b%b%b}" % (options[:-1], b"," if len(options) > 2 else b"", self._routing)
         return options

@@ -91,10 +91,10 @@ class Envelope(ReplySlot[Answer]):
     """Mail and the asker who waits for its answer.
 
     `rounds` is the loop of tool rounds that takes the turn, None for a turn without tools; `within` is the turn whose
-    tool the asker is, if it is one.
+    tool the asker is, if it is one. `options` are those of the session when the mail was sent.
     """
 
-    __slots__ = ("_actor", "_done", "_is_done", "mail", "rounds", "within")
+    __slots__ = ("_actor", "_done", "_is_done", "mail", "options", "rounds", "within")
 
     def __init__(
         self,
@@ -103,9 +103,11 @@ class Envelope(ReplySlot[Answer]):
         *,
         rounds: TakeRounds | None = None,
         within: RunningTurn | None = None,
+        options: object = None,
     ) -> None:
         super().__init__()
         self.mail = mail
+        self.options = options
         self.rounds = rounds
         self.within = within
         self._actor = actor

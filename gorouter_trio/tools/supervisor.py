@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Final, cast, final
 
 import outcome
 import trio
-from msgspec import Struct
 
 from ..config import ToolLimits
 from ..errors import ActorGoneError
@@ -47,6 +46,7 @@ from .outcomes import (
     unique_calls,
 )
 from .results import EncodedResult, encode_result
+from .statistics import ToolCallStatistics, ToolStatistics
 from .threads import ThreadPool, TooManyThreadsError
 from .turn import ApprovalRequest, ToolTurn
 
@@ -61,31 +61,13 @@ if TYPE_CHECKING:
 
     _Write: TypeAlias = Callable[[list[ToolOutcome]], Awaitable[None]]
 
-__all__ = ["ToolRound", "ToolStatistics", "ToolSupervisor", "open_supervisor"]
+__all__ = ["ToolRound", "ToolSupervisor", "open_supervisor"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_PROGRESS: Final = 1_000
 _MAX_PROGRESS_TEXT: Final = 1_024
 _NOT_RUN: Final = "the call was not run: the turn was cancelled before its turn came"
 _CANCELLED: Final = "the turn was cancelled while the tool ran; whether it had an effect is not known"
-
-
-class ToolStatistics(Struct, frozen=True, kw_only=True):
-    """A look at a supervisor.
-
-    `running` are jobs that have begun and not ended, `given_up` those of them whose outcome was given without them,
-    because their tool does not end. `threads` are threads at work, `abandoned_threads` those of them that nobody
-    waits for. `processes` are calls that have one now. `calls` counts all that were ever settled, `failures` those
-    without success.
-    """
-
-    running: int
-    given_up: int
-    threads: int
-    abandoned_threads: int
-    processes: int
-    calls: int
-    failures: int
 
 
 @asynccontextmanager
@@ -181,6 +163,10 @@ class ToolSupervisor:
             failures=self._failures,
         )
 
+    def inspect(self, now: float) -> tuple[ToolCallStatistics, ...]:
+        """The calls that have begun and not ended, at `now` on the trio clock."""
+        return tuple(job.statistics(now) for job in self._jobs)
+
     async def aclose(self) -> None:
         """Cancel what runs, and give it up where it does not end; shielded, and bounded."""
         self._is_closed = True
@@ -216,7 +202,8 @@ class ToolSupervisor:
         """Count a call and tell the guard of it."""
         self._calls += 1
         self._failures += not report.is_success
-        if self.guard is None:
+        guard = turn.guard or self.guard
+        if guard is None:
             return
         record = ToolAudit(
             tool=report.name,
@@ -229,7 +216,7 @@ class ToolSupervisor:
             duration_s=report.duration_s,
             at_s=self.wall(),
         )
-        _contained(self.guard.audit, record)
+        _contained(guard.audit, record)
 
     # Jobs
 
@@ -290,13 +277,14 @@ class ToolSupervisor:
 
     def _decide(self, check: ToolCheck, turn: ToolTurn) -> Decision:
         """Fails closed: what no guard can judge does not run."""
-        if self.guard is None:
+        guard = turn.guard or self.guard
+        if guard is None:
             if check.rules is None:
                 return Allow()
             return Deny(
                 reason="access", message=f"tool {check.tool} declares rules, and there is no guard to hold it to them"
             )
-        judge = functools.partial(self.guard.check, turn.principal, check, now=trio.current_time(), wall=self.wall())
+        judge = functools.partial(guard.check, turn.principal, check, now=trio.current_time(), wall=self.wall())
         decided = outcome.capture(judge)
         if isinstance(decided, outcome.Error):
             _LOG.error("the guard failed on tool %s: %s", check.tool, captured_reason(decided.error))
@@ -564,6 +552,17 @@ class _Job:
     def due_at(self) -> float:
         """When to give the job up; never, as long as it has no deadline."""
         return self.scope.deadline + self.turn.limits.grace_s
+
+    def statistics(self, now: float) -> ToolCallStatistics:
+        """A snapshot."""
+        return ToolCallStatistics(
+            tool=self.call.function.name[:64],
+            call_id=self.call.id,
+            phase="given_up" if self.is_settled else self.phase,
+            since_s=0.0 if self._began_at is None else now - self._began_at,
+            session=self.turn.session,
+            turn_id=self.turn.turn_id,
+        )
 
     def bind(self) -> None:
         """Make the call ready; raises `ArgumentsError`."""

@@ -14,16 +14,18 @@ only be read inside its callbacks.
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import httptools
 import trio
 
 from ..errors import DecodeError, StreamBrokenError
 from .compression import make_decoder
-from .streams import bottom, quiet_check, reason_of
+from .streams import SocketStream, bottom, quiet_check, reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from .compression import BodyDecoder
     from .http import ConnectionLimits, RequestHead
 
@@ -32,9 +34,10 @@ __all__ = ["HttpConnection"]
 _READ_BYTES = 64 * 1024
 # A longer request does not surely fit into the kernel's buffers, so its refusal has to be looked out for.
 _LONG_REQUEST_BYTES = 64 * 1024
-# A peer that closes a used connection within this time of a request, without a byte of a reply, has most likely
-# closed it before the request came: one round trip, generously.
-_FOUND_CLOSED_S = 1.0
+# A peer that ends a used connection without a byte of a reply has most likely closed it before the request came, if
+# that shows within a round trip, generously: this, or twice what connecting took. Later it may have worked for the
+# request, which then is not free to be sent again.
+_FOUND_CLOSED_S = 0.1
 
 
 class HttpConnection:
@@ -51,6 +54,7 @@ class HttpConnection:
         "_coding",
         "_decoder",
         "_decoding",
+        "_found_closed_s",
         "_head_bytes",
         "_head_complete",
         "_header_count",
@@ -61,6 +65,7 @@ class HttpConnection:
         "_now",
         "_parser",
         "_quiet",
+        "_socket",
         "_started_at",
         "_stream",
         "_unexpected",
@@ -73,9 +78,13 @@ class HttpConnection:
         "status",
     )
 
-    def __init__(self, stream: trio.abc.Stream, limits: ConnectionLimits, *, decoding: bool = True) -> None:
-        """Not `decoding` leaves compressed bodies as they come."""
+    def __init__(
+        self, stream: trio.abc.Stream, limits: ConnectionLimits, *, decoding: bool = True, connect_s: float = 0.0
+    ) -> None:
+        """Not `decoding` leaves compressed bodies as they come. `connect_s` is how long it took to connect."""
         self._stream = stream
+        self._found_closed_s = max(_FOUND_CLOSED_S, 2 * connect_s)
+        self._socket = stream if isinstance(stream, SocketStream) else None
         self._decoding = decoding
         self._coding = ""
         self._decoder: BodyDecoder | None = None
@@ -157,6 +166,26 @@ class HttpConnection:
                 raise self._broken_by(exc) from exc
             self._feed(received)
         return self._take_chunks()
+
+    def wait_arrival(self) -> Awaitable[None] | None:
+        """What to await before `take_arrival`: on a plain socket, for a body that is not compressed."""
+        socket = self._socket
+        if socket is None or self._decoder is not None or self._chunks or self.is_complete or self.is_closed:
+            return None
+        return socket.wait_arrival()
+
+    def take_arrival(self) -> bytes | None:
+        """What has arrived of the body; None when nothing has, empty at its end."""
+        try:
+            received = cast("SocketStream", self._socket).receive_nowait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise self._broken_by(exc) from exc
+        if received is None:
+            return None
+        self._feed(received)
+        if self._chunks:
+            return self._take_chunks()
+        return b"" if self.is_complete else None
 
     async def receive_all(self) -> bytes:
         """The rest of the body; nothing is waited for when it is here already."""
@@ -340,7 +369,7 @@ class HttpConnection:
 
     def _broken(self, reason: str) -> StreamBrokenError:
         silent = self._is_used and not self._head_bytes and not self.is_closed
-        found_closed = silent and self._now() - self._started_at < _FOUND_CLOSED_S
+        found_closed = silent and self._now() - self._started_at < self._found_closed_s
         return StreamBrokenError(reason, sent=self.is_sent and not found_closed)
 
 

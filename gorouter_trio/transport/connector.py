@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING, cast
 
 import httpx
+import trio
 
 from ..errors import ConnectError
 from .connection import HttpConnection
@@ -16,8 +17,6 @@ from .tls import make_tls_context, open_tls
 
 if TYPE_CHECKING:
     import ssl
-
-    import trio
 
     from ..network import Proxy, TlsConfig
     from .http import Connection, ConnectionLimits, Connector, Network, Origin, RequestHead
@@ -57,15 +56,19 @@ class HttpConnector:
 
     async def connect(self) -> Connection:
         """A new connection; raises `ConnectError`, having sent nothing. Cancelling leaves nothing open."""
+        began = trio.current_time()
         stream = await self._dial()
         try:
             ready = await self._prepare(stream)
         except BaseException:
             await drop(bottom(stream))  # noqa: ASYNC102 - shields itself, bounded
             raise
+        took_s = trio.current_time() - began
         if self._proxy is not None and self._proxy.forwards(self._origin.scheme):
-            return _ForwardedConnection(ready, self._limits, decoding=self._decoding, proxy=self._proxy)
-        return HttpConnection(ready, self._limits, decoding=self._decoding)
+            return _ForwardedConnection(
+                ready, self._limits, decoding=self._decoding, connect_s=took_s, proxy=self._proxy
+            )
+        return HttpConnection(ready, self._limits, decoding=self._decoding, connect_s=took_s)
 
     async def _dial(self) -> trio.abc.Stream:
         """A stream to the origin, or to the proxy that leads to it."""
@@ -95,8 +98,10 @@ class _ForwardedConnection(HttpConnection):
 
     __slots__ = ("_proxy",)
 
-    def __init__(self, stream: trio.abc.Stream, limits: ConnectionLimits, *, decoding: bool, proxy: Proxy) -> None:
-        super().__init__(stream, limits, decoding=decoding)
+    def __init__(
+        self, stream: trio.abc.Stream, limits: ConnectionLimits, *, decoding: bool, connect_s: float, proxy: Proxy
+    ) -> None:
+        super().__init__(stream, limits, decoding=decoding, connect_s=connect_s)
         self._proxy = proxy
 
     async def start(self, head: RequestHead, body: bytes) -> None:

@@ -9,9 +9,10 @@ import pytest
 import trio
 from call_forms import REPLIES, STREAMS, add, now
 from histories import check_history
-from worlds import DONE, EVENTS, JSON, completion, open_world
+from worlds import DONE, EVENTS, JSON, completion, open_world, there
 
 import gorouter_trio as gr
+from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 
 WAYS = ("chat", "stream", "ask", "session stream")
@@ -91,12 +92,11 @@ async def test_tools_run_until_there_is_an_answer(way, autojump_clock):
     assert result.text
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("form", [*STREAMS, *REPLIES])
+@pytest.mark.parametrize(
+    ("way", "form"), [(way, form) for way in WAYS for form in (STREAMS if "stream" in way else REPLIES)]
+)
 async def test_every_form_of_calls(way, form, autojump_clock):
     """Calls in every form that the wire has them are run alike, streamed and not, and give the same report."""
-    if ("stream" in way) != (form in STREAMS):
-        pytest.skip("a form of the other kind of reply")
 
     async def answer(_request, reply):
         is_first = len(world.sent) == 1
@@ -174,11 +174,8 @@ async def test_a_tool_that_fails(way, autojump_clock):
         result = await take(world.client, way, "[[call f#a1]]", tools=[f])
         assert "hunter2" not in str(told(world))
     (row,) = result.tool_calls
-    assert (row.status, row.error.type, row.error.message) == (
-        "error_execution",
-        "ValueError",
-        "the password is hunter2",
-    )
+    error = there(row.error)
+    assert (row.status, error.type, error.message) == ("error_execution", "ValueError", "the password is hunter2")
 
 
 @pytest.mark.parametrize("way", ["stream", "session stream"])
@@ -217,6 +214,26 @@ async def test_a_stream_that_is_left_while_tools_run(way, autojump_clock):
         assert result.text == "well"
         assert check_history(world.sent[-1].messages) == []
         assert client.statistics().in_flight == 0
+
+
+async def test_a_stream_that_is_left_after_its_turn_has_failed(autojump_clock):
+    """Leaving it late is no matter of the next turn, which runs by then."""
+    functions = Functions()
+    async with open_world(SimulatorConfig(latency_s=1)) as world:
+        session = world.client.session("k", tools=functions.tools)
+        async with trio.open_nursery() as nursery:
+
+            async def ask() -> None:
+                assert (await session.ask("[[say well]]")).text == "well"
+
+            with pytest.raises(gr.StreamBrokenError):
+                async with session.stream("[[fault stream_cut]] [[tokens 50]]") as stream:
+                    try:
+                        await stream.collect()
+                    finally:
+                        nursery.start_soon(ask)
+                        with trio.CancelScope(shield=True):
+                            await trio.sleep(0.5)
 
 
 async def test_a_session_remembers_its_tools(autojump_clock):

@@ -23,6 +23,8 @@ EXPECTED: dict[str, str] = {
     "Chat": r"stop \d+ tokens, cost in USD: 0\.\d+",
     "Stream": r"cost in USD: 0\.\d+\n(.*\n)*TextDelta '",
     "Answers with a form": r"km; calls: 1 cost: 0\.\d+",
+    "Tools": r"population \{'city': '\w+'\} success \d+\nstop after 1 round of tools; cost of all: 0\.\d+",
+    "Money": r"not sent: .*\n1 attempt, 0\.\d+ USD, nothing else: True",
     "Around a chat": r"1 \d+ tokens\nstop\n(refused: not that\nfailed: not that|failed: not that\nrefused: not that)",
     "Sessions": r"Ada(.*\n)+8 8 4\n",
     "Batch": r"n25 .*625(.*\n)*.*succeeded=100, failed=0",

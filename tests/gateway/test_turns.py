@@ -137,7 +137,7 @@ async def test_a_gateway_that_is_not_there():
             assert (await client.session("s").ask("[[say well]]")).text == "well"
             with pytest.raises(AccessDeniedError):
                 await client.statistics()
-            cast("SecurityManager", behind.client.guard).revoke_token(ADA_KEY)
+            cast("SecurityManager", behind.client.security).revoke_token(ADA_KEY)
             with pytest.raises(InvalidTokenError):
                 for _ in range(100):
                     await trio.sleep(0.01)

@@ -13,7 +13,7 @@ from cancel_sweep import sweep
 from failing_store import FailingStore
 from histories import check_history
 from tool_loop import ONE_ROUND, TOOLS, Loop
-from worlds import World, open_world
+from worlds import DONE, World, chunk, open_world, streams
 
 import gorouter_trio as gr
 from gorouter_trio.config import ContextPolicy
@@ -313,6 +313,121 @@ async def shutdown(place: Place) -> None:
     assert len(place.answers) + len(place.errors) == 3
 
 
+async def f(ctx: gr.ToolContext) -> str:
+    """Waits."""
+    await trio.sleep(0.1)
+    return ctx.call_id
+
+
+async def chat_with_tools(place: Place) -> None:
+    """A chat with a round of tools."""
+    place.answers.append(await place.world.client.chat(ONE_ROUND, tools=[f, f_again]))
+
+
+async def stream_with_tools(place: Place) -> None:
+    """The same streamed, with a form for the last answer."""
+    async with place.world.client.stream(ONE_ROUND, tools=[f, f_again], response_type=Sum) as events:
+        async for _event in events:
+            pass
+    assert isinstance(events.result.value, Sum)
+    place.answers.append(events.result)
+
+
+async def session_stream_with_tools(place: Place) -> None:
+    """A turn of a session, streamed, with tools, one of which is approved by somebody who takes time."""
+    session = place.world.client.session("k")
+    async with session.stream(ONE_ROUND, tools=[f, asked], approve=approve, turn_id="k0") as events:
+        result = await events.collect()
+    assert [row.status for row in result.tool_calls] == ["success", "success"]
+    place.answers.append(result)
+
+
+@gr.tool(name="g")
+async def f_again() -> str:
+    """Waits too."""
+    await trio.sleep(0.1)
+    return "g"
+
+
+@gr.tool(name="g", rules=gr.security.ToolRules(sensitive=True))
+async def asked() -> str:
+    """Has to be approved."""
+    await trio.lowlevel.checkpoint()
+    return "g"
+
+
+async def approve(request: gr.ApprovalRequest) -> gr.ApprovalDecision:
+    """Yes, after a while."""
+    await trio.sleep(0.1)
+    return gr.ApprovalDecision(request=request, approved=True)
+
+
+async def structured_turn(place: Place) -> None:
+    """A turn of a session whose first answer has not the form that was asked for."""
+    session = place.world.client.session("k")
+    try:
+        place.answers.append(await session.ask("[[broken x1]]", response_type=Sum, turn_id="k0"))
+    except gr.InvalidOutputError as exc:
+        place.errors.append(exc)
+
+
+async def services(place: Place) -> None:
+    """Everything that is asked for besides chats."""
+    client = place.world.client
+    result = await client.chat("q")
+    for call in (client.models, client.providers, client.key, client.credits):
+        await call()
+    await client.model_endpoints("openai/gpt-4o-mini")
+    await client.generation(result.generation_id or "")
+    await client.embeddings("q", model="openai/text-embedding-3-small")
+    place.answers.append(result)
+
+
+async def every_delta(place: Place) -> None:
+    """A stream with every kind of delta that there is, as a chat and as a turn."""
+    api = place.world.api
+    before, api.answer = api.answer, streams(*EVERY_DELTA)
+    try:
+        async with place.world.client.stream("q", raw_chunks=True) as events:
+            kinds = {type(event) async for event in events}
+        async with place.world.client.session("k").stream("q", turn_id="k0") as events:
+            place.answers.append(await events.collect())
+    finally:
+        api.answer = before
+    assert kinds >= DELTAS
+
+
+CALL = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+EVERY_DELTA = (
+    chunk({"reasoning": "hm"}),
+    chunk({"reasoning_details": [{"type": "reasoning.text", "text": "hm", "index": 0}]}),
+    chunk({"content": "Look."}, choice={"logprobs": {"content": [{"token": "Look", "logprob": -0.1}]}}),
+    chunk({"refusal": "no"}),
+    chunk({"annotations": [{"type": "url_citation", "url_citation": {"url": "https://a.test"}}]}),
+    chunk({"images": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}),
+    chunk({"audio": {"data": "AA==", "transcript": "la"}}),
+    chunk({"tool_calls": [CALL]}),
+    chunk({}, finish="stop"),
+    chunk({}, usage={"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "cost": 0.5}),
+    DONE,
+)
+DELTAS = {
+    gr.TextDelta,
+    gr.ReasoningDelta,
+    gr.RefusalDelta,
+    gr.AnnotationDelta,
+    gr.ImageDelta,
+    gr.AudioDelta,
+    gr.LogprobsDelta,
+    gr.ToolCallDelta,
+    gr.RawChunk,
+    gr.StreamFinished,
+}
+
+
+LONG = {rounds, streamed_rounds, parked, edits, summarised, stream_with_tools, session_stream_with_tools, services}
+
+
 @pytest.mark.parametrize(
     ("scenario", "fields"),
     [
@@ -337,13 +452,19 @@ async def shutdown(place: Place) -> None:
         (merged, {"sessions": gr.SessionConfig(double_texting="merge")}),
         (summarised, {"sessions": SUMMARIES}),
         (shutdown, {}),
+        (chat_with_tools, {}),
+        (stream_with_tools, {}),
+        (session_stream_with_tools, {}),
+        (structured_turn, {}),
+        (services, {}),
+        (every_delta, {}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 async def test_cancel_at_every_step(autojump_clock, record_property, scenario, fields):
     """Whatever is cancelled at whatever step: no task, slot or turn is left open, and the next turn is right."""
     # The longest ones once: each step is a run.
-    seeds = range(1 if scenario in {rounds, streamed_rounds, parked, edits, summarised} else 2)
+    seeds = range(1 if scenario in LONG else 2)
     report = await sweep(place(**fields), scenario, check=check, seeds=seeds)
     record_property("figure", str(report))
     assert report.cut_off > report.steps * len(seeds) / 2

@@ -948,6 +948,8 @@ async def test_closing_with_running_tools(autojump_clock: trio.testing.MockClock
 def test_ctrl_c_is_not_a_tools_error() -> None:
     """Ctrl-C while a tool runs ends the program as always, and is not taken for something that the tool raised."""
     rows: list[Any] = []
+    # A process in the background of a shell ignores it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     async def press() -> str:
         signal.raise_signal(signal.SIGINT)
@@ -961,8 +963,11 @@ def test_ctrl_c_is_not_a_tools_error() -> None:
             finally:
                 rows.extend(round_.outcomes)
 
-    with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)) as caught:
-        trio.run(program)
+    try:
+        with pytest.raises((KeyboardInterrupt, BaseExceptionGroup)) as caught:
+            trio.run(program)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert caught.group_contains(KeyboardInterrupt) if isinstance(caught.value, BaseExceptionGroup) else True
     assert [row.report.status for row in rows] in (["success"], ["cancelled"])
 

@@ -325,14 +325,15 @@ async def test_a_used_connection_that_was_found_closed_had_sent_nothing(autojump
     with pytest.raises(StreamBrokenError) as fresh:
         await exchange([b""])
     assert fresh.value.sent
-    assert await _sent_after(delay_s=30.0, first=b"")
+    assert await _sent_after(delay_s=0.3, first=b"")
+    assert not await _sent_after(delay_s=0.3, first=b"", connect_s=0.2)
     assert await _sent_after(delay_s=0.01, first=b"HTTP/1.1 2")
     assert not await _sent_after(delay_s=0.01, first=b"")
 
 
-async def _sent_after(*, delay_s: float, first: bytes) -> bool:
+async def _sent_after(*, delay_s: float, first: bytes, connect_s: float = 0.0) -> bool:
     """Whether a request counts as sent when a used connection ends `delay_s` after it, `first` having come."""
-    async with _served_in_memory(_answer_once_then(delay_s, first)) as connection:
+    async with _served_in_memory(_answer_once_then(delay_s, first), connect_s=connect_s) as connection:
         await connection.start(HEAD, b"")
         await connection.receive_all()
         with pytest.raises(StreamBrokenError) as broken:
@@ -354,7 +355,11 @@ def _answer_once_then(delay_s: float, first: bytes) -> Callable[[Peer], Awaitabl
 
 @asynccontextmanager
 async def _served_in_memory(
-    serve: Callable[[Peer], Awaitable[None]], *, capacity: int = 65536, limits: ConnectionLimits = LIMITS
+    serve: Callable[[Peer], Awaitable[None]],
+    *,
+    capacity: int = 65536,
+    limits: ConnectionLimits = LIMITS,
+    connect_s: float = 0.0,
 ) -> AsyncIterator[HttpConnection]:
     ours, theirs = memory_stream_pair(capacity)
 
@@ -365,7 +370,7 @@ async def _served_in_memory(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run)
-        yield HttpConnection(ours, limits)
+        yield HttpConnection(ours, limits, connect_s=connect_s)
         nursery.cancel_scope.cancel()
 
 

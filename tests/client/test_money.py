@@ -1,0 +1,203 @@
+"""Money through the whole client: chats, streams, sessions, tools and re-asks, against the server's own ledger."""
+
+from __future__ import annotations
+
+import random
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+import trio.testing
+from call_forms import add
+from worlds import World, open_world
+
+import gorouter_trio as gr
+from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.simulator.faults import FaultKind
+
+D = Decimal
+MODELS = ("anthropic/claude-opus-4.1", "openai/gpt-4-turbo", "x-ai/grok-4")
+PRICED: dict[str, Any] = {"prices": gr.PricePolicy(refresh_s=None), "ledger": gr.LedgerConfig()}
+FAULTS: dict[FaultKind, float] = {
+    "429_upstream": 0.05,
+    "503": 0.03,
+    "500": 0.02,
+    "502": 0.02,
+    "504": 0.02,
+    "error_in_200": 0.03,
+    "mid_stream_error": 0.04,
+    "stream_cut": 0.05,
+    "connection_cut": 0.03,
+}
+
+
+class Sum(msgspec.Struct):
+    """The form that some answers are to have."""
+
+    total: int
+
+
+def prompt_of(rng: random.Random, name: str) -> tuple[str, dict[str, object]]:
+    """A prompt of some kind, with the options that it needs."""
+    kind = rng.choice(["plain", "plain", "tools", "form"])
+    if kind == "tools":
+        return f'[[call add#{name} {{"a": 1, "b": 2}}]] [[tokens 20]]', {"tools": [add]}
+    if kind == "form":
+        return rng.choice(["Sum?", "Sum? [[broken]]"]), {
+            "response_type": Sum,
+            "output": gr.OutputPolicy(on_invalid="none"),
+        }
+    return f"[[tokens {rng.randrange(5, 300)}]] {'word ' * rng.randrange(60)}", {}
+
+
+async def spend(client: Any, rng: random.Random, name: str, **options: object) -> None:
+    """One turn in one of the ways there are; a stream may be left early."""
+    prompt, more = prompt_of(rng, name)
+    options |= more
+    way = rng.randrange(4)
+    if way == 0:
+        await client.chat(prompt, **options)
+    elif way == 1:
+        await client.session(f"s{rng.randrange(20)}").ask(prompt, **options)
+    else:
+        opened = client.stream if way == 2 else client.session(f"s{rng.randrange(20)}").stream
+        async with opened(prompt, **options) as stream:
+            leave_after = rng.choice([None, None, 3])
+            seen = 0
+            async for _event in stream:
+                seen += 1
+                if seen == leave_after:
+                    break
+
+
+def charged_usd(world: World) -> Decimal:
+    """What the server has charged, from its own integers."""
+    return sum((D(charge.nanousd).scaleb(-9) for charge in world.simulator.ledger.charges()), D(0))
+
+
+async def spend_a_dollar(seed: int) -> tuple[Decimal, gr.AccountStatistics]:
+    """200 tasks until the budget is used up: what was charged, and the account of the client."""
+    rng = random.Random(seed)
+
+    async def task(client: gr.Client, name: str) -> None:
+        await trio.sleep(rng.random())
+        try:
+            for number in range(10_000):
+                limit = rng.choice([{}, {"max_tokens": 30}, {"max_tokens": 500}])
+                with trio.move_on_after(rng.choice([0.5, 1000, 1000, 1000])):
+                    await spend(client, rng, f"{name}n{number}", model=rng.choice(MODELS), **limit)
+        except (gr.BudgetExceededError, gr.InvalidOutputError):
+            pass
+
+    simulated = SimulatorConfig(seed=seed, tokens_per_s=200)
+    async with open_world(
+        simulated,
+        notes=False,
+        budget=gr.Budget(usd=1, max_tokens=600),
+        pool=gr.PoolLimits(max_connections=200),
+        **PRICED,
+    ) as world:
+        await world.client.refresh_prices()
+        async with trio.open_nursery() as nursery:
+            for number in range(200):
+                nursery.start_soon(task, world.client, f"t{number}")
+        await trio.sleep(600)
+        budget, costs = world.client.budget(), world.client.cost_snapshot()
+        assert (budget.client.held_usd, budget.open_reservations) == (0, 0)
+        # Those whose fate stays unknown count at their worst.
+        assert budget.client.spent_usd == costs.cost_usd + budget.client.assumed_usd
+        return charged_usd(world), budget.client
+
+
+async def test_a_dollar_is_used_and_not_overshot(autojump_clock, seed, record_property):
+    """200 tasks with tools, re-asks, cancels and streams left early: never above the budget, and it can be used."""
+    charged, account = await spend_a_dollar(seed)
+    record_property(
+        "figure",
+        f"charged {charged:.4f} of 1 USD, {account.assumed_usd:.4f} for lost answers, overrun {account.overrun_usd}",
+    )
+    assert account.overrun_usd == 0
+    assert charged <= account.spent_usd <= 1
+    assert account.spent_usd >= D("0.95")
+
+
+@pytest.mark.long
+def test_many_dollars(seed, record_property):
+    """The same with 1,000 seeds."""
+    clocks = (trio.testing.MockClock(autojump_threshold=0) for _ in range(1_000))
+    found = [trio.run(spend_a_dollar, seed + number, clock=clock) for number, clock in enumerate(clocks)]
+    spent = [account.spent_usd for _, account in found]
+    record_property("figure", f"1,000 seeds: {min(spent):.4f} to {max(spent):.4f} of 1 USD spent, never overrun")
+    assert all(account.overrun_usd == 0 and charged <= account.spent_usd <= 1 for charged, account in found)
+    assert min(spent) >= D("0.95")
+
+
+async def account_for(count: int, seed: int, *, tasks: int = 50) -> dict[str, int]:
+    """So many turns with faults, cancels and streams left early; then our books against the server's."""
+    rng = random.Random(seed)
+    simulated = SimulatorConfig(
+        seed=seed, fault_rates=FAULTS, generation_lag_s=8.0, ledger_size=20 * count, latency_s=0.2, tokens_per_s=200
+    )
+    ledger = gr.LedgerConfig(rows=20 * count, searches=20 * count)
+    todo = iter(range(count))
+
+    async def work(client: gr.Client) -> None:
+        for number in todo:
+            with trio.move_on_after(rng.choice([0.6, 1.5, *(8 * [1e3])])), suppress(gr.GorouterError):
+                await spend(client, rng, f"c{number}", model=rng.choice(MODELS), max_tokens=400)
+
+    async with open_world(
+        simulated,
+        notes=False,
+        pool=gr.PoolLimits(max_connections=tasks),
+        prices=gr.PricePolicy(refresh_s=None),
+        budget=gr.Budget(usd=10_000, session_usd=10_000),
+        ledger=ledger,
+    ) as world:
+        await trio.sleep(5)
+        async with trio.open_nursery() as nursery:
+            for _ in range(tasks):
+                nursery.start_soon(work, world.client)
+        await trio.sleep(3_600)
+        return compare(world)
+
+
+def compare(world: World) -> dict[str, int]:
+    """Every row against the server's charge, every charge against a row, and the sums against each other."""
+    rows, costs = world.client.ledger_rows(), world.client.cost_snapshot()
+    charges = {charge.generation_id: D(charge.nanousd).scaleb(-9) for charge in world.simulator.ledger.charges()}
+    assert len(rows) == costs.attempts
+    assert costs.reconciling == 0
+    for row in rows:
+        if row.cost_usd is not None:
+            assert row.cost_usd == charges.pop(row.generation_id or "", D(0)), row
+    lost = [row for row in rows if row.state == "unreconciled"]
+    for row in lost:
+        charges.pop(row.generation_id or "", None)
+    left_over = [usd for usd in charges.values() if usd]
+    assert len(left_over) <= sum(row.generation_id is None for row in lost), "each of them is visible as unreconciled"
+    assert costs.unreconciled == len(lost)
+    account = world.client.budget().client
+    assert account.held_usd == 0
+    assert account.spent_usd == costs.cost_usd + account.assumed_usd >= charged_usd(world)
+    return {state: sum(row.state == state for row in rows) for state in sorted({row.state for row in rows})} | {
+        purpose: sum(row.purpose == purpose for row in rows) for purpose in sorted({row.purpose for row in rows})
+    }
+
+
+async def test_our_books_are_the_servers(autojump_clock, seed, record_property):
+    """Rounds of tools, re-asks, faults, cancels and streams left early: each attempt has its row and its cost."""
+    found = await account_for(300, seed)
+    record_property("figure", ", ".join(f"{count} {name}" for name, count in found.items()) + ": sums agree exactly")
+    assert found["tool_round"] > 20
+    assert found["reask"] > 5
+
+
+@pytest.mark.long
+async def test_a_hundred_thousand_turns(autojump_clock, seed, record_property):
+    """The same with 10^5 turns."""
+    found = await account_for(100_000, seed, tasks=200)
+    record_property("figure", ", ".join(f"{count:,} {name}" for name, count in found.items()) + ": sums agree exactly")
