@@ -63,9 +63,9 @@ async def crowd(count, *, turns):
             await process.wait()
             await asked.aclose()
             await said.aclose()
-            with trio.fail_after(60):
+            with trio.fail_after(180):
                 while behind.gateway.statistics().connections:
-                    await trio.sleep(0.05)  # until the gateway has noticed
+                    await trio.sleep(0.2)  # until the gateway has noticed
             statistics = behind.gateway.statistics()
             assert (statistics.unauthenticated, statistics.principals, statistics.live_turns) == (0, 0, 0)
             assert behind.errors == []
