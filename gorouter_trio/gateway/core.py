@@ -99,11 +99,6 @@ class GatewayCore:
 
     # Who asks
 
-    @property
-    def _guard(self) -> object:
-        """What stands in front of the client now: it may be exchanged."""
-        return self.client.guard
-
     async def identify(self, token: Secret | None, *, source: str) -> Principal | None:
         """The principal behind a token; None for nobody, where nobody is let in. Raises `SecurityError`."""
         authenticate = getattr(self._guard, "authenticate", None)
