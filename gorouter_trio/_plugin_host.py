@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ._bus import EventBus
 
-__all__ = ["PluginHost", "Registrar", "open_plugin_host"]
+__all__ = ["PluginHost", "Registrar", "open_plugin_host", "opener_of"]
 
 _END_S = 10.0
 
@@ -75,7 +75,7 @@ class PluginHost:
         Raises `ConfigError` for what is no plugin and for a name that is taken, and what the plugin raises while
         it begins: nothing of it is left then. Cancelling takes it back as well.
         """
-        opened, name = _opener(plugin)
+        opened, name = opener_of(plugin)
         if name in self._running:
             raise ConfigError(f"plugins: there is one with the name {name!r} already")
         running = self._running[name] = _Running(name)
@@ -163,7 +163,7 @@ async def open_plugin_host(bus: EventBus, *, wall: Callable[[], float]) -> Async
             nursery.cancel_scope.cancel()
 
 
-def _opener(plugin: object) -> tuple[Callable[[object], _Opened], str]:
+def opener_of(plugin: object) -> tuple[Callable[[object], _Opened], str]:
     """How a plugin is opened, and what it is called."""
     name = getattr(plugin, "name", None) or getattr(plugin, "__name__", None) or type(plugin).__name__
     if not isinstance(name, str):
