@@ -13,11 +13,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 
+def is_simulated() -> bool:
+    """Whether the program talks to the simulator."""
+    return "--simulate" in sys.argv[1:]
+
+
+def staged(directive: str) -> str:
+    """What a prompt tells the simulator to do, which knows no better; nothing where there is a model."""
+    return f" {directive}" if is_simulated() else ""
+
+
 @asynccontextmanager
-async def open_example_client() -> AsyncIterator[gr.Client]:
-    """What the command line asks for; the key comes from OPENROUTER_API_KEY."""
-    if "--simulate" not in sys.argv[1:]:
-        async with gr.open_client(model="openai/gpt-4o-mini") as client:
+async def open_example_client(**fields: object) -> AsyncIterator[gr.Client]:
+    """What the command line asks for; the key comes from OPENROUTER_API_KEY. `fields` are those of `open_client`."""
+    if not is_simulated():
+        async with gr.open_client(**{"model": "openai/gpt-4o-mini", **fields}) as client:
             yield client
         return
     # It types about as fast as a small hosted model, times four.
@@ -29,6 +39,7 @@ async def open_example_client() -> AsyncIterator[gr.Client]:
             base_url=network.base_url,
             transport=network,
             insecure_http=True,  # nothing leaves the process
+            **fields,
         ) as client,
     ):
         yield client

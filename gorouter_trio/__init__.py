@@ -24,17 +24,27 @@ from ._chain import ChatState as ChatState
 from ._chain import Hook as Hook
 from ._chain import Middleware as Middleware
 from ._chain import Next as Next
+from ._feed import Observer as Observer
+from ._inspect import ClientSnapshot as ClientSnapshot
+from ._inspect import SessionSnapshot as SessionSnapshot
+from ._observing import EndedChat as EndedChat
 from ._output import OutputPolicy as OutputPolicy
+from ._prometheus import MetricFamily as MetricFamily
+from ._prometheus import Sample as Sample
+from ._runtime import MetricsSource as MetricsSource
 from ._stream import ChatStream as ChatStream
 from ._stream import TextStream as TextStream
 from ._turns import AskTurnKeywords as AskTurnKeywords
 from ._turns import TurnKeywords as TurnKeywords
+from .batch.estimate import JobEstimate as JobEstimate
+from .batch.report import JobReport as JobReport
 from .batch.rows import BatchRow as BatchRow
 from .batch.rows import RowProblem as RowProblem
 from .batch.runner import Batch as Batch
 from .batch.runner import BatchRequest as BatchRequest
 from .batch.runner import BatchResult as BatchResult
 from .batch.runner import BatchStatistics as BatchStatistics
+from .batch.settings import BatchJob as BatchJob
 from .client import Client as Client
 from .client import open_client as open_client
 from .client import session_key as session_key
@@ -126,6 +136,7 @@ from .pool.costs import CostSnapshot as CostSnapshot
 from .pool.costs import CostSums as CostSums
 from .pool.costs import CostTracker as CostTracker
 from .pool.keys import KeyStatistics as KeyStatistics
+from .pool.ledger import LedgerChange as LedgerChange
 from .pool.ledger import LedgerSink as LedgerSink
 from .pool.ledger import LedgerStatistics as LedgerStatistics
 from .pool.ledger_file import LedgerReader as LedgerReader
@@ -135,6 +146,11 @@ from .pool.prices import PricesRefreshed as PricesRefreshed
 from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
+from .pool.statistics import WorkerStatistics as WorkerStatistics
+from .pool.tracing import RequestSpan as RequestSpan
+from .pool.tracing import ToolSpan as ToolSpan
+from .pool.tracing import ToolStart as ToolStart
+from .pool.tracing import Tracer as Tracer
 from .runtime_events import AccountingFailed as AccountingFailed
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -158,7 +174,8 @@ from .tools.registry import ToolSource as ToolSource
 from .tools.registry import tool as tool
 from .tools.sources import ToolQuery as ToolQuery
 from .tools.sources import ToolRegistry as ToolRegistry
-from .tools.supervisor import ToolStatistics as ToolStatistics
+from .tools.statistics import ToolCallStatistics as ToolCallStatistics
+from .tools.statistics import ToolStatistics as ToolStatistics
 from .tools.turn import ApprovalDecision as ApprovalDecision
 from .tools.turn import ApprovalRequest as ApprovalRequest
 from .transport.httpx_transport import HttpTransport as HttpTransport
@@ -292,6 +309,7 @@ __all__ = [
     "AutoRouterPlugin",
     "BadRequestError",
     "Batch",
+    "BatchJob",
     "BatchRequest",
     "BatchResult",
     "BatchRow",
@@ -317,6 +335,7 @@ __all__ = [
     "CircuitOpenError",
     "Client",
     "ClientConfig",
+    "ClientSnapshot",
     "CompletionResult",
     "CompletionTokensDetails",
     "ConfigError",
@@ -342,6 +361,7 @@ __all__ = [
     "EmbeddingInput",
     "EmbeddingKeywords",
     "EmbeddingResult",
+    "EndedChat",
     "EndpointPercentiles",
     "EventFeed",
     "ExtensionError",
@@ -374,6 +394,8 @@ __all__ = [
     "InvalidOutputError",
     "InvalidTokenError",
     "Isolation",
+    "JobEstimate",
+    "JobReport",
     "JsonObjectFormat",
     "JsonSchema",
     "JsonSchemaFormat",
@@ -382,6 +404,7 @@ __all__ = [
     "KeyProvider",
     "KeyStatistics",
     "LaneStatistics",
+    "LedgerChange",
     "LedgerConfig",
     "LedgerReader",
     "LedgerRow",
@@ -392,6 +415,8 @@ __all__ = [
     "LogprobsDelta",
     "MaxPrice",
     "Message",
+    "MetricFamily",
+    "MetricsSource",
     "Middleware",
     "Model",
     "ModelEndpoint",
@@ -404,6 +429,7 @@ __all__ = [
     "NamedToolChoice",
     "Next",
     "NotFoundError",
+    "Observer",
     "OutputAudio",
     "OutputImage",
     "OutputPolicy",
@@ -440,12 +466,14 @@ __all__ = [
     "ReasoningDelta",
     "ReasoningOptions",
     "RefusalDelta",
+    "RequestSpan",
     "ResponseFormat",
     "ResponseHealingPlugin",
     "RetryPolicy",
     "RouterMetadata",
     "RowProblem",
     "RuntimeEvent",
+    "Sample",
     "Seams",
     "Secret",
     "SecurityConfigError",
@@ -458,6 +486,7 @@ __all__ = [
     "SessionError",
     "SessionNotFoundError",
     "SessionRef",
+    "SessionSnapshot",
     "SessionStatistics",
     "StoreError",
     "StoreErrorKind",
@@ -479,6 +508,7 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallError",
     "ToolCallReport",
+    "ToolCallStatistics",
     "ToolChoice",
     "ToolContext",
     "ToolDefinition",
@@ -494,11 +524,14 @@ __all__ = [
     "ToolRegistry",
     "ToolSet",
     "ToolSource",
+    "ToolSpan",
+    "ToolStart",
     "ToolStarted",
     "ToolStatistics",
     "ToolStatus",
     "TopProvider",
     "TraceOptions",
+    "Tracer",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
@@ -513,12 +546,15 @@ __all__ = [
     "WebFetchPlugin",
     "WebPlugin",
     "WebSearchOptions",
+    "WorkerStatistics",
     "abc",
     "aio",
     "blocking",
+    "gateway",
     "open_client",
     "plugins",
     "redis",
+    "remote",
     "security",
     "session_key",
     "simulator",
@@ -532,11 +568,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from . import aio as aio
     from . import blocking as blocking
+    from . import gateway as gateway
     from . import plugins as plugins
     from . import redis as redis
+    from . import remote as remote
     from . import simulator as simulator
     from . import testing as testing
     from .history import HistoryManager as HistoryManager
+
+
+_LAZY = frozenset({"aio", "blocking", "gateway", "plugins", "redis", "remote", "security", "simulator", "testing"})
+"""Modules that are loaded when they are first asked for: most programs never do."""
 
 
 def _show_public_names() -> None:
@@ -556,7 +598,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"aio", "blocking", "plugins", "redis", "security", "simulator", "testing"}:
+    if name in _LAZY:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

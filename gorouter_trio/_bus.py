@@ -117,6 +117,11 @@ class EventBus:
         return bool(self._listeners)
 
     @property
+    def listening(self) -> int:
+        """How many subscriptions there are."""
+        return len(self._listeners)
+
+    @property
     def dropped(self) -> int:
         """Events that the present listeners were too slow for."""
         return sum(listener.dropped for listener in self._listeners.values())

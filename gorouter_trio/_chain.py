@@ -8,6 +8,11 @@ What a middleware sees and changes is the request as it would be sent, the histo
 what a session keeps is what its user said and what the model answered. So nothing that is put around a
 turn can break a history.
 
+A chain that only looks, with no middleware and no `before` in it, changes no request: a plain chat needs no loop then
+(see `_pipeline.py`), and its hooks cost little more than themselves. Observers cost least: what has ended is noted and
+given to them some hundredths of a second later, all at a time, since code that runs for many chats in a row takes a
+third of the CPU of code that runs once in each. See `_feed.py`.
+
 Errors of theirs are the chat's errors: a `GorouterError` as it is, anything else in an `ExtensionError`
 that names who raised it. After an answer was given and paid for, a hook cannot take it away any more.
 """
@@ -17,18 +22,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
 
 from msgspec import Struct
 
-from ._contain import contain
+from ._callables import can_take
+from ._contain import contain, contain_sync
+from ._feed import Feed
+from ._observing import EndedChat, NotedChat
 from .errors import BadRequestError, ConfigError, ExtensionError, GorouterError
 from .runtime_events import ChatContext, ChatFailed, ChatFinished, ChatStarted, HookFailed
 from .wire.codec import decode_json, encode_json, encode_message, encode_options, split_list
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from ._bus import EventBus
-    from .runtime_events import RuntimeEvent
+    from ._turns import TurnRequest
     from .tools.registry import ToolSet
     from .wire.result import ChatResult
 
@@ -101,6 +111,16 @@ class ChatState:
         self._decoded_messages = messages
 
     @property
+    def has_decoded_messages(self) -> bool:
+        """Whether somebody has looked at the messages, and may have changed them."""
+        return self._decoded_messages is not None
+
+    @property
+    def raw_messages(self) -> bytes:
+        """The messages as they came, encoded and joined by commas."""
+        return self._messages
+
+    @property
     def message_count(self) -> int:
         """How many messages there are, without decoding them."""
         if self._decoded_messages is not None:
@@ -160,9 +180,19 @@ class Hook(Struct, frozen=True, kw_only=True):
     name: str = "hook"
 
     def __post_init__(self) -> None:
-        for phase in ("before", "after", "on_error"):
-            if getattr(self, phase) is not None and not callable(getattr(self, phase)):
-                raise ConfigError(f"{phase}: must be a function, not {getattr(self, phase)!r}")
+        for phase, count in (("before", 2), ("after", 2), ("on_error", 3)):
+            function = getattr(self, phase)
+            if function is not None and not can_take(function, count):
+                wanted = "(context, state)" if count == 2 else "(context, state, error)"
+                raise ConfigError(f"hook {self.name!r}: {phase} must be a function of {wanted}, not {function!r}")
+
+
+class _Calls(NamedTuple):
+    """The functions of all hooks, in order, and where an error of theirs goes that has no place to go."""
+
+    before: tuple[tuple[str, HookFunction], ...] = ()
+    after: tuple[tuple[HookFunction, Callable[[Exception], None]], ...] = ()
+    on_error: tuple[tuple[ErrorHookFunction, Callable[[Exception], None]], ...] = ()
 
 
 class Chain:
@@ -173,15 +203,33 @@ class Chain:
         self._wall = wall
         self._middlewares: tuple[Middleware, ...] = ()
         self._hooks: tuple[Hook, ...] = ()
+        self._calls = _Calls()
+        self._last_number = 0
+        self.ended: Feed[NotedChat, EndedChat] = Feed(
+            self._ended, report=partial(self._tell_failed_hook, "observer", "ended")
+        )
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to go through, and nobody to tell."""
+        return not (self._middlewares or self._hooks or self._bus.has_listeners or self.ended.observers)
+
+    @property
+    def only_notes(self) -> bool:
+        """Whether there is nothing but observers."""
         return not (self._middlewares or self._hooks or self._bus.has_listeners)
 
+    @property
+    def only_looks(self) -> bool:
+        """Whether nothing here could change a request or refuse it."""
+        return not (self._middlewares or self._calls.before)
+
     def use(self, middleware: Middleware) -> None:
-        """Put `middleware` inside those that are there: the first one is the outermost."""
-        if not callable(middleware):
+        """Put `middleware` inside those that are there: the first one is the outermost.
+
+        Raises `ConfigError` for what cannot be called with (context, state, proceed).
+        """
+        if not can_take(middleware, 3):
             raise ConfigError(f"middleware: must be an async function of (context, state, proceed), not {middleware!r}")
         self._middlewares = (*self._middlewares, middleware)
 
@@ -196,69 +244,96 @@ class Chain:
         """Call `hook` from now on."""
         if not isinstance(hook, Hook):
             raise ConfigError(f"hook: must be a Hook, not {hook!r}")
-        self._hooks = (*self._hooks, hook)
+        self._set_hooks((*self._hooks, hook))
 
     def remove_hook(self, hook: Hook) -> bool:
         """Take `hook` out again; False when it is not there."""
         left = tuple(other for other in self._hooks if other is not hook)
         is_found = len(left) < len(self._hooks)
-        self._hooks = left
+        self._set_hooks(left)
         return is_found
+
+    def _set_hooks(self, hooks: tuple[Hook, ...]) -> None:
+        def reporter(hook: Hook, phase: str) -> Callable[[Exception], None]:
+            return partial(self._tell_failed_hook, hook.name, phase)
+
+        self._hooks = hooks
+        self._calls = _Calls(
+            before=tuple((hook.name, hook.before) for hook in hooks if hook.before is not None),
+            after=tuple((hook.after, reporter(hook, "after")) for hook in hooks if hook.after is not None),
+            on_error=tuple((hook.on_error, reporter(hook, "on_error")) for hook in hooks if hook.on_error is not None),
+        )
 
     async def run(self, context: ChatContext, state: ChatState, innermost: Next) -> ChatResult[object]:
         """Run `innermost`, which sets `state.result`, inside everything that is registered now.
 
         Raises its errors, those of the middlewares and of the `before` hooks.
         """
-        hooks = self._hooks
-        proceed: Next = partial(self._inside, context, state, innermost=innermost, hooks=hooks)
+        calls = self._calls
+        proceed: Next = partial(self._inside, context, state, innermost=innermost, calls=calls)
         for middleware in reversed(self._middlewares):
             proceed = partial(_enter, middleware, context, state, _Once(proceed))
-        self._emit(ChatStarted(at_s=self._wall(), context=context))
+        if self._bus.has_listeners:
+            self._bus.emit(ChatStarted(at_s=self._wall(), context=context))
         error: GorouterError | None = None
         try:
             await proceed()
             if state.result is not None:
-                self._emit(ChatFinished(at_s=self._wall(), context=context, result=state.result))
+                self._note(context, state, None)
+                if self._bus.has_listeners:
+                    self._bus.emit(ChatFinished(at_s=self._wall(), context=context, result=state.result))
                 return state.result
             error = ExtensionError("a middleware has neither gone on nor given a result")
         except GorouterError as exc:
             error = exc
         except BaseException:
-            self._emit(ChatFailed(at_s=self._wall(), context=context, error=None))
+            self._tell_end(context, None)
             raise
         # What was paid for is not lost with the extension that failed after it.
         error.partial = error.partial or state.result
-        await self._tell_error(context, state, error, hooks=hooks)
-        self._emit(ChatFailed(at_s=self._wall(), context=context, error=error))
+        await _call_each(calls.on_error, context, state, error)
+        self._note(context, state, error)
+        self._tell_end(context, error)
         raise error
 
-    async def _inside(
-        self, context: ChatContext, state: ChatState, *, innermost: Next, hooks: tuple[Hook, ...]
-    ) -> None:
-        for hook in hooks:
-            if hook.before is not None:
-                await _translated(f"the before hook {hook.name!r}", partial(_call, hook.before, context, state))
+    async def _inside(self, context: ChatContext, state: ChatState, *, innermost: Next, calls: _Calls) -> None:
+        for name, before in calls.before:
+            await _translated(f"the before hook {name!r}", partial(_call, before, context, state))
         await innermost()
-        for hook in hooks:
-            if hook.after is not None:
-                work = partial(_call, hook.after, context, state)
-                await contain(work, report=partial(self._tell_failed_hook, hook, "after"))
+        await _call_each(calls.after, context, state)
 
-    async def _tell_error(
-        self, context: ChatContext, state: ChatState, error: GorouterError, *, hooks: tuple[Hook, ...]
-    ) -> None:
-        for hook in hooks:
-            if hook.on_error is not None:
-                work = partial(_call, hook.on_error, context, state, error)
-                await contain(work, report=partial(self._tell_failed_hook, hook, "on_error"))
+    def _note(self, context: ChatContext, state: ChatState, error: GorouterError | None) -> None:
+        if self.ended.observers:
+            messages = state.message_count if state.has_decoded_messages else (state.raw_messages,)
+            self.ended.add(NotedChat(context, messages, self._wall(), state.result if error is None else None, error))
 
-    def _tell_failed_hook(self, hook: Hook, phase: str, error: Exception) -> None:
-        self._emit(HookFailed(at_s=self._wall(), hook=hook.name, phase=phase, error=error))
+    def _ended(self, noted: Sequence[NotedChat]) -> list[EndedChat]:
+        return [
+            EndedChat(each, each.context if isinstance(each.context, ChatContext) else self.context_of(each.context))
+            for each in noted
+        ]
 
-    def _emit(self, event: RuntimeEvent) -> None:
+    def context_of(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:
+        """What the chat with this first request is, under an id of its own."""
+        self._last_number += 1
+        settings = request.settings
+        return ChatContext(
+            chat_id=str(self._last_number),
+            model=settings.model,
+            is_streamed=is_streamed,
+            session=request.session,
+            turn_id=request.turn_id,
+            tenant=settings.tenant,
+            lane=settings.lane,
+        )
+
+    def _tell_end(self, context: ChatContext, error: GorouterError | None) -> None:
         if self._bus.has_listeners:
-            self._bus.emit(event)
+            self._bus.emit(ChatFailed(at_s=self._wall(), context=context, error=error))
+
+    def _tell_failed_hook(self, name: str, phase: str, error: Exception) -> None:
+        if self._bus.has_listeners:
+            self._bus.emit(HookFailed(at_s=self._wall(), hook=name, phase=phase, error=error))
 
 
 class _Once:
@@ -290,6 +365,20 @@ async def _translated(who: str, work: Callable[[], Awaitable[object]]) -> None:
         if isinstance(failure, GorouterError):
             raise failure
         raise ExtensionError(f"{who} failed: {type(failure).__name__}: {failure}") from failure
+
+
+async def _call_each(
+    calls: Iterable[tuple[Callable[..., Awaitable[object] | object], Callable[[Exception], None]]], *args: object
+) -> None:
+    """Call all of these, whatever the others do; most neither wait nor return anything."""
+    for function, report in calls:
+        returned = contain_sync(partial(function, *args), report=report)
+        if returned is not None and inspect.isawaitable(returned):
+            await contain(partial(_wait_for, returned), report=report)
+
+
+async def _wait_for(returned: Awaitable[object]) -> None:
+    await returned
 
 
 async def _call(function: Callable[..., Awaitable[object] | object], *args: object) -> None:

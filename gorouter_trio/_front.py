@@ -27,7 +27,7 @@ import trio
 from ._chain import Hook
 from ._plugin_host import opener_of
 from ._portal import Call, Lent, Portal
-from ._stream import ChatStream
+from ._stream import ChatStream, ChunkSource
 from .client import Client, merged_config, open_client, without_secrets
 from .errors import ConfigError, SessionBusyError
 from .events import StreamEvent, StreamFinished
@@ -754,7 +754,7 @@ class StreamCore(ChatStream[T_co]):
         self._result = self._stream.result
 
 
-class _Elsewhere:
+class _Elsewhere(ChunkSource):
     """The source of a stream that is read by another thread."""
 
     def __init__(self, stream: ChatStream[object]) -> None:

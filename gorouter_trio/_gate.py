@@ -28,11 +28,16 @@ class Gate:
     __slots__ = ("_authenticator", "_guard", "_wall", "is_open")
 
     def __init__(self, guard: object | None, *, wall: Callable[[], float]) -> None:
+        self._wall = wall
+        self.is_open = True
+        """Whether everybody may pass, as nobody."""
+        self.change(guard)
+
+    def change(self, guard: object | None) -> None:
+        """Let `guard` look at who comes from now on."""
         self._guard = guard
         self._authenticator = cast("Authenticator", guard) if hasattr(guard, "authenticate") else None
-        self._wall = wall
         self.is_open = self._authenticator is None
-        """Whether everybody may pass, as nobody."""
 
     async def admit(self, extras: TurnExtras | None, token: Secret | None = None) -> TurnExtras | None:
         """The extras of a turn with the principal that their token, or else `token`, stands for.

@@ -17,7 +17,7 @@ from ._mailbox import ReplySlot
 from .errors import GorouterError, TurnInterruptedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from .events import StreamEvent
     from .pool.streams import ChatReader
@@ -110,17 +110,32 @@ class TurnLoan:
             try:
                 chunks = await self._reader.read()
             except GorouterError as exc:
-                if self._revoked:
-                    raise interrupted(exc) from exc
-                if self._has_rounds:
-                    self._broken = exc
-                    self._round_over.set()
+                self._note_broken(exc)
                 raise
             if chunks or not self._has_rounds:
                 return chunks
             # The connection is free while the tools run.
             self._reader.close()
             self._is_between = True
+            self._round_over.set()
+
+    def wait(self) -> Awaitable[None] | None:
+        """As `ChatReader.wait`."""
+        return None if self._events or self._is_between else self._reader.wait()
+
+    def take(self) -> list[ChatChunk]:
+        """As `ChatReader.take`; `TurnInterruptedError` when the session took the reader back."""
+        try:
+            return self._reader.take()
+        except GorouterError as exc:
+            self._note_broken(exc)
+            raise
+
+    def _note_broken(self, error: GorouterError) -> None:
+        if self._revoked:
+            raise interrupted(error) from error
+        if self._has_rounds:
+            self._broken = error
             self._round_over.set()
 
     async def _wait_for_session(self) -> None:

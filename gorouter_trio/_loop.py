@@ -9,7 +9,6 @@ add follows it. They are through before the asker is told, and after the answer 
 
 from __future__ import annotations
 
-import itertools
 from typing import TYPE_CHECKING, assert_never, cast
 
 from msgspec import UNSET
@@ -19,7 +18,6 @@ from ._rounds import Question
 from ._turns import AskAgain, CallTools, Finish, Rounds, TurnExtras
 from .errors import DecodeError, GorouterError
 from .pool.retry import warrants_fallback
-from .runtime_events import ChatContext
 from .tools.outcomes import unique_calls
 from .tools.registry import ToolSet
 from .tools.turn import ApprovalDecision, ToolTurn
@@ -50,14 +48,13 @@ _NOT_REPEATED = "The call was interrupted; whether it was carried out is unknown
 class LoopServices:
     """What all loops of a client share."""
 
-    __slots__ = ("chain", "chat_ids", "limits", "tools", "wall")
+    __slots__ = ("chain", "limits", "tools", "wall")
 
     def __init__(self, chain: Chain, tools: ToolSupervisor, *, limits: ToolLimits, wall: Callable[[], float]) -> None:
         self.chain = chain
         self.tools = tools
         self.limits = limits
         self.wall = wall
-        self.chat_ids = itertools.count(1)
 
 
 class TurnLoop:
@@ -96,19 +93,7 @@ class TurnLoop:
             turn = _Turn(self._services, self._extras, journal, state=state, base=request)
             state.result = await turn.run()
 
-        return await chain.run(self._context(request, is_streamed=journal.is_streamed), state, innermost)
-
-    def _context(self, request: TurnRequest, *, is_streamed: bool) -> ChatContext:
-        settings = request.settings
-        return ChatContext(
-            chat_id=str(next(self._services.chat_ids)),
-            model=settings.model,
-            is_streamed=is_streamed,
-            session=request.session,
-            turn_id=request.turn_id,
-            tenant=settings.tenant,
-            lane=settings.lane,
-        )
+        return await chain.run(chain.context_of(request, is_streamed=journal.is_streamed), state, innermost)
 
 
 class _Turn:
@@ -138,6 +123,7 @@ class _Turn:
             session=journal.session,
             turn_id=journal.turn_id,
             token=extras.token,
+            guard=services.tools.guard,
         )
 
     async def run(self) -> ChatResult[object]:

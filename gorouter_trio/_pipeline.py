@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from ._chain import ChatState
 from ._loan import TurnLoan, patience
 from ._loop import LoopServices, TurnLoop
+from ._observing import NotedChat
 from ._plain import ChatJournal, StreamJournal
 from ._stream import ChatStream
 from ._turns import TurnRequest
@@ -19,22 +22,32 @@ from .wire.mail import CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from ._gate import Gate
     from ._turns import TurnExtras
+    from .pool.tracing import Tracers
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
-__all__ = ["ChatPipeline"]
+__all__ = ["Answers", "ChatPipeline"]
 
 _LEAVE_S = 10.0
+
+
+class Answers(Protocol):
+    """Answers that are there already; see `batch.cache.AnswerCache`."""
+
+    async def ask(
+        self, call: HttpCall, send: Callable[[HttpCall], Awaitable[tuple[ChatResult, bytes]]]
+    ) -> tuple[ChatResult, bytes]:
+        """The answer to `call` and its JSON, from here or by `send`."""
 
 
 class ChatPipeline:
     """Turns in, results or streams out. Loops of streams run in the nursery given."""
 
-    __slots__ = ("_gate", "_loop", "_loops", "_nursery", "_pool", "_wall")
+    __slots__ = ("_gate", "_loop", "_loops", "_nursery", "_pool", "_tracers", "_wall")
 
     def __init__(
         self,
@@ -43,9 +56,11 @@ class ChatPipeline:
         *,
         gate: Gate,
         nursery: trio.Nursery,
+        tracers: Tracers,
         wall: Callable[[], float],
     ) -> None:
         self._pool = pool
+        self._tracers = tracers
         self._loops = loops
         self._loop = TurnLoop(loops)
         self._gate = gate
@@ -63,10 +78,13 @@ class ChatPipeline:
 
         Raises the errors of `Gate.admit`, of `Pool.request` and of `TurnLoop`; cancelling stops the request.
         """
-        loop = self.loop(await self._admit(extras))
-        if loop is None:
+        extras = await self._admit(extras)
+        chain = self._loops.chain
+        if not chain.only_notes or (extras is not None and extras.has_rounds):
+            return await self._run_looked_at(request, extras, self.send)
+        if not chain.ended.observers:
             return await self.send(request.call())
-        return await loop(ChatJournal(request, self.send))
+        return await self._run_noted(request, self.send)
 
     @asynccontextmanager
     async def stream(
@@ -102,7 +120,29 @@ class ChatPipeline:
 
     async def send(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatResult:
         """One whole request; `on_sent` is as in `Pool.request`, and so are the errors."""
+        if self._tracers:
+            return await self._traced(call, self._decode, on_sent=on_sent)
         return await self._pool.request(call, self._decode, on_sent=on_sent)
+
+    async def _traced(
+        self,
+        call: HttpCall,
+        decode: Callable[[Exchange], ChatResult],
+        *,
+        ambiguous_retries: int | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> ChatResult:
+        """One whole request, and its spans."""
+        spans = self._tracers.begin_request(call)
+        try:
+            result = await self._pool.request(
+                call, decode, ambiguous_retries=ambiguous_retries, on_sent=on_sent, spans=spans
+            )
+        except BaseException as exc:
+            spans.failed(exc)
+            raise
+        spans.finished(result)
+        return result
 
     async def run_with_body(
         self,
@@ -111,10 +151,12 @@ class ChatPipeline:
         *,
         extras: TurnExtras | None = None,
         ambiguous_retries: int | None = None,
+        answers: Answers | None = None,
     ) -> tuple[ChatResult[object], bytes]:
         """A whole chat whose body is made, as a batch has it, and the JSON of its last reply without padding.
 
-        `ambiguous_retries` stands in for that of the retry policy, where it is not None.
+        `ambiguous_retries` stands in for that of the retry policy, where it is not None. `answers` are looked at
+        before anything is sent.
         """
         replies: list[bytes] = []
 
@@ -123,13 +165,25 @@ class ChatPipeline:
             replies[:] = (exchange.ticket.body.strip(),)
             return result
 
-        async def send(call: HttpCall) -> ChatResult:
-            return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries)
+        request = partial(self._traced if self._tracers else self._pool.request, ambiguous_retries=ambiguous_retries)
 
-        loop = self.loop(await self._admit(extras))
-        if loop is None:
+        async def ask(call: HttpCall) -> tuple[ChatResult, bytes]:
+            return await request(call, decode), replies[0]
+
+        async def send(call: HttpCall) -> ChatResult:
+            if answers is None:
+                return await request(call, decode)
+            result, replies[:] = await _one_reply(answers, call, ask)
+            return result
+
+        extras = await self._admit(extras)
+        chain = self._loops.chain
+        if not chain.only_notes or (extras is not None and extras.has_rounds):
+            result = await self._run_looked_at(_request_of(body, settings), extras, send)
+        elif chain.ended.observers:
+            result = await self._run_noted(_request_of(body, settings), send)
+        else:
             return await send(HttpCall(body=body, settings=settings)), replies[0]
-        result = await loop(ChatJournal(_request_of(body, settings), send))
         return result, replies[0] if replies else encode_json(result.message)
 
     async def open_reader(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatReader:
@@ -137,11 +191,45 @@ class ChatPipeline:
 
         Opening is given up at the call's deadline (trio clock); whoever reads has its own.
         """
-        return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
+        if not self._tracers:
+            return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
+        spans = self._tracers.begin_request(call)
+        try:
+            return await self._pool.request_stream(call, self._begin, on_sent=on_sent, spans=spans)
+        except BaseException as exc:
+            spans.failed(exc)
+            raise
 
     async def _admit(self, extras: TurnExtras | None) -> TurnExtras | None:
         is_free = self._gate.is_open and (extras is None or extras.token is None)
         return extras if is_free else await self._gate.admit(extras)
+
+    async def _run_looked_at(
+        self, request: TurnRequest, extras: TurnExtras | None, send: Callable[[HttpCall], Awaitable[ChatResult]]
+    ) -> ChatResult[object]:
+        """One chat with something around it, or with more than one request; without a loop where nothing needs one."""
+        chain = self._loops.chain
+        if not chain.only_looks or (extras is not None and extras.has_rounds):
+            loop = self._loop if extras is None else TurnLoop(self._loops, extras)
+            return await loop(ChatJournal(request, send))
+        state = ChatState(request.options, request.messages())
+
+        async def ask() -> None:
+            state.result = await send(request.call())
+
+        return await chain.run(chain.context_of(request), state, ask)
+
+    async def _run_noted(
+        self, request: TurnRequest, send: Callable[[HttpCall], Awaitable[ChatResult]]
+    ) -> ChatResult[object]:
+        """One request whose end is noted."""
+        try:
+            result = await send(request.call())
+        except GorouterError as exc:
+            self._loops.chain.ended.add(NotedChat(request, request.pieces, self._wall(), None, exc))
+            raise
+        self._loops.chain.ended.add(NotedChat(request, request.pieces, result.call.finished_at_s, result, None))
+        return result
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
@@ -181,6 +269,13 @@ class ChatPipeline:
                 safeguard_results=kept(reply.safeguard_results),
             ),
         )
+
+
+async def _one_reply(
+    answers: Answers, call: HttpCall, ask: Callable[[HttpCall], Awaitable[tuple[ChatResult, bytes]]]
+) -> tuple[ChatResult, list[bytes]]:
+    result, body = await answers.ask(call, ask)
+    return result, [body]
 
 
 def _request_of(body: bytes, settings: CallSettings) -> TurnRequest:

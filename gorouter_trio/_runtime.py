@@ -6,14 +6,19 @@ import hmac
 import os
 import secrets
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, TypeAlias, cast
 from urllib.parse import urlsplit
 
+import msgspec
 import trio
 
 from ._bus import EventBus
 from ._chain import Chain
+from ._contain import contain_sync
+from ._defaults import CallDefaults
 from ._gate import Gate
+from ._guards import Guards, guard_of
 from ._loop import LoopServices
 from ._pipeline import ChatPipeline
 from ._plugin_host import PluginHost, open_plugin_host
@@ -24,11 +29,11 @@ from .errors import ConfigError, PermissionDeniedError
 from .pool.accounting import Accounting, AccountingReports, AccountingService, open_accounting
 from .pool.refresh import remaining_usd
 from .pool.shared import SharedBackend, open_shared_limits
+from .pool.tracing import Tracers
 from .pool.workers import Pool, open_pool
-from .runtime_events import AccountingFailed, CostUnknown
-from .security.simple import SimpleGuard
+from .runtime_events import AccountingFailed, CostUnknown, HookFailed
 from .session.directory import SessionDirectory
-from .session.ownership import open_ownership
+from .session.ownership import open_owners
 from .stores.memory import MemoryStore
 from .tools.supervisor import ToolSupervisor, open_supervisor
 from .transport.compression import accept_encoding
@@ -37,33 +42,41 @@ from .transport.http import ConnectionLimits, Connector, Origin, RequestHead
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from contextlib import AbstractAsyncContextManager
     from decimal import Decimal
 
+    from ._prometheus import MetricFamily
     from .abc import HistoryStore
     from .config import ClientConfig
     from .network import Proxy, TlsConfig
+    from .pool.shared import SharedLimits
     from .secret import Secret
-    from .security.rules import ToolGuard
+    from .session.ownership import Owners
     from .wire.catalog import GenerationInfo, Model
 
-__all__ = ["Runtime", "open_runtime"]
+__all__ = ["MetricsSource", "Runtime", "open_runtime"]
+
+MetricsSource: TypeAlias = "Callable[[], Iterable[MetricFamily]]"
+"""Gives what it measures, as families; must not wait."""
 
 _USER_AGENT = "gorouter-trio"
 _DRAIN_S = 2.0
+_STORE_METHODS = ("load", "version", "append", "rewrite", "delete", "erase", "list_keys", "list_sessions", "aclose")
 
 
 class Runtime:
     """What a client is a face of. Made by `open_runtime`."""
 
     __slots__ = (
+        "_owners",
         "accounting",
         "bus",
         "chain",
         "config",
-        "encoder",
-        "guard",
+        "defaults",
+        "guards",
+        "metrics_sources",
         "pipeline",
         "plugins",
         "pool",
@@ -71,6 +84,7 @@ class Runtime:
         "sessions",
         "store",
         "tools",
+        "tracers",
     )
 
     def __init__(
@@ -80,8 +94,9 @@ class Runtime:
         accounting: Accounting,
         bus: EventBus,
         chain: Chain,
-        encoder: TurnEncoder,
-        guard: ToolGuard,
+        defaults: CallDefaults,
+        guards: Guards,
+        owners: Owners,
         pipeline: ChatPipeline,
         plugins: PluginHost,
         pool: Pool,
@@ -89,13 +104,16 @@ class Runtime:
         sessions: SessionDirectory,
         store: HistoryStore,
         tools: ToolSupervisor,
+        tracers: Tracers,
     ) -> None:
         self.accounting = accounting
         self.bus = bus
         self.chain = chain
         self.config = config
-        self.encoder = encoder
-        self.guard = guard
+        self.defaults = defaults
+        self.guards = guards
+        self.metrics_sources: list[MetricsSource] = []
+        self._owners = owners
         self.pipeline = pipeline
         self.plugins = plugins
         self.pool = pool
@@ -103,6 +121,42 @@ class Runtime:
         self.sessions = sessions
         self.store = store
         self.tools = tools
+        self.tracers = tracers
+
+    def extra_metrics(self) -> Iterator[MetricFamily]:
+        """What plugins measure; a source that fails is an event, and is left out."""
+        for source in self.metrics_sources:
+            yield from contain_sync(partial(_listed, source), report=self._tell_failed_source) or ()
+
+    def _tell_failed_source(self, error: Exception) -> None:
+        at_s = self.config.seams.wall()
+        self.bus.emit(HookFailed(at_s=at_s, hook="metrics source", phase="metrics", error=error))
+
+    def set_model(self, model: str) -> None:
+        """Ask `model` where nothing else is named; raises `ConfigError`, having changed nothing."""
+        config = msgspec.structs.replace(self.config, model=model)
+        self.defaults.change(config)
+        self.config = config
+
+    def set_api_key(self, api_key: object) -> None:
+        """Use these keys from now on; raises `ConfigError`, having changed nothing."""
+        config = msgspec.structs.replace(self.config, api_key=api_key)
+        # What stands for no key is not looked up in the environment again.
+        config = config.resolved({})
+        self.pool.change_keys(config)
+        self.config = config
+
+    def set_store(self, store: HistoryStore) -> None:
+        """Keep histories there from now on; raises `ConfigError`, having changed nothing."""
+        missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
+        if missing:
+            raise ConfigError(f"store: {store!r} is no history store: it has no {missing[0]}")
+        self.sessions.change_store(store, self._owners.of(store))
+        self.store = store
+
+
+def _listed(source: MetricsSource) -> list[MetricFamily]:
+    return list(source())
 
 
 @asynccontextmanager
@@ -113,50 +167,52 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     pool, and last what listens.
     """
     wall = config.seams.wall
-    guard = _guard(config.security)
+    guard = guard_of(config.security)
     origin = _origin(cast("str", config.base_url))
-    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=wall)
+    store = _store(config)
     async with (
         _open_bus() as bus,
-        open_shared_limits(
-            cast("SharedBackend | None", config.shared), holder=config.seams.new_id(), rng=config.seams.random
-        ) as shared,
+        _open_shared(config) as shared,
         open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin), shared=shared) as pool,
         _open_accounting(config, services := _services(config, pool), bus) as accounting,
         open_supervisor(config.tools, guard=guard, wall=wall) as tools,
         open_plugin_host(bus, wall=wall) as plugins,
-        open_ownership(store, config.sessions, seams=config.seams) as ownership,
+        open_owners(config.sessions, seams=config.seams) as owners,
         trio.open_nursery() as nursery,
     ):
         pool.charge_to(accounting)
+        tracers = tools.tracers = _tracers(bus, wall)
         if shared is not None:
             shared.share_budget(accounting.gate)
         chain = Chain(bus, wall=wall)
         encoder, gate = TurnEncoder(), Gate(guard, wall=wall)
+        defaults = CallDefaults(config, encoder)
         loops = LoopServices(chain, tools, limits=config.tools, wall=wall)
-        pipeline = ChatPipeline(pool, loops, gate=gate, nursery=nursery, wall=wall)
+        pipeline = ChatPipeline(pool, loops, gate=gate, nursery=nursery, tracers=tracers, wall=wall)
         sessions = SessionDirectory(
             nursery,
             pipeline=pipeline,
+            defaults=defaults,
             encoder=encoder,
             gate=gate,
             store=store,
             config=config.sessions,
             seams=config.seams,
             routing_key=_routing_key(config),
-            ownership=ownership,
+            ownership=owners.of(store),
         )
         nursery.start_soon(sessions.run)
-        if hasattr(guard, "run_events"):
-            await nursery.start(guard.run_events)
+        nursery.start_soon(chain.ended.run)
+        guards = Guards(guard, gate=gate, tools=tools, nursery=nursery)
         try:
             yield Runtime(
                 config,
                 accounting=accounting,
                 bus=bus,
                 chain=chain,
-                encoder=encoder,
-                guard=guard,
+                defaults=defaults,
+                guards=guards,
+                owners=owners,
                 pipeline=pipeline,
                 plugins=plugins,
                 pool=pool,
@@ -164,28 +220,24 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
                 sessions=sessions,
                 store=store,
                 tools=tools,
+                tracers=tracers,
             )
         finally:
             sessions.close()
             nursery.cancel_scope.cancel()
 
 
-def _guard(given: object | None) -> ToolGuard:
-    """What stands in front of tools and turns; without a setting, the rules that tools declare."""
-    if given is None:
-        return SimpleGuard()
-    if hasattr(given, "default_policy"):
-        # A configuration. What only a manager needs is not loaded without one.
-        from .security.config import SecurityConfig
-        from .security.manager import SecurityManager
+def _open_shared(config: ClientConfig) -> AbstractAsyncContextManager[SharedLimits | None]:
+    backend = cast("SharedBackend | None", config.shared)
+    return open_shared_limits(backend, holder=config.seams.new_id(), rng=config.seams.random)
 
-        if isinstance(given, SecurityConfig):
-            return SecurityManager(given)
-    if not (callable(getattr(given, "check", None)) and callable(getattr(given, "audit", None))):
-        raise ConfigError(
-            f"security: must be a SecurityConfig, a SecurityManager or a guard of tools, not a {type(given).__name__}"
-        )
-    return cast("ToolGuard", given)
+
+def _store(config: ClientConfig) -> HistoryStore:
+    return MemoryStore(wall=config.seams.wall) if config.store is None else cast("HistoryStore", config.store)
+
+
+def _tracers(bus: EventBus, wall: Callable[[], float]) -> Tracers:
+    return Tracers(report=lambda error: bus.emit(HookFailed(at_s=wall(), hook="tracer", phase="trace", error=error)))
 
 
 def _services(config: ClientConfig, pool: Pool) -> Services:

@@ -7,11 +7,14 @@ was not billed, and an ambiguous failure is tried again like any other.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
 import trio
 
 from .errors import GorouterError, NotFoundError
 from .wire.codec import (
+    decode_api_batch,
+    decode_api_batch_page,
     decode_credits,
     decode_embeddings,
     decode_endpoint_list,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .pool.workers import Exchange, Pool
+    from .wire.batch import ApiBatch, ApiBatchPage
     from .wire.catalog import Credits, GenerationInfo, KeyInfo, Model, ModelEndpoint, ModelEndpoints, ProviderInfo
 
     T = TypeVar("T")
@@ -115,6 +119,20 @@ class Services:
             await trio.sleep(delay_s)
             delay_s = min(delay_s * _POLL_GROWTH, _MAX_POLL_S)
         raise AssertionError("the last try returns or raises")
+
+    async def submit_batch(self, body: bytes) -> ApiBatch:
+        """Hand in a batch of requests; never sent twice, so that an ambiguous failure says `maybe_billed`."""
+        call = HttpCall(path="/batches", body=body, settings=_ONCE)
+        return await self._pool.request(call, lambda e: decode_api_batch(e.ticket.body), ambiguous_retries=0)
+
+    async def find_batch(self, batch_id: str) -> ApiBatch:
+        """A batch as it stands, with its results when it has ended."""
+        return await self._get(f"/batches/{quote(batch_id, safe='')}", decode_api_batch)
+
+    async def list_batches(self, *, limit: int = 100, after: str | None = None) -> ApiBatchPage:
+        """Batches without results, newest first."""
+        more = "" if after is None else f"&after={quote(after, safe='')}"
+        return await self._get(f"/batches?limit={limit}{more}", decode_api_batch_page)
 
     async def embed(self, body: bytes, settings: CallSettings) -> EmbeddingResult:
         """Vectors for the input in `body`."""

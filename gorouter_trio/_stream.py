@@ -46,7 +46,7 @@ __all__ = ["ChatStream", "ChunkSource", "ObjectStream", "TextStream"]
 
 
 class ChunkSource(Protocol):
-    """What a stream reads from: the reader of a reply, or a session's loan of one."""
+    """What a stream reads from: the reader of a reply, or a session's loan of one. Others take it as their base."""
 
     @property
     def generation_id(self) -> str | None:
@@ -54,6 +54,14 @@ class ChunkSource(Protocol):
 
     async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
         """The next chunks, all that arrived together, or, as a tuple, events; an empty list at the end."""
+
+    def wait(self) -> Awaitable[None] | None:
+        """What to await before `take`; None where `read` has to be called. It may raise `trio.ClosedResourceError`."""
+        return None
+
+    def take(self) -> list[ChatChunk]:
+        """The chunks that have arrived, perhaps none; never waits."""
+        return []
 
     def result(self) -> ChatResult[object]:
         """The answer from everything that was read."""
@@ -195,7 +203,17 @@ class ChatStream(Generic[T_co]):
     async def __anext__(self) -> StreamEvent:
         position = self._position
         if position >= len(self._events):
-            await self._read()
+            source = self._source
+            while (waiting := source.wait()) is not None:
+                try:  # noqa: SIM105 - `suppress` is not free, and this is done for every event
+                    await waiting
+                except trio.ClosedResourceError:
+                    pass  # what it means `take` says
+                self._events = self._make_events(source.take())
+                if self._events:
+                    break
+            else:
+                await self._read()
             position = 0
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -336,7 +354,7 @@ class ObjectStream:
                 return self._partial.value
 
 
-class _NothingToRead:
+class _NothingToRead(ChunkSource):
     """The source of a stored answer."""
 
     def __init__(self, answer: ChatResult[object]) -> None:

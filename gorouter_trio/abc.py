@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from msgspec import Struct
 
+from .wire.requests import AskKeywords, ChatKeywords, JsonObject
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+    from typing import Self, Unpack
+
+    from .events import StreamEvent
+    from .wire.codec import Prompt
+    from .wire.result import ChatResult, HistoryEntry
+
 __all__ = [
+    "ClientProtocol",
     "HistoryStore",
     "ImmediateStore",
     "LeaseOffer",
     "LeasingStore",
     "SessionLease",
+    "SessionProtocol",
+    "SessionView",
     "StoredHistory",
     "StoredSession",
+    "StreamProtocol",
+    "TextProtocol",
+    "TurnOptions",
 ]
 
 
@@ -149,3 +165,162 @@ class HistoryStore(Protocol):
 
     async def aclose(self) -> None:
         """Release what the store holds; whoever made the store closes it."""
+
+
+class TurnOptions(ChatKeywords, total=False):
+    """The options of a turn that every front takes: those of a request, a schema for the answer, and other models."""
+
+    response_schema: JsonObject
+    fallbacks: Sequence[str]
+
+
+class TextProtocol(Protocol):
+    """The text of a stream, piece by piece."""
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+
+    async def __anext__(self) -> str:
+        """The next piece."""
+
+
+class StreamProtocol(Protocol):
+    """A streamed answer: iterate it for events, or its `text`, or await `collect()`."""
+
+    @property
+    def text(self) -> TextProtocol:
+        """The text alone."""
+
+    @property
+    def result(self) -> ChatResult[object]:
+        """The whole answer; raises `StreamNotFinishedError` before the end."""
+
+    async def collect(self) -> ChatResult[object]:
+        """Read to the end, and return the whole answer."""
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+
+    async def __anext__(self) -> StreamEvent:
+        """The next event."""
+
+
+class SessionView(Protocol):
+    """What every front tells of a session: a snapshot."""
+
+    @property
+    def state(self) -> str:
+        """What it does."""
+
+    @property
+    def queued(self) -> int:
+        """Mail that waits."""
+
+    @property
+    def turns(self) -> int:
+        """Turns that have ended."""
+
+    @property
+    def length(self) -> int:
+        """Turns in the history."""
+
+    @property
+    def version(self) -> int:
+        """Changes in the store."""
+
+    @property
+    def question_id(self) -> str | None:
+        """The question that waits for a reply."""
+
+
+class SessionProtocol(Protocol):
+    """A session, here or behind a gateway: the same methods, the same errors, the same promises.
+
+    What each does is said where the session of this process has it: `SessionRef`.
+    """
+
+    key: str
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> ChatResult[object]:
+        """Take one turn; stored on return."""
+
+    async def retry(self, *, turn_id: str | None = None, **options: Unpack[TurnOptions]) -> ChatResult[object]:
+        """Take the last turn again."""
+
+    async def edit(
+        self, edited: str, prompt: Prompt, *, turn_id: str | None = None, **options: Unpack[TurnOptions]
+    ) -> ChatResult[object]:
+        """Ask something else in place of a past turn."""
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> AbstractAsyncContextManager[StreamProtocol]:
+        """Take one turn with the answer streamed; stored when the block is left."""
+
+    async def undo(self, turn_id: str | None = None) -> bool:
+        """Leave the last turn, or this one with all after it, out of the history."""
+
+    async def answer(self, question_id: str, answer: object) -> bool:
+        """Reply to a question that a turn waits for."""
+
+    async def interrupt(self) -> bool:
+        """Stop the running turn."""
+
+    async def history(self) -> list[HistoryEntry]:
+        """The messages of the answered turns."""
+
+    async def clear(self) -> None:
+        """Empty the history."""
+
+    async def compact(self) -> None:
+        """Write the log anew."""
+
+    async def fork(self, key: str) -> SessionProtocol:
+        """A new session with a copy of the history."""
+
+    async def statistics(self) -> SessionView:
+        """A snapshot."""
+
+    async def aclose(self) -> None:
+        """End the session's actor; the history stays."""
+
+
+class ClientProtocol(Protocol):
+    """What every front of the runtime offers; see `Client`."""
+
+    async def chat(
+        self, prompt: Prompt, *, system: str | None = None, session: str | None = None, **options: Unpack[TurnOptions]
+    ) -> ChatResult[object]:
+        """Ask once."""
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        user: str | None = None,
+        group: str | None = None,
+        system: str | None = None,
+        turn_id: str | None = None,
+        **options: Unpack[AskKeywords],
+    ) -> ChatResult[object]:
+        """Ask for a user: a turn of the session that belongs to them."""
+
+    def stream(
+        self, prompt: Prompt, *, system: str | None = None, session: str | None = None, **options: Unpack[TurnOptions]
+    ) -> AbstractAsyncContextManager[StreamProtocol]:
+        """Ask once with the answer streamed."""
+
+    def session(self, key: str, *, system: str | None = None) -> SessionProtocol:
+        """The session with this key; no I/O."""

@@ -4,45 +4,53 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, cast, overload
 
 import msgspec
 import trio
 
+from ._callables import can_take
+from ._inspect import families, inspect_runtime
+from ._prometheus import render
 from ._runtime import Runtime, open_runtime
 from ._turns import TurnExtras, TurnRequest
+from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
-from .config import DIRECT, ClientConfig, PricePolicy
+from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
-from .wire.codec import (
-    add_system,
-    encode_call,
-    encode_embeddings,
-    encode_json,
-    encode_prompt,
-    encode_text_prompt,
-    join_options,
-)
-from .wire.messages import SystemMessage
+from .wire.codec import add_system, encode_embeddings, encode_prompt, encode_text_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import TypeVar, Unpack
 
     from ._bus import EventFeed, Handler, HandlerId
     from ._chain import Hook, Middleware
+    from ._feed import Observer
+    from ._inspect import ClientSnapshot
+    from ._observing import EndedChat
+    from ._runtime import MetricsSource
     from ._stream import ChatStream
     from ._turns import AskTurnKeywords, TurnKeywords
+    from .abc import HistoryStore
+    from .batch.estimate import JobEstimate
+    from .batch.job import RunningJob
     from .batch.runner import Batch, BatchRequest
-    from .config import ContextPolicy
+    from .batch.settings import BatchJob
+    from .config import ApiKey, ContextPolicy
     from .pool.budget import BudgetStatistics
-    from .pool.costs import CostSnapshot
+    from .pool.costs import CostSnapshot, CostTracker
+    from .pool.ledger import LedgerChange
     from .pool.prices import PricesRefreshed
+    from .pool.tracing import Tracer
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
+    from .security.rules import ToolGuard
+    from .session.actor import SessionStatistics
     from .session.directory import SessionRef
     from .wire.catalog import (
         Credits,
@@ -76,11 +84,7 @@ class Client:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        config = runtime.config
-        self._defaults, self._settings = config.call_defaults()
-        self._encoder = runtime.encoder
-        self._has_only_model = self._defaults == encode_json({"model": config.model})
-        self._system = b"" if config.system is None else encode_json(SystemMessage(config.system))
+        self._defaults = runtime.defaults
         self._services = runtime.services
 
     def __repr__(self) -> str:
@@ -133,7 +137,7 @@ class Client:
         given = options if response_type is None else {"response_type": response_type, **options}
         if session is not None:
             return await self.session(session, system=system).ask(prompt, **cast("TurnKeywords", given))
-        encoded, settings, extras = self._turn(given)
+        encoded, settings, extras = self._defaults.turn(given)
         request = self._request(encoded, self._messages(prompt, system), settings)
         return await self._runtime.pipeline.run(request, extras)
 
@@ -230,7 +234,7 @@ class Client:
         if session is not None:
             ref = self.session(session, system=system)
             return ref.stream(prompt, raw_chunks=raw_chunks, **cast("TurnKeywords", given))
-        encoded, settings, extras = self._turn(given)
+        encoded, settings, extras = self._defaults.turn(given)
         request = self._request(encoded, self._messages(prompt, system), settings)
         return self._runtime.pipeline.stream(request, extras, raw_chunks=raw_chunks)
 
@@ -256,13 +260,17 @@ class Client:
         Raises `ConfigError` for another key, `SessionConflictError` when the session is open with
         different options.
         """
-        encoded, settings, extras = self._turn(options)
+        keywords = {name: value for name, value in options.items() if name != "access_token"}
+        encoded, settings, extras = self._defaults.turn(options)
         token = None
         if extras is not None and extras.token is not None:
             token = extras.token
             extras = msgspec.structs.replace(extras, token=None)
             extras = None if extras == TurnExtras() else extras
-        session = SessionOptions(self._system_message(system), encoded, settings, context, extras)
+        own_system = self._defaults.system_message(system)
+        session = SessionOptions(
+            own_system, encoded, settings, context, extras, keywords=keywords, base=self._defaults.number
+        )
         return self._runtime.sessions.ref(key, session, token=token, owner=owner)
 
     async def passivate(self, key: str) -> None:
@@ -278,6 +286,8 @@ class Client:
         requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest],
         *,
         max_in_flight: int = 256,
+        ordered: bool = False,
+        dedup: bool = False,
         ambiguous_retries: int = 0,
         **options: Unpack[TurnKeywords],
     ) -> AbstractAsyncContextManager[Batch]:
@@ -287,18 +297,59 @@ class Client:
         names, either with a `custom_id` if it likes; it is read only as there is room. At most
         `max_in_flight` run at a time, fewer where the pool has fewer connections. The options hold for
         the requests that do not give them. What may have been billed already is sent again only
-        `ambiguous_retries` times, whatever the retry policy says.
+        `ambiguous_retries` times, whatever the retry policy says. With `dedup`, equal requests are sent once, as far as
+        the last 10,000 answers go; the results of the others are `cached`, and cost nothing.
 
-        Results come as they complete, and a request that failed has its error there: iterating raises
-        only what the input raised. A consumer that stops reading stops the input. Leaving early
-        cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
+        Results come as they complete, or with `ordered` in the order of the requests, and a request that failed has its
+        error there: iterating raises only what the input raised. A consumer that stops reading stops the input. Leaving
+        early cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
         """
-        defaults, settings, extras = self._turn({"lane": "batch", **options})
+        defaults, settings, extras = self._defaults.turn({"lane": "batch", **options})
         pipeline = self._runtime.pipeline
-        run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries)
+        answers = AnswerCache(MemoryAnswers()) if dedup else None
+        run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries, answers=answers)
         return open_batch(
-            requests, run=run, max_in_flight=max_in_flight, defaults=defaults, settings=settings, system=self._system
+            requests,
+            run=run,
+            max_in_flight=max_in_flight,
+            ordered=ordered,
+            defaults=defaults,
+            settings=settings,
+            system=self._defaults.system,
         )
+
+    @property
+    def runtime(self) -> Runtime:
+        """What the client is the face of; for parts of this package."""
+        return self._runtime
+
+    def batch_job(
+        self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
+    ) -> AbstractAsyncContextManager[RunningJob]:
+        """A job whose rows come from a file and go into one: `async with client.batch_job(job) as running: await
+        running.run()`.
+
+        The options hold for the rows that do not give them, as in `batch`: a `response_schema`, `tools`, and so on. The
+        journal beside the output makes that a job which was killed goes on where it was: see `BatchJob`. Raises as
+        `batch.job.open_job`. Leaving closes the files.
+        """
+        # Only jobs need a journal and all that.
+        from .batch.job import open_job
+        from .batch.wiring import job_services
+
+        return open_job(job, job_services(self._runtime, options, ambiguous_retries=ambiguous_retries))
+
+    async def estimate_job(self, job: BatchJob, *, sample: int = 1_000, **options: Unpack[TurnKeywords]) -> JobEstimate:
+        """What a job will come to, by `sample` rows of its input and the list of prices; nothing is sent or written.
+
+        Waits for the first list of prices. Raises as `batch_job` for the job's input and settings.
+        """
+        from .batch.job import estimate_job
+        from .batch.wiring import job_services
+
+        services = job_services(self._runtime, options)
+        await self._runtime.accounting.price_refresh.schedule.wait_first()
+        return await estimate_job(job, services, sample=sample)
 
     async def models(
         self, *, offset: int = 0, limit: int | None = None, **filters: Unpack[ModelFilters]
@@ -364,12 +415,12 @@ class Client:
 
         `model` is one of `embedding_models`. Errors as in `chat`; cancelling stops the request, which may be billed.
         """
-        body, settings = encode_embeddings(inputs, model, keywords=options, beneath=self._settings)
+        body, settings = encode_embeddings(inputs, model, keywords=options, beneath=self._defaults.settings)
         return await self._services.embed(body, settings)
 
     async def completions(self, prompt: str, **options: Unpack[ChatKeywords]) -> CompletionResult:
         """What follows a prompt, by the endpoint from before chats; options and errors as in `chat`, without tools."""
-        encoded, settings = self._call(options)
+        encoded, settings = self._defaults.call(options)
         return await self._services.complete(encode_text_prompt(prompt, encoded), settings)
 
     # What users put around chats, and what they hear of them
@@ -377,8 +428,8 @@ class Client:
     async def register(self, plugin: object) -> str:
         """Begin a plugin, and return its name (its `name`, or that of its class or function).
 
-        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, or a function
-        of the client that gives an async context manager. It is ended with the client, after the sessions and
+        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, an async context
+        manager, or a function of the client that gives one. It is ended with the client, after the sessions and
         before the pool, in reverse order of registration; what it registered is taken back then. Raises
         `ConfigError` for what is no plugin or has the name of another, and what the plugin raises while it begins:
         the client is as it was then.
@@ -409,6 +460,29 @@ class Client:
         """Take `hook` out again; False when it was not there."""
         return self._runtime.chain.remove_hook(hook)
 
+    def observe(self, observer: Observer[EndedChat]) -> None:
+        """Give every chat, stream and session turn that ends from now on to `observer`, a plain function of a list.
+
+        The cheapest way to look: it is called a moment later, with what has ended meanwhile (`EndedChat`s, in order),
+        and loses nothing. It must not wait; what it raises is an event, `HookFailed`.
+        """
+        self._runtime.chain.ended.observe(observer)
+
+    def unobserve(self, observer: Observer[EndedChat]) -> bool:
+        """Give `observer` what has ended so far, and then nothing more; False when it was not there."""
+        return self._runtime.chain.ended.remove(observer)
+
+    def observe_ledger(self, observer: Observer[LedgerChange]) -> None:
+        """Give the rows of the ledger to `observer`, a plain function of a list, a moment after they are entered.
+
+        As `observe`; what it raises is counted in the ledger's statistics and told as `AccountingFailed`.
+        """
+        self._runtime.accounting.ledger.changes.observe(observer)
+
+    def unobserve_ledger(self, observer: Observer[LedgerChange]) -> bool:
+        """Give `observer` what there is, and then nothing more; False when it was not there."""
+        return self._runtime.accounting.ledger.changes.remove(observer)
+
     def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
         """Call `handler`, sync or async, with every event of `kind` from now on: one at a time, in order.
 
@@ -429,6 +503,138 @@ class Client:
         and counted.
         """
         return self._runtime.bus.listen(*kinds, queue=queue)
+
+    def add_tracer(self, tracer: Tracer) -> None:
+        """Tell `tracer` of each request for a chat and each tool call that begins from now on; see `Tracer`."""
+        for method in ("begin_request", "begin_tool"):
+            if not can_take(getattr(tracer, method, None), 1):
+                raise ConfigError(f"tracer: {tracer!r} has no {method} that takes one argument")
+        self._runtime.tracers.add(tracer)
+
+    def remove_tracer(self, tracer: Tracer) -> bool:
+        """Tell `tracer` of nothing more; False when it was not there."""
+        return self._runtime.tracers.remove(tracer)
+
+    def flush_observers(self) -> None:
+        """Give all observers what has ended so far, now."""
+        self._runtime.chain.ended.flush()
+        self._runtime.accounting.ledger.changes.flush()
+
+    # What it does
+
+    def inspect(self, *, sessions: int = 1_000) -> ClientSnapshot:
+        """What everything in the client does now: sessions, what each waits for and since when, pool, workers, tools.
+
+        At most so many `sessions` are listed, those that have waited longest first. One step, without I/O; it takes
+        time for each session and worker, and nothing is kept for it while nobody asks.
+        """
+        if sessions < 0:
+            raise ConfigError(f"sessions: must be a number of at least 0, not {sessions!r}")
+        return inspect_runtime(self._runtime, sessions=sessions)
+
+    def metrics_text(self) -> str:
+        """The numbers of the client in the text format of Prometheus (0.0.4), for whoever scrapes them.
+
+        Those of the pool, the sessions, the tools and the costs, and what plugins add: the metrics plugin its counts
+        and histograms. Names begin with `gorouter_`, and a name means one thing: of two families the first one counts.
+        """
+        self.flush_observers()
+        return render(chain(families(self._runtime), self._runtime.extra_metrics()))
+
+    def add_metrics(self, source: MetricsSource) -> None:
+        """Ask `source`, a function that gives families, for more of them each time that `metrics_text` is called."""
+        if not can_take(source, 0):
+            raise ConfigError(f"source: must be a function without arguments, not {source!r}")
+        self._runtime.metrics_sources.append(source)
+
+    def remove_metrics(self, source: MetricsSource) -> bool:
+        """Ask `source` no more; False when it was not there."""
+        sources = self._runtime.metrics_sources
+        is_found = source in sources
+        if is_found:
+            sources.remove(source)
+        return is_found
+
+    # What may change while it runs: for what is asked from then on
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return cast("str", self._runtime.config.base_url)
+
+    @property
+    def default_model(self) -> str:
+        """The model of requests that name none."""
+        return self._runtime.config.model
+
+    def set_model(self, model: str) -> None:
+        """Ask `model` from now on where a request names none; raises `ConfigError` for what is no name.
+
+        What was asked before goes on with the model that it was asked of. Sessions take the new one with their next
+        turn, unless they were opened with one of their own.
+        """
+        self._runtime.set_model(model)
+
+    def set_api_key(self, api_key: str | Secret | Sequence[str | Secret | ApiKey] | Mapping[str, float]) -> None:
+        """Use this key, or these, from now on: any form of `ClientConfig.api_key`, whose errors it raises.
+
+        Requests in flight keep theirs; those that wait in the queue go with the new one. What was learned of the old
+        keys, their rates and pauses, goes with them. The key itself is not given back: `statistics().keys` has names.
+        """
+        try:
+            hidden = hide_keys(api_key)
+        finally:
+            # A traceback may show locals, and this is one of them.
+            del api_key
+        self._runtime.set_api_key(hidden)
+
+    @property
+    def store(self) -> HistoryStore:
+        """The store of the histories in use."""
+        return self._runtime.store
+
+    def set_store(self, store: HistoryStore) -> None:
+        """Keep the histories of sessions there from now on; raises `ConfigError` for what is no store.
+
+        What sessions were asked before ends in the old store, which stays its maker's to close; each session goes on
+        with what the new one has of it.
+        """
+        self._runtime.set_store(store)
+
+    @property
+    def security(self) -> ToolGuard:
+        """What stands in front of tools and turns: as it was given, or made of the `SecurityConfig` that was given."""
+        return self._runtime.guards.guard
+
+    def set_security(self, security: object | None) -> None:
+        """Let this guard stand in front of tools and turns from now on, as `ClientConfig.security`.
+
+        None is the guard of a client without `security`: the rules that tools declare hold all the same. A turn that
+        runs keeps the guard that it began with. Raises `ConfigError` for what is no guard; the one before stays then.
+        """
+        self._runtime.guards.set(security)
+
+    def push_security(self, security: object) -> Callable[[], None]:
+        """As `set_security`, until what is returned is called: then this guard is taken away, wherever it stands.
+
+        The one that was there before comes back, unless others have come in front, which stay. None is no guard here.
+        """
+        return self._runtime.guards.push(security)
+
+    @property
+    def cost_tracker(self) -> CostTracker:
+        """What counts the rows of the ledger."""
+        return self._runtime.accounting.ledger.tracker
+
+    def set_cost_tracker(self, tracker: CostTracker) -> None:
+        """Let `tracker` count the rows of the ledger from now on; what the one before has counted stays there.
+
+        Raises `ConfigError` for what is no tracker.
+        """
+        for method, count in (("add", 1), ("snapshot", 0)):
+            if not can_take(getattr(tracker, method, None), count):
+                raise ConfigError(f"tracker: needs add(row, replaced=...) and snapshot(), {tracker!r} has no {method}")
+        self._runtime.accounting.ledger.tracker = tracker
 
     # What it costs
 
@@ -473,21 +679,14 @@ class Client:
         """A snapshot of the pool; cheap."""
         return self._runtime.pool.statistics()
 
-    def _call(self, options: ChatKeywords) -> tuple[bytes, CallSettings]:
-        """The options of a call above the defaults, encoded, and what is not part of its body."""
-        if not options:
-            return self._defaults, self._settings
-        encoded, settings = encode_call(options, beneath=self._settings)
-        is_whole = self._has_only_model and "model" in options
-        return encoded if is_whole else join_options(self._defaults, encoded), settings
+    def session_statistics(self) -> dict[str, SessionStatistics]:
+        """A snapshot of each active session, by its full key, the one that was used the longest time ago first."""
+        return self._runtime.sessions.inspect()
 
-    def _turn(self, options: Mapping[str, object]) -> tuple[bytes, CallSettings, TurnExtras | None]:
-        """The same for a turn, with its extras."""
-        if not options:
-            return self._defaults, self._settings, None
-        encoded, settings, extras = self._encoder.encode(options, beneath=self._settings)
-        is_whole = self._has_only_model and "model" in options
-        return encoded if is_whole else join_options(self._defaults, encoded), settings, extras
+    @property
+    def active_sessions(self) -> int:
+        """How many sessions are active: have an actor."""
+        return self._runtime.sessions.active
 
     def _request(self, options: bytes, messages: bytes, settings: CallSettings) -> TurnRequest:
         return TurnRequest(options, (messages,), settings=settings)
@@ -495,14 +694,9 @@ class Client:
     def _messages(self, prompt: Prompt, system: str | None) -> bytes:
         """The encoded messages of a chat, with a system message in front where there is one to add."""
         messages = encode_prompt(prompt)
-        if system is None and not self._system:
+        if system is None and not self._defaults.system:
             return messages
-        return add_system(self._system_message(system), messages)
-
-    def _system_message(self, system: str | None) -> bytes:
-        if system is None:
-            return self._system
-        return encode_json(SystemMessage(system)) if system else b""
+        return add_system(self._defaults.system_message(system), messages)
 
 
 class _PluginClient(Client):
@@ -522,11 +716,37 @@ class _PluginClient(Client):
         super().add_hook(hook)
         self._undo.append(partial(self.remove_hook, hook))
 
+    def observe(self, observer: Observer[EndedChat]) -> None:
+        """As `Client.observe`."""
+        super().observe(observer)
+        self._undo.append(partial(self.unobserve, observer))
+
+    def add_tracer(self, tracer: Tracer) -> None:
+        """As `Client.add_tracer`."""
+        super().add_tracer(tracer)
+        self._undo.append(partial(self.remove_tracer, tracer))
+
+    def add_metrics(self, source: MetricsSource) -> None:
+        """As `Client.add_metrics`."""
+        super().add_metrics(source)
+        self._undo.append(partial(self.remove_metrics, source))
+
+    def observe_ledger(self, observer: Observer[LedgerChange]) -> None:
+        """As `Client.observe_ledger`."""
+        super().observe_ledger(observer)
+        self._undo.append(partial(self.unobserve_ledger, observer))
+
     def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:
         """As `Client.on`."""
         handler_id = super().on(kind, handler, queue=queue, in_thread=in_thread)
         self._undo.append(partial(self.off, handler_id))
         return handler_id
+
+    def push_security(self, security: object) -> Callable[[], None]:
+        """As `Client.push_security`; the guard goes with the plugin at the latest."""
+        pop = super().push_security(security)
+        self._undo.append(pop)
+        return pop
 
     def undo(self) -> None:
         """Take back everything that was registered through this client."""

@@ -1,4 +1,4 @@
-"""What a stream yields: a closed union of frozen values."""
+"""What a stream yields: a closed union of frozen values, tagged, so that they can cross a WebSocket as they are."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ __all__ = [
 ]
 
 
-class TextDelta(Struct, frozen=True, gc=False):
+class TextDelta(Struct, frozen=True, gc=False, tag="text"):
     """A piece of the answer's text."""
 
     text: str
 
 
-class ReasoningDelta(Struct, frozen=True, gc=False):
+class ReasoningDelta(Struct, frozen=True, gc=False, tag="reasoning"):
     """A piece of the model's visible reasoning."""
 
     text: str
 
 
-class RefusalDelta(Struct, frozen=True, gc=False):
+class RefusalDelta(Struct, frozen=True, gc=False, tag="refusal"):
     """A piece of a refusal."""
 
     text: str
 
 
-class ToolCallDelta(Struct, frozen=True, gc=False):
+class ToolCallDelta(Struct, frozen=True, gc=False, tag="tool_call"):
     """A piece of a tool call: `arguments` is a fragment of JSON text.
 
     `index` counts the calls of the answer from 0, whatever the provider numbers them by: the pieces of one call have
@@ -61,31 +61,31 @@ class ToolCallDelta(Struct, frozen=True, gc=False):
     arguments: str
 
 
-class AnnotationDelta(Struct, frozen=True):
+class AnnotationDelta(Struct, frozen=True, tag="annotation"):
     """A page that the answer cites, or a file that was read for it; whole. It often comes before the text."""
 
     annotation: Annotation
 
 
-class ImageDelta(Struct, frozen=True):
+class ImageDelta(Struct, frozen=True, tag="image"):
     """An image, whole."""
 
     image: OutputImage
 
 
-class AudioDelta(Struct, frozen=True):
+class AudioDelta(Struct, frozen=True, tag="audio"):
     """A piece of spoken answer: of its `data` (base64, each piece for itself), of its `transcript`, or of both."""
 
     audio: OutputAudio
 
 
-class LogprobsDelta(Struct, frozen=True):
+class LogprobsDelta(Struct, frozen=True, tag="logprobs"):
     """Log probabilities of the tokens in the piece of text that came just before."""
 
     logprobs: Logprobs
 
 
-class StreamFinished(Struct, frozen=True, kw_only=True):
+class StreamFinished(Struct, frozen=True, kw_only=True, tag="finished"):
     """The answer has arrived, whole. The last event, once: on the wire the finish is sent twice."""
 
     finish_reason: str | None
@@ -93,13 +93,13 @@ class StreamFinished(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
-class RawChunk(Struct, frozen=True, gc=False):
+class RawChunk(Struct, frozen=True, gc=False, tag="raw_chunk"):
     """A chunk as decoded; yielded before the events made from it when raw chunks were asked for."""
 
     chunk: ChatChunk
 
 
-class ToolStarted(Struct, frozen=True, gc=False):
+class ToolStarted(Struct, frozen=True, gc=False, tag="tool_started"):
     """A tool begins to run, after all checks; `arguments` is the JSON text that the model wrote."""
 
     call_id: str
@@ -107,7 +107,7 @@ class ToolStarted(Struct, frozen=True, gc=False):
     arguments: str
 
 
-class ToolProgress(Struct, frozen=True, gc=False):
+class ToolProgress(Struct, frozen=True, gc=False, tag="tool_progress"):
     """What a running tool says about how far it is; `fraction` is 0 to 1, None when it does not know."""
 
     call_id: str
@@ -116,7 +116,7 @@ class ToolProgress(Struct, frozen=True, gc=False):
     fraction: float | None = None
 
 
-class ToolFinished(Struct, frozen=True, gc=False):
+class ToolFinished(Struct, frozen=True, gc=False, tag="tool_finished"):
     """A call has ended, in whatever way, also one that never ran; `result` is the text that the model gets."""
 
     call_id: str

@@ -4,25 +4,36 @@ A line is a JSON object in one of two forms. The *batch form* is that of OpenAI'
 `custom_id`, `method`, `url` and `body`, the body being sent as it is. The *flat form* is a row of a
 data set with `messages`, `prompt` or `question` (the first of them that is there counts) and an `id`
 or `custom_id` if it likes; its columns that are request fields (`model`, `temperature`, ...) are
-kept, unless they are null, and all others, such as the `answer`, stay here.
+kept, unless they are null, and all others, such as the `answer`, stay here. With a template it is the
+template that makes the request of a row's columns, and nothing of them goes into it unasked.
+
+A *record* is a row that was no JSON: of CSV, whose values are texts, or of Parquet.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 from msgspec import Struct
 
 from ..errors import BadRequestError, DecodeError
 from ..wire.codec import check_options, decode_json
 from ..wire.requests import ChatOptions
+from .ids import IdTable
+from .template import MissingColumn
+
+if TYPE_CHECKING:
+    from .template import Template
 
 __all__ = ["BatchRow", "RowProblem", "RowReader", "parse_row"]
 
 _OPTIONS = frozenset(ChatOptions.__struct_fields__)
 _PROMPTS = ("messages", "prompt", "question")
+# Fields that are texts whatever they look like.
+_PARSED = (_OPTIONS | {"messages"}) - {"model", "user", "session_id", "reasoning_effort", "verbosity", "service_tier"}
 _BATCH_FORM = ("body", "method", "url")
 _SPACE = b" \t\r\n\f\v"
 _BOM = b"\xef\xbb\xbf"
@@ -69,67 +80,113 @@ class _NotJson(_Unusable):
 
 
 class RowReader:
-    """Reads a batch's lines in order; refuses an id that a line before had.
+    """Reads a batch's lines in order; refuses an id that a line before had, or gives it a suffix.
 
-    Remembers the ids that lines gave themselves (some 150 bytes each), and one byte for each line.
+    Remembers the ids that lines gave themselves (12 to 24 bytes each), and one byte for each line.
     """
 
-    __slots__ = ("_first_lines", "_unnamed", "line_number")
+    __slots__ = ("_duplicates", "_ids", "_template", "_unnamed", "line_number")
 
-    def __init__(self) -> None:
+    def __init__(self, *, template: Template | None = None, duplicates: Literal["refuse", "suffix"] = "refuse") -> None:
         self.line_number = 0
-        self._first_lines: dict[str, int] = {}
+        self._template = template
+        self._duplicates = duplicates
+        self._ids = IdTable()
         # For each line, whether it goes by its default id: those are too many to be kept as text.
         self._unnamed = bytearray(1)
 
     def read(self, line: bytes) -> BatchRow | RowProblem | None:
         """The next line, with or without its line end; None for a blank one. Never raises."""
-        self.line_number += 1
-        self._unnamed.append(0)
+        self._count()
         text = line.strip(_SPACE)
         if self.line_number == 1:
             text = text.removeprefix(_BOM).strip(_SPACE)
         if not text:
             return None
-        row = parse_row(text, line_number=self.line_number)
-        return row if row.custom_id is None else self._claim(row)
+        return self._claimed(parse_row(text, line_number=self.line_number, template=self._template))
 
-    def skip(self, reason: str) -> RowProblem:
+    def read_record(self, record: dict[str, object], *, is_text: bool = False) -> BatchRow | RowProblem:
+        """The next row as a record; `is_text` says that all its values are texts. Never raises."""
+        self._count()
+        return self._claimed(_row_of(record, self.line_number, self._template, is_text=is_text))
+
+    def skip(self, reason: str, *, is_json: bool = False) -> RowProblem:
         """The next line is one that could not even be read."""
+        self._count()
+        return RowProblem(self.line_number, None, reason, is_json=is_json)
+
+    def _count(self) -> None:
         self.line_number += 1
         self._unnamed.append(0)
-        return RowProblem(self.line_number, None, reason, is_json=False)
 
-    def _claim(self, row: BatchRow | RowProblem) -> BatchRow | RowProblem:
+    def _claimed(self, row: BatchRow | RowProblem) -> BatchRow | RowProblem:
+        return row if row.custom_id is None else self._claim(row, row.custom_id)
+
+    def _claim(self, row: BatchRow | RowProblem, custom_id: str) -> BatchRow | RowProblem:
         """Take the row's id, or refuse the row because the id is taken."""
-        custom_id = cast("str", row.custom_id)
-        first = self._first_lines.get(custom_id) or self._unnamed_line(custom_id)
-        if first:
+        first = self._take(custom_id, row.line_number)
+        if not first:
+            return row
+        if self._duplicates == "refuse":
             reason = f"the id {_show(custom_id)} stands on line {first} already"
             return RowProblem(row.line_number, None, reason)
-        if custom_id == _default_id(row.line_number):
-            self._unnamed[row.line_number] = 1
-        else:
-            self._first_lines[custom_id] = row.line_number
-        return row
+        number = 2
+        while self._take(renamed := f"{custom_id}-{number}", row.line_number):
+            number += 1
+        return msgspec.structs.replace(row, custom_id=renamed)
 
-    def _unnamed_line(self, custom_id: str) -> int:
-        """The line that has this as its default id, or 0."""
-        digits = custom_id.removeprefix("row-")
-        number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else 0
-        taken = number < len(self._unnamed) and self._unnamed[number] and custom_id == _default_id(number)
-        return number if taken else 0
+    def _take(self, custom_id: str, line_number: int) -> int:
+        """Take the id; the line that has it already, or 0."""
+        number = _default_number(custom_id)
+        if number < len(self._unnamed) and self._unnamed[number]:
+            return number
+        if number and number == line_number:
+            # Another row may have given itself this one's name.
+            if first := self._ids.find(custom_id):
+                return first
+            self._unnamed[line_number] = 1
+            return 0
+        return self._ids.claim(custom_id, line_number)
 
 
-def parse_row(line: bytes, *, line_number: int) -> BatchRow | RowProblem:
+def _default_number(custom_id: str) -> int:
+    """The line that has this as its default id, or 0 when no line does."""
+    digits = custom_id.removeprefix("row-")
+    number = int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 19 else 0
+    return number if custom_id == _default_id(number) else 0
+
+
+def parse_row(line: bytes, *, line_number: int, template: Template | None = None) -> BatchRow | RowProblem:
     """One line by itself, without white space around it. Never raises."""
-    custom_id: str | None = None
     try:
         record = _decode(line)
+    except _NotJson as exc:
+        return RowProblem(line_number, None, str(exc), is_json=False)
+    return _row_of(record, line_number, template)
+
+
+def _row_of(
+    record: dict[str, object], line_number: int, template: Template | None, *, is_text: bool = False
+) -> BatchRow | RowProblem:
+    custom_id: str | None = None
+    try:
+        if is_text:
+            record = {name: _typed(name, text) for name, text in record.items() if text != ""}
         custom_id = _find_id(record, line_number)
-        return BatchRow(line_number, custom_id, _make_body(record))
+        return BatchRow(line_number, custom_id, _make_body(record, template))
     except _Unusable as exc:
-        return RowProblem(line_number, custom_id, str(exc), is_json=not isinstance(exc, _NotJson))
+        return RowProblem(line_number, custom_id, str(exc))
+
+
+def _typed(name: str, text: object) -> object:
+    """What a text of CSV stands for where it is a field of a request, which may be a number or JSON."""
+    if name not in _PARSED or not isinstance(text, str):
+        return text
+    try:
+        value = decode_json(text.encode("utf-8", "surrogatepass"))
+    except DecodeError:
+        return text
+    return text if isinstance(value, str) else value
 
 
 def _decode(line: bytes) -> dict[str, object]:
@@ -172,13 +229,27 @@ def _find_id(record: dict[str, object], line_number: int) -> str:
     return value
 
 
-def _make_body(record: dict[str, object]) -> Mapping[str, object]:
+def _make_body(record: dict[str, object], template: Template | None) -> Mapping[str, object]:
+    if template is not None:
+        return _from_template(record, template)
     name = next((name for name in _PROMPTS if record.get(name) is not None), None)
     if isinstance(record.get("body"), dict) or (name is None and any(field in record for field in _BATCH_FORM)):
         return _batch_form(record)
     if name is None:
         raise _Unusable("no messages, prompt or question")
     return _flat_form(record, name)
+
+
+def _from_template(record: dict[str, object], template: Template) -> Mapping[str, object]:
+    try:
+        body = template.fill(record)
+    except MissingColumn as exc:
+        raise _Unusable(str(exc)) from exc
+    _check_messages(body.get("messages"), "messages")
+    options = {name: value for name, value in body.items() if name in _OPTIONS}
+    if options:
+        _check_options(options)
+    return body
 
 
 def _batch_form(record: dict[str, object]) -> Mapping[str, object]:

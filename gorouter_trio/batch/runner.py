@@ -26,6 +26,7 @@ from ..wire.codec import encode_request
 from ..wire.mail import DEFAULT_SETTINGS
 from ..wire.requests import ChatRequest
 from ..wire.result import ChatResult
+from .order import OrderWindow
 from .rows import BatchRow, RowProblem
 
 if TYPE_CHECKING:
@@ -33,15 +34,30 @@ if TYPE_CHECKING:
 
     from ..wire.mail import CallSettings
 
-__all__ = ["Batch", "BatchRequest", "BatchResult", "BatchStatistics", "open_batch"]
+__all__ = [
+    "Batch",
+    "BatchRequest",
+    "BatchResult",
+    "BatchStatistics",
+    "EncodeRequest",
+    "Intake",
+    "RunRequest",
+    "check_batch",
+    "encode_row_request",
+    "lone_error",
+    "names_of",
+    "open_batch",
+]
 
 BatchRequest: TypeAlias = ChatRequest | Mapping[str, object] | BatchRow | RowProblem
 """What a batch takes: a request as a value, a request body in wire names (with a `custom_id` if it
 likes), or a line of an input file. A line without a request gets a result that says so."""
 
-if TYPE_CHECKING:
-    _Run: TypeAlias = Callable[[bytes, CallSettings], Awaitable[tuple[ChatResult[object], bytes]]]
-    _EncodeRequest: TypeAlias = Callable[[ChatRequest | Mapping[str, object]], tuple[bytes, CallSettings]]
+RunRequest: TypeAlias = "Callable[[bytes, CallSettings], Awaitable[tuple[ChatResult[object], bytes]]]"
+"""Runs an encoded body with its settings; returns its result, and the JSON of the reply."""
+
+EncodeRequest: TypeAlias = "Callable[[ChatRequest | Mapping[str, object]], tuple[bytes, CallSettings]]"
+"""Makes a body, and its settings, of a request; raises `BadRequestError`."""
 
 
 class BatchResult(Struct, frozen=True, kw_only=True):
@@ -57,6 +73,14 @@ class BatchResult(Struct, frozen=True, kw_only=True):
     body: bytes | None = None
     error: GorouterError | None = None
     line_number: int | None = None
+    was_in_flight: bool = False
+    cached: bool = False
+
+    @property
+    def maybe_billed(self) -> bool:
+        """Whether more may have been charged than the answer says."""
+        outcome = self.error or self.result
+        return self.was_in_flight or (outcome is not None and outcome.maybe_billed)
 
     def unwrap(self) -> ChatResult[object]:
         """The answer; raises the error that stands in its place."""
@@ -86,7 +110,7 @@ class Batch:
     batch, each result going to one of them.
     """
 
-    def __init__(self, results: trio.MemoryReceiveChannel[BatchResult], intake: _Intake, *, work: _Work) -> None:
+    def __init__(self, results: trio.MemoryReceiveChannel[BatchResult], intake: Intake, *, work: _Work) -> None:
         self._results = results
         self._intake = intake
         self._work = work
@@ -125,6 +149,9 @@ class Batch:
             raise StopAsyncIteration from None
 
 
+_WINDOWS = 8
+
+
 class _End:
     """Stands for the end of the input."""
 
@@ -132,7 +159,7 @@ class _End:
 _END = _End()
 
 
-class _Intake:
+class Intake:
     """The input as one iterator for all pullers; the first error of it is kept and ends it."""
 
     def __init__(self, requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest]) -> None:
@@ -183,10 +210,13 @@ class _Intake:
 class _Work:
     """What the pulling tasks share, and do."""
 
-    def __init__(self, intake: _Intake, *, run: _Run, encode: _EncodeRequest) -> None:
+    def __init__(
+        self, intake: Intake, *, run: RunRequest, encode: EncodeRequest, window: OrderWindow[BatchResult] | None
+    ) -> None:
         self._intake = intake
         self._run = run
-        self._encode_request = encode
+        self._encode = encode
+        self._window = window
         self.succeeded = self.failed = self.cancelled = 0
         self.scope = trio.CancelScope()
         # Results whose delivery was cancelled: they are paid for.
@@ -194,7 +224,13 @@ class _Work:
 
     async def run_pullers(self, results: trio.MemorySendChannel[BatchResult], count: int) -> None:
         """Run `count` pullers to the end of the input, or until `scope` is cancelled; then close `results`."""
-        with results, self.scope:
+        with results:
+            await self._run_pullers(results, count)
+            if self._window is not None:
+                self.stranded.extend(self._window.drain())
+
+    async def _run_pullers(self, results: trio.MemorySendChannel[BatchResult], count: int) -> None:
+        with self.scope:
             async with trio.open_nursery() as nursery:
                 for _ in range(count):
                     nursery.start_soon(self._pull, results)
@@ -202,16 +238,23 @@ class _Work:
     async def _pull(self, results: trio.MemorySendChannel[BatchResult]) -> None:
         while (taken := await self._intake.take()) is not None:
             result = await self._result_of(*taken)
+            ready = [result] if self._window is None else self._window.put(result.index, result)
+            await self._hand_on(ready, results)
+
+    async def _hand_on(self, ready: list[BatchResult], results: trio.MemorySendChannel[BatchResult]) -> None:
+        for number, result in enumerate(ready):
             try:
                 await results.send(result)
             except trio.Cancelled:
-                self.stranded.append(result)
+                self.stranded.extend(ready[number:])
                 raise
 
     async def _result_of(self, index: int, request: BatchRequest) -> BatchResult:
-        custom_id, line_number = _names_of(request, index)
+        custom_id, line_number = names_of(request, index)
         try:
-            result, body = await self._run(*self._encode(request))
+            if self._window is not None:
+                await self._window.wait_room(index)
+            result, body = await self._run(*encode_row_request(request, self._encode))
         except GorouterError as exc:
             self.failed += 1
             return BatchResult(custom_id=custom_id, index=index, error=exc, line_number=line_number)
@@ -219,29 +262,36 @@ class _Work:
             self.cancelled += 1
             raise
         self.succeeded += 1
-        return BatchResult(custom_id=custom_id, index=index, result=result, body=body, line_number=line_number)
+        return BatchResult(
+            custom_id=custom_id,
+            index=index,
+            result=result,
+            body=body,
+            line_number=line_number,
+            cached=result.attempts == 0,
+        )
 
-    def _encode(self, request: BatchRequest) -> tuple[bytes, CallSettings]:
-        match request:
-            case RowProblem():
-                raise _bad_request(request)
-            case BatchRow():
-                return self._encode_row(request)
-            case _:
-                return self._encode_request(request)
 
-    def _encode_row(self, row: BatchRow) -> tuple[bytes, CallSettings]:
-        try:
-            return self._encode_request(row.body)
-        except BadRequestError as exc:
-            raise _bad_request(RowProblem(row.line_number, row.custom_id, exc.message)) from exc
+def encode_row_request(request: BatchRequest, encode: EncodeRequest) -> tuple[bytes, CallSettings]:
+    """The body of a row and its settings; raises `BadRequestError`, with the line where the row has one."""
+    match request:
+        case RowProblem():
+            raise _bad_request(request)
+        case BatchRow():
+            try:
+                return encode(request.body)
+            except BadRequestError as exc:
+                raise _bad_request(RowProblem(request.line_number, request.custom_id, exc.message)) from exc
+        case _:
+            return encode(request)
 
 
 def _bad_request(problem: RowProblem) -> BadRequestError:
     return BadRequestError(problem.message, status=400)
 
 
-def _names_of(request: BatchRequest, index: int) -> tuple[str | None, int | None]:
+def names_of(request: BatchRequest, index: int) -> tuple[str | None, int | None]:
+    """The id of a row, and the line of the input that it stands on."""
     if isinstance(request, (BatchRow, RowProblem)):
         return request.custom_id, request.line_number
     own = request.custom_id if isinstance(request, ChatRequest) else _own_id(request)
@@ -257,8 +307,9 @@ def _own_id(request: object) -> object:
 async def open_batch(
     requests: Iterable[BatchRequest] | AsyncIterable[BatchRequest],
     *,
-    run: _Run,
+    run: RunRequest,
     max_in_flight: int,
+    ordered: bool = False,
     defaults: bytes = b"{}",
     settings: CallSettings = DEFAULT_SETTINGS,
     system: bytes = b"",
@@ -266,16 +317,18 @@ async def open_batch(
     """Run `requests`, at most `max_in_flight` at a time, each through `run` as an encoded body with its settings.
 
     `defaults` and `settings` are encoded options and settings beneath those of each request, `system` is an
-    encoded system message for those that have none. Up to `max_in_flight` results wait
-    for the consumer besides those in flight. Leaving cancels what still runs; its requests may be
+    encoded system message for those that have none. Up to `max_in_flight` results wait for the consumer besides those
+    in flight. With `ordered` they come in the order of the input, and no request is run that is more than eight times
+    `max_in_flight` behind the first without its result. Leaving cancels what still runs; its requests may be
     billed all the same. The input is iterated by one task at a time and closed by whoever made it.
     Raises `TypeError` when `requests` is not iterable or is one request, `ConfigError` for a wrong
     `max_in_flight`. An error of the body leaves as itself, not in an exception group.
     """
-    _check(requests, max_in_flight)
-    intake = _Intake(requests)
+    check_batch(requests, max_in_flight)
+    intake = Intake(requests)
     encode = partial(encode_request, defaults=defaults, beneath=settings, system=system)
-    work = _Work(intake, run=run, encode=encode)
+    window = OrderWindow[BatchResult](_WINDOWS * max_in_flight) if ordered else None
+    work = _Work(intake, run=run, encode=encode, window=window)
     send, receive = trio.open_memory_channel[BatchResult](max_in_flight)
     try:
         async with receive, trio.open_nursery() as nursery:
@@ -285,20 +338,21 @@ async def open_batch(
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        lone = _lone_error(group)
+        lone = lone_error(group)
         if lone is None:
             raise
         raise lone from lone.__cause__
 
 
-def _check(requests: object, max_in_flight: object) -> None:
+def check_batch(requests: object, max_in_flight: object) -> None:
+    """Raises `TypeError` and `ConfigError` as `open_batch`."""
     if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, (Iterable, AsyncIterable)):
         raise TypeError(f"requests: must be an iterable of requests, not a {type(requests).__name__}")
     if isinstance(max_in_flight, bool) or not isinstance(max_in_flight, int) or max_in_flight < 1:
         raise ConfigError(f"max_in_flight: must be a whole number of at least 1, not {max_in_flight!r}")
 
 
-def _lone_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+def lone_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """The one exception in the group that is not a cancel, or None when there is not exactly one."""
     leaves: list[BaseException] = [group]
     while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):

@@ -12,24 +12,43 @@ from typing import TYPE_CHECKING, Annotated, cast
 import trio
 from cyclopts import App, CycloptsError, Parameter
 
+from ..config import DEFAULT_MODEL
 from ..errors import GorouterError
 from ..simulator.files import show_config
 from .account import run_credits, run_key
-from .batch import BatchJob, run_batch
+from .batch import run_batch
+from .batch_options import BatchChoices, choose_batch
+from .bench import BenchJob, run_bench
 from .chat import ChatJob, run_chat
+from .cluster import add_cluster_commands
 from .cost import CostGrouping, CostJob, run_cost
 from .demo import DemoJob, run_demo
 from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tracebacks, report, report_failure, why
 from .history import make_history_app
 from .models import ModelQuery, ModelSort, run_models
 from .options import FLAG, CommonOptions
+from .serve import ServeJob, run_serve
 from .simulate import choose_config, parse_faults, run_simulate
 from .terminal import drop_stdout, print_text
+from .top import TopJob, run_top
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["batch", "chat", "cost", "credits", "demo", "key", "models", "run", "simulate"]
+__all__ = [
+    "batch",
+    "bench",
+    "chat",
+    "cost",
+    "credits",
+    "demo",
+    "key",
+    "models",
+    "run",
+    "serve",
+    "simulate",
+    "top",
+]
 
 # A `-` stands for stdin or stdout, and is no option.
 _PATH = Parameter(allow_leading_hyphen=True)
@@ -41,31 +60,26 @@ async def batch(
     /,
     *,
     output: Annotated[str, Parameter(name=["--output", "-o"], allow_leading_hyphen=True)],
-    max_in_flight: int = 256,
-    limit: int | None = None,
-    overwrite: Annotated[bool, FLAG] = False,
+    choices: BatchChoices | None = None,
     common: CommonOptions | None = None,
 ) -> int:
-    """Run every row of a JSON Lines file and write the answers as they come.
+    """Run every row of a file and write the answers as they come.
 
     A row is {"messages": [...]}, {"prompt": "..."} or {"question": "..."} with an "id" if it likes, or has the form of
     OpenAI's Batch API. A row that cannot be used becomes an error in the output; the others run.
 
+    A journal beside the output knows which rows were sent: a job that was stopped or killed goes on with --resume.
+    Ctrl-C takes no more rows and waits for those in flight; once more, and it cancels them.
+
     Parameters
     ----------
     source
-        The rows; - is standard input.
+        The rows: JSON Lines, CSV or Parquet, also in gzip or zstd; - is standard input.
     output
-        Where the answers go; - is standard output.
-    max_in_flight
-        How many requests run at a time.
-    limit
-        Take only so many rows.
-    overwrite
-        Replace an output that exists.
+        Where the answers go; - is standard output, without a journal.
     """
-    job = BatchJob(source=source, output=output, max_in_flight=max_in_flight, limit=limit, overwrite=overwrite)
-    return await run_batch(job, common or CommonOptions())
+    command = choose_batch(source, output, choices=choices or BatchChoices())
+    return await run_batch(command, common or CommonOptions())
 
 
 async def chat(
@@ -254,6 +268,157 @@ async def cost(
     return await run_cost(job, common or CommonOptions())
 
 
+async def bench(
+    *models: str,
+    requests: Annotated[int, Parameter(name=["--requests", "-n"])] = 100,
+    in_flight: Annotated[int, Parameter(name=["--in-flight", "-c"])] = 8,
+    rate: float | None = None,
+    warmup: int = 2,
+    prompt: Annotated[str | None, Parameter(name=["--prompt", "-p"], allow_leading_hyphen=True)] = None,
+    max_tokens: int = 200,
+    temperature: float | None = None,
+    whole: Annotated[bool, FLAG] = False,
+    common: CommonOptions | None = None,
+) -> int:
+    """Measure how fast models answer: time to first token, tokens a second, failures, cost.
+
+    Parameters
+    ----------
+    models
+        The models, one after the other; without any, that of --model.
+    requests
+        How many requests each model gets.
+    in_flight
+        How many run at a time, when there is no --rate.
+    rate
+        Begin so many a second at random times, whatever became of the ones before, and measure from those times.
+    warmup
+        Requests before that, which do not count.
+    prompt
+        What to ask.
+    max_tokens
+        Tokens of an answer, at most.
+    temperature
+        Of the answers.
+    whole
+        Ask for whole answers, not for streams.
+    """
+    common = common or CommonOptions()
+    job = BenchJob(
+        models=models or (common.model or DEFAULT_MODEL,),
+        requests=requests,
+        in_flight=in_flight,
+        rate=rate,
+        warmup=warmup,
+        prompt=BenchJob.prompt if prompt is None else prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stream=not whole,
+    )
+    return await run_bench(job, common)
+
+
+async def serve(
+    *,
+    listen: str = "127.0.0.1:8080",
+    principals: Path | None = None,
+    anonymous: Annotated[bool, FLAG] = False,
+    origin: Annotated[list[str] | None, _EACH] = None,
+    only_model: Annotated[list[str] | None, _EACH] = None,
+    operator_role: Annotated[list[str] | None, _EACH] = None,
+    approver_role: Annotated[list[str] | None, _EACH] = None,
+    store: Path | None = None,
+    redis: str | None = None,
+    cluster_url: str | None = None,
+    tools: Annotated[list[str] | None, _EACH] = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    max_connections: int = 20_000,
+    max_per_address: int = 256,
+    upstream: int = 64,
+    drain: float = 10.0,
+    common: CommonOptions | None = None,
+) -> int:
+    """Serve sessions over WebSocket, and OpenAI's chat API, until SIGTERM; the URL is printed first.
+
+    Parameters
+    ----------
+    listen
+        HOST:PORT; port 0 takes a free one.
+    principals
+        A TOML file that says who may connect: a table each, with a token or its sha256, tenant, roles and scopes.
+    anonymous
+        Let everybody in; all share all sessions then.
+    origin
+        A web origin whose pages may connect, such as https://app.example.com; may be given several times.
+    only_model
+        A model that may be asked for; may be given several times. Without any, all may.
+    operator_role
+        A role that may see what the gateway does; "operator" by default.
+    approver_role
+        A role that may approve tools; by default whoever asks may.
+    store
+        A SQLite file to keep sessions in.
+    redis
+        A Redis to keep sessions in, such as redis://localhost.
+    cluster_url
+        Where other gateways on the same Redis reach this one; their common secret is in GOROUTER_CLUSTER_SECRET.
+    tools
+        A module with tools, or module:name; may be given several times.
+    tls_cert
+        Certificate with its chain (PEM), for wss and https.
+    tls_key
+        Its key, if that is in a file of its own.
+    max_connections
+        How many may be connected at once.
+    max_per_address
+        How many from one address; behind a proxy, everybody has its address.
+    upstream
+        How many connections to the API there may be.
+    drain
+        Seconds that running turns have when the gateway is told to stop.
+    """
+    job = ServeJob(
+        listen=listen,
+        principals=principals,
+        anonymous=anonymous,
+        origins=origin or (),
+        models=only_model,
+        operators=operator_role or ("operator",),
+        approvers=approver_role or (),
+        store=store,
+        redis=redis,
+        cluster_url=cluster_url,
+        tools=tools or (),
+        cert=tls_cert,
+        key=tls_key,
+        connections=max_connections,
+        per_address=max_per_address,
+        upstream=upstream,
+        drain_s=drain,
+    )
+    return await run_serve(job, common or CommonOptions())
+
+
+async def top(url: str, /, *, interval: float = 1.0, rows: int = 15, json: Annotated[bool, FLAG] = False) -> int:
+    """Show what a gateway does: sessions, queue, limits, spend, errors; live in a terminal, until Ctrl-C.
+
+    An operator's token is taken from GOROUTER_GATEWAY_TOKEN.
+
+    Parameters
+    ----------
+    url
+        The gateway, such as ws://127.0.0.1:8080.
+    interval
+        Seconds between two looks.
+    rows
+        How many sessions are shown.
+    json
+        Print one snapshot as JSON.
+    """
+    return await run_top(TopJob(url=url, interval_s=interval, rows=rows), as_json=json)
+
+
 async def key(*, common: CommonOptions | None = None) -> int:
     """Show the limits and the usage of the key in use."""
     return await run_key(common or CommonOptions())
@@ -301,9 +466,17 @@ def _make_app() -> App:
         help_format="markdown",
         version=_version,
     )
-    for command in (demo, chat, batch, cost, models, key, credits, simulate):
+    for command in (demo, chat, bench, cost, models, key, credits, serve, top, simulate):
         app.command(command)
+    app.command(_make_batch_app())
     app.command(make_history_app())
+    return app
+
+
+def _make_batch_app() -> App:
+    """The command, and those of jobs that machines share below it."""
+    app = App(name="batch", default_command=batch)
+    add_cluster_commands(app)
     return app
 
 

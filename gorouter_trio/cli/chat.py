@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 import trio
 from msgspec import Struct
 
+from ..batch.tally import Tally
 from ..config import DEFAULT_MODEL
 from ..errors import GorouterError
 from ..events import ReasoningDelta, RefusalDelta, StreamEvent, TextDelta
 from ..wire.messages import AssistantMessage
 from .failures import INTERRUPTED, OK, CliError, describe_error, report
 from .options import CommonOptions, on_interrupt, open_chosen_client
-from .tally import Tally
 from .terminal import (
     describe_call,
     format_cost,

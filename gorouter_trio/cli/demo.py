@@ -9,11 +9,11 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from ..batch.tally import Tally
 from .failures import FAILED, OK, CliError
 from .options import REALISTIC, CommonOptions, open_chosen_client
-from .progress import open_progress
+from .progress import BatchView, open_progress
 from .prompts import CONVERSATION, make_requests
-from .tally import Tally
 from .terminal import (
     describe_call,
     facts_table,
@@ -76,7 +76,9 @@ async def run_demo(job: DemoJob, *, seed: int, as_json: bool) -> int:
     options = CommonOptions(simulate=True, seed=seed, json=as_json)
     simulator = msgspec.structs.replace(REALISTIC, fault_rates=_FAULTS, retry_after_s=1)
     demo = _Demo(quiet=as_json)
-    async with open_chosen_client(options, max_connections=job.max_in_flight, simulator=simulator) as client:
+    async with open_chosen_client(
+        options, max_connections=job.max_in_flight, simulator=simulator, has_prices=True
+    ) as client:
         await demo.run_batch(client, job, seed)
         await demo.talk(client.session("demo:ada", system="You are friendly and brief."))
         report = demo.report(client.statistics().opened)
@@ -105,7 +107,7 @@ class _Demo:
         requests = make_requests(job.rows, seed)
         async with (
             client.batch(requests, max_in_flight=job.max_in_flight) as results,
-            open_progress(self._rows, results, total=job.rows),
+            open_progress(BatchView(self._rows, results), total=job.rows),
         ):
             async for result in results:
                 self._rows.add(result)

@@ -15,20 +15,22 @@ import trio
 from cyclopts import Parameter
 
 from ..client import Client, open_client
-from ..config import DEFAULT_MODEL, ClientConfig, PoolLimits, Seams, Secret
+from ..config import DEFAULT_MODEL, ClientConfig, PoolLimits, PricePolicy, Seams, Secret
 from ..simulator import Simulator, SimulatorConfig, serve_simulator
 from .failures import CliError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 __all__ = [
     "FLAG",
     "REALISTIC",
     "CommonOptions",
+    "client_config",
     "on_interrupt",
     "open_chosen_client",
     "open_simulator",
+    "open_simulator_for",
     "raise_file_limit",
 ]
 
@@ -88,13 +90,23 @@ async def open_simulator(config: SimulatorConfig) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def open_chosen_client(
-    options: CommonOptions, *, max_connections: int = 8, simulator: SimulatorConfig = REALISTIC
+    options: CommonOptions,
+    *,
+    max_connections: int = 8,
+    simulator: SimulatorConfig = REALISTIC,
+    system: str | None = None,
+    has_prices: bool = False,
+    fields: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Client]:
     """The client that the options ask for; raises `CliError` when there is no key for it.
 
-    `simulator` is what `--simulate` talks to, with the seed of the options.
+    `simulator` is what `--simulate` talks to, with the seed of the options. Without `has_prices` the list of prices,
+    which is several MB, is not fetched: who asks once and shows what the API charged has no use for it. `fields` are
+    further settings.
     """
-    config = _client_config(options, max_connections)
+    config = msgspec.structs.replace(client_config(options, max_connections), system=system, **(fields or {}))
+    if not has_prices:
+        config = msgspec.structs.replace(config, prices=PricePolicy(on_start=False, refresh_s=None))
     if not options.simulate:
         _reserve_files(max_connections)
         async with open_client(config) as client:
@@ -109,7 +121,18 @@ async def open_chosen_client(
         yield client
 
 
-def _client_config(options: CommonOptions, max_connections: int) -> ClientConfig:
+@asynccontextmanager
+async def open_simulator_for(options: CommonOptions) -> AsyncIterator[dict[str, object]]:
+    """The settings of a client that talks to a simulator, where the options ask for one."""
+    if not options.simulate:
+        yield {}
+        return
+    async with open_simulator(msgspec.structs.replace(REALISTIC, seed=options.seed or 0)) as base_url:
+        yield {"base_url": base_url, "api_key": _SIMULATED_KEY}
+
+
+def client_config(options: CommonOptions, max_connections: int) -> ClientConfig:
+    """The settings that the options ask for; raises `CliError` when there is no key for them."""
     if options.simulate and options.base_url is not None:
         raise CliError("--simulate and --base-url exclude each other")
     if not options.simulate and not os.environ.get("OPENROUTER_API_KEY", "").strip():
@@ -120,18 +143,22 @@ def _client_config(options: CommonOptions, max_connections: int) -> ClientConfig
 
 
 @asynccontextmanager
-async def on_interrupt(act: Callable[[], None]) -> AsyncIterator[None]:
-    """Call `act` at the first Ctrl-C, in place of a `KeyboardInterrupt`, which the second one is again."""
+async def on_interrupt(act: Callable[[], None], again: Callable[[], None] | None = None) -> AsyncIterator[None]:
+    """Call `act` at the first Ctrl-C, in place of a `KeyboardInterrupt`, and `again` at the second.
+
+    The one after that is a `KeyboardInterrupt` again.
+    """
     async with trio.open_nursery() as nursery:
-        await nursery.start(_act_at_interrupt, act)
+        await nursery.start(_act_at_interrupts, [act] if again is None else [act, again])
         yield
         nursery.cancel_scope.cancel()
 
 
-async def _act_at_interrupt(
-    act: Callable[[], None], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+async def _act_at_interrupts(
+    acts: list[Callable[[], None]], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     with trio.open_signal_receiver(signal.SIGINT) as signals:
         task_status.started()
-        await anext(signals)
-    act()
+        for act in acts:
+            await anext(signals)
+            act()

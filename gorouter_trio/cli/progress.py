@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 from rich.console import Group
@@ -15,77 +15,174 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..batch.report import find_limit
 from .terminal import format_cost, format_seconds, make_console
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from contextlib import AbstractContextManager
 
+    from ..batch.job import RunningJob
     from ..batch.runner import Batch
-    from .tally import Tally
+    from ..batch.tally import Tally
+    from ..client import Client
 
-__all__ = ["open_progress"]
+__all__ = ["BatchView", "JobView", "open_progress"]
 
 _DRAW_S = 0.2
 _LINE_S = 5.0
 _BAR_COLUMNS = 30
 _PIECE_BYTES = 1024 * 1024
+_LEAST_FRACTION = 1e-4
 _COUNTED_BYTES = 4 * 1024**3
 
 
-class _Progress:
+class _View(Protocol):
+    """What a progress is of."""
+
+    @property
+    def done(self) -> int:
+        """Rows that have ended."""
+
+    @property
+    def fraction(self) -> float | None:
+        """The part of the input that was read, where nobody has counted its rows."""
+
+    def facts(self, elapsed_s: float, total: int | None) -> list[str]:
+        """What there is to say about it."""
+
+
+class BatchView:
+    """A batch whose results are counted."""
+
+    fraction = None
+
     def __init__(self, tally: Tally, results: Batch) -> None:
         self._tally = tally
         self._results = results
-        self._started_at = trio.current_time()
-        self.total: int | None = None
 
-    def facts(self) -> str:
+    @property
+    def done(self) -> int:
+        """Rows that have ended."""
+        return self._tally.rows
+
+    def facts(self, elapsed_s: float, total: int | None) -> list[str]:
         """Rate, in flight, errors, tokens, cost."""
         tally = self._tally
-        elapsed_s = max(trio.current_time() - self._started_at, 1e-9)
-        tokens = tally.prompt_tokens + tally.completion_tokens
-        parts = [
+        return [
             f"{tally.rows / elapsed_s:,.0f} rows/s",
             f"{self._results.statistics().in_flight:,} in flight",
             f"{tally.failed:,} failed",
-            f"{tokens:,} tokens",
+            f"{tally.prompt_tokens + tally.completion_tokens:,} tokens",
             format_cost(tally.cost),
         ]
-        return ", ".join(parts)
+
+
+class JobView:
+    """A job, and what its client says of the limits."""
+
+    def __init__(self, running: RunningJob, client: Client) -> None:
+        self._running = running
+        self._client = client
+        tally = running.tally
+        self._before = (tally.rows, tally.prompt_tokens + tally.completion_tokens, tally.cost)
+
+    @property
+    def done(self) -> int:
+        """Rows that have ended."""
+        return self._running.tally.rows
+
+    @property
+    def fraction(self) -> float | None:
+        """The part of the input that was read."""
+        return self._running.progress().fraction
+
+    def facts(self, elapsed_s: float, total: int | None) -> list[str]:
+        """Rates, in flight, what holds it back, errors by kind, tokens, cost so far and in all."""
+        tally = self._running.tally
+        rows, tokens, cost = self._before
+        tokens = tally.prompt_tokens + tally.completion_tokens - tokens
+        errors = f" ({tally.errors_text()})" if tally.failed else ""
+        made = tally.rows - rows
+        projected = tally.cost + (tally.cost - cost) / made * max(total - tally.rows, 0) if made and total else None
+        return [
+            f"{made / elapsed_s:,.0f} rows/s",
+            f"{tokens / elapsed_s:,.0f} tokens/s",
+            f"{self._running.progress().in_flight:,} in flight{self._limit()}",
+            f"{tally.failed:,} failed{errors}",
+            format_cost(tally.cost) + ("" if projected is None else f" of about {format_cost(projected)}"),
+        ]
+
+    def _limit(self) -> str:
+        """What holds the job back now."""
+        stopping = self._running.stopping
+        if stopping is not None:
+            return f", no more rows ({stopping})"
+        held = find_limit(self._client.statistics())
+        return f", limited by {held}" if held else ""
+
+
+class _Progress:
+    def __init__(self, view: _View, unit: str) -> None:
+        self._view = view
+        self._unit = unit
+        self._started_at = trio.current_time()
+        self._first = view.done
+        self.counted: int | None = None
+
+    @property
+    def total(self) -> int | None:
+        """Rows in all: counted, or by the part of the input that they came from."""
+        if self.counted is not None:
+            return self.counted
+        fraction = self._view.fraction
+        return round(self._view.done / fraction) if fraction and fraction > _LEAST_FRACTION else None
+
+    def facts(self) -> str:
+        """The facts in one line."""
+        return ", ".join(self._view.facts(max(trio.current_time() - self._started_at, 1e-9), self.total))
 
     def line(self) -> str:
         """Everything in one line."""
-        return f"{self._done()} rows, {self.facts()}"
+        return f"{self._done()} {self._unit}, {self.facts()}"
 
     def drawing(self) -> Group:
         """A bar, and the facts below it."""
         head = Table.grid(padding=(0, 2))
-        bar = ProgressBar(total=self.total, completed=self._tally.rows, width=_BAR_COLUMNS, pulse=self.total is None)
-        head.add_row(bar, f"{self._done()} rows", self._left())
+        total = self.total
+        bar = ProgressBar(total=total, completed=self._view.done, width=_BAR_COLUMNS, pulse=total is None)
+        head.add_row(bar, f"{self._done()} {self._unit}", self._left())
         return Group(head, Text(self.facts(), style="dim", no_wrap=True, overflow="ellipsis"))
 
     def _done(self) -> str:
-        return f"{self._tally.rows:,}" + ("" if self.total is None else f"/{self.total:,}")
+        total = self.total
+        about = "" if self.counted is not None else "~"
+        return f"{self._view.done:,}" + ("" if total is None else f"/{about}{total:,}")
 
     def _left(self) -> str:
         """How long it will take, by the rate so far."""
-        rows = self._tally.rows
-        if self.total is None or not 0 < rows < self.total:
+        done, total = self._view.done, self.total
+        made = done - self._first
+        if total is None or made <= 0 or done >= total:
             return ""
-        return f"{format_seconds((trio.current_time() - self._started_at) / rows * (self.total - rows))} left"
+        return f"{format_seconds((trio.current_time() - self._started_at) / made * (total - done))} left"
 
 
 @asynccontextmanager
 async def open_progress(
-    tally: Tally, results: Batch, *, total: int | None = None, path: str | None = None, limit: int | None = None
+    view: _View,
+    *,
+    total: int | None = None,
+    path: str | None = None,
+    limit: int | None = None,
+    unit: str = "rows",
 ) -> AsyncIterator[None]:
-    """Show the progress on stderr until left.
+    """Show the progress on stderr until left; `unit` is what is counted.
 
     Where `total` is not known, `path` is the input, whose rows are counted on the side, up to `limit`.
     """
-    progress = _Progress(tally, results)
-    progress.total = total
+    progress = _Progress(view, unit)
+    progress.counted = total
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     live = (
         Live(
@@ -123,7 +220,7 @@ async def _write_lines(progress: _Progress) -> None:
 
 async def _count_rows(progress: _Progress, path: str, limit: int | None) -> None:
     count = await trio.to_thread.run_sync(_count_lines, path, abandon_on_cancel=True)
-    progress.total = count if count is None or limit is None else min(count, limit)
+    progress.counted = count if count is None or limit is None else min(count, limit)
 
 
 def _count_lines(path: str) -> int | None:

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import UNSET, Struct
 
-from .._chain import ChatState, Hook
+from .._prometheus import MetricFamily, Sample, render
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from .._observing import EndedChat
     from ..client import Client
-    from ..errors import GorouterError
-    from ..runtime_events import ChatContext
     from ..wire.result import ChatResult
 
 __all__ = ["Histogram", "Metrics", "MetricsPlugin"]
@@ -116,6 +115,7 @@ class MetricsPlugin:
         self._succeeded = self._failed = self._tool_calls = 0
         self._prompt_tokens = self._completion_tokens = 0
         self._last_duration_s: float | None = None
+        self._client: Client | None = None
         self._queue_wait = _Distribution()
         self._first_token = _Distribution()
         self._between_tokens = _Distribution()
@@ -123,10 +123,14 @@ class MetricsPlugin:
 
     def init(self, client: Client) -> None:
         """Called by the client."""
-        client.add_hook(Hook(after=self._count, on_error=self._count_error, name=self.name))
+        client.observe(self._count)
+        client.add_metrics(self._families)
+        self._client = client
 
     def snapshot(self) -> Metrics:
         """The counts so far."""
+        if self._client is not None:
+            self._client.flush_observers()
         return Metrics(
             requests=self._succeeded + self._failed,
             succeeded=self._succeeded,
@@ -142,31 +146,38 @@ class MetricsPlugin:
         )
 
     def text(self) -> str:
-        """The counts in the text format of Prometheus, version 0.0.4."""
-        return "\n".join(_lines(self.snapshot())) + "\n"
+        """The counts in the text format of Prometheus, version 0.0.4; they are in `client.metrics_text()` as well."""
+        return render(self._families())
 
-    def _count(self, context: ChatContext, state: ChatState) -> None:
-        result = state.result
-        if result is None:
-            return
-        self._succeeded += 1
+    def _families(self) -> list[MetricFamily]:
+        return list(_families_of(self.snapshot()))
+
+    def _count(self, chats: Sequence[EndedChat]) -> None:
+        for chat in chats:
+            if chat.result is None:
+                self._failed += 1
+            else:
+                self._succeeded += 1
+                self._count_answer(chat.result, is_streamed=chat.context.is_streamed)
+
+    def _count_answer(self, result: ChatResult[object], *, is_streamed: bool) -> None:
         call, calls = result.call, result.message.tool_calls
-        if calls is not UNSET:
+        if result.tool_calls:
+            self._tool_calls += len(result.tool_calls)
+        elif calls is not UNSET:
             self._tool_calls += len(calls)
-        if call.usage is not None:
-            self._prompt_tokens += call.usage.prompt_tokens or 0
-            self._completion_tokens += call.usage.completion_tokens or 0
+        for usage in (call.usage, *(earlier.usage for earlier in result.rounds)):
+            if usage is not None:
+                self._prompt_tokens += usage.prompt_tokens or 0
+                self._completion_tokens += usage.completion_tokens or 0
         self._last_duration_s = call.duration_s
         self._queue_wait.add(call.queue_wait_s)
         self._duration.add(call.duration_s)
-        if context.is_streamed and call.ttft_s is not None:
+        if is_streamed and call.ttft_s is not None:
             self._first_token.add(call.ttft_s)
             between_s = _between_tokens_s(result)
             if between_s is not None:
                 self._between_tokens.add(between_s)
-
-    def _count_error(self, _context: ChatContext, _state: ChatState, _error: GorouterError) -> None:
-        self._failed += 1
 
 
 def _between_tokens_s(result: ChatResult[object]) -> float | None:
@@ -178,18 +189,20 @@ def _between_tokens_s(result: ChatResult[object]) -> float | None:
     return max(0.0, call.duration_s - call.queue_wait_s - call.ttft_s) / (tokens - 1)
 
 
-def _lines(metrics: Metrics) -> Iterator[str]:
+def _families_of(metrics: Metrics) -> Iterator[MetricFamily]:
     counters: Sequence[tuple[str, str, int]] = (
         ("chats_succeeded_total", "Chats, streams and turns that ended with an answer.", metrics.succeeded),
         ("chats_failed_total", "Chats, streams and turns that ended with an error.", metrics.failed),
         ("tool_calls_total", "Tool calls that models asked for.", metrics.tool_calls),
-        ("prompt_tokens_total", "Prompt tokens, as the API counted them.", metrics.prompt_tokens),
-        ("completion_tokens_total", "Completion tokens, as the API counted them.", metrics.completion_tokens),
+        ("prompt_tokens_total", "Prompt tokens of answers, by the API.", metrics.prompt_tokens),
+        (
+            "completion_tokens_total",
+            "Completion tokens of answers, by the API.",
+            metrics.completion_tokens,
+        ),
     )
     for name, meaning, value in counters:
-        yield f"# HELP gorouter_{name} {meaning}"
-        yield f"# TYPE gorouter_{name} counter"
-        yield f"gorouter_{name} {value}"
+        yield MetricFamily(f"gorouter_{name}", "counter", meaning, (Sample(value),))
     histograms: Sequence[tuple[str, str, Histogram]] = (
         ("queue_wait_seconds", "Time spent waiting for the pool.", metrics.queue_wait),
         ("first_token_seconds", "Time from sending to the first data of a stream.", metrics.first_token),
@@ -197,14 +210,15 @@ def _lines(metrics: Metrics) -> Iterator[str]:
         ("chat_seconds", "Time from the request to the whole answer.", metrics.duration),
     )
     for name, meaning, histogram in histograms:
-        yield from _histogram_lines(name, meaning, histogram)
+        yield MetricFamily(f"gorouter_{name}", "histogram", meaning, _samples_of(histogram))
 
 
-def _histogram_lines(name: str, meaning: str, histogram: Histogram) -> Iterator[str]:
-    yield f"# HELP gorouter_{name} {meaning}"
-    yield f"# TYPE gorouter_{name} histogram"
-    for bound, count in zip(histogram.bounds, histogram.counts, strict=True):
-        yield f'gorouter_{name}_bucket{{le="{bound:g}"}} {count}'
-    yield f'gorouter_{name}_bucket{{le="+Inf"}} {histogram.count}'
-    yield f"gorouter_{name}_sum {histogram.total_s:.6f}"
-    yield f"gorouter_{name}_count {histogram.count}"
+def _samples_of(histogram: Histogram) -> tuple[Sample, ...]:
+    counts = zip(histogram.bounds, histogram.counts, strict=True)
+    buckets = [Sample(count, (("le", f"{bound:g}"),), "_bucket") for bound, count in counts]
+    return (
+        *buckets,
+        Sample(histogram.count, (("le", "+Inf"),), "_bucket"),
+        Sample(round(histogram.total_s, 6), (), "_sum"),
+        Sample(histogram.count, (), "_count"),
+    )

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import trio
 
+from ..wire.mail import HttpCall
 from .budget import BudgetBook, Reservation, Spending
 from .budget_gate import BudgetGate
 from .ledger import Ledger, LedgerSink, Owner
 from .ledger_file import LedgerFile
+from .money import ZERO
 from .prices import TEXT_ONLY, PriceBook, PriceEvent, RequestShape, consumption_of
 from .reconcile import Reconciliation
 from .refresh import CreditRefresh, PriceRefresh
 from .tokens import TokenEstimator
 
+# Its requests are paid for one by one, by whoever hands them in.
+_BATCHES = "/batches"
 _WITH_COMPLETION = frozenset({"/chat/completions", "/completions"})
 
 if TYPE_CHECKING:
@@ -31,9 +35,9 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from ..config import ClientConfig
-    from ..wire.catalog import GenerationInfo, Model
+    from ..wire.catalog import GenerationInfo, Model, Pricing
     from ..wire.ledger import LedgerRow
-    from ..wire.mail import HttpCall
+    from ..wire.mail import CallSettings
     from ..wire.responses import Usage
     from .costs import CostSnapshot, CostTracker
     from .ledger import Attempt
@@ -128,7 +132,7 @@ class Accounting:
         Waits until the first list of prices and the credits are there, where they are needed, and for money where the
         budget allows that. Raises `BudgetExceededError` and `UnpriceableRequestError`; cancelling sets nothing aside.
         """
-        if call.method != "POST":
+        if call.method != "POST" or call.path == _BATCHES:
             return call, None
         if self.credit_refresh is not None:
             await self.credit_refresh.schedule.wait_first()
@@ -153,6 +157,25 @@ class Accounting:
             session=call.flow,
             batch=settings.batch,
         )
+
+    def price(self, model: str) -> Pricing | None:
+        """The prices of a model; see `PriceTable.price`."""
+        return self.prices.table.price(model)
+
+    def estimate_prompt(self, model: str, body: bytes) -> int:
+        """About how many tokens a body has; see `TokenEstimator.estimate_prompt`."""
+        return self.tokens.estimate_prompt(model, body)
+
+    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal = ZERO) -> None:
+        """Bound what requests of the batch `name` may cost in all; `spent_usd` of it was spent before."""
+        self.gate.book.open_account("batch", name, usd=usd, spent_usd=spent_usd)
+
+    async def assume_spent(self, body: bytes, settings: CallSettings) -> None:
+        """A request may have been charged in another life: count its worst case as spent; raises as `admit`."""
+        call = HttpCall(body=body, settings=settings)
+        _call, reservation = await self.admit(call)
+        if reservation is not None:
+            self.gate.settle(reservation, None)
 
     def release(self, reservation: Reservation) -> None:
         """Nothing was sent: give the reservation back. There is no row, since nothing was attempted."""
@@ -230,6 +253,7 @@ async def open_accounting(
             accounting.ledger, service.generation, rng=rng, report_lost=reports.lost, report_error=reports.error
         )
         nursery.start_soon(accounting.price_refresh.schedule.run)
+        nursery.start_soon(accounting.ledger.changes.run)
         for _ in range(config.ledger.seekers):
             nursery.start_soon(accounting.reconciliation.run)
         if config.budget.from_credits:

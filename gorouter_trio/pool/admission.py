@@ -193,12 +193,7 @@ class Admission:
 
     def __init__(self, config: ClientConfig, ring: KeyRing) -> None:
         self.ring = ring
-        self.is_plain = len(ring.keys) == 1 and all((key.rates or config.rates).is_empty for key in config.keys)
-        self.counts_tokens = any(
-            rates.tokens_per_minute is not None
-            for limits in (config.rates, *(key.rates for key in config.keys if key.rates is not None))
-            for rates in (limits, *limits.models.values())
-        )
+        self._look_at_rates(config)
         self.troubled_until = -math.inf
         self._rates = config.rates
         self._breaker = config.breaker or _NEVER_BREAKS
@@ -212,6 +207,21 @@ class Admission:
         self.service = ModelGate("(service)", Breaker(_NEVER_BREAKS))
         if len(ring.keys) == 1:
             self.service.route = self._route(self.service, ring.keys[0])
+
+    def _look_at_rates(self, config: ClientConfig) -> None:
+        self.is_plain = len(self.ring.keys) == 1 and all((key.rates or config.rates).is_empty for key in config.keys)
+        self.counts_tokens = any(
+            rates.tokens_per_minute is not None
+            for limits in (config.rates, *(key.rates for key in config.keys if key.rates is not None))
+            for rates in (limits, *limits.models.values())
+        )
+
+    def forget_keys(self, config: ClientConfig) -> None:
+        """The ring has other keys. What is known of models stays; requests in flight keep the routes that they have."""
+        self._look_at_rates(config)
+        for gate in (self.service, *self.gates.values()):
+            gate.routes = {}
+            gate.route = self._route(gate, self.ring.keys[0]) if len(self.ring.keys) == 1 else None
 
     def share(self, sharer: Sharer) -> None:
         """From now on, the limits are kept together with other processes; raises `ConfigError` where they cannot be."""

@@ -166,11 +166,16 @@ class KeyRing:
 
     def __init__(self, config: ClientConfig) -> None:
         self._rates = config.rates
+        self._provided: OrderedDict[Secret, KeyState] = OrderedDict()
+        self.change(config)
+
+    def change(self, config: ClientConfig) -> None:
+        """Take the keys of `config`, about which nothing is known yet."""
         self.keys: tuple[KeyState, ...] = tuple(
             KeyState(key, index=number, rates=config.rates) for number, key in enumerate(config.keys)
         )
         self.provider = cast("KeyProvider", config.api_key) if not self.keys else None
-        self._provided: OrderedDict[Secret, KeyState] = OrderedDict()
+        self._provided.clear()
         self._served = 0.0
 
     def __iter__(self) -> Iterator[KeyState]:

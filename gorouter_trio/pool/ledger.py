@@ -20,6 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from .._contain import contain_sync
+from .._feed import Feed
 from ..wire.ledger import LedgerRow, LedgerState, Purpose
 from .budget import Reservation
 from .costs import CostSums, CostTracker
@@ -27,14 +28,14 @@ from .money import ZERO
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from decimal import Decimal
 
     from ..config import LedgerConfig
     from ..wire.catalog import GenerationInfo
     from ..wire.responses import Usage
 
-__all__ = ["Attempt", "Ledger", "LedgerSink", "LedgerStatistics", "Owner"]
+__all__ = ["Attempt", "Ledger", "LedgerChange", "LedgerSink", "LedgerStatistics", "Owner"]
 
 _NO_ATTEMPT: Final = float("inf")
 
@@ -73,6 +74,17 @@ class Attempt(Protocol):
     def cancelled(self) -> bool: ...
     @property
     def streamed(self) -> bool: ...
+    @property
+    def sent_at(self) -> float: ...
+    @property
+    def ended_at(self) -> float: ...
+
+
+class LedgerChange(NamedTuple):
+    """A row that was entered, with the attempt that it is of; or one whose cost was found later, without."""
+
+    row: LedgerRow
+    attempt: Attempt | None
 
 
 class Owner(Struct, frozen=True, kw_only=True):
@@ -144,6 +156,8 @@ class Ledger:
         self._searches: dict[int, _Search] = {}
         self._due: list[tuple[float, int]] = []
         self._entered = self._reconciled = self._unreconciled = self._lookups = self._failed_writes = 0
+        self.changes: Feed[LedgerChange, LedgerChange] = Feed(_as_they_are, report=self._note)
+        """Who looks at rows as they are entered."""
         self.on_search: Callable[[], None] = _do_nothing
         """Called when there is a row to look up; set by the task that does so."""
         self._is_closed = False
@@ -195,6 +209,8 @@ class Ledger:
         else:
             self._unreconciled += state == "unreconciled"
             self._finish(row, reservation)
+        if self.changes.observers:
+            self.changes.add(LedgerChange(row, attempt))
         return row
 
     def _judge(self, attempt: Attempt, estimate_usd: Decimal | None) -> _Judgement:
@@ -248,6 +264,7 @@ class Ledger:
             tries=search.tries + 1,
         )
         self._finish(after, search.reservation, replaced=row)
+        self._tell_change(after)
         return after
 
     def missed(self, row: LedgerRow, *, now: float, rng: random.Random) -> LedgerRow | None:
@@ -277,7 +294,12 @@ class Ledger:
         self._unreconciled += 1
         after = msgspec.structs.replace(search.row, state="unreconciled", tries=search.tries)
         self._finish(after, search.reservation, replaced=search.row)
+        self._tell_change(after)
         return after
+
+    def _tell_change(self, row: LedgerRow) -> None:
+        if self.changes.observers:
+            self.changes.add(LedgerChange(row, None))
 
     # Where rows go
 
@@ -296,6 +318,10 @@ class Ledger:
     def _note(self, error: Exception) -> None:
         self._failed_writes += 1
         self._report(error)
+
+
+def _as_they_are(changes: Sequence[LedgerChange]) -> Sequence[LedgerChange]:
+    return changes
 
 
 def _do_nothing(_error: Exception | None = None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 from .admission import ModelStatistics
 from .keys import KeyStatistics
 
-__all__ = ["LagMeter", "LaneStatistics", "PoolStatistics", "WaitMeter"]
+__all__ = ["LagMeter", "LaneStatistics", "PoolStatistics", "WaitMeter", "WorkerState", "WorkerStatistics"]
 
 _LEAST_S = 0.001
 _BUCKETS = 26
@@ -64,6 +66,25 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     def throttled_share(self) -> float:
         """The part of the answers that were 429, 0 to 1."""
         return self.throttled / self.answered if self.answered else 0.0
+
+
+WorkerState = Literal["idle", "connecting", "waiting", "receiving", "lent"]
+"""Without a request; opening a connection; waiting for a reply; reading its body; its connection is lent."""
+
+
+class WorkerStatistics(Struct, frozen=True, kw_only=True):
+    """A snapshot of one worker: in what state, for how many seconds, and for what request, if it has one.
+
+    `flow` is the session or tenant whose turn it is, `key` the name of the API key.
+    """
+
+    state: WorkerState
+    since_s: float
+    is_connected: bool
+    model: str = ""
+    flow: str = ""
+    lane: str = ""
+    key: str = ""
 
 
 class WaitMeter:

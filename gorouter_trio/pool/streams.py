@@ -14,9 +14,10 @@ from ..wire.result import CallRecord, ChatResult
 from ..wire.sse import SseParser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from ..wire.stream import ChatChunk
+    from .tracing import RequestSpans
     from .workers import Exchange, Lease, Pool
 
 __all__ = ["ChatReader", "begin_reading"]
@@ -95,6 +96,33 @@ class ChatReader:
             raise
         return chunks
 
+    def wait(self) -> Awaitable[None] | None:
+        """What to await before `take`, or None where `read` has to be called.
+
+        A wait without a coroutine of ours in it: when events trickle in, each costs a wake-up, and every coroutine
+        between the socket and the consumer would be entered and left for it.
+        """
+        if self._ended or self._first or self._failure is not None:
+            return None
+        deadline, phase = self._deadline(self._pool.now())
+        return self._lease.wait(deadline=deadline, phase=phase)
+
+    def take(self) -> list[ChatChunk]:
+        """The chunks that have arrived, none as often as not. Raises as `read`; never waits."""
+        try:
+            received = self._lease.take()
+            if received is None:
+                return []
+            if received:
+                events = self._parser.feed(received)
+                return self._take(events) if events else []
+            self._ended = True
+            self._look_for_failure()
+        except GorouterError as exc:
+            self._complete_error(exc)
+            raise
+        return []
+
     async def read_first(self) -> None:
         """Read until there is something to give out, the end, or an error, which is raised."""
         if self._is_whole():
@@ -141,6 +169,14 @@ class ChatReader:
         exchange.answered_by = merge.model
         exchange.is_whole = self._ended
         self._lease.give_back(reusable=self._ended)
+        if exchange.spans is not None:
+            self._end_spans(exchange.spans, exchange.failure)
+
+    def _end_spans(self, spans: RequestSpans, failure: GorouterError | None) -> None:
+        if failure is None:
+            spans.finished(self.result(interrupted=not self._ended))
+        else:
+            spans.failed(failure)
 
     async def _read_chunks(self) -> list[ChatChunk]:
         """One list of chunks from as many socket reads as it takes."""

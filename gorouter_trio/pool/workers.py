@@ -26,12 +26,14 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import trio
 
 from .._contain import contain
+from .._contexts import start_clean
 from .._mailbox import ReplySlot
 from ..config import LANES
 from ..errors import (
     ApiError,
     AuthenticationError,
     BudgetError,
+    ConfigError,
     ConnectError,
     DeadlineExceededError,
     DeadlinePhase,
@@ -50,7 +52,7 @@ from .fairness import MOST_COST, FairQueue
 from .keys import HeadMaker, KeyRing
 from .ledger import Owner
 from .retry import GiveUp, RetryQuota, RetryState, classify, decide, is_about_key
-from .statistics import LagMeter, PoolStatistics, WaitMeter
+from .statistics import LagMeter, PoolStatistics, WaitMeter, WorkerStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from .fairness import Flow
     from .keys import KeyState
     from .shared import SharedLimits
+    from .statistics import WorkerState
+    from .tracing import RequestSpans
 
 __all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "estimate_tokens", "open_pool"]
 
@@ -199,10 +203,30 @@ class Lease:
         finally:
             worker.deadline_at = math.inf
 
+    def wait(self, *, deadline: float, phase: DeadlinePhase) -> Awaitable[None] | None:
+        """What to await before `take`, until `deadline`; None where `receive_some` has to be called."""
+        waiting = None if self._returned else self._connection.wait_arrival()
+        if waiting is not None:
+            self._worker.watch(deadline, phase)
+        return waiting
+
+    def take(self) -> bytes | None:
+        """What has arrived; None when nothing has, empty at the end. Raises as `receive_some`."""
+        worker = self._worker
+        worker.deadline_at = math.inf
+        try:
+            return self._connection.take_arrival()
+        except StreamBrokenError:
+            if worker.expired:
+                raise _too_late(worker.phase) from None
+            raise
+
     def give_back(self, *, reusable: bool) -> None:
         """Return the connection; not `reusable` closes it at once."""
         if not self._returned:
             self._returned = True
+            # A wait that was cancelled leaves its deadline behind.
+            self._worker.deadline_at = math.inf
             if not reusable:
                 self._connection.close()
             self._waiting.set()
@@ -235,6 +259,7 @@ class Exchange:
         "queue_wait_s",
         "reply_id",
         "reservation",
+        "spans",
         "started_at",
         "state",
         "ticket",
@@ -254,6 +279,8 @@ class Exchange:
         self.reply_id: str | None = None
         self.answered_by: str | None = None
         self.reservation: Reservation | None = None
+        # Whoever traces the request.
+        self.spans: RequestSpans | None = None
         # What the last attempt failed with, where there is another.
         self.error: GorouterError | None = None
         self.first_data_at: float | None = None
@@ -331,6 +358,21 @@ class Pool:
 
         self._estimate = estimate
 
+    def change_keys(self, config: ClientConfig) -> None:
+        """Use the keys of `config` for what is sent from now on; requests in flight keep theirs.
+
+        Raises `ConfigError` where the limits of the keys are kept together with other processes.
+        """
+        if self._shared is not None:
+            raise ConfigError("api_key: cannot change while limits are shared between processes; open another client")
+        self._ring.change(config)
+        self._has_provider = self._ring.provider is not None
+        self._admission.forget_keys(config)
+        self._held_by_keys.clear()
+        self._queue.free_all()
+        if self._nursery is not None:
+            self._let_go(self.now())
+
     def statistics(self) -> PoolStatistics:
         """A snapshot; cheap."""
         now = self.now()
@@ -358,6 +400,11 @@ class Pool:
             loop_lag_max_s=self.lag.max_s,
         )
 
+    def inspect(self) -> tuple[WorkerStatistics, ...]:
+        """What each worker does; takes time for each of them."""
+        now = self.now()
+        return tuple(worker.statistics(now) for worker in self._workers)
+
     async def request(
         self,
         call: HttpCall,
@@ -365,16 +412,19 @@ class Pool:
         *,
         ambiguous_retries: int | None = None,
         on_sent: Callable[[], None] | None = None,
+        spans: RequestSpans | None = None,
     ) -> T:
         """Send `call`, with retries, and return what `decode` makes of the whole reply.
 
         `ambiguous_retries` stands in for the policy's, where it is not None. `on_sent` is called when the first
-        byte of an attempt is about to go out: as long as it was not, nothing can have been billed.
+        byte of an attempt is about to go out: as long as it was not, nothing can have been billed. `spans` are told of
+        each attempt.
         Raises what the reply stands for, what `decode` raises, `TransportError` when no answer came,
         `PoolError` when nothing was sent. Cancelling stops the request.
         """
         exchange = self._begin(call)
         exchange.state.ambiguous_limit = ambiguous_retries
+        exchange.spans = spans
         asked, accounting = call, self._accounting
         while True:
             if accounting is not None and accounting.is_bounded:
@@ -390,7 +440,12 @@ class Pool:
                 raise
             else:
                 self._succeed(exchange)
-                if accounting is not None or exchange.ticket.tokens or self._on_attempt is not None:
+                if (
+                    accounting is not None
+                    or exchange.ticket.tokens
+                    or self._on_attempt is not None
+                    or spans is not None
+                ):
                     self._end_attempt(exchange, None)
                 return result
 
@@ -400,14 +455,16 @@ class Pool:
         begin: Callable[[Exchange, Lease], Awaitable[T]],
         *,
         on_sent: Callable[[], None] | None = None,
+        spans: RequestSpans | None = None,
     ) -> T:
         """Send `call`, with retries, and return what `begin` makes of the lease of its connection.
 
         `begin` may read from the lease; an error that it raises is retried like one before it, so
         it must raise only while nothing has been given to the consumer. On an error or a cancel the
-        lease is taken back; after success it belongs to the caller. `on_sent` is as in `request`.
+        lease is taken back; after success it belongs to the caller. `on_sent` and `spans` are as in `request`.
         """
         exchange = self._begin(call)
+        exchange.spans = spans
         asked, accounting = call, self._accounting
         while True:
             if accounting is not None and accounting.is_bounded:
@@ -563,6 +620,8 @@ class Pool:
     def _end_attempt(self, exchange: Exchange, error: BaseException | None, *, is_left: bool = False) -> None:
         """An attempt is over: put right what it was charged for, tell the limits, and tell of it."""
         ticket = exchange.ticket
+        if exchange.spans is not None:
+            exchange.spans.attempted(_record_of(exchange, error, now=self.now(), is_left=is_left))
         reservation, exchange.reservation = exchange.reservation, None
         if reservation is not None and not ticket.is_sent:
             cast("Accounting", self._accounting).release(reservation)
@@ -714,7 +773,7 @@ class Pool:
         else:
             worker = _Worker(self)
             self._workers[worker] = None
-            cast("trio.Nursery", self._nursery).start_soon(worker.run, ticket)
+            start_clean(cast("trio.Nursery", self._nursery), worker.run, ticket)
 
     def _look_again(self, gate: ModelGate) -> None:
         """Something about a model may have become better."""
@@ -812,7 +871,6 @@ class _Worker:
 
     __slots__ = (
         "_connecting",
-        "_phase",
         "_stopped",
         "_task",
         "_ticket",
@@ -820,6 +878,7 @@ class _Worker:
         "deadline_at",
         "expired",
         "idle_since",
+        "phase",
         "pool",
     )
 
@@ -827,7 +886,7 @@ class _Worker:
         self.pool = pool
         self._task: trio.lowlevel.Task | None = None
         self._ticket: Ticket | None = None
-        self._phase: DeadlinePhase = "connect"
+        self.phase: DeadlinePhase = "connect"
         self._connecting: trio.CancelScope | None = None
         self._stopped = False
         self.connection: Connection | None = None
@@ -845,6 +904,30 @@ class _Worker:
         """When the worker, if it stays idle, has kept its connection long enough; `inf` without one."""
         return self.idle_since + self.pool.limits.keepalive_s if self.is_connected else math.inf
 
+    def statistics(self, now: float) -> WorkerStatistics:
+        """A snapshot."""
+        ticket = self._ticket
+        if ticket is None:
+            since = now if self.idle_since == math.inf else self.idle_since
+            return WorkerStatistics(state="idle", since_s=now - since, is_connected=self.is_connected)
+        state, since = self._progress(ticket)
+        return WorkerStatistics(
+            state=state,
+            since_s=max(0.0, now - since),
+            is_connected=self.is_connected,
+            model=ticket.call.settings.model,
+            flow=ticket.flow,
+            lane=ticket.lane,
+            key="" if ticket.route is None else ticket.route.key.name,
+        )
+
+    def _progress(self, ticket: Ticket) -> tuple[WorkerState, float]:
+        if ticket.lease is not None:
+            return "lent", ticket.reply_at
+        if ticket.status:
+            return "receiving", ticket.reply_at
+        return ("waiting", ticket.sent_at) if ticket.is_sent else ("connecting", ticket.started_at)
+
     async def run(self, ticket: Ticket) -> None:
         """Serve tickets until the pool ends; a failure of one ticket fails that ticket."""
         self._ticket = ticket
@@ -854,7 +937,7 @@ class _Worker:
                 await self._close_connection()
         finally:
             closed = PoolClosedError("the client was closed while the request was running")
-            closed.maybe_billed = self._phase != "connect"
+            closed.maybe_billed = self.phase != "connect"
             self._fail_ticket(closed)
             self.pool.retire(self)
             await self._close_connection()  # noqa: ASYNC102 - shields itself, bounded
@@ -867,7 +950,7 @@ class _Worker:
 
     def watch(self, deadline: float, phase: DeadlinePhase) -> None:
         """Stop the request at `deadline`, which ends `phase`."""
-        self._phase = phase
+        self.phase = phase
         self.deadline_at = deadline
         if deadline < self.pool.keeper.next_wake:
             self.pool.keeper.hurry(deadline)
@@ -1025,8 +1108,8 @@ class _Worker:
             self.pool.failed += ticket.fail(error)
 
     def _too_late(self, ticket: Ticket) -> DeadlineExceededError:
-        error = _too_late(self._phase if self.pool.now() < ticket.deadline else "total")
-        error.maybe_billed = self._phase != "connect"
+        error = _too_late(self.phase if self.pool.now() < ticket.deadline else "total")
+        error.maybe_billed = self.phase != "connect"
         return error
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .events import AuthFailed as AuthFailed
     from .events import AuthSucceeded as AuthSucceeded
     from .events import ConfigUpdated as ConfigUpdated
+    from .events import EventHandler as EventHandler
     from .events import RateLimitHit as RateLimitHit
     from .events import RateLimitsCleared as RateLimitsCleared
     from .events import SecurityEvent as SecurityEvent
@@ -73,6 +74,7 @@ __all__ = [
     "Decision",
     "Deny",
     "DenyReason",
+    "EventHandler",
     "JwtAuth",
     "Principal",
     "RateLimit",
@@ -128,6 +130,7 @@ _HOMES = {
         "AuthFailed",
         "AuthSucceeded",
         "ConfigUpdated",
+        "EventHandler",
         "RateLimitHit",
         "RateLimitsCleared",
         "SecurityEvent",

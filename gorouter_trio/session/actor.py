@@ -29,6 +29,8 @@ message is sent twice. The turn is interrupted only when the last of its askers 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from contextvars import copy_context
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Literal, assert_never, cast
@@ -38,6 +40,7 @@ import trio
 from msgspec import Struct
 
 from .._contain import contain
+from .._contexts import adopted
 from .._loan import TurnLoan, patience
 from .._mailbox import Mailbox
 from .._rounds import has_tools
@@ -133,13 +136,18 @@ WaitsFor = Literal["mail", "store", "model", "reader", "tools", "reply"]
 
 
 class SessionOptions(Struct, frozen=True):
-    """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest."""
+    """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest.
+
+    `options` and `settings` are those of `keywords` above the client's defaults, after so many changes as `base` says.
+    """
 
     system: bytes = b""
     options: bytes = b"{}"
     settings: CallSettings = DEFAULT_SETTINGS
     context: ContextPolicy | None = None
     extras: TurnExtras | None = None
+    keywords: Mapping[str, object] = {}
+    base: int = 0
 
 
 class SessionStatistics(Struct, frozen=True):
@@ -220,6 +228,8 @@ class SessionServices:
         wall: Callable[[], float],
         turn_ids: Iterator[str],
         on_gone: Callable[[SessionActor], None],
+        watch: SaveWatch,
+        tool_tasks: ToolTasks,
         ownership: SessionOwnership | None = None,
     ) -> None:
         self.pipeline = pipeline
@@ -232,8 +242,8 @@ class SessionServices:
         self.on_gone = on_gone
         self.ownership = ownership
         self.now = trio.lowlevel.current_clock().current_time
-        self.watch = SaveWatch(config.shutdown_grace_s)
-        self.tool_tasks: ToolTasks = {}
+        self.watch = watch
+        self.tool_tasks = tool_tasks
 
 
 class SessionActor:
@@ -245,6 +255,7 @@ class SessionActor:
         "_ended",
         "_failure",
         "_head",
+        "_head_of",
         "_is_gone",
         "_journal",
         "_last_error",
@@ -283,6 +294,7 @@ class SessionActor:
         self._config = config
         self._routing = routing
         self._head = b""
+        self._head_of: SessionOptions | None = None
         drops = config.overflow == "drop_oldest"
         self._mailbox: Mailbox[Envelope] = Mailbox(
             config.mailbox, policy=config.overflow, on_drop=_drop if drops else None
@@ -306,6 +318,11 @@ class SessionActor:
     def __repr__(self) -> str:
         return f"<SessionActor {self.key!r}: {self.statistics().state}>"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it has ended."""
+        return self._is_gone
+
     # For refs: the data plane and the control plane
 
     async def ask(self, mail: SessionMail, *, rounds: TakeRounds | None = None) -> Answer:
@@ -318,7 +335,10 @@ class SessionActor:
         is_turn = isinstance(mail, StartTurn)
         if self._turn is not None or self._turns_asked:
             self._mind_others(is_turn=is_turn)
-        envelope = Envelope(mail, self, rounds=rounds, within=self._asking_turn() if self.tool_tasks else None)
+        within = self._asking_turn() if self.tool_tasks else None
+        envelope = Envelope(mail, self, rounds=rounds, within=within, options=self.options)
+        if rounds is not None:
+            envelope.context = copy_context()
         self._turns_asked += is_turn
         try:
             if not self._post_nowait(envelope):
@@ -733,6 +753,7 @@ class SessionActor:
             return (
                 isinstance(other, StartTurn)
                 and envelope.rounds == turn.envelope.rounds
+                and envelope.options == turn.envelope.options
                 and (other.options, other.settings) == (mail.options, mail.settings)
                 and not (other.streaming or other.resume or other.replaces is not None)
                 and b'"tool' not in other.messages
@@ -822,7 +843,8 @@ class SessionActor:
     async def _take_rounds(self, turn: RunningTurn) -> None:
         """A turn with tools: the loop has it, and writes down each step through the journal."""
         journal = self._journal = SessionRounds(turn)
-        result = await (turn.envelope.rounds or plain_rounds)(journal)
+        with adopted(turn.envelope.context):
+            result = await (turn.envelope.rounds or plain_rounds)(journal)
         if turn.answer is None:
             await self.commit(turn, result)
         else:
@@ -863,7 +885,7 @@ class SessionActor:
         if not messages or (self.machine is not None and self.machine.rounds):
             messages = b"".join(cast("Transcript", self._transcript).pieces(b"", first=turn.first))
         return TurnRequest(
-            self._options_of(turn.mail),
+            self._options_of(turn),
             (messages,),
             settings=turn.mail.settings,
             deadline=turn.deadline,
@@ -1012,22 +1034,28 @@ class SessionActor:
 
     def _render(self, turn: RunningTurn, transcript: Transcript) -> bytes:
         """The body of a turn's first request, in one piece from the start: the history is copied once."""
-        head, tail = self._frame(turn.mail)
+        head, tail = self._frame(turn)
         return b"".join((head, *transcript.pieces(turn.messages, first=turn.first, end=turn.end), tail))
 
-    def _frame(self, mail: StartTurn) -> tuple[bytes, bytes]:
+    def _frame(self, turn: RunningTurn) -> tuple[bytes, bytes]:
         """What stands before and after the messages of a body."""
+        mail, of_session = turn.mail, self._session_options(turn)
         is_own = mail.options == b"{}" and not mail.streaming
-        if is_own and self._head:
+        if is_own and self._head_of is of_session:
             return self._head, b"]}"
-        head = render_body(self._options_of(mail), b"", streaming=mail.streaming)[:-2]
+        head = render_body(self._options_of(turn), b"", streaming=mail.streaming)[:-2]
         if is_own:
-            self._head = head
+            self._head, self._head_of = head, of_session
         return head, b"]}"
 
-    def _options_of(self, mail: StartTurn) -> bytes:
+    def _session_options(self, turn: RunningTurn) -> SessionOptions:
+        """What the session was opened with, as it was when the turn was asked."""
+        return cast("SessionOptions", turn.envelope.options)
+
+    def _options_of(self, turn: RunningTurn) -> bytes:
         """The options of a turn's requests: its own above the session's, and where they are to be routed."""
-        options = self.options.options if mail.options == b"{}" else join_options(self.options.options, mail.options)
+        own, of_session = turn.mail.options, self._session_options(turn).options
+        options = of_session if own == b"{}" else join_options(of_session, own)
         if self._routing and b'"session_id"' not in options:
             options = b"%b%b%b}" % (options[:-1], b"," if len(options) > 2 else b"", self._routing)
         return options

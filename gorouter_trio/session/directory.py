@@ -6,10 +6,13 @@ import hmac
 import itertools
 from collections import OrderedDict
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast, overload
 
+import msgspec
 import trio
 
+from .._contexts import start_clean
 from .._loan import TurnLoan, patience
 from .._rounds import has_tools
 from .._stream import ChatStream
@@ -25,13 +28,14 @@ from ..errors import (
 )
 from ..wire.codec import encode_json, encode_prompt, join_options
 from ..wire.mail import ClearHistory, CompactHistory, ForkHistory, ReadHistory, StartTurn, UndoTurns
-from .actor import SessionActor, SessionOptions, SessionServices, SessionStatistics
+from .actor import SaveWatch, SessionActor, SessionOptions, SessionServices, SessionStatistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
     from contextlib import AbstractAsyncContextManager
     from typing import Literal, Unpack
 
+    from .._defaults import CallDefaults
     from .._gate import Gate
     from .._pipeline import ChatPipeline
     from .._rounds import TakeRounds
@@ -71,9 +75,11 @@ class SessionDirectory:
         config: SessionConfig,
         seams: Seams,
         routing_key: bytes = b"",
+        defaults: CallDefaults | None = None,
         ownership: SessionOwnership | None = None,
     ) -> None:
         self.encoder = encoder
+        self._defaults = defaults
         self.gate = gate
         self.loop = pipeline.loop
         self._nursery = nursery
@@ -83,15 +89,18 @@ class SessionDirectory:
         self._is_open = True
         self._now = trio.lowlevel.current_clock().current_time
         self._has_actors = trio.Event()
-        self._services = SessionServices(
+        self._make_services = partial(
+            SessionServices,
             pipeline=pipeline,
-            store=store,
             config=config,
             wall=seams.wall,
             turn_ids=map(f"{seams.new_id()}-{{}}".format, itertools.count(1)),
             on_gone=self._forget,
-            ownership=ownership,
+            watch=SaveWatch(config.shutdown_grace_s),
+            tool_tasks={},
         )
+        self._services = self._make_services(store=store, ownership=ownership)
+        self._leaving: dict[SessionActor, None] = {}
 
     def __repr__(self) -> str:
         return f"<SessionDirectory {'open' if self._is_open else 'closed'}: {self.active} active>"
@@ -100,6 +109,11 @@ class SessionDirectory:
     def active(self) -> int:
         """How many actors there are."""
         return len(self._actors)
+
+    @property
+    def leaving(self) -> int:
+        """How many finish what they were asked before the store was changed."""
+        return len(self._leaving)
 
     async def run(self) -> None:
         """What all sessions need to have running; until cancelled."""
@@ -110,6 +124,34 @@ class SessionDirectory:
     def inspect(self) -> dict[str, SessionStatistics]:
         """A snapshot of each active session, by key, the one used the longest time ago first."""
         return {key: actor.statistics() for key, actor in self._actors.items()}
+
+    def change_store(self, store: HistoryStore, ownership: SessionOwnership | None) -> None:
+        """Keep histories there from now on: actors finish what they were asked, and new ones take their places."""
+        self._services = self._make_services(store=store, ownership=ownership)
+        for actor in list(self._actors.values()):
+            if not self._retire(actor):
+                self._forget(actor)
+                self._leaving[actor] = None
+                self._nursery.start_soon(self._retire_when_done, actor)
+
+    async def _retire_when_done(self, actor: SessionActor) -> None:
+        try:
+            while not actor.retire():
+                with suppress(ActorGoneError):
+                    # Behind everything that is queued.
+                    await actor.ask(ReadHistory())
+                if actor.is_gone:
+                    return
+        finally:
+            del self._leaving[actor]
+
+    def current(self, options: SessionOptions) -> SessionOptions:
+        """These options above the defaults as they are now."""
+        defaults = self._defaults
+        if defaults is None or options.base == defaults.number:
+            return options
+        encoded, settings, _extras = defaults.turn(options.keywords)
+        return msgspec.structs.replace(options, options=encoded, settings=settings, base=defaults.number)
 
     def close(self) -> None:
         """Start no more actors; the running ones end with their nursery."""
@@ -127,8 +169,8 @@ class SessionDirectory:
         if owner is not None and self.gate.is_open:
             raise ConfigError("owner: the client has no `security`, so that no session has an owner")
         actor = self._actors.get(key) if self.gate.is_open else None
-        if actor is not None and actor.options != options:
-            raise _other_options(key)
+        if actor is not None:
+            self._check_options(actor, options)
         return SessionRef(self, key, options=options, token=token, owner=owner)
 
     async def check_exists(self, key: str, name: str) -> None:
@@ -144,8 +186,8 @@ class SessionDirectory:
         actor = self._actors.get(key)
         if actor is None:
             return self._start(key, options)
-        if actor.options != options:
-            raise _other_options(key)
+        if actor.options is not options:
+            self._check_options(actor, options)
         actor.used_at = self._now()
         self._actors.move_to_end(key)
         return actor
@@ -175,13 +217,21 @@ class SessionDirectory:
         error.partial = loan.answer()
         return error
 
+    def _check_options(self, actor: SessionActor, options: SessionOptions) -> None:
+        """Raise unless the actor was opened with these, whatever the defaults were; it has them from now on."""
+        if actor.options == options:
+            return
+        if self.current(actor.options) != options:
+            raise SessionConflictError(f"session {actor.key!r} is open with different options")
+        actor.options = options
+
     def _start(self, key: str, options: SessionOptions) -> SessionActor:
         if not self._is_open:
             raise ActorGoneError("the client is closed")
         actor = SessionActor(key, options, services=self._services, routing=self._routing(key))
         self._actors[key] = actor
         self._has_actors.set()
-        self._nursery.start_soon(actor.run)
+        start_clean(self._nursery, actor.run)
         if len(self._actors) > self._config.max_active:
             self._make_room()
         return actor
@@ -493,10 +543,16 @@ class SessionRef:
         It has this session's system message and options, beneath the ones given. Raises
         `SessionConflictError` when a session with this key exists already.
         """
-        own = self._options
+        own = self._current()
         encoded, settings, extras = self._directory.encoder.encode(options, beneath=own.settings, extras=own.extras)
         chat_options = join_options(own.options, encoded)
-        options_there = SessionOptions(own.system, chat_options, settings, own.context, extras)
+        options_there = msgspec.structs.replace(
+            own,
+            options=chat_options,
+            settings=settings,
+            extras=extras,
+            keywords={**own.keywords, **options},
+        )
         target = self._directory.ref(key, options_there, token=self._token, owner=self._owner)
         there, _extras = await target._admit(None)  # noqa: SLF001 - one of its own kind
         if self._directory.active_actor(there) is not None:
@@ -525,7 +581,15 @@ class SessionRef:
         return self._actor(key)
 
     def _actor(self, key: str) -> SessionActor:
-        return self._directory.activate(key, self._options)
+        return self._directory.activate(key, self._current())
+
+    def _current(self) -> SessionOptions:
+        """The options of the session, above the client's defaults of now."""
+        own = self._options
+        current = self._directory.current(own)
+        if current is not own:
+            self._options = current
+        return current
 
     async def _admit(self, extras: TurnExtras | None) -> tuple[str, TurnExtras | None]:
         """The full key of the session for who asks, and the extras with them."""
@@ -581,7 +645,7 @@ class SessionRef:
             raise ConfigError("turn_id: must not be empty")
         if resume not in {None, "resend"} or (resume and turn_id is None):
             raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
-        own = self._options
+        own = self._current()
         encoded, settings, extras = b"{}", own.settings, own.extras
         if options:
             encoded, settings, extras = self._directory.encoder.encode(options, beneath=settings, extras=extras)
@@ -600,7 +664,3 @@ class SessionRef:
 
 def _with_type(options: Mapping[str, object], response_type: type[object] | None) -> Mapping[str, object]:
     return options if response_type is None else {"response_type": response_type, **options}
-
-
-def _other_options(key: str) -> SessionConflictError:
-    return SessionConflictError(f"session {key!r} is open with different options")

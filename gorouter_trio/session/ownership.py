@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..abc import HistoryStore, LeasingStore, StoredHistory
     from ..config import Seams, SessionConfig
 
-__all__ = ["OwnershipStatistics", "SessionLog", "SessionOwnership", "open_ownership"]
+__all__ = ["Owners", "OwnershipStatistics", "SessionLog", "SessionOwnership", "open_owners", "open_ownership"]
 
 _LOG = logging.getLogger("gorouter_trio.sessions")
 _RENEWALS = 3
@@ -210,3 +210,44 @@ async def open_ownership(
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await contain(ownership.give_back, report=ownership._note)  # noqa: SLF001 - of the same module
+
+
+class Owners:
+    """The ownerships of a client whose store may be exchanged: one for each store that it has had."""
+
+    def __init__(self, nursery: trio.Nursery, config: SessionConfig, *, seams: Seams) -> None:
+        self._nursery = nursery
+        self._config = config
+        self._seams = seams
+        self._made: list[tuple[HistoryStore, SessionOwnership]] = []
+
+    def of(self, store: HistoryStore) -> SessionOwnership | None:
+        """That of `store`, made when it is first asked for; None where it has no leases, or the settings want none."""
+        for known, ownership in self._made:
+            if known is store:
+                return ownership
+        if self._config.lease_s is None or not hasattr(store, "acquire_lease"):
+            return None
+        made = SessionOwnership(store, seams=self._seams, lease_s=self._config.lease_s)
+        self._made.append((store, made))
+        self._nursery.start_soon(made.run_renewal)
+        self._nursery.start_soon(made.run_returns)
+        return made
+
+    async def give_back(self) -> None:
+        """Give back everything that was released."""
+        for _store, ownership in self._made:
+            await contain(ownership.give_back, report=ownership._note)  # noqa: SLF001 - of the same module
+
+
+@asynccontextmanager
+async def open_owners(config: SessionConfig, *, seams: Seams) -> AsyncIterator[Owners]:
+    """As `open_ownership`, for stores that come one after the other."""
+    async with trio.open_nursery() as nursery:
+        owners = Owners(nursery, config, seams=seams)
+        try:
+            yield owners
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
+                await owners.give_back()

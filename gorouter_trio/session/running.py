@@ -26,6 +26,7 @@ from ..wire.result import CallRecord, ChatResult, HistoryEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from .._rounds import TakeRounds
     from .._turns import TurnRequest
@@ -91,10 +92,10 @@ class Envelope(ReplySlot[Answer]):
     """Mail and the asker who waits for its answer.
 
     `rounds` is the loop of tool rounds that takes the turn, None for a turn without tools; `within` is the turn whose
-    tool the asker is, if it is one.
+    tool the asker is, if it is one. `options` are those of the session when the mail was sent.
     """
 
-    __slots__ = ("_actor", "_done", "_is_done", "mail", "rounds", "within")
+    __slots__ = ("_actor", "_done", "_is_done", "context", "mail", "options", "rounds", "within")
 
     def __init__(
         self,
@@ -103,9 +104,13 @@ class Envelope(ReplySlot[Answer]):
         *,
         rounds: TakeRounds | None = None,
         within: RunningTurn | None = None,
+        options: object = None,
     ) -> None:
         super().__init__()
         self.mail = mail
+        self.options = options
+        # The context variables of the asker, where something of its own runs in the turn.
+        self.context: Context | None = None
         self.rounds = rounds
         self.within = within
         self._actor = actor

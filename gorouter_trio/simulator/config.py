@@ -85,6 +85,10 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     generation_lag_s: float = 0.0
     """How long after its end a generation can not be looked up yet."""
     cancel_billing: CancelBilling = "provider"
+    batch_s: float = 0.0
+    """How long a batch of the Batch API takes, its requests one after the other."""
+    batch_window_s: float = 86_400.0
+    """After how long the requests of a batch expire that are not done."""
     directives: bool = True
     """Whether the prompt may steer the simulator: see `simulator.directives`."""
     ledger_size: int = 20_000
@@ -132,6 +136,8 @@ _NOT_NEGATIVE = (
     "settlement_s",
     "reply_spread",
     "generation_lag_s",
+    "batch_s",
+    "batch_window_s",
     "ledger_size",
     "log_size",
 )

@@ -21,6 +21,7 @@ from ..transport.http_server import (
 )
 from . import forms
 from ._admission import Admission
+from ._batches import BatchDesk
 from ._books import Books
 from ._exchange import Exchange, World
 from ._listing import keeps_nothing, read_listing
@@ -82,6 +83,7 @@ class Simulator:
         self._world = World(
             self.config, models, embedding_models, faces, self._books, server_wall, on_request, admission, course
         )
+        self._desk = BatchDesk(self._world)
         self._recordings = Recordings(self.config.recordings)
         self._replays = bool(self.config.recordings) or self.config.only_recordings
         self._keys = None if self.config.api_keys is None else frozenset(self.config.api_keys)
@@ -99,6 +101,8 @@ class Simulator:
             ("GET", "/auth/key"): self._key,
             ("GET", "/credits"): self._credits,
             ("GET", "/generation"): self._generation,
+            ("POST", "/batches"): self._submit_batch,
+            ("GET", "/batches"): self._list_batches,
         }
 
     def __repr__(self) -> str:
@@ -143,6 +147,8 @@ class Simulator:
             await self._model(request, reply)
         elif request.method == "GET" and path.startswith(f"{_PREFIX}/models/") and path.endswith(_ENDPOINTS):
             await self._endpoints(request, reply)
+        elif path.startswith(f"{_PREFIX}/batches/") and request.method in {"GET", "DELETE"}:
+            await self._batch(request, reply)
         else:
             await self._error(reply, plain(404, "Not Found"))
 
@@ -250,6 +256,32 @@ class Simulator:
             return
         created_at = datetime.fromtimestamp(charge.created, UTC).isoformat(timespec="milliseconds")
         await self._send(reply, generation_body(charge, created_at=created_at))
+
+    # The Batch API.
+
+    async def _submit_batch(self, request: ServerRequest, reply: ServerReply) -> None:
+        key = await self._authorized(request, reply)
+        if key is not None:
+            await self._say(reply, self._desk.submit(bytes(request.body), key), status=202)
+
+    async def _list_batches(self, request: ServerRequest, reply: ServerReply) -> None:
+        if await self._authorized(request, reply) is not None:
+            query = parse_qs(request.query)
+            limit = query.get("limit", ["20"])[0]
+            after = query.get("after", [None])[0]
+            await self._say(reply, self._desk.list(limit=int(limit) if limit.isdigit() else 20, after=after))
+
+    async def _batch(self, request: ServerRequest, reply: ServerReply) -> None:
+        if await self._authorized(request, reply) is not None:
+            name = unquote(request.path.rpartition("/")[2])
+            act = self._desk.delete if request.method == "DELETE" else self._desk.find
+            await self._say(reply, act(name))
+
+    async def _say(self, reply: ServerReply, body: bytes | ErrorReply, *, status: int = 200) -> None:
+        if isinstance(body, ErrorReply):
+            await self._error(reply, body)
+        else:
+            await reply.send(status, EncodedHeaders(JSON_HEADERS), body=body, chunked=self.config.chunked)
 
     # Common to all.
 

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Final, cast, final
 
 import outcome
 import trio
-from msgspec import Struct
 
 from ..config import ToolLimits
 from ..errors import ActorGoneError
 from ..events import ToolEvent, ToolFinished, ToolProgress, ToolStarted
+from ..pool.tracing import ToolStart
 from ..security.rules import Allow, Deny, ToolAudit, ToolCheck
 from ..wire.toolcalls import ToolCallError, ToolCallReport
 from .arguments import ArgumentsError, canonical_json, parse_arguments
@@ -47,6 +47,7 @@ from .outcomes import (
     unique_calls,
 )
 from .results import EncodedResult, encode_result
+from .statistics import ToolCallStatistics, ToolStatistics
 from .threads import ThreadPool, TooManyThreadsError
 from .turn import ApprovalRequest, ToolTurn
 
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
     from typing import TypeAlias
 
+    from ..pool.tracing import ToolSpans, Tracers
     from ..security.rules import Decision, ToolGuard
     from ..wire.messages import ToolCall
     from .process import ProcessPool
@@ -61,31 +63,13 @@ if TYPE_CHECKING:
 
     _Write: TypeAlias = Callable[[list[ToolOutcome]], Awaitable[None]]
 
-__all__ = ["ToolRound", "ToolStatistics", "ToolSupervisor", "open_supervisor"]
+__all__ = ["ToolRound", "ToolSupervisor", "open_supervisor"]
 
 _LOG = logging.getLogger(__name__)
 _MAX_PROGRESS: Final = 1_000
 _MAX_PROGRESS_TEXT: Final = 1_024
 _NOT_RUN: Final = "the call was not run: the turn was cancelled before its turn came"
 _CANCELLED: Final = "the turn was cancelled while the tool ran; whether it had an effect is not known"
-
-
-class ToolStatistics(Struct, frozen=True, kw_only=True):
-    """A look at a supervisor.
-
-    `running` are jobs that have begun and not ended, `given_up` those of them whose outcome was given without them,
-    because their tool does not end. `threads` are threads at work, `abandoned_threads` those of them that nobody
-    waits for. `processes` are calls that have one now. `calls` counts all that were ever settled, `failures` those
-    without success.
-    """
-
-    running: int
-    given_up: int
-    threads: int
-    abandoned_threads: int
-    processes: int
-    calls: int
-    failures: int
 
 
 @asynccontextmanager
@@ -119,6 +103,7 @@ class ToolSupervisor:
         self, nursery: trio.Nursery, limits: ToolLimits, *, guard: ToolGuard | None, wall: Callable[[], float]
     ) -> None:
         self.guard = guard
+        self.tracers: Tracers | None = None
         self.limits = limits
         self.wall = wall
         self._nursery = nursery
@@ -181,6 +166,10 @@ class ToolSupervisor:
             failures=self._failures,
         )
 
+    def inspect(self, now: float) -> tuple[ToolCallStatistics, ...]:
+        """The calls that have begun and not ended, at `now` on the trio clock."""
+        return tuple(job.statistics(now) for job in self._jobs)
+
     async def aclose(self) -> None:
         """Cancel what runs, and give it up where it does not end; shielded, and bounded."""
         self._is_closed = True
@@ -212,11 +201,18 @@ class ToolSupervisor:
         self._jobs.add(job)
         self._nursery.start_soon(self._run_job, job, name=f"tool {job.call.function.name[:40]}")
 
-    def note_settled(self, report: ToolCallReport, turn: ToolTurn) -> None:
-        """Count a call and tell the guard of it."""
+    def note_settled(self, report: ToolCallReport, turn: ToolTurn, *, spans: ToolSpans | None) -> None:
+        """Count a call and tell the guard of it, and whoever traces it: of one that never ran, all at once."""
+        if self.tracers and spans is None:
+            spans = self.tracers.begin_tool(
+                ToolStart(tool=report.name, call_id=report.call_id, session=turn.session, turn_id=turn.turn_id)
+            )
+        if spans is not None:
+            spans.finished(report)
         self._calls += 1
         self._failures += not report.is_success
-        if self.guard is None:
+        guard = turn.guard or self.guard
+        if guard is None:
             return
         record = ToolAudit(
             tool=report.name,
@@ -229,7 +225,7 @@ class ToolSupervisor:
             duration_s=report.duration_s,
             at_s=self.wall(),
         )
-        _contained(self.guard.audit, record)
+        _contained(guard.audit, record)
 
     # Jobs
 
@@ -290,13 +286,14 @@ class ToolSupervisor:
 
     def _decide(self, check: ToolCheck, turn: ToolTurn) -> Decision:
         """Fails closed: what no guard can judge does not run."""
-        if self.guard is None:
+        guard = turn.guard or self.guard
+        if guard is None:
             if check.rules is None:
                 return Allow()
             return Deny(
                 reason="access", message=f"tool {check.tool} declares rules, and there is no guard to hold it to them"
             )
-        judge = functools.partial(self.guard.check, turn.principal, check, now=trio.current_time(), wall=self.wall())
+        judge = functools.partial(guard.check, turn.principal, check, now=trio.current_time(), wall=self.wall())
         decided = outcome.capture(judge)
         if isinstance(decided, outcome.Error):
             _LOG.error("the guard failed on tool %s: %s", check.tool, captured_reason(decided.error))
@@ -338,6 +335,7 @@ class ToolSupervisor:
         job.begin(trio.current_time() + (job.turn.limits.timeout_s if tool.timeout_s is None else tool.timeout_s))
         async with self._slot_of(tool), self._slots:
             job.phase = "running"
+            job.trace(self.tracers)
             job.tell_started()
             match tool.isolation:
                 case "process":
@@ -462,9 +460,9 @@ class ToolRound:
         """A job was settled, or left open."""
         self._changed.set()
 
-    def note_settled(self, settled: ToolOutcome) -> None:
+    def note_settled(self, settled: ToolOutcome, spans: ToolSpans | None) -> None:
         """A job was settled: tell everybody."""
-        self._supervisor.note_settled(settled.report, self._turn)
+        self._supervisor.note_settled(settled.report, self._turn, spans=spans)
         self._unwritten.append(settled)
         report = settled.report
         self.tell(ToolFinished(report.call_id, report.name, report.status, report.text, report.duration_s))
@@ -549,6 +547,7 @@ class _Job:
         self._progress = 0
         self._newest: tuple[str, float | None] = ("", None)
         self._token: trio.lowlevel.TrioToken | None = None
+        self._spans: ToolSpans | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -564,6 +563,17 @@ class _Job:
     def due_at(self) -> float:
         """When to give the job up; never, as long as it has no deadline."""
         return self.scope.deadline + self.turn.limits.grace_s
+
+    def statistics(self, now: float) -> ToolCallStatistics:
+        """A snapshot."""
+        return ToolCallStatistics(
+            tool=self.call.function.name[:64],
+            call_id=self.call.id,
+            phase="given_up" if self.is_settled else self.phase,
+            since_s=0.0 if self._began_at is None else now - self._began_at,
+            session=self.turn.session,
+            turn_id=self.turn.turn_id,
+        )
 
     def bind(self) -> None:
         """Make the call ready; raises `ArgumentsError`."""
@@ -683,7 +693,7 @@ class _Job:
         )
         if ending.error is not None and ending.status == "error_execution":
             _LOG.warning("tool %s failed: %s", self.call.function.name[:64], _log_text(ending.error))
-        self._round.note_settled(self.outcome)
+        self._round.note_settled(self.outcome, self._spans)
 
     def ending_of_captured(self, captured: outcome.Outcome[EncodedResult]) -> Ending:
         """What a tool returned or raised."""
@@ -717,6 +727,21 @@ class _Job:
         return ending_of_refusal("cancelled", _CANCELLED if self.phase == "running" else _NOT_RUN)
 
     # Events
+
+    def trace(self, tracers: Tracers | None) -> None:
+        """The tool begins to run, in a task or a thread that has the context variables of this one."""
+        if not tracers:
+            return
+        self._spans = tracers.begin_tool(
+            ToolStart(
+                tool=cast("AnyTool", self.tool).name,
+                call_id=self.call.id,
+                description=cast("AnyTool", self.tool).description or "",
+                session=self.turn.session,
+                turn_id=self.turn.turn_id,
+            )
+        )
+        self._spans.activate()
 
     def tell_started(self) -> None:
         """The tool begins to run."""

@@ -15,6 +15,8 @@ from .arguments import digest_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ..security.rules import ToolGuard
+
 __all__ = ["ApprovalDecision", "ApprovalRequest", "Approve", "ToolTurn"]
 
 
@@ -69,6 +71,7 @@ class ToolTurn:
     `ToolContext.token`). `approve` is asked for each sensitive call; None from it leaves the call open, to be
     answered later: see `ToolRound.open_requests`. Without it sensitive calls are refused. `decisions` are
     answers that came earlier, which are looked at first. `calls_made` are calls of rounds before this object.
+    `guard` stands in front of its calls to its end, in place of the supervisor's, which may be exchanged meanwhile.
     `within` gives a context manager that is entered around each call, in the task that the tool's own is a child
     of: so whoever owns the turn knows who works for it.
     """
@@ -78,6 +81,7 @@ class ToolTurn:
         "approve",
         "calls_made",
         "decisions",
+        "guard",
         "limits",
         "principal",
         "session",
@@ -97,6 +101,7 @@ class ToolTurn:
         approve: Approve | None = None,
         decisions: Iterable[ApprovalDecision] = (),
         calls_made: int = 0,
+        guard: ToolGuard | None = None,
         within: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self.limits = ToolLimits() if limits is None else limits
@@ -107,6 +112,7 @@ class ToolTurn:
         self.approve = approve
         self.decisions = tuple(decisions)
         self.calls_made = calls_made
+        self.guard = guard
         self.within = within
         self._digests: dict[bytes, int] = {}
 

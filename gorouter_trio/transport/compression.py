@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from ..errors import ConfigError, DecodeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from .http import ConnectionLimits
 
-__all__ = ["BodyDecoder", "accept_encoding", "make_decoder"]
+__all__ = ["BodyDecoder", "FileDecoder", "accept_encoding", "make_decoder"]
 
 _PIECE_BYTES: Final = 256 * 1024
 # Below this no ratio fills a memory. It has to be large: most bytes of a stream's event are those of the one before,
@@ -215,6 +215,39 @@ class BodyDecoder:
         """The body has ended: raises `DecodeError` when its data have not."""
         if self._received_bytes and not self._codec.is_ended:
             raise DecodeError(f"the reply's body ends in the middle of its {self._coding} data")
+
+
+class FileDecoder:
+    """A compressed file, decoded as it is read, without bounds: who names a file trusts it.
+
+    `coding` is one of those above. Raises `DecodeError` for data that are broken or cut, and without the library.
+    """
+
+    __slots__ = ("_codec", "_coding", "_has_begun")
+
+    def __init__(self, coding: str) -> None:
+        self._coding = coding
+        self._has_begun = False
+        try:
+            self._codec = _CODECS[coding]()
+        except ImportError as exc:
+            raise DecodeError(f"{coding} needs the extra: pip install gorouter-trio[compression]") from exc
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """What `data` unpack to, in pieces."""
+        self._has_begun = self._has_begun or bool(data)
+        while data or not self._codec.needs_input:
+            try:
+                piece = self._codec.decompress(data, _PIECE_BYTES)
+            except self._codec.errors as exc:
+                raise DecodeError(f"the {self._coding} data are broken: {exc}") from exc
+            data = b""
+            yield piece
+
+    def finish(self) -> None:
+        """The file has ended: raises `DecodeError` when its data have not."""
+        if self._has_begun and not self._codec.is_ended:
+            raise DecodeError(f"the file ends in the middle of its {self._coding} data")
 
 
 def make_decoder(content_encoding: str, limits: ConnectionLimits) -> BodyDecoder | None:

@@ -14,16 +14,18 @@ only be read inside its callbacks.
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import httptools
 import trio
 
 from ..errors import DecodeError, StreamBrokenError
 from .compression import make_decoder
-from .streams import bottom, quiet_check, reason_of
+from .streams import SocketStream, bottom, quiet_check, reason_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from .compression import BodyDecoder
     from .http import ConnectionLimits, RequestHead
 
@@ -63,6 +65,7 @@ class HttpConnection:
         "_now",
         "_parser",
         "_quiet",
+        "_socket",
         "_started_at",
         "_stream",
         "_unexpected",
@@ -81,6 +84,7 @@ class HttpConnection:
         """Not `decoding` leaves compressed bodies as they come. `connect_s` is how long it took to connect."""
         self._stream = stream
         self._found_closed_s = max(_FOUND_CLOSED_S, 2 * connect_s)
+        self._socket = stream if isinstance(stream, SocketStream) else None
         self._decoding = decoding
         self._coding = ""
         self._decoder: BodyDecoder | None = None
@@ -162,6 +166,26 @@ class HttpConnection:
                 raise self._broken_by(exc) from exc
             self._feed(received)
         return self._take_chunks()
+
+    def wait_arrival(self) -> Awaitable[None] | None:
+        """What to await before `take_arrival`: on a plain socket, for a body that is not compressed."""
+        socket = self._socket
+        if socket is None or self._decoder is not None or self._chunks or self.is_complete or self.is_closed:
+            return None
+        return socket.wait_arrival()
+
+    def take_arrival(self) -> bytes | None:
+        """What has arrived of the body; None when nothing has, empty at its end."""
+        try:
+            received = cast("SocketStream", self._socket).receive_nowait()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise self._broken_by(exc) from exc
+        if received is None:
+            return None
+        self._feed(received)
+        if self._chunks:
+            return self._take_chunks()
+        return b"" if self.is_complete else None
 
     async def receive_all(self) -> bytes:
         """The rest of the body; nothing is waited for when it is here already."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
 
     import trio
 
@@ -150,6 +150,15 @@ class Connection(Protocol):
 
     async def receive_some(self) -> bytes:
         """The next piece of the reply's body, decoded; empty at its end."""
+
+    def wait_arrival(self) -> Awaitable[None] | None:
+        """What to await before `take_arrival`; None where only `receive_some` can tell what comes next.
+
+        Awaiting it raises `trio.ClosedResourceError` when the connection is closed; `take_arrival` says why.
+        """
+
+    def take_arrival(self) -> bytes | None:
+        """What has arrived of the body, decoded; None when nothing has, empty at its end. Never waits."""
 
     async def receive_all(self) -> bytes:
         """The rest of the reply's body."""

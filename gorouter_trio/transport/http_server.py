@@ -354,6 +354,11 @@ class ServerReply:
         return f"<ServerReply {self._state}{', client gone' if self.is_disconnected else ''}>"
 
     @property
+    def stream(self) -> trio.abc.Stream:
+        """The stream of the connection, to look at: what is sent on it is the server's affair."""
+        return self._connection.stream
+
+    @property
     def is_started(self) -> bool:
         """Whether the head is sent, or being sent."""
         return self._state != _FRESH
@@ -467,7 +472,7 @@ class _Connection:
         self.is_disconnected = False
         self.reply: ServerReply | None = None
         self._core = core
-        self._stream = stream
+        self._stream = self.stream = stream
         # The socket itself, where there is one: SocketStream's error translation costs 8 us a call.
         self._socket = stream.socket if isinstance(stream, trio.SocketStream) else None
         self._parser = _RequestParser(core.limits)

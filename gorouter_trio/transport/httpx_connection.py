@@ -102,6 +102,14 @@ class HttpxConnection:
             return await self._receive(self._chunks)
         raise AssertionError("unreachable")
 
+    def wait_arrival(self) -> None:
+        """httpx can only be asked for the next piece."""
+        return
+
+    def take_arrival(self) -> None:
+        """Nothing arrives beside what `receive_some` gives."""
+        return
+
     async def receive_all(self) -> bytes:
         """The rest of the body."""
         pieces = []

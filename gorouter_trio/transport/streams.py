@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
 __all__ = [
     "Closable",
@@ -42,11 +42,13 @@ class SocketStream(trio.abc.Stream):
     follows every request is one always, and a second task switch a request is what it would cost.
     """
 
-    __slots__ = ("_arrivals", "_socket")
+    __slots__ = ("_arrivals", "_fd", "_socket")
 
     def __init__(self, socket: stdlib_socket.socket) -> None:
         socket.setblocking(False)
         self._socket = socket
+        # A number, which trio takes without asking the socket for it.
+        self._fd = socket.fileno()
         # Peeking at the socket costs an exception when nothing is there, which is the usual case.
         self._arrivals = select.poll()
         self._arrivals.register(socket, select.POLLIN)
@@ -82,6 +84,21 @@ class SocketStream(trio.abc.Stream):
             except OSError as exc:
                 raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
 
+    def wait_arrival(self) -> Awaitable[None]:
+        """What to await until something can be received: trio's own awaitable, with no coroutine of ours around it."""
+        return trio.lowlevel.wait_readable(self._fd)  # noqa: ASYNC105 - the caller awaits it
+
+    def receive_nowait(self) -> bytes | None:
+        """What has arrived; None when nothing has, empty once the peer has ended. Never waits."""
+        try:
+            return self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return None
+        except OSError as exc:
+            if self._socket.fileno() < 0:
+                raise trio.ClosedResourceError("the socket is closed") from exc
+            raise trio.BrokenResourceError(f"receiving failed: {exc}") from exc
+
     def is_quiet(self) -> bool:
         """Whether nothing has arrived, not even the peer's end: an idle connection that is still good."""
         return self._socket.fileno() >= 0 and not self._arrivals.poll(0)
@@ -91,6 +108,7 @@ class SocketStream(trio.abc.Stream):
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
+            self._fd = -1
 
     async def aclose(self) -> None:
         """Close at once."""

@@ -16,6 +16,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
+from .batch import ApiBatch, ApiBatchPage, OutputLine
 from .catalog import (
     Credits,
     GenerationInfo,
@@ -72,6 +73,8 @@ __all__ = [
     "add_system",
     "check_options",
     "checked_usage",
+    "decode_api_batch",
+    "decode_api_batch_page",
     "decode_chunk",
     "decode_chunks",
     "decode_completion",
@@ -92,6 +95,7 @@ __all__ = [
     "decode_model_count",
     "decode_model_page",
     "decode_models",
+    "decode_output_line",
     "decode_providers",
     "decode_reports",
     "decode_roles",
@@ -146,6 +150,9 @@ _decode_role = msgspec.json.Decoder(_Role).decode
 _decode_roles = msgspec.json.Decoder(list[_Role]).decode
 _decode_log_entry = msgspec.json.Decoder(LogEntry).decode
 _decode_log_outline = msgspec.json.Decoder(LogOutline).decode
+_decode_output_line = msgspec.json.Decoder(OutputLine).decode
+_decode_api_batch = msgspec.json.Decoder(ApiBatch).decode
+_decode_api_batch_page = msgspec.json.Decoder(ApiBatchPage).decode
 _decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
 _decode_reports = msgspec.json.Decoder(list[ToolCallReport]).decode
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -699,6 +706,12 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
 
     Events without data are passed over.
     """
+    if len(events) == 1 and b"\n" not in events[0]:
+        # What is malformed is looked at again below.
+        try:
+            return [_chunk_decoder.decode(events[0])], None
+        except _MALFORMED:
+            pass
     chunks: list[ChatChunk] = []
     # One event may hold two lines, or none: what is not one line and one chunk an event is looked at again.
     # (Joining to look for a line end is a sixth of the cost of counting them.)
@@ -889,6 +902,21 @@ def decode_reports(data: bytes) -> list[ToolCallReport]:
 def decode_ledger_row(data: bytes) -> LedgerRow:
     """A row of a ledger file; raises `DecodeError`."""
     return _stored(_decode_ledger_row, data)
+
+
+def decode_output_line(data: bytes) -> OutputLine:
+    """A line of a batch's output; raises `DecodeError`."""
+    return _stored(_decode_output_line, data)
+
+
+def decode_api_batch(body: bytes) -> ApiBatch:
+    """The object of POST /batches and GET /batches/{id}."""
+    return _service(ApiBatch, _decode_api_batch, body=body)
+
+
+def decode_api_batch_page(body: bytes) -> ApiBatchPage:
+    """GET /batches."""
+    return _service(ApiBatchPage, _decode_api_batch_page, body=body)
 
 
 def decode_roles(data: bytes) -> list[str]:

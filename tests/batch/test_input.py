@@ -11,12 +11,13 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gorouter_trio.batch.input import RowSource, _LineSplitter, open_rows
+from gorouter_trio.batch.input import RowSource, open_rows
+from gorouter_trio.batch.lines import LineSplitter
 from gorouter_trio.batch.rows import BatchRow, RowProblem
 
 
-async def read_rows(path: str | int, **options: int) -> list[BatchRow | RowProblem]:
-    async with open_rows(path, **options) as source:
+async def read_rows(path: str | int, max_line_bytes: int = 2**20) -> list[BatchRow | RowProblem]:
+    async with open_rows(path, max_line_bytes=max_line_bytes) as source:
         return [row async for row in source]
 
 
@@ -111,7 +112,7 @@ async def test_repr(tmp_path: Path) -> None:
 @given(data=st.binary(max_size=60).map(lambda b: b.replace(b"\x00", b"\n")), cuts=st.lists(st.integers(1, 8)))
 def test_splitting_does_not_depend_on_the_pieces(data: bytes, cuts: list[int]) -> None:
     """However the bytes arrive, the lines are those of the whole."""
-    splitter = _LineSplitter(max_line_bytes=10)
+    splitter = LineSplitter(max_line_bytes=10)
     lines: list[bytes | None] = []
     rest = data
     for cut in [*cuts, len(data)]:

@@ -76,7 +76,7 @@ def test_golden_rows() -> None:
 def test_rows_have_one_shape() -> None:
     """The same keys with the same types in each row, so that tools which want a schema find one."""
     rows = [json.loads(encode_row(result)) for result in results()]
-    assert {tuple(row) for row in rows} == {("id", "custom_id", "response", "error")}
+    assert {tuple(row) for row in rows} == {("id", "custom_id", "response", "error", "maybe_billed", "cached")}
     assert len({tuple(row["response"]) for row in rows if row["response"]}) == 1
     assert len({tuple(row["error"]) for row in rows if row["error"]}) == 1
     assert {type(row["error"]["code"]) for row in rows if row["error"]} == {str}
@@ -140,7 +140,7 @@ async def test_existing_file(tmp_path: Path) -> None:
         async with open_output(str(path)):
             pass
     assert path.read_bytes() == b"precious and long\n"
-    async with open_output(str(path), overwrite=True) as output:
+    async with open_output(str(path), mode="overwrite") as output:
         await output.write(b"new\n")
     assert path.read_bytes() == b"new\n"
     path.write_bytes(b"")

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gorouter_trio.batch.runner import BatchResult, open_batch
+from gorouter_trio.batch.tally import Quantiles, Tally
 from gorouter_trio.cli.failures import CliError, describe_error, find_failure, redact, report_failure
-from gorouter_trio.cli.progress import open_progress
+from gorouter_trio.cli.progress import BatchView, open_progress
 from gorouter_trio.cli.prompts import make_requests
 from gorouter_trio.cli.simulate import parse_address, parse_faults
-from gorouter_trio.cli.tally import Quantiles, Tally
 from gorouter_trio.cli.terminal import format_cost, format_seconds, printable
 from gorouter_trio.errors import ConfigError, ConnectError, ProviderError, RateLimitError
 from gorouter_trio.wire.codec import encode_json
@@ -39,7 +39,7 @@ async def test_plain_progress(autojump_clock: MockClock, capfd: pytest.CaptureFi
 
     rows = ({"messages": [{"role": "user", "content": "x"}]} for _ in range(16))
     tally = Tally()
-    async with open_batch(rows, run=run, max_in_flight=2) as batch, open_progress(tally, batch, total=16):
+    async with open_batch(rows, run=run, max_in_flight=2) as batch, open_progress(BatchView(tally, batch), total=16):
         async for result in batch:
             tally.add(result)
     assert capfd.readouterr().err.splitlines() == [

@@ -11,6 +11,7 @@ import trio.testing
 from worlds import DONE, EVENTS, JSON, chunk, open_world, streams, there
 
 import gorouter_trio as gr
+from gorouter_trio._stream import ChunkSource
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.transport.http_server import encode_headers
 from gorouter_trio.wire.responses import ReplyFunction, ReplyToolCall
@@ -242,7 +243,7 @@ async def test_callbacks_of_a_stream_that_fails(autojump_clock):
     assert len(told) == 2
 
 
-class Rounds:
+class Rounds(ChunkSource):
     """Two answers with a tool between them, as a loop of tools gives them out."""
 
     generation_id = None

@@ -23,6 +23,8 @@ class Attempted(Struct, frozen=True, kw_only=True):
     maybe_billed: bool = False
     cancelled: bool = False
     streamed: bool = False
+    sent_at: float = 0.0
+    ended_at: float = 0.0
 
 
 def answered(usd: str | None, *, prompt: int = 10, completion: int = 5, **fields: object) -> Attempted:

@@ -213,7 +213,7 @@ class LeakyClient(Client):
     async def stream(  # type: ignore[override]  # what the scenario uses
         self, prompt: object, *, raw_chunks: bool = False, **options: Unpack[ChatKeywords]
     ) -> AsyncIterator[ChatStream]:
-        body = render_body(self._call(options)[0], encode_prompt(prompt), streaming=True)  # type: ignore[arg-type]  # a str
+        body = render_body(self._defaults.call(options)[0], encode_prompt(prompt), streaming=True)  # type: ignore[arg-type]  # a str
         reader = await self._runtime.pipeline.open_reader(HttpCall(body=body, streaming=True))
         yield ChatStream(reader, raw_chunks=raw_chunks)
         reader.close()

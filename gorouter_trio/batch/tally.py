@@ -7,11 +7,12 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from ..batch.output import error_code
+from .output import error_code
 
 if TYPE_CHECKING:
-    from ..batch.runner import BatchResult
+    from ..wire.batch import OutputLine
     from ..wire.result import CallRecord
+    from .runner import BatchResult
 
 __all__ = ["Quantiles", "Tally"]
 
@@ -56,6 +57,10 @@ class Tally:
         self.unpriced = 0
         self.maybe_billed = 0
         self.retries = 0
+        self.cached = 0
+        # Of the cost: that of rows which may have been billed once more, and of failed ones.
+        self.doubtful_cost = Decimal(0)
+        self.failed_cost = Decimal(0)
         self.latencies = Quantiles()
         self.first_tokens = Quantiles()
 
@@ -71,28 +76,58 @@ class Tally:
 
     def add(self, result: BatchResult) -> None:
         """Count one row."""
+        self.maybe_billed += result.maybe_billed
+        self.cached += result.cached
         if result.error is not None:
             self.errors[error_code(result.error)] += 1
-            self.maybe_billed += result.error.maybe_billed
             self.retries += max(result.error.attempts - 1, 0)
+            if result.error.partial is not None:
+                self._add_cost(result.error.partial.cost)
         elif result.result is not None:
             self.succeeded += 1
-            self.add_call(result.result.call)
+            self.retries += max(result.result.attempts - 1 - len(result.result.rounds), 0)
+            for call in (*result.result.rounds, result.result.call):
+                self._add_times(call)
+
+    def add_line(self, line: OutputLine) -> None:
+        """Count a row that an earlier run has written."""
+        self.maybe_billed += line.maybe_billed
+        self.cached += line.cached
+        if line.error is not None:
+            self.errors[line.error.code] += 1
+            self.cost += line.error.cost_usd or 0
+            self.failed_cost += line.error.cost_usd or 0
+            return
+        self.succeeded += 1
+        usage = None if line.response is None or line.response.body is None else line.response.body.usage
+        if usage is not None:
+            self.prompt_tokens += usage.prompt_tokens or 0
+            self.completion_tokens += usage.completion_tokens or 0
+        if not line.cached:
+            cost = None if usage is None else usage.cost
+            self._add_cost(cost)
+            self.doubtful_cost += cost or 0 if line.maybe_billed else 0
 
     def add_call(self, call: CallRecord) -> None:
         """Count the tokens, the cost and the times of one answer."""
-        self.latencies.add(call.duration_s)
         self.maybe_billed += call.maybe_billed
         self.retries += call.attempts - 1
+        self._add_times(call)
+
+    def _add_times(self, call: CallRecord) -> None:
+        self.latencies.add(call.duration_s)
         if call.ttft_s is not None:
             self.first_tokens.add(call.ttft_s)
         if call.usage is not None:
             self.prompt_tokens += call.usage.prompt_tokens or 0
             self.completion_tokens += call.usage.completion_tokens or 0
-        if call.cost is None:
+        self._add_cost(call.cost)
+
+    def _add_cost(self, cost: Decimal | None) -> None:
+        if cost is None:
             self.unpriced += 1
         else:
-            self.cost += call.cost
+            self.cost += cost
 
     def errors_text(self) -> str:
         """The errors by kind, most frequent first; empty when there are none."""

@@ -1,0 +1,65 @@
+"""What requests have that say nothing else: the defaults of a client, which may change while it runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .wire.codec import encode_call, encode_json, join_options
+from .wire.messages import SystemMessage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ._turns import EncodedTurn, TurnEncoder
+    from .config import ClientConfig
+    from .wire.mail import CallSettings
+    from .wire.requests import ChatKeywords
+
+__all__ = ["CallDefaults"]
+
+
+class CallDefaults:
+    """The defaults of one client. What they are at the start of a request holds to its end.
+
+    `number` counts the changes, so that whoever has encoded something above them knows whether it still holds.
+    """
+
+    __slots__ = ("_encoder", "_has_only_model", "encoded", "number", "settings", "system")
+
+    encoded: bytes
+    settings: CallSettings
+
+    def __init__(self, config: ClientConfig, encoder: TurnEncoder) -> None:
+        self._encoder = encoder
+        self.number = -1
+        self.system = b"" if config.system is None else encode_json(SystemMessage(config.system))
+        self.change(config)
+
+    def change(self, config: ClientConfig) -> None:
+        """Take those of `config` for what is asked from now on; raises `ConfigError`, having changed nothing."""
+        self.encoded, self.settings = config.call_defaults()
+        self._has_only_model = self.encoded == encode_json({"model": config.model})
+        self.number += 1
+
+    def call(self, options: ChatKeywords) -> tuple[bytes, CallSettings]:
+        """The options of a call above the defaults, encoded, and what is not part of its body."""
+        if not options:
+            return self.encoded, self.settings
+        encoded, settings = encode_call(options, beneath=self.settings)
+        return self._joined(encoded, "model" in options), settings
+
+    def turn(self, options: Mapping[str, object]) -> EncodedTurn:
+        """The same for a turn, with its extras."""
+        if not options:
+            return self.encoded, self.settings, None
+        encoded, settings, extras = self._encoder.encode(options, beneath=self.settings)
+        return self._joined(encoded, "model" in options), settings, extras
+
+    def system_message(self, system: str | None) -> bytes:
+        """The encoded system message of a conversation that names this one: an empty text is none."""
+        if system is None:
+            return self.system
+        return encode_json(SystemMessage(system)) if system else b""
+
+    def _joined(self, encoded: bytes, has_model: bool) -> bytes:
+        return encoded if self._has_only_model and has_model else join_options(self.encoded, encoded)

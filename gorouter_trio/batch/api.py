@@ -1,0 +1,479 @@
+"""The Batch API as a back end of jobs: rows are handed in by thousands, at half the price, and fetched within a day.
+
+Theory of operation. Rows gather in *parts* of one model each, within the API's limits. A part is written into the
+journal before it is handed in, with the id that it was given after that, and its rows count as sent from then on; so a
+job that was killed goes on by asking for its parts, and sends nothing twice. A part whose id was never heard of may
+have been taken in or not: it is looked for among the account's batches, by its model, its size and its time, and its
+rows are handed in again, as rows that may have been billed, only when it is not found there.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, cast
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from ..errors import BudgetExceededError, GorouterError, ProviderError
+from ..wire.codec import decode_completion, decode_error, decode_json, encode_json, to_message
+from ..wire.mail import HttpCall
+from ..wire.result import CallRecord, ChatResult
+from .journal import RowMark
+from .runner import BatchResult
+from .settings import StopReason, stop_reason
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from ..pool.accounting import Accounting
+    from ..pool.budget import Reservation
+    from ..transport.sqlite import Connection, SqliteFile
+    from ..wire.batch import ApiBatch, ApiBatchPage, ApiBatchResult
+    from ..wire.mail import CallSettings
+    from .estimate import JobEstimate
+    from .jobrow import JobRow
+    from .journal import Recorder
+
+__all__ = ["ApiMoney", "ApiPart", "ApiReservation", "ApiRun", "ApiServices", "JobHost", "choose_back_end", "load_parts"]
+
+_ENDPOINT: Final = "/v1/chat/completions"
+_WINDOW_S: Final = 86_400.0
+# The API takes 5,000 requests and 200 MB; answers are of the size of questions, and have to fit a reply of 64 MiB.
+_MOST_BYTES: Final = 16 * 1024 * 1024
+_MOST_PARTS: Final = 32
+_MOST_PAGES: Final = 20
+_CLOCK_SKEW_S: Final = 300.0
+_FIRST_POLL_S: Final = 2.0
+_POLL_GROWTH: Final = 1.5
+_WRITERS: Final = 64
+
+_PUT: Final = (
+    "INSERT OR REPLACE INTO parts (part, state, batch_id, model, rows, submitted_at) VALUES (?, ?, ?, ?, ?, ?)"
+)
+
+
+class ApiReservation(Protocol):
+    """Money that is set aside for requests that are handed in."""
+
+    async def reserve(self, call: HttpCall) -> tuple[HttpCall, object]:
+        """Set aside what a request may cost; the call as it is to be sent, and what to `settle`.
+
+        Raises `BudgetExceededError`.
+        """
+
+    def settle(self, reservation: object, result: ChatResult[object] | None, *, maybe_billed: bool) -> None:
+        """A request has ended, with its answer or without one."""
+
+
+class ApiServices(NamedTuple):
+    """What the back end needs of a client. `refusal` says why rows cannot go there at all, None when they can."""
+
+    submit: Callable[[bytes], Awaitable[ApiBatch]]
+    find: Callable[[str], Awaitable[ApiBatch]]
+    list: Callable[[str | None], Awaitable[ApiBatchPage]]
+    money: ApiReservation
+    wall: Callable[[], float]
+    finish: Callable[[ChatResult], ChatResult[object]]
+    refusal: str | None = None
+    max_requests: int = 5_000
+    max_poll_s: float = 60.0
+
+
+class ApiMoney:
+    """The budgets of a client, for requests that are handed in."""
+
+    def __init__(self, accounting: Accounting) -> None:
+        self._accounting = accounting
+
+    async def reserve(self, call: HttpCall) -> tuple[HttpCall, object]:
+        """See `ApiReservation`. Supposes the price of a live request, which is twice what it will be."""
+        return await self._accounting.admit(call) if self._accounting.is_bounded else (call, None)
+
+    def settle(self, reservation: object, result: ChatResult[object] | None, *, maybe_billed: bool) -> None:
+        """See `ApiReservation`."""
+        gate, held = self._accounting.gate, cast("Reservation", reservation)
+        if result is None and not maybe_billed:
+            gate.release(held)
+        else:
+            gate.settle(held, None if result is None else result.cost)
+
+
+class JobHost(Protocol):
+    """What the back end needs of its job; see `RunningJob`."""
+
+    name: str
+    via: Literal["live", "api"]
+    stopping: StopReason | None
+    stopped: trio.Event
+    recorder: Recorder
+    released: int
+
+    async def next_row(self) -> JobRow | None:
+        """The next row that has to be run."""
+
+    async def record(self, row: JobRow, result: BatchResult) -> None:
+        """Write what came of a row."""
+
+    async def record_result(self, mark: RowMark, result: BatchResult, *, position: int) -> None:
+        """The same for a row by its mark."""
+
+    def failed(self, row: JobRow, error: GorouterError) -> BatchResult:
+        """The result of a row that failed."""
+
+    def put_back(self, row: JobRow) -> None:
+        """Leave a row for a later run."""
+
+    def drain(self, reason: StopReason) -> None:
+        """Take no more rows."""
+
+    def is_done(self, row: int) -> bool:
+        """Whether a run before has written the row."""
+
+
+class _PartRow(Struct, frozen=True, array_like=True):
+    """A row that was handed in, as far as its line needs it."""
+
+    row: int
+    digest: int
+    position: int
+    custom_id: str | None
+    line_number: int | None
+    was_in_flight: bool
+
+
+class ApiPart:
+    """Rows that are handed in together. `state` is what the journal says of it."""
+
+    def __init__(self, number: int, model: str, *, rows: list[_PartRow]) -> None:
+        self.number = number
+        self.model = model
+        self.rows = rows
+        self.state: Literal["submitting", "submitted", "done"] = "submitting"
+        self.batch_id = ""
+        self.submitted_at = 0.0
+        # Not in the journal: after a kill, a budget counts their rows by what they come to.
+        self.reservations: dict[int, object] = {}
+
+    def __repr__(self) -> str:
+        return f"<ApiPart {self.number}, {self.state}, {len(self.rows)} rows of {self.model}>"
+
+
+class _Gathering:
+    """Rows of one model on their way into a part."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[JobRow, bytes, object]] = []
+        self.size = 0
+
+
+class ApiRun:
+    """The parts of one job: gathered, handed in, asked for, and written."""
+
+    def __init__(
+        self, running: JobHost, services: ApiServices, *, parts: list[ApiPart], journal: SqliteFile | None
+    ) -> None:
+        self._running = running
+        self._services = services
+        self._journal = journal
+        self._open = {part.number: part for part in parts if part.state != "done"}
+        self._next_number = max((part.number for part in parts), default=-1) + 1
+        self._room = trio.Semaphore(_MOST_PARTS)
+        self.rows: frozenset[int] = frozenset()
+
+    @property
+    def parts(self) -> int:
+        """How many parts are with the API."""
+        return len(self._open)
+
+    async def take_stock(self) -> None:
+        """Find parts whose ids were not heard of, and forget those that are not there: their rows are sent anew.
+
+        To be called once, before `run`. Afterwards `rows` are those that are with the API.
+        """
+        for part in list(self._open.values()):
+            part.rows = [row for row in part.rows if not self._running.is_done(row.row)]
+            if part.state == "submitting" and not await self._find_lost(part):
+                part.state = "done"
+                await self._put(part)
+                del self._open[part.number]
+        self.rows = frozenset(row.row for part in self._open.values() for row in part.rows)
+
+    async def run(self) -> None:
+        """Collect what was handed in before and, where the job goes this way, hand in all that is left."""
+        async with trio.open_nursery() as nursery:
+            for part in list(self._open.values()):
+                nursery.start_soon(self._take_up, part)
+            if self._running.via == "api":
+                await self._gather(nursery)
+
+    # Into parts
+
+    async def _gather(self, nursery: trio.Nursery) -> None:
+        running = self._running
+        models: dict[str, _Gathering] = {}
+        while running.stopping is None and (row := await running.next_row()) is not None:
+            if row.error is not None:
+                await running.recorder.begin(row.mark)
+                await running.record(row, running.failed(row, row.error))
+                continue
+            await self._add(row, models, nursery=nursery)
+        for model, gathering in models.items():
+            await self._close(model, gathering, nursery=nursery)
+
+    async def _add(self, row: JobRow, models: dict[str, _Gathering], *, nursery: trio.Nursery) -> None:
+        settings = cast("CallSettings", row.settings)
+        try:
+            call, reservation = await self._reserve(row, models, nursery=nursery)
+        except BudgetExceededError:
+            self._running.drain("budget")
+            self._running.put_back(row)
+            return
+        gathering = models.setdefault(settings.model, _Gathering())
+        if gathering.size + len(call.body) > _MOST_BYTES and gathering.rows:
+            await self._close(settings.model, gathering, nursery=nursery)
+            gathering = models[settings.model] = _Gathering()
+        gathering.rows.append((row, call.body, reservation))
+        gathering.size += len(call.body)
+        if len(gathering.rows) >= self._services.max_requests:
+            del models[settings.model]
+            await self._close(settings.model, gathering, nursery=nursery)
+
+    async def _reserve(
+        self, row: JobRow, models: dict[str, _Gathering], *, nursery: trio.Nursery
+    ) -> tuple[HttpCall, object]:
+        """The money for a row. What has gathered is handed in before this waits: its money comes back only then."""
+        call = HttpCall(body=row.body, settings=cast("CallSettings", row.settings))
+        with trio.CancelScope() as at_once:
+            at_once.cancel()
+            return await self._services.money.reserve(call)
+        for model in list(models):
+            await self._close(model, models.pop(model), nursery=nursery)
+        return await self._services.money.reserve(call)
+
+    async def _close(self, model: str, gathering: _Gathering, *, nursery: trio.Nursery) -> None:
+        """Make a part of what has gathered, hand it in, and have it watched."""
+        await self._room.acquire()
+        rows = [row for row, _body, _money in gathering.rows]
+        part = ApiPart(self._next_number, model, rows=[_part_row(row) for row in rows])
+        self._next_number += 1
+        self._open[part.number] = part
+        part.reservations = {row.mark.row: money for row, _body, money in gathering.rows}
+        body = self._body(model, gathering)
+        await self._running.recorder.begin_all([row.mark for row in rows])
+        part.submitted_at = self._services.wall()
+        await self._put(part)
+        if await self._submit(part, body):
+            nursery.start_soon(self._collect, part)
+
+    def _body(self, model: str, gathering: _Gathering) -> bytes:
+        # The API wants `requests` to come last.
+        head = encode_json({"endpoint": _ENDPOINT, "model": model, "completion_window": "24h"})
+        requests = [
+            b'{"custom_id":"%b","body":%b}' % (self._name(row.mark.row).encode(), body)
+            for row, body, _money in gathering.rows
+        ]
+        return b'%b,"requests":[%b]}' % (head[:-1], b",".join(requests))
+
+    def _name(self, row: int) -> str:
+        return f"{self._running.name[:12]}-{row}"
+
+    async def _submit(self, part: ApiPart, body: bytes) -> bool:
+        """Hand a part in; whether it is with the API now. Its rows fail with it where it was refused."""
+        try:
+            batch = await self._services.submit(body)
+        except GorouterError as exc:
+            if exc.maybe_billed and await self._find_lost(part):
+                return True
+            if (reason := stop_reason(exc)) is not None:
+                await self._take_back(part, reason)
+            else:
+                await self._fail(part, exc)
+            return False
+        await self._was_submitted(part, batch.id)
+        return True
+
+    async def _was_submitted(self, part: ApiPart, batch_id: str) -> None:
+        part.batch_id, part.state = batch_id, "submitted"
+        await self._put(part)
+
+    async def _take_back(self, part: ApiPart, reason: StopReason) -> None:
+        """A part was refused as all others would be: its rows are left for a later run."""
+        self._running.drain(reason)
+        for row in part.rows:
+            if (money := part.reservations.pop(row.row, None)) is not None:
+                self._services.money.settle(money, None, maybe_billed=False)
+            if not row.was_in_flight:
+                self._running.recorder.release(RowMark(row.row, row.digest))
+        self._running.released += len(part.rows)
+        await self._end(part)
+
+    async def _fail(self, part: ApiPart, error: GorouterError) -> None:
+        await self._write_all([(row, self._failed(row, error)) for row in part.rows], part)
+        await self._end(part)
+
+    # Out of parts
+
+    async def _take_up(self, part: ApiPart) -> None:
+        """A part of an earlier run."""
+        await self._room.acquire()
+        await self._collect(part)
+
+    async def _find_lost(self, part: ApiPart) -> bool:
+        """Look for a part whose id was not heard of; whether it is with the API."""
+        known = {other.batch_id for other in self._open.values()}
+        after: str | None = None
+        found: list[ApiBatch] = []
+        for _ in range(_MOST_PAGES):
+            page = await self._services.list(after)
+            found += [batch for batch in page.data if batch.id not in known and _may_be(batch, part)]
+            is_past = any(_time_of(batch) < part.submitted_at - _CLOCK_SKEW_S for batch in page.data)
+            if not page.has_more or not page.data or is_past:
+                break
+            after = page.data[-1].id
+        if len(found) != 1:
+            return False
+        await self._was_submitted(part, found[0].id)
+        return True
+
+    async def _collect(self, part: ApiPart) -> None:
+        """Ask for a part until it has ended, then write its rows."""
+        delay_s = min(_FIRST_POLL_S, self._services.max_poll_s)
+        while True:
+            batch = await self._services.find(part.batch_id)
+            if batch.is_done:
+                break
+            if self._running.stopping is not None:
+                # It stays with the API, and the next run asks for it.
+                return
+            await self._pause(delay_s)
+            delay_s = min(delay_s * _POLL_GROWTH, self._services.max_poll_s)
+        results = {result.custom_id: result for result in batch.results or ()}
+        lines = [(row, self._result(row, results.get(self._name(row.row)), batch)) for row in part.rows]
+        await self._write_all(lines, part)
+        await self._end(part)
+
+    async def _pause(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._running.stopped.wait()
+
+    def _result(self, row: _PartRow, answer: ApiBatchResult | None, batch: ApiBatch) -> BatchResult:
+        try:
+            result, body = self._read(answer, batch)
+        except GorouterError as exc:
+            exc.attempts = exc.attempts or 1
+            return self._failed(row, exc)
+        return BatchResult(
+            custom_id=row.custom_id,
+            index=row.position,
+            result=result,
+            body=body,
+            line_number=row.line_number,
+            was_in_flight=row.was_in_flight,
+        )
+
+    def _read(self, answer: ApiBatchResult | None, batch: ApiBatch) -> tuple[ChatResult[object], bytes]:
+        """The answer to a request; raises the error that it has in its place."""
+        response = None if answer is None else answer.response
+        if response is None or bytes(response.body) == b"null":
+            error = (None if answer is None else answer.error) or batch.error
+            code = f"batch_{batch.status}" if error is None or error.code is None else error.code
+            reason = "the batch has no answer to the request" if error is None else error.message
+            raise ProviderError(reason, status=504 if batch.status == "expired" else 502, code=code)
+        body = bytes(response.body)
+        if response.status_code >= 300:
+            raise decode_error(response.status_code, (), body=body, now_s=self._services.wall())
+        reply = decode_completion(body)
+        choice = reply.choices[0]  # type: ignore[index]  # decode_completion has seen it
+        call = CallRecord(
+            generation_id=reply.id,
+            model=reply.model,
+            provider=reply.provider,
+            finish_reason=choice.finish_reason,
+            native_finish_reason=choice.native_finish_reason,
+            usage=reply.usage,
+            finished_at_s=self._services.wall(),
+        )
+        message = to_message(choice.message)  # type: ignore[arg-type]  # as above
+        return self._services.finish(ChatResult(message=message, call=call)), body
+
+    def _failed(self, row: _PartRow, error: GorouterError) -> BatchResult:
+        return BatchResult(
+            custom_id=row.custom_id,
+            index=row.position,
+            error=error,
+            line_number=row.line_number,
+            was_in_flight=row.was_in_flight,
+        )
+
+    async def _write_all(self, lines: Sequence[tuple[_PartRow, BatchResult]], part: ApiPart) -> None:
+        """Write the rows of a part, some at a time: those at the same time share a commit."""
+        left = iter(lines)
+
+        async def write() -> None:
+            for row, result in left:
+                self._settle(part, row, result=result)
+                await self._running.record_result(RowMark(row.row, row.digest), result, position=row.position)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(_WRITERS, len(lines))):
+                nursery.start_soon(write)
+
+    def _settle(self, part: ApiPart, row: _PartRow, *, result: BatchResult) -> None:
+        reservation = part.reservations.pop(row.row, None)
+        if reservation is not None:
+            is_doubtful = result.error is not None and result.error.maybe_billed
+            self._services.money.settle(reservation, result.result, maybe_billed=is_doubtful)
+
+    async def _end(self, part: ApiPart) -> None:
+        part.state = "done"
+        await self._put(part)
+        del self._open[part.number]
+        self._room.release()
+
+    async def _put(self, part: ApiPart) -> None:
+        if self._journal is not None:
+            rows = encode_json(part.rows if part.state != "done" else [])
+            values = (part.number, part.state, part.batch_id, part.model, rows, part.submitted_at)
+            await self._journal.write(lambda connection: _run(connection, values), subject="")
+
+
+def _run(connection: Connection, values: tuple[object, ...]) -> None:
+    connection.execute(_PUT, values)
+
+
+async def load_parts(journal: SqliteFile) -> list[ApiPart]:
+    """The parts that a journal knows; raises `StoreError`."""
+    return await journal.read(_load, subject="")
+
+
+def _load(connection: Connection) -> list[ApiPart]:
+    parts: list[ApiPart] = []
+    for number, state, batch_id, model, rows, at_s in connection.execute(
+        "SELECT part, state, batch_id, model, rows, submitted_at FROM parts ORDER BY part"
+    ):
+        part = ApiPart(number, model, rows=msgspec.convert(decode_json(rows), list[_PartRow]))
+        part.state, part.batch_id, part.submitted_at = state, batch_id, at_s
+        parts.append(part)
+    return parts
+
+
+def choose_back_end(deadline_s: float | None, estimate: JobEstimate) -> Literal["live", "api"]:
+    """The Batch API where a day is time enough, and half the price is less: what costs nothing is asked live."""
+    has_time = deadline_s is not None and deadline_s >= _WINDOW_S
+    is_cheaper = estimate.cost_usd is not None and estimate.cost_usd > 0
+    return "api" if has_time and is_cheaper else "live"
+
+
+def _part_row(row: JobRow) -> _PartRow:
+    mark = row.mark
+    return _PartRow(mark.row, mark.digest, row.position, row.custom_id, row.line_number, row.was_in_flight)
+
+
+def _may_be(batch: ApiBatch, part: ApiPart) -> bool:
+    is_size = batch.request_counts.total == len(part.rows)
+    return is_size and batch.model == part.model and _time_of(batch) >= part.submitted_at - _CLOCK_SKEW_S
+
+
+def _time_of(batch: ApiBatch) -> float:
+    return float(batch.created_at) if isinstance(batch.created_at, (int, float)) else 0.0

@@ -1,0 +1,364 @@
+"""The other end of a gateway's connection: requests with answers, many at a time, over one WebSocket.
+
+What comes is handed to whoever asked, as the text that it was; it can be no more than was granted. A connection that
+breaks ends every call that runs on it with `LinkBrokenError`; beginning anew is the affair of who called.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections import deque
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from urllib.parse import SplitResult, urlsplit
+
+import msgspec
+import trio
+from msgspec import Struct
+from trio_websocket import (
+    ConnectionClosed,
+    ConnectionRejected,
+    HandshakeError,
+    WebSocketConnection,
+    wrap_client_stream,
+)
+
+from ..errors import (
+    AccessDeniedError,
+    ConfigError,
+    ConnectError,
+    DecodeError,
+    GorouterError,
+    InvalidTokenError,
+    SessionBusyError,
+)
+from ..wire.codec import make_decoder
+from .protocol import (
+    CLOSE_CODES,
+    SUBPROTOCOL,
+    VERSION,
+    Ask,
+    Cancel,
+    ClientMessage,
+    Grant,
+    Hello,
+    SessionRequest,
+    Welcome,
+    decode_server_message,
+    encode_text,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from ..secret import Secret
+
+__all__ = ["Call", "Head", "Link", "LinkBrokenError", "open_link"]
+
+_MAX_MESSAGE: Final = 67_108_864
+_SPARE_BYTES: Final = 1_048_576
+_CONNECT_S: Final = 10.0
+_CLOSE_S: Final = 1.0
+_CANCELLED_S: Final = 0.05
+_SEND_S: Final = 10.0
+_QUEUE: Final = 16
+_LAST: Final = frozenset({"done", "failed", "accepted", "history_page", "session_statistics", "snapshot"})
+
+
+class Head(Struct, frozen=True):
+    """What all messages of a gateway begin with."""
+
+    type: str
+    id: int = 0
+    seq: int = 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more comes for this request."""
+        return self.type in _LAST
+
+
+_decode_head = make_decoder(Head)
+
+
+class LinkBrokenError(Exception):
+    """The connection has ended; `code` is its close code, None where there was none."""
+
+    def __init__(self, code: int | None, reason: str = "") -> None:
+        super().__init__(
+            f"the connection to the gateway has ended ({code}: {reason or CLOSE_CODES.get(code or 0, '')})"
+        )
+        self.code = code
+        self.reason = reason
+
+    def fatal(self) -> GorouterError | None:
+        """The error that connecting again would only give again; None where it is worth a try."""
+        match self.code:
+            case 4401:
+                return InvalidTokenError(self.reason or "the access token does not hold", problem="unknown")
+            case 4406 | 4400 | 4409 | 1003 | 1009:
+                return ConfigError(f"the gateway refuses what this client sends: {self.reason}")
+            case _:
+                return None
+
+
+_Item: TypeAlias = tuple[Head, str]
+
+
+class Call:
+    """One request on one connection."""
+
+    def __init__(self, link: Link, request_id: int, *, credit: int) -> None:
+        self.id = request_id
+        self._link = link
+        self._items: deque[_Item] = deque()
+        self._room = credit + _SPARE_BYTES
+        self._news = trio.Event()
+        self.is_over = False
+
+    async def receive(self) -> _Item:
+        """The next message about the request: what it begins with, and its text. Raises `LinkBrokenError`."""
+        while not self._items:
+            if self._link.broken is not None:
+                raise self._link.broken
+            self._news = trio.Event()
+            await self._news.wait()
+        head, text = self._items.popleft()
+        self._room += len(text)
+        return head, text
+
+    def receive_nowait(self) -> _Item | None:
+        """The next message that is there already."""
+        if not self._items:
+            return None
+        head, text = self._items.popleft()
+        self._room += len(text)
+        return head, text
+
+    def deliver(self, head: Head, text: str) -> bool:
+        """Used by the link; False for more than may come."""
+        self._room -= len(text)
+        self._items.append((head, text))
+        self.is_over = head.is_last
+        self._news.set()
+        return self._room > 0 or head.is_last
+
+    def wake(self) -> None:
+        """Used by the link: it has ended."""
+        self._news.set()
+
+    async def grant(self, credit: int) -> None:
+        """Let so many bytes more come."""
+        if not self.is_over:
+            await self._link.send(Grant(id=self.id, credit=credit))
+
+    async def cancel(self) -> None:
+        """Stop the turn; its end comes all the same."""
+        if not self.is_over:
+            await self._link.send(Cancel(id=self.id))
+
+
+class Link:
+    """A connection; made by `open_link`."""
+
+    def __init__(self, websocket: WebSocketConnection, welcome: Welcome) -> None:
+        self._websocket = websocket
+        self._calls: dict[int, Call] = {}
+        self._last_id = 0
+        self.welcome = welcome
+        self.broken: LinkBrokenError | None = None
+        self.is_draining = False
+        self._closed = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Link: {'broken' if self.broken else 'open'}, {len(self._calls)} calls>"
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs on it."""
+        return not self._calls
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the gateway takes one more request on this connection."""
+        return len(self._calls) < self.welcome.max_requests
+
+    async def begin(self, request: ClientMessage | SessionRequest) -> Call:
+        """Send a request, under an id of this connection; raises `LinkBrokenError`, `SessionBusyError`."""
+        if self.broken is not None:
+            raise self.broken
+        if not self.has_room:
+            raise SessionBusyError(f"{self.welcome.max_requests} requests run on this connection")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._last_id += 1
+        numbered = msgspec.structs.replace(request, id=self._last_id)
+        call = Call(self, self._last_id, credit=request.credit if isinstance(request, Ask) else _MAX_MESSAGE)
+        self._calls[call.id] = call
+        try:
+            # Nothing may come between: the ids go up in the order in which they are sent.
+            await self.send(numbered)
+        except BaseException:
+            self._calls.pop(call.id, None)
+            raise
+        return call
+
+    def end(self, call: Call) -> None:
+        """Forget a call: what still comes for it is thrown away."""
+        self._calls.pop(call.id, None)
+
+    async def send(self, message: ClientMessage | SessionRequest) -> None:
+        """Send a message; raises `LinkBrokenError`. Cancelling leaves no frame half sent."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SEND_S) as scope:
+                await self._websocket.send_message(encode_text(message))
+        except ConnectionClosed as exc:
+            raise self._break(exc) from None
+        if scope.cancelled_caught:
+            raise self._end(LinkBrokenError(None, "the gateway does not read"))
+
+    async def closed(self) -> None:
+        """Wait for its end."""
+        await self._closed.wait()
+
+    async def run(self) -> None:
+        """Hand out what comes, until the connection ends."""
+        try:
+            while True:
+                self._route(str(await self._websocket.get_message()))
+        except ConnectionClosed as exc:
+            self._break(exc)
+        except DecodeError as exc:
+            self._end(LinkBrokenError(None, exc.message))
+        except BaseException:
+            self._end(LinkBrokenError(None, "it was closed here"))
+            raise
+
+    def _route(self, text: str) -> None:
+        try:
+            head = cast("Head", _decode_head(text))
+        except (msgspec.DecodeError, ValueError) as exc:
+            raise DecodeError(f"no message of a gateway: {exc}") from None
+        if head.type == "draining":
+            self.is_draining = True
+        call = self._calls.get(head.id)
+        if call is None:
+            return
+        if not call.deliver(head, text):
+            raise DecodeError("the gateway sends more than was granted")
+        if head.is_last:
+            del self._calls[head.id]
+
+    def _break(self, exc: ConnectionClosed) -> LinkBrokenError:
+        reason = exc.reason
+        broken = LinkBrokenError(None) if reason is None else LinkBrokenError(reason.code, reason.reason or "")
+        return self._end(broken)
+
+    def _end(self, broken: LinkBrokenError) -> LinkBrokenError:
+        self.broken = self.broken or broken
+        self._closed.set()
+        for call in self._calls.values():
+            call.wake()
+        return self.broken
+
+
+@asynccontextmanager
+async def open_link(
+    url: str,
+    *,
+    token: Secret | None = None,
+    tls: ssl.SSLContext | None = None,
+    headers: Sequence[tuple[str, str]] = (),
+    agent: str = "",
+) -> AsyncIterator[Link]:
+    """Connect, say hello, and run the link until the block is left, which closes it.
+
+    Raises `ConnectError`, `LinkBrokenError` when the gateway closes before its welcome, `AccessDeniedError` where it
+    refuses the upgrade.
+    """
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(_CONNECT_S) as scope:
+            websocket, stream = await _connect(nursery, url, tls=tls, headers=headers)
+            try:
+                welcome = await _greet(websocket, token, agent)
+            except BaseException:
+                await trio.aclose_forcefully(stream)
+                raise
+        if scope.cancelled_caught:
+            raise ConnectError("the gateway did not answer in time")
+        link = Link(websocket, welcome)
+        nursery.start_soon(link.run)
+        try:
+            yield link
+        finally:
+            # Who is cancelled has no reader any more that could hear the answer to the close.
+            is_cancelled = trio.current_effective_deadline() == -math.inf
+            patience_s = _CANCELLED_S if is_cancelled else _CLOSE_S
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + patience_s):
+                await websocket.aclose()
+            # The library leaves the socket of a connection that the other side has closed.
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+
+
+async def _connect(
+    nursery: trio.Nursery, url: str, *, tls: ssl.SSLContext | None, headers: Sequence[tuple[str, str]]
+) -> tuple[WebSocketConnection, trio.abc.Stream]:
+    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
+    try:
+        stream, place = await _open_stream(url, tls)
+        # Its own ways to connect leave the socket of a refused handshake to the garbage collector.
+        websocket = await wrap_client_stream(
+            nursery,
+            stream,
+            place.netloc,
+            (place.path or "/") + (f"?{place.query}" if place.query else ""),
+            subprotocols=[SUBPROTOCOL],
+            extra_headers=[(name.encode(), value.encode()) for name, value in headers],
+            message_queue_size=_QUEUE,
+            max_message_size=_MAX_MESSAGE,
+            receive_buffer_size=None,
+        )
+        return websocket, stream
+    except (ConnectionRejected, HandshakeError, OSError, trio.BrokenResourceError, ConnectionClosed) as exc:
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
+        raise _connect_error(exc) from None
+    except BaseException:
+        if stream is not None:
+            await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _open_stream(
+    url: str, tls: ssl.SSLContext | None
+) -> tuple[trio.SocketStream | trio.SSLStream[trio.SocketStream], SplitResult]:
+    place = urlsplit(url)
+    is_secure = place.scheme == "wss"
+    host, port = place.hostname or "", place.port or (443 if is_secure else 80)
+    tcp = await trio.open_tcp_stream(host, port)
+    if not is_secure:
+        return tcp, place
+    context = tls or ssl.create_default_context()
+    return trio.SSLStream(tcp, context, server_hostname=host, https_compatible=True), place
+
+
+def _connect_error(exc: Exception) -> GorouterError:
+    if isinstance(exc, ConnectionRejected):
+        message = f"the gateway refuses the connection ({exc.status_code})"
+        return AccessDeniedError(message) if exc.status_code in {401, 403} else ConnectError(message)
+    return ConnectError(f"the gateway cannot be reached: {type(exc).__name__}: {exc}")
+
+
+async def _greet(websocket: WebSocketConnection, token: Secret | None, agent: str) -> Welcome:
+    hello = Hello(version=VERSION, token=None if token is None else token.reveal(), agent=agent)
+    try:
+        await websocket.send_message(encode_text(hello))
+        welcome = decode_server_message(await websocket.get_message())
+    except ConnectionClosed as exc:
+        reason = exc.reason
+        raise (LinkBrokenError(None) if reason is None else LinkBrokenError(reason.code, reason.reason or "")) from None
+    if not isinstance(welcome, Welcome):
+        raise DecodeError("the gateway did not begin with a welcome")
+    return welcome

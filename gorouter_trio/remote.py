@@ -1,0 +1,748 @@
+"""Sessions behind a gateway, as if they were here: `open_remote(url)` gives a client with the same methods and errors.
+
+Theory of operation. One task keeps one connection, and makes a new one when it breaks, with growing pauses. Every turn
+has an id, made here where none was given. When the connection breaks in the middle of a turn, the turn is asked again
+under its id on the next one, with the number of the last message that had come: the gateway joins the asker to the turn
+where it still runs, or gives the stored answer, and so a turn happens once, however often the connection breaks.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, cast, overload
+from uuid import uuid4
+
+import msgspec
+import trio
+
+from ._output import FormCache
+from ._stream import ChatStream, ChunkSource
+from .client import session_key
+from .errors import (
+    BadRequestError,
+    ConfigError,
+    ConnectError,
+    DecodeError,
+    GorouterError,
+    InvalidOutputError,
+    StreamBrokenError,
+    StreamNotFinishedError,
+)
+from .events import StreamFinished
+from .gateway.failures import error_of
+from .gateway.link import LinkBrokenError, open_link
+from .gateway.protocol import (
+    Accepted,
+    Answer,
+    Ask,
+    AskOptions,
+    Clear,
+    Close,
+    Compact,
+    Done,
+    Event,
+    Failed,
+    Fork,
+    Gap,
+    GatewaySnapshot,
+    History,
+    HistoryPage,
+    Interrupt,
+    Question,
+    RemoteStatistics,
+    Snapshot,
+    Statistics,
+    Undo,
+    decode_server_message,
+)
+from .secret import Secret
+from .session.actor import SessionStatistics
+from .wire.codec import decode_json, encode_json, encode_prompt, make_decoder
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
+    from typing import Literal, TypeVar, Unpack
+
+    from ._output import AnswerForm
+    from .abc import TurnOptions
+    from .events import StreamEvent
+    from .gateway.link import Call, Link
+    from .gateway.protocol import ClientMessage, ServerMessage
+    from .wire.codec import Prompt
+    from .wire.requests import AskKeywords
+    from .wire.result import ChatResult, HistoryEntry
+    from .wire.stream import ChatChunk
+
+    T = TypeVar("T")
+
+__all__ = ["OnQuestion", "RemoteClient", "RemoteSession", "open_remote"]
+
+_BASE_S: Final = 0.05
+_MAX_S: Final = 5.0
+_CREDIT: Final = 65_536
+_GRACE_S: Final = 10.0
+_AGENT: Final = "gorouter-trio"
+
+OnQuestion: TypeAlias = "Callable[[Question], Awaitable[None]]"
+"""Called with each question about a tool; it may answer it with `session.answer`, at once or ever."""
+
+_decode_options = make_decoder(AskOptions)
+
+
+class _Names(TypedDict):
+    session: str
+    owner: tuple[str, str] | None
+    system: str | None
+
+
+class _Wire:
+    """The connection, and the next one when it breaks."""
+
+    def __init__(
+        self, url: str, *, token: Secret | None, tls: ssl.SSLContext | None, patience_s: float, rng: random.Random
+    ) -> None:
+        self._url = url
+        self._token = token
+        self._tls = tls
+        self._patience_s = patience_s
+        self._rng = rng
+        self._link: Link | None = None
+        self._fatal: GorouterError | None = None
+        self._changed = trio.Event()
+        self.connects = 0
+        self.forms = FormCache()
+        self.on_question: OnQuestion | None = None
+
+    def __repr__(self) -> str:
+        return f"{self._url} {'connected' if self._link is not None else 'not connected'}"
+
+    async def link(self) -> Link:
+        """The connection, waited for where there is none; raises `ConnectError` when that takes too long."""
+        with trio.move_on_after(self._patience_s):
+            while True:
+                if self._fatal is not None:
+                    raise self._fatal
+                if self._link is not None:
+                    return self._link
+                await self._changed.wait()
+        raise ConnectError(f"there is no connection to {self._url}")
+
+    async def run(self) -> None:
+        """Keep a connection, until it is of no use to try."""
+        failures = 0
+        while self._fatal is None:
+            try:
+                async with open_link(self._url, token=self._token, tls=self._tls, agent=_AGENT) as link:
+                    failures = 0
+                    self.connects += 1
+                    self._set(link)
+                    await link.closed()
+            except* (LinkBrokenError, GorouterError) as group:
+                self._note(group)
+            self._set(None)
+            await trio.sleep(self._rng.uniform(0, min(_MAX_S, _BASE_S * 2 ** min(failures, 10))))
+            failures += 1
+
+    def _set(self, link: Link | None) -> None:
+        self._link = link
+        self._tell()
+
+    def _note(self, group: BaseExceptionGroup[Exception]) -> None:
+        exc: BaseException = group
+        while isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
+        self._give_up_on(exc)
+
+    def _give_up_on(self, exc: BaseException) -> None:
+        if isinstance(exc, LinkBrokenError):
+            self._fatal = exc.fatal()
+        elif not isinstance(exc, (ConnectError, DecodeError)):
+            self._fatal = cast("GorouterError", exc)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def request(self, request: ClientMessage, *, again: bool = False) -> ServerMessage:
+        """The one answer to a request; `again` asks once more when the connection breaks first."""
+        while True:
+            link = await self.link()
+            try:
+                call = await link.begin(request)
+                try:
+                    _head, text = await call.receive()
+                finally:
+                    link.end(call)
+            except LinkBrokenError as exc:
+                self._lost(link, exc)
+                if not again:
+                    raise StreamBrokenError("the connection broke before the answer had come") from exc
+                continue
+            message = decode_server_message(text)
+            if isinstance(message, Failed):
+                raise error_of(message.error)
+            return message
+
+    def _lost(self, link: Link, exc: LinkBrokenError) -> None:
+        """Do not offer this link any more, and raise what trying again would not change."""
+        if self._link is link:
+            self._set(None)
+        if (fatal := exc.fatal()) is not None:
+            self._fatal = fatal
+            self._tell()
+            raise fatal
+
+    async def reopen(self, link: Link, exc: LinkBrokenError) -> None:
+        """As `_lost`, for a turn that goes on elsewhere."""
+        self._lost(link, exc)
+        await trio.lowlevel.checkpoint()
+
+
+class _Turn(ChunkSource):
+    """One turn, over as many connections as it takes: a `ChunkSource`."""
+
+    def __init__(self, wire: _Wire, ask: Ask) -> None:
+        self._wire = wire
+        self._ask = ask
+        self._link: Link | None = None
+        self._call: Call | None = None
+        self._seq = 0
+        self._owed = 0
+        self._result: ChatResult[object] | None = None
+
+    @property
+    def generation_id(self) -> str | None:
+        """Known with the answer only."""
+        return None if self._result is None else self._result.generation_id
+
+    def has_ended(self) -> bool:
+        """Whether the answer is there."""
+        return self._result is not None
+
+    def result(self) -> ChatResult[object]:
+        """The answer."""
+        if self._result is None:
+            raise StreamNotFinishedError("the turn has not ended")
+        return self._result
+
+    async def begin(self) -> None:
+        """Ask, the first time or again."""
+        ask = self._ask
+        if self._call is not None or self._seq:
+            ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
+        while True:
+            link = await self._wire.link()
+            try:
+                self._call, self._link = await link.begin(ask), link
+            except LinkBrokenError as exc:
+                await self._wire.reopen(link, exc)
+                # It may have arrived.
+                ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
+            else:
+                return
+
+    async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
+        """The next events, all that are there; an empty list at the end."""
+        if self.has_ended():
+            await trio.lowlevel.checkpoint()
+            return []
+        while True:
+            await self._pay()
+            events: list[StreamEvent] = []
+            message: ServerMessage | None = await self._next()
+            while message is not None:
+                self._take(message, events)
+                message = None if self.has_ended() else self._next_nowait()
+            if events:
+                return tuple(events)
+            if self.has_ended():
+                return []
+
+    async def _pay(self) -> None:
+        """Grant what was read, in pieces that are worth a message."""
+        call = self._call
+        if call is None or self._owed < _CREDIT // 2:
+            return
+        owed, self._owed = self._owed, 0
+        try:
+            await call.grant(owed)
+        except LinkBrokenError:
+            # Noticed where it is read from.
+            return
+
+    def _take(self, message: ServerMessage, events: list[StreamEvent]) -> None:
+        match message:
+            case Event(event=StreamFinished()):
+                pass
+            case Event(event=event):
+                events.append(event)
+            case Done(result=result):
+                self._result = result
+            case Failed(error=error):
+                raise error_of(error)
+            case _:
+                pass
+
+    async def _next(self) -> ServerMessage:
+        while True:
+            call, link = self._call, self._link
+            if call is None or link is None:
+                await self.begin()
+                continue
+            try:
+                head, text = await call.receive()
+            except LinkBrokenError as exc:
+                await self._wire.reopen(link, exc)
+                await self.begin()
+                continue
+            message = self._accept(head.seq, text)
+            if message is None:
+                continue
+            if isinstance(message, Failed) and message.error.code == "draining":
+                await self._wait_for_another(link)
+                await self.begin()
+                continue
+            if isinstance(message, Question):
+                await self._asked(message)
+            return message
+
+    def _next_nowait(self) -> ServerMessage | None:
+        item = None if self._call is None else self._call.receive_nowait()
+        if item is None:
+            return None
+        head, text = item
+        return self._accept(head.seq, text)
+
+    def _accept(self, seq: int, text: str) -> ServerMessage | None:
+        """The message, unless it has come before."""
+        self._owed += len(text)
+        message = decode_server_message(text)
+        if isinstance(message, (Event, Question, Gap)):
+            if seq <= self._seq:
+                return None
+            self._seq = seq
+        return message
+
+    async def _asked(self, question: Question) -> None:
+        if self._wire.on_question is not None:
+            await self._wire.on_question(question)
+
+    async def _wait_for_another(self, link: Link) -> None:
+        """The gateway goes away: it closes the connection soon, and another one answers."""
+        with trio.move_on_after(_GRACE_S):
+            await link.closed()
+        await self._wire.reopen(link, link.broken or LinkBrokenError(1001))
+
+    async def whole(self) -> ChatResult[object]:
+        """Read to the end; being cancelled stops the turn, and waits until that is stored."""
+        try:
+            while not self.has_ended():
+                await self.read()
+        finally:
+            await self.aclose()
+        return self.result()
+
+    async def aclose(self) -> None:
+        """Stop the turn unless it has ended, and wait, for a bounded time, for its end."""
+        call, link = self._call, self._link
+        if call is None or link is None:
+            return
+        if not call.is_over and link.broken is None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE_S):
+                await _stop(call)
+        link.end(call)
+
+
+async def _stop(call: Call) -> None:
+    try:
+        await call.cancel()
+        while not call.is_over:
+            await call.receive()
+    except LinkBrokenError:
+        return
+
+
+class RemoteClient:
+    """Chats and sessions behind a gateway; made by `open_remote`. Any number of tasks may use it."""
+
+    def __init__(self, wire: _Wire) -> None:
+        self._wire = wire
+
+    def __repr__(self) -> str:
+        return f"<RemoteClient {self._wire!r}>"
+
+    @property
+    def connects(self) -> int:
+        """How many connections there were so far."""
+        return self._wire.connects
+
+    def on_question(self, handler: OnQuestion | None) -> None:
+        """Call `handler` with each question whether a tool may run, of the turns that are asked for here."""
+        self._wire.on_question = handler
+
+    @overload
+    async def chat(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        system: str | None = None,
+        session: str | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> ChatResult[T]: ...
+
+    @overload
+    async def chat(
+        self, prompt: Prompt, *, system: str | None = None, session: str | None = None, **options: Unpack[TurnOptions]
+    ) -> ChatResult: ...
+
+    async def chat(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        system: str | None = None,
+        session: str | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> ChatResult[object]:
+        """As `Client.chat`. `tools` are definitions: functions run in the gateway, which is given them.
+
+        When the connection breaks and the gateway has forgotten the chat (it does after a minute, and when it is
+        started anew), that is a `TurnInDoubtError`: nobody asks twice.
+        """
+        form = self._form(response_type, options)
+        return _typed(await self._ask(session, system, prompt=prompt, options=options, form=form), form)
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        user: str | None = None,
+        group: str | None = None,
+        system: str | None = None,
+        turn_id: str | None = None,
+        **options: Unpack[AskKeywords],
+    ) -> ChatResult:
+        """As `Client.ask`."""
+        if user:
+            session = self.session(session_key(user, group=group), system=system)
+            return await session.ask(prompt, turn_id=turn_id, **options)
+        if group or turn_id is not None:
+            raise ConfigError(f"{'group' if group else 'turn_id'}: needs a user, whose session it is about")
+        return await self.chat(prompt, system=system, **options)
+
+    def stream(
+        self, prompt: Prompt, *, system: str | None = None, session: str | None = None, **options: Unpack[TurnOptions]
+    ) -> AbstractAsyncContextManager[ChatStream]:
+        """As `Client.stream`, without raw chunks."""
+        if session is not None:
+            return self.session(session, system=system).stream(prompt, **options)
+        return _streamed(self._wire, _request(None, system, prompt=prompt, options=options, stream=True))
+
+    def session(self, key: str, *, system: str | None = None, owner: tuple[str, str] | None = None) -> RemoteSession:
+        """The session with this key, of who the gateway knows by the token; no I/O."""
+        if not key:
+            raise ConfigError("session: the key must be a text that is not empty")
+        return RemoteSession(self._wire, key, system=system, owner=owner)
+
+    async def statistics(self) -> GatewaySnapshot:
+        """What the gateway does; raises `AccessDeniedError` for who may not know."""
+        return cast("Snapshot", await self._wire.request(Statistics(id=1), again=True)).snapshot
+
+    async def _ask(
+        self,
+        session: str | None,
+        system: str | None,
+        *,
+        prompt: Prompt,
+        options: TurnOptions,
+        form: AnswerForm | None,
+    ) -> ChatResult[object]:
+        if session is not None:
+            ref = self.session(session, system=system)
+            return await ref._whole(prompt, options, form=form)  # noqa: SLF001 - one of its own kind
+        return await _Turn(self._wire, _request(None, system, prompt=prompt, options=options, form=form)).whole()
+
+    def _form(self, response_type: type[object] | None, options: TurnOptions) -> AnswerForm | None:
+        return self._wire.forms.get(response_type, options.get("response_schema"), None)
+
+
+class RemoteSession:
+    """A session behind a gateway, with the methods of `SessionRef`."""
+
+    __slots__ = ("_owner", "_system", "_wire", "key")
+
+    def __init__(self, wire: _Wire, key: str, *, system: str | None, owner: tuple[str, str] | None) -> None:
+        self._wire = wire
+        self._system = system
+        self._owner = owner
+        self.key = key
+
+    def __repr__(self) -> str:
+        return f"<RemoteSession {self.key!r}>"
+
+    @overload
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[T],
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> ChatResult[T]: ...
+
+    @overload
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> ChatResult: ...
+
+    async def ask(
+        self,
+        prompt: Prompt,
+        *,
+        response_type: type[object] | None = None,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> ChatResult[object]:
+        """As `SessionRef.ask`: one turn, stored on return. The connection may break meanwhile."""
+        if turn_id is not None and not turn_id:
+            raise ConfigError("turn_id: must not be empty")
+        if resume not in {None, "resend"} or (resume and turn_id is None):
+            raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
+        form = self._wire.forms.get(response_type, options.get("response_schema"), None)
+        result = await self._whole(prompt, options, turn_id=turn_id, resume=resume, form=form)
+        return _typed(result, form)
+
+    async def retry(self, *, turn_id: str | None = None, **options: Unpack[TurnOptions]) -> ChatResult:
+        """As `SessionRef.retry`."""
+        return cast("ChatResult", await self._whole(None, options, turn_id=turn_id, replaces=""))
+
+    async def edit(
+        self, edited: str, prompt: Prompt, *, turn_id: str | None = None, **options: Unpack[TurnOptions]
+    ) -> ChatResult:
+        """As `SessionRef.edit`."""
+        if not edited:
+            raise ConfigError("edited: must be the id of a turn")
+        return cast("ChatResult", await self._whole(prompt, options, turn_id=turn_id, replaces=edited))
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        **options: Unpack[TurnOptions],
+    ) -> AbstractAsyncContextManager[ChatStream]:
+        """As `SessionRef.stream`, without raw chunks.
+
+        A consumer that falls far behind (256 KiB) misses pieces: the stream goes on with what is newer, and its
+        `result` is whole.
+        """
+        return _streamed(self._wire, self._request(prompt, options, turn_id=turn_id, resume=resume, stream=True))
+
+    async def undo(self, turn_id: str | None = None) -> bool:
+        """As `SessionRef.undo`."""
+        return await self._accepted(Undo(id=1, **self._names, turn_id=turn_id))
+
+    async def answer(self, question_id: str, answer: object) -> bool:
+        """As `SessionRef.answer`, for approvals: true, false, or an object with `approved` and `reason`."""
+        fields = answer if isinstance(answer, dict) else {"approved": answer}
+        if not isinstance(fields.get("approved"), bool):
+            raise BadRequestError("answer: must be true, false, or an object with `approved`", status=400)
+        message = Answer(
+            id=1,
+            **self._names,
+            question_id=question_id,
+            approved=cast("bool", fields["approved"]),
+            reason=str(fields.get("reason", "")),
+        )
+        return await self._accepted(message)
+
+    async def interrupt(self) -> bool:
+        """As `SessionRef.interrupt`."""
+        return await self._accepted(Interrupt(id=1, **self._names))
+
+    async def history(self) -> list[HistoryEntry]:
+        """As `SessionRef.history`: fetched in pages, which may be of different moments where somebody else writes."""
+        entries: list[HistoryEntry] = []
+        start: int | None = 0
+        while start is not None:
+            request = History(id=1, **self._names, start=start)
+            page = cast("HistoryPage", await self._wire.request(request, again=True))
+            entries += page.entries
+            start = page.next
+        return entries
+
+    async def clear(self) -> None:
+        """As `SessionRef.clear`."""
+        await self._accepted(Clear(id=1, **self._names))
+
+    async def compact(self) -> None:
+        """As `SessionRef.compact`."""
+        await self._accepted(Compact(id=1, **self._names))
+
+    async def fork(self, key: str) -> RemoteSession:
+        """As `SessionRef.fork`."""
+        await self._accepted(Fork(id=1, **self._names, target=key))
+        return RemoteSession(self._wire, key, system=self._system, owner=self._owner)
+
+    async def statistics(self) -> SessionStatistics:
+        """As `SessionRef.statistics`."""
+        request = Statistics(id=1, **self._names)
+        found = cast("RemoteStatistics", await self._wire.request(request, again=True))
+        fields = msgspec.structs.asdict(found)
+        return SessionStatistics(**{name: fields[name] for name in SessionStatistics.__struct_fields__})
+
+    async def aclose(self) -> None:
+        """As `SessionRef.aclose`."""
+        await self._accepted(Close(id=1, **self._names))
+
+    @property
+    def _names(self) -> _Names:
+        return {"session": self.key, "owner": self._owner, "system": self._system}
+
+    async def _accepted(self, request: ClientMessage) -> bool:
+        return cast("Accepted", await self._wire.request(request)).value is True
+
+    async def _whole(
+        self,
+        prompt: Prompt | None,
+        options: TurnOptions,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        replaces: str | None = None,
+        form: AnswerForm | None = None,
+    ) -> ChatResult[object]:
+        ask = self._request(prompt, options, turn_id=turn_id, resume=resume, replaces=replaces, form=form)
+        return await _Turn(self._wire, ask).whole()
+
+    def _request(
+        self,
+        prompt: Prompt | None,
+        options: TurnOptions,
+        *,
+        turn_id: str | None = None,
+        resume: Literal["resend"] | None = None,
+        replaces: str | None = None,
+        form: AnswerForm | None = None,
+        stream: bool = False,
+    ) -> Ask:
+        ask = _request(self.key, self._system, prompt=prompt, options=options, form=form, stream=stream)
+        turn_id = turn_id or ask.turn_id
+        return msgspec.structs.replace(ask, owner=self._owner, turn_id=turn_id, resume=resume, replaces=replaces)
+
+
+def _request(
+    session: str | None,
+    system: str | None,
+    *,
+    prompt: Prompt | None,
+    options: TurnOptions,
+    form: AnswerForm | None = None,
+    stream: bool = False,
+) -> Ask:
+    messages = None if prompt is None else decode_json(b"[%b]" % encode_prompt(prompt))
+    left_s = trio.current_effective_deadline() - trio.current_time()
+    return Ask(
+        id=1,
+        session=session,
+        turn_id=uuid4().hex,
+        messages=cast("list[Mapping[str, object]] | None", messages),
+        system=system,
+        options=_options(options, form),
+        stream=stream,
+        credit=_CREDIT,
+        deadline_s=max(left_s, 0.001) if left_s != float("inf") else None,
+    )
+
+
+def _options(options: TurnOptions, form: AnswerForm | None) -> AskOptions:
+    """The options as they cross the wire; raises `BadRequestError` for what does not."""
+    given = dict(cast("Mapping[str, object]", options))
+    if any(callable(tool) for tool in cast("list[object]", given.get("tools") or ())):
+        raise ConfigError("tools: functions run in the gateway: give them to serve_gateway, and definitions here")
+    if form is not None and "response_schema" not in given:
+        given |= _schema_of(form)
+    try:
+        return cast("AskOptions", _decode_options(encode_json(given)))
+    except (msgspec.ValidationError, TypeError, ValueError, RecursionError) as exc:
+        raise BadRequestError(f"the options cannot go to a gateway: {exc}", status=400) from None
+
+
+def _schema_of(form: AnswerForm) -> dict[str, object]:
+    """What makes the gateway hold the answer to the form, and ask again for another one."""
+    named = form.response_format.get("json_schema")
+    return {"response_format": form.response_format} if named is None else {"response_schema": named}
+
+
+def _typed(result: ChatResult[object], form: AnswerForm | None) -> ChatResult[object]:
+    """The result with the value that its text stands for: the gateway knows JSON, and not the types of this program."""
+    if form is None or result.invalid is not None:
+        return result
+    try:
+        return msgspec.structs.replace(result, value=form.decode(result.text))
+    except DecodeError as exc:
+        failure = InvalidOutputError(f"the answer has not the form that was asked for: {exc.message}")
+        failure.partial = result
+        raise failure from exc
+
+
+@asynccontextmanager
+async def _streamed(wire: _Wire, ask: Ask) -> AsyncIterator[ChatStream]:
+    turn = _Turn(wire, ask)
+    await turn.begin()
+    try:
+        yield cast("ChatStream", ChatStream(turn))
+    finally:
+        await turn.aclose()  # noqa: ASYNC102 - shields itself, bounded
+
+
+@asynccontextmanager
+async def open_remote(
+    url: str,
+    *,
+    token: str | Secret | None = None,
+    tls: ssl.SSLContext | None = None,
+    patience_s: float = 30.0,
+    rng: random.Random | None = None,
+) -> AsyncIterator[RemoteClient]:
+    """A client of the gateway at `url` (`ws://` or `wss://`): `async with open_remote(url, token=...) as client: ...`.
+
+    Connects at once, and again whenever the connection breaks; what is asked meanwhile waits for up to `patience_s`,
+    and raises `ConnectError` then. `tls` are the settings for wss in place of the system's. Raises `InvalidTokenError`
+    for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in.
+
+    Leaving stops running turns, as leaving the client of this process does. An error of the body leaves as itself.
+    """
+    if not url.startswith(("ws://", "wss://")):
+        raise ConfigError(f"url: must begin with ws:// or wss://, not {url!r}")
+    secret = Secret(token) if isinstance(token, str) else token
+    wire = _Wire(url, token=secret, tls=tls, patience_s=patience_s, rng=rng or random.Random())
+    body: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wire.run)
+            try:
+                await wire.link()
+                yield RemoteClient(wire)
+            except BaseException as exc:
+                body = exc
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup:
+        if body is None:
+            raise
+        raise body from body.__cause__

@@ -1,0 +1,420 @@
+"""Jobs: files in and out, their journals, and going on after a kill, a cancel, a full disk, a changed input."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from gorouter_trio.batch.job import RunningJob
+from gorouter_trio.batch.settings import BatchJob
+from gorouter_trio.client import Client, open_client
+from gorouter_trio.config import PoolLimits
+from gorouter_trio.errors import ConfigError, StoreError
+from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network, serve_simulator
+from gorouter_trio.testing.crash import Kill, open_crash_harness
+from gorouter_trio.transport.http_server import ServerReply, ServerRequest
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+
+
+@asynccontextmanager
+async def open_simulated(
+    config: SimulatorConfig | None = None, *, connections: int = 64, **settings: Any
+) -> AsyncIterator[tuple[Client, Simulator]]:
+    simulator = Simulator(config)
+    async with (
+        open_simulated_network(simulator) as network,
+        open_client(
+            api_key="sk-test",
+            base_url=network.base_url,
+            transport=network,
+            insecure_http=True,
+            pool=PoolLimits(max_connections=connections, adaptive_from=connections),
+            **settings,
+        ) as client,
+    ):
+        yield client, simulator
+
+
+def write_rows(path: Path, count: int, prompt: str = "[[say {n}]]") -> str:
+    path.write_text("".join(json.dumps({"prompt": prompt.format(n=n), "id": f"id-{n}"}) + "\n" for n in range(count)))
+    return str(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def text_of(row: dict[str, Any]) -> str:
+    return str(row["response"]["body"]["choices"][0]["message"]["content"])
+
+
+async def run(client: Client, job: BatchJob, **options: Any) -> RunningJob:
+    async with client.batch_job(job, **options) as running:
+        await running.run()
+    return running
+
+
+def job_for(tmp_path: Path, source: str, **fields: Any) -> BatchJob:
+    return BatchJob(**{"source": source, "output": str(tmp_path / "out.jsonl"), "max_in_flight": 8, **fields})
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_whole(ordered: bool, tmp_path: Path) -> None:
+    """Each row once with its own answer, in the order of the input where that is asked for; again, nothing is sent."""
+    out = tmp_path / "out.jsonl"
+    job = job_for(tmp_path, write_rows(tmp_path / "in.jsonl", 60), ordered=ordered, window=16)
+    config = SimulatorConfig(latency_s=0.004, jitter=1.0)
+    async with open_simulated(config) as (client, simulator):
+        await run(client, job)
+        rows = read_rows(out)
+        assert Counter(row["custom_id"] for row in rows) == Counter(f"id-{n}" for n in range(60))
+        assert all(text_of(row) == row["custom_id"].removeprefix("id-") for row in rows)
+        assert (rows == sorted(rows, key=lambda row: int(row["custom_id"][3:]))) is ordered
+        running = await run(client, BatchJob(**{**_fields(job), "if_exists": "resume"}))
+        assert (running.earlier_rows, running.tally.rows, running.resent) == (60, 60, 0)
+        assert read_rows(out) == rows
+        assert simulator.statistics().received == 60
+
+
+def _fields(job: BatchJob) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in job.__struct_fields__}
+
+
+async def test_output_that_exists(tmp_path: Path) -> None:
+    """It is refused, overwritten with its journal, or gone on with; without its journal it is nobody's."""
+    source, out = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, source))
+        with pytest.raises(FileExistsError):
+            await run(client, job_for(tmp_path, source))
+        await run(client, job_for(tmp_path, source, if_exists="overwrite", limit=2))
+        assert len(read_rows(out)) == 2
+        os.unlink(f"{out}.journal")
+        with pytest.raises(ConfigError, match="has no journal"):
+            await run(client, job_for(tmp_path, source, if_exists="resume"))
+        os.unlink(out)
+        await run(client, job_for(tmp_path, source, if_exists="resume"))
+        os.unlink(out)
+        with pytest.raises(FileExistsError, match="journal of a job whose output is not there"):
+            await run(client, job_for(tmp_path, source))
+        with pytest.raises(ConfigError, match="has lost 3 lines"):
+            await run(client, job_for(tmp_path, source, if_exists="resume"))
+
+
+async def test_two_at_a_time(tmp_path: Path) -> None:
+    """A second process, or job, on the same output is kept out."""
+    source = write_rows(tmp_path / "in.jsonl", 3)
+    async with open_simulated() as (client, _), client.batch_job(job_for(tmp_path, source)):
+        with pytest.raises(BlockingIOError, match="another process is writing"):
+            await run(client, job_for(tmp_path, source, if_exists="resume"))
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+async def test_drain_and_go_on(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """A drained job sends nothing more, loses nothing in flight, and goes on with the rest."""
+    job = job_for(tmp_path, write_rows(tmp_path / "in.jsonl", 40), if_exists="resume")
+    async with open_simulated(SimulatorConfig(latency_s=1.0)) as (client, simulator):
+        async with client.batch_job(job) as running, trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            while running.tally.rows < 8:
+                await trio.sleep(0.1)
+            running.drain()
+        assert running.progress().rows == simulator.statistics().received < 40
+        again = await run(client, job)
+    assert (again.resent, again.tally.maybe_billed, simulator.statistics().received) == (0, 0, 40)
+    assert len({row["custom_id"] for row in read_rows(tmp_path / "out.jsonl")}) == 40
+
+
+async def test_cancel_and_go_on(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """What was in flight at a cancel is sent again, and says that it may have been billed twice."""
+    job = job_for(tmp_path, write_rows(tmp_path / "in.jsonl", 30), if_exists="resume")
+    async with open_simulated(SimulatorConfig(latency_s=1.0)) as (client, simulator):
+        async with client.batch_job(job) as running, trio.open_nursery() as nursery:
+            nursery.start_soon(running.run)
+            while running.tally.rows < 8 or simulator.statistics().in_flight < 8:
+                await trio.sleep(0.01)
+            running.cancel()
+        again = await run(client, job)
+    rows = read_rows(tmp_path / "out.jsonl")
+    assert running.cancelled == 8
+    assert (again.resent, len(rows), len({row["custom_id"] for row in rows})) == (8, 30, 30)
+    assert sum(row["maybe_billed"] for row in rows) == 8
+
+
+async def test_torn_line_and_adopted_rows(tmp_path: Path) -> None:
+    """Lines that the journal has not heard of count, half a line does not; both are as a kill leaves them."""
+    source, out = write_rows(tmp_path / "in.jsonl", 12), tmp_path / "out.jsonl"
+    async with open_simulated() as (client, simulator):
+        await run(client, job_for(tmp_path, source))
+        lines = out.read_bytes().splitlines(keepends=True)
+        # As if killed after ten lines and a half, with two marks of answers that were not committed.
+        out.write_bytes(b"".join(lines[:10]) + lines[10][:40])
+        numbers = [int(json.loads(line)["id"].removeprefix("batch_req_")) for line in lines]
+        journal = trio.Path(f"{out}.journal")
+        assert await journal.exists()
+        await _mark_as_sent(f"{out}.journal", numbers[8:])
+        again = await run(client, job_for(tmp_path, source, if_exists="resume"))
+    assert again.resent == 2
+    assert simulator.statistics().received == 14
+    assert len({row["custom_id"] for row in read_rows(out)}) == len(read_rows(out)) == 12
+
+
+async def _mark_as_sent(path: str, rows: list[int]) -> None:
+    from gorouter_trio.batch.journal import SENT, journal_file, mark_rows
+
+    file = journal_file(path)
+    await mark_rows(file, rows, state=SENT, facts={})
+    await file.aclose()
+
+
+async def test_changed_input(tmp_path: Path) -> None:
+    """Another row, a row less, other settings: refused with what is different, and nothing sent; more rows run."""
+    path = tmp_path / "in.jsonl"
+    source = write_rows(path, 10)
+    async with open_simulated() as (client, simulator):
+        await run(client, job_for(tmp_path, source, limit=5))
+        resumed = job_for(tmp_path, source, if_exists="resume")
+        whole = path.read_text()
+        path.write_text(whole.replace("[[say 2]]", "[[say two]]"))
+        with pytest.raises(ConfigError, match=r"line 3 is another \(id 'id-2'\)"):
+            await run(client, resumed)
+        path.write_text("".join(whole.splitlines(keepends=True)[:4]))
+        with pytest.raises(ConfigError, match="1 of the 5 rows that were run are not in it any more"):
+            await run(client, resumed)
+        path.write_text(whole)
+        with pytest.raises(ConfigError, match=r"temperature was None and is 0\.5 now"):
+            await run(client, resumed, temperature=0.5)
+        with pytest.raises(ConfigError, match="duplicates was 'refuse' and is 'suffix' now"):
+            await run(client, job_for(tmp_path, source, if_exists="resume", duplicates="suffix"))
+        assert simulator.statistics().received == 5
+        await run(client, resumed)
+    assert len(read_rows(tmp_path / "out.jsonl")) == 10
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_retry_failed(ordered: bool, tmp_path: Path) -> None:
+    """Rows that have failed are run again in their place; the others are not, and nothing stands twice."""
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = ["[[fault 403_moderation]]" if n % 3 == 0 else f"[[say {n}]]" for n in range(12)]
+    path.write_text("".join(json.dumps({"prompt": prompt, "id": n}) + "\n" for n, prompt in enumerate(prompts)))
+    async with open_simulated() as (client, simulator):
+        first = await run(client, job_for(tmp_path, str(path), ordered=ordered))
+        assert (first.tally.failed, first.tally.succeeded) == (4, 8)
+        again = await run(client, job_for(tmp_path, str(path), ordered=ordered, retry_failed=True))
+        assert (again.earlier_rows, again.tally.failed, again.tally.succeeded) == (8, 4, 8)
+        assert simulator.statistics().received == 16
+    rows = read_rows(out)
+    assert Counter(row["custom_id"] for row in rows) == Counter(str(n) for n in range(12))
+    assert {row["error"]["type"] for row in rows if row["error"]} == {"ModerationError"}
+    if ordered:
+        assert [row["custom_id"] for row in rows] == [str(n) for n in range(12)]
+
+
+async def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that is full ends the run with whole lines, and the job goes on when there is room again."""
+    from gorouter_trio.batch import output as module
+
+    job = job_for(tmp_path, write_rows(tmp_path / "in.jsonl", 40), if_exists="resume")
+    real, left = module._write_all, 2
+
+    def write(fd: int, data: bytes) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.write(fd, data[:20])
+            raise OSError(28, "No space left on device")
+        real(fd, data)
+
+    async with open_simulated(SimulatorConfig(latency_s=0.001)) as (client, _):
+        monkeypatch.setattr(module, "_write_all", write)
+        with pytest.raises(OSError, match="No space left"):
+            await run(client, job)
+        done = len(read_rows(tmp_path / "out.jsonl"))
+        monkeypatch.setattr(module, "_write_all", real)
+        again = await run(client, job)
+    assert 0 < done < 40
+    assert again.earlier_rows == done
+    assert len({row["custom_id"] for row in read_rows(tmp_path / "out.jsonl")}) == 40
+
+
+async def test_damaged_files(tmp_path: Path) -> None:
+    """Something else in the place of the output or the journal is refused, and left as it is."""
+    source, out = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl"
+    resumed = job_for(tmp_path, source, if_exists="resume")
+    async with open_simulated() as (client, _):
+        await run(client, resumed)
+        good = out.read_bytes()
+        for lines, message in (
+            (b"broken\n", "line 4 is no line of a batch's output"),
+            (b'{"id":"x"}\n', "line 4 was not written by a job like this"),
+            (good.splitlines(keepends=True)[0], "has two lines for row"),
+            (good.splitlines(keepends=True)[0].replace(b"batch_req_", b"batch_req_9"), "its journal knows nothing"),
+        ):
+            out.write_bytes(good + lines)
+            with pytest.raises(ConfigError, match=message):
+                await run(client, resumed)
+            assert out.read_bytes() == good + lines
+        (tmp_path / "out.jsonl.journal").write_bytes(b"x" * 4096)
+        with pytest.raises(StoreError):
+            await run(client, resumed)
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+async def test_budget(tmp_path: Path) -> None:
+    """A job stops before its budget, of all its runs together; with more it goes on."""
+    source = write_rows(tmp_path / "in.jsonl", 60, "[[tokens 40]] {n}")
+    async with open_simulated() as (client, simulator):
+        await client.refresh_prices()
+        first = job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal("0.0006"))
+        running = await run(client, first, max_tokens=50)
+        assert running.stopping == "budget"
+        assert 0 < running.tally.cost <= Decimal("0.0006")
+        assert 0 < running.tally.rows < 60
+        spent = simulator.statistics().charged_nanousd
+        again = await run(client, first, max_tokens=50)
+        assert simulator.statistics().charged_nanousd - spent <= 600_000 - spent
+        assert again.stopping == "budget"
+        more = await run(
+            client, job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal("0.1")), max_tokens=50
+        )
+    assert (more.stopping, more.tally.rows, more.tally.maybe_billed) == (None, 60, 0)
+
+
+@pytest.mark.net
+async def test_deadline_and_failures(tmp_path: Path) -> None:
+    """No rows are taken after the deadline, nor after so many failures; both can go on."""
+    source = write_rows(tmp_path / "in.jsonl", 2_000)
+    async with open_simulated(SimulatorConfig(latency_s=0.02)) as (client, _):
+        running = await run(client, job_for(tmp_path, source, deadline_s=0.2))
+        assert running.stopping == "deadline"
+        assert running.tally.rows < 1_000
+        bad = write_rows(tmp_path / "bad.jsonl", 100, "[[fault 403_moderation]] {n}")
+        stopped = await run(client, job_for(tmp_path, bad, if_exists="overwrite", max_failures=5))
+    assert stopped.stopping == "failures"
+    assert 5 <= stopped.tally.failed <= 12
+
+
+async def test_refused_key(tmp_path: Path) -> None:
+    """A key that is refused stops the job, and no row is lost to it."""
+    job = job_for(tmp_path, write_rows(tmp_path / "in.jsonl", 30), if_exists="resume")
+    async with open_simulated(SimulatorConfig(api_keys=("sk-other",))) as (client, simulator):
+        running = await run(client, job)
+        assert (running.stopping, running.tally.rows) == ("key", 0)
+        assert simulator.statistics().completed == 0
+    async with open_simulated() as (client, _):
+        again = await run(client, job)
+    assert (again.tally.succeeded, again.tally.maybe_billed) == (30, 0)
+
+
+async def test_schema_and_estimate(tmp_path: Path) -> None:
+    """A schema holds for every row; an estimate comes from the first rows and the prices, and sends nothing."""
+    source = write_rows(tmp_path / "in.jsonl", 50, "Who? {n}")
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    async with open_simulated() as (client, simulator):
+        estimate = await client.estimate_job(job_for(tmp_path, source), sample=10, max_tokens=20)
+        assert simulator.statistics().received == 0
+        assert not (tmp_path / "out.jsonl").exists()
+        assert (estimate.sampled_rows, estimate.models) == (10, {"openai/gpt-4o-mini": estimate.rows})
+        assert estimate.rows == pytest.approx(50, abs=3)
+        assert estimate.cost_usd is not None
+        assert estimate.most_cost_usd is not None
+        assert 0 < estimate.cost_usd <= estimate.most_cost_usd
+        await run(client, job_for(tmp_path, source), response_schema=schema)
+    assert all(isinstance(json.loads(text_of(row))["name"], str) for row in read_rows(tmp_path / "out.jsonl"))
+
+
+def test_settings() -> None:
+    """What cannot be is refused with its name."""
+    for field, value in (("max_in_flight", 0), ("limit", 0), ("window", -1), ("max_failures", True)):
+        wrong: dict[str, Any] = {"source": "a", "output": "b", field: value}
+        with pytest.raises(ConfigError, match=field):
+            BatchJob(**wrong)
+    with pytest.raises(ConfigError, match="budget_usd"):
+        BatchJob(source="a", output="b", budget_usd=Decimal(0))
+    with pytest.raises(ConfigError, match="deadline_s"):
+        BatchJob(source="a", output="b", deadline_s=0)
+
+
+# --- kills ------------------------------------------------------------------------------------------------------------
+
+
+async def kill_until_done(
+    tmp_path: Path, rng: random.Random, *, rows: int, kills: int, width: int, ordered: bool, delay_s: float
+) -> str:
+    """Run a job with SIGKILL at random until it was killed so often, then to its end; check all that it promises."""
+    source, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    sent: Counter[str] = Counter()
+    killed = 0
+    async with trio.open_nursery() as nursery:
+        simulator = Simulator(SimulatorConfig(latency_s=0.005, jitter=1.0))
+        handler = simulator.handler
+
+        async def count(request: ServerRequest, reply: ServerReply) -> None:
+            if request.method == "POST":
+                sent[f"id-{request.body.partition(b'[[say ')[2].partition(b']]')[0].decode()}"] += 1
+            await handler(request, reply)
+
+        simulator.handler = count  # type: ignore[method-assign]  # in front of the real one
+        base_url = await nursery.start(serve_simulator, simulator)
+        async with open_crash_harness("batch_worker:work", path=[SUPPORT]) as harness:
+            arguments = (base_url, source, str(out), str(width), "ordered" if ordered else "")
+            while killed < kills:
+                kill = Kill(after_acks=1, delay_s=rng.uniform(0, delay_s))
+                crash = await harness.run(*arguments, kill=kill)
+                if crash.killed:
+                    killed += 1
+                elif killed < kills:
+                    break
+            await harness.run(*arguments)
+        nursery.cancel_scope.cancel()
+    lines = read_rows(out)
+    names = [row["custom_id"] for row in lines]
+    assert Counter(names) == Counter(f"id-{n}" for n in range(rows))
+    assert all(text_of(row) == row["custom_id"].removeprefix("id-") for row in lines)
+    if ordered:
+        assert names == [f"id-{n}" for n in range(rows)]
+    flagged = {row["custom_id"] for row in lines if row["maybe_billed"]}
+    again = sum(sent.values()) - rows
+    assert again <= killed * width
+    assert len(flagged) <= killed * width
+    assert {name for name, times in sent.items() if times > 1} <= flagged
+    return f"{rows:,} rows, {killed} kills: each once, {again} sent again, {len(flagged)} rows flagged"
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("ordered", [False, True])
+async def test_kills(ordered: bool, tmp_path: Path, rng: random.Random, record_property) -> None:
+    """A few kills at random moments: every row once, and what was sent twice is flagged."""
+    record_property(
+        "figure",
+        await kill_until_done(tmp_path, rng, rows=300, kills=4, width=16, ordered=ordered, delay_s=0.15),
+    )
+
+
+@pytest.mark.net
+@pytest.mark.long
+async def test_a_hundred_kills(tmp_path: Path, rng: random.Random, record_property) -> None:
+    """10,000 rows and a hundred kills at random moments."""
+    record_property(
+        "figure",
+        await kill_until_done(tmp_path, rng, rows=10_000, kills=100, width=16, ordered=False, delay_s=0.25),
+    )

@@ -1,0 +1,299 @@
+"""Several gateways in front of one Redis: one owner a session, requests passed on, and what a kill -9 costs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+from gateways import ADA_KEY, BOB_KEY, ROOMY, open_gateway, open_talk, secured
+from redis_server import fresh_prefix, shared_redis
+from served import open_served_api
+
+from gorouter_trio.config import Secret
+from gorouter_trio.errors import ConfigError, ConnectError, GorouterError, TurnInDoubtError
+from gorouter_trio.events import TextDelta
+from gorouter_trio.gateway import ClusterConfig, GatewayConfig
+from gorouter_trio.gateway.cluster import Cluster
+from gorouter_trio.gateway.link import open_link
+from gorouter_trio.remote import open_remote
+from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.stores import RedisStore
+
+pytestmark = pytest.mark.net
+
+SECRET = "a secret of this test"
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+@asynccontextmanager
+async def open_pair(*, is_secured=False, **fields):
+    """Two gateways in this process, with a store, a guard and a place in the cluster each."""
+    redis, prefix = shared_redis(), fresh_prefix()
+
+    def guard():
+        return {"security": secured()} if is_secured else {}
+
+    def config(name):
+        cluster = ClusterConfig(redis=redis.url, secret=Secret(SECRET), prefix=prefix, member_s=1.0)
+        return GatewayConfig(anonymous=not is_secured, limits=ROOMY, cluster=cluster, name=name)
+
+    async with (
+        RedisStore(redis.url, prefix=prefix) as one,
+        RedisStore(redis.url, prefix=prefix) as two,
+        open_gateway(config("one"), store=one, **guard(), **fields) as first,
+        open_gateway(config("two"), store=two, **guard(), **fields) as second,
+    ):
+        yield first, second
+
+
+async def test_requests_are_passed_on():
+    """Whatever gateway is asked, the session's owner answers: turns, streams, history, steering."""
+    async with open_pair(config=SimulatorConfig(tokens_per_s=300.0)) as (first, second):
+        async with open_remote(first.url) as here, open_remote(second.url) as there:
+            assert (await here.session("s").ask("[[say one]]")).text == "one"
+            async with there.session("s").stream("[[tokens 40]]") as stream:
+                pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
+            assert "".join(pieces) == stream.result.text
+            assert len(pieces) > 5
+            assert len(first.world.sent) == 2
+            assert second.world.sent == []
+            assert len(await there.session("s").history()) == 4
+            assert (await there.session("s").statistics()).turns == 2
+
+            async def interrupt():
+                while not await there.session("s").interrupt():
+                    await trio.sleep(0.02)  # until it runs
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(interrupt)
+                with pytest.raises(GorouterError) as caught:
+                    await here.session("s").ask("[[tokens 900]]")
+            assert type(caught.value).__name__ == "TurnInterruptedError"
+            await there.session("s").clear()
+            assert await here.session("s").history() == []
+        assert first.errors == second.errors == []
+
+
+async def test_cancelling_what_was_passed_on():
+    """Who stops waiting at one gateway stops the turn at the other."""
+    async with open_pair(config=SimulatorConfig(tokens_per_s=20.0)) as (first, second):  # noqa: SIM117 - one line each
+        async with open_remote(first.url) as here, open_remote(second.url) as there:
+            await here.session("s").ask("[[say one]]")
+            with trio.move_on_after(0.3) as scope:
+                await there.session("s").ask("[[tokens 900]]")
+            assert scope.cancelled_caught
+            assert (await here.session("s").statistics()).state == "idle"
+
+
+async def test_sessions_of_principals():
+    """Two principals' sessions of one name have two owners; the owner itself looks at the token."""
+    async with open_pair(is_secured=True) as (first, second):  # noqa: SIM117 - one line each
+        async with open_remote(first.url, token=ADA_KEY) as ada, open_remote(second.url, token=BOB_KEY) as bob:
+            await ada.session("s").ask("[[say for ada]]")
+            await bob.session("s").ask("[[say for bob]]")
+            assert (len(first.world.sent), len(second.world.sent)) == (1, 1)
+            async with open_remote(second.url, token=ADA_KEY) as again:
+                assert [e.message.content for e in await again.session("s").history()][1] == "for ada"
+
+
+async def test_a_gateway_that_drains_gives_its_sessions_away():
+    """Others have them at once, and what it is asked meanwhile is answered there."""
+    async with open_pair() as (first, second), open_remote(first.url) as here, open_remote(second.url) as there:
+        await here.session("s").ask("[[say one]]")
+        first.gateway.drain()
+        with trio.fail_after(5):
+            assert (await there.session("s").ask("[[say two]]")).text == "two"
+        assert len(second.world.sent) == 1
+        assert len(await there.session("s").history()) == 4
+
+
+async def test_proofs():
+    """Only who knows the secret is a peer; a proof is good once, and not for long."""
+    wall = [1_000.0]
+    config = ClusterConfig(redis="redis://127.0.0.1:1", secret=Secret(SECRET), url="ws://x")
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(config, name="a", nursery=nursery, wall=lambda: wall[0])
+        other = ClusterConfig(redis="redis://127.0.0.1:1", secret=Secret("another secret of it"), url="ws://x")
+        stranger = Cluster(other, name="b", nursery=nursery, wall=lambda: wall[0])
+        proof = cluster._proof()
+        assert cluster.is_peer(proof)
+        assert not cluster.is_peer(proof)
+        assert not cluster.is_peer(stranger._proof())
+        for wrong in ("", "x", "1 2 3", proof[:-1], proof.replace("1000", "1001"), "ü" + proof):
+            assert not cluster.is_peer(wrong)
+        late = cluster._proof()
+        wall[0] += 61
+        assert not cluster.is_peer(late)
+        await cluster.aclose()
+    for field, value in (("secret", Secret("short")), ("url", "http://x"), ("member_s", 0.0)):
+        with pytest.raises(ConfigError, match=field):
+            ClusterConfig(**cast("dict[str, Any]", {"redis": "redis://x", "secret": Secret(SECRET), field: value}))
+
+
+async def test_a_stranger_is_no_peer():
+    """A header that proves nothing gives nothing."""
+    async with open_pair() as (first, _second):
+        async with open_link(first.url, headers=[("X-Gateway-Peer", "1 2 3")]) as link:
+            assert link.welcome.max_requests == ROOMY.max_requests
+        async with open_talk(first.url) as talk:
+            assert (await talk.request(type="ask", id=1, session="s", messages="[[say x]]"))["type"] == "done"
+
+
+# A kill -9 under load
+
+
+class Worker:
+    """A gateway in a process of its own, which can be killed and started again."""
+
+    def __init__(self, *args):
+        self._args = args
+        self.url = ""
+
+    async def start(self):
+        environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{SUPPORT.parents[1]}"}
+        command = [sys.executable, str(SUPPORT / "gateway_worker.py"), *self._args]
+        self.process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, env=environment)
+        line = b""
+        with trio.fail_after(20):
+            while not line.endswith(b"\n"):
+                line += await cast("trio.abc.ReceiveStream", self.process.stdout).receive_some()
+        self.url = line.decode().strip()
+        return self
+
+    async def kill(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        await self.process.wait()
+        await cast("trio.abc.ReceiveStream", self.process.stdout).aclose()
+
+
+@asynccontextmanager
+async def open_workers(*args):
+    workers = [Worker(*args), Worker(*args)]
+    try:
+        for worker in workers:
+            await worker.start()
+        yield workers
+    finally:
+        for worker in workers:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
+                await worker.kill()
+
+
+class Load:
+    """Sessions that are asked through one gateway that lives, and what they were told."""
+
+    def __init__(self):
+        self.told = {}
+        self.in_doubt = 0
+        self.waits = []
+
+    async def take_turns(self, client, name, *, until):
+        session, number, last = client.session(name), 0, None
+        told = self.told.setdefault(name, [])
+        while not until.is_set():
+            number += 1
+            turn_id = f"{name}.{number}"
+            began = trio.current_time()
+            try:
+                reply = await session.ask(f"[[say {turn_id}]]", turn_id=turn_id)
+            except TurnInDoubtError:
+                self.in_doubt += 1
+                last = (turn_id, "in doubt")
+                continue
+            assert reply.text == turn_id, last
+            told.append(turn_id)
+            self.waits.append(trio.current_time() - began)
+
+
+async def kill_under_load(kills, *, sessions=8, lease_s=2.0):
+    """Kill one gateway again and again while sessions are asked through the other; what came of it."""
+    redis = shared_redis()
+    redis.ask("FLUSHALL")
+    async with open_served_api(latency_s=0.02) as api, open_workers(api.base_url, redis.url, str(lease_s)) as workers:
+        load, until = Load(), trio.Event()
+        async with open_remote(workers[0].url) as one, trio.open_nursery() as nursery:
+            # Half of the sessions belong to the one that is killed.
+            for number in range(sessions):
+                async with open_remote(workers[number % 2].url) as first:
+                    await first.session(f"k{number}").history()
+                nursery.start_soon(partial_take(load, one, f"k{number}", until))
+            for _ in range(kills):
+                await trio.sleep(0.5)
+                await workers[1].kill()
+                await trio.sleep(lease_s + 0.5)
+                await workers[1].start()
+                for number in range(1, sessions, 2):
+                    async with open_remote(workers[1].url) as first:
+                        await first.session(f"k{number}").history()
+            await trio.sleep(0.5)
+            until.set()
+        async with open_remote(workers[0].url) as one:
+            lost = 0
+            for name, told in load.told.items():
+                history = [entry.turn_id for entry in (await one.session(name).history())[::2]]
+                lost += len(set(told) - set(history))
+                assert len(set(history)) == len(history), "a turn twice"
+        paid = (await api.statistics()).completed
+    told = sum(map(len, load.told.values()))
+    return told, lost, paid - told, load
+
+
+def partial_take(load, client, name, until):
+    async def take():
+        await load.take_turns(client, name, until=until)
+
+    return take
+
+
+@pytest.mark.timeout(120)
+async def test_two_kills(figure):
+    """A gateway is killed twice under load: nothing that was told is lost, and its sessions go on at the other one."""
+    told, lost, unpaid, load = await kill_under_load(2, sessions=6, lease_s=1.0)
+    assert lost == 0
+    assert told > 50
+    assert unpaid <= load.in_doubt
+    assert max(load.waits) < 1.0 + 2.5
+    figure(
+        f"2 kills: {told} turns told, {lost} lost, {unpaid} paid beyond them with {load.in_doubt} in doubt; "
+        f"longest wait {max(load.waits):.1f} s with leases of 1 s"
+    )
+
+
+@pytest.mark.long
+async def test_a_hundred_kills(figure):
+    """Likewise, a hundred times."""
+    told, lost, unpaid, load = await kill_under_load(100, sessions=16, lease_s=2.0)
+    assert lost == 0
+    assert unpaid <= load.in_doubt
+    assert max(load.waits) < 2.0 + 3.0
+    figure(
+        f"100 kills: {told} turns told, {lost} lost, {unpaid} paid beyond them with {load.in_doubt} in doubt; "
+        f"longest wait {max(load.waits):.1f} s with leases of 2 s"
+    )
+
+
+async def test_sigterm(figure):
+    """A process that is told to end drains, and ends with 0."""
+    async with open_served_api(tokens_per_s=100.0) as api:
+        worker = await Worker(api.base_url).start()
+        async with open_remote(worker.url, patience_s=1.0) as client:
+            async with client.session("s").stream("[[tokens 40]]") as stream:
+                async for _event in stream:
+                    break
+                began = trio.current_time()
+                worker.process.send_signal(signal.SIGTERM)
+                assert (await stream.collect()).text
+            assert await worker.process.wait() == 0
+            took = trio.current_time() - began
+            assert took < 11
+            with pytest.raises(ConnectError):
+                await client.session("s").history()
+        await worker.process.stdout.aclose()
+    figure(f"ended {took:.1f} s after SIGTERM, with a stream that was read to its end")

@@ -1,0 +1,479 @@
+"""Who is let in, how much of what they send, and what becomes of the others: each bound against the one connection."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from gateways import (
+    ADA_KEY,
+    BOB_KEY,
+    ROOT_KEY,
+    address_of,
+    frame,
+    limits,
+    open_gateway,
+    open_raw,
+    open_talk,
+    secured,
+)
+from trio_websocket import HandshakeError
+
+import gorouter_trio as gr
+from gorouter_trio.errors import ConfigError
+from gorouter_trio.gateway import GatewayConfig, serve_gateway
+from gorouter_trio.gateway.protocol import CLOSE_CODES
+from gorouter_trio.security import CustomAuth, Principal
+
+pytestmark = pytest.mark.net
+
+APP = "https://app.example.com"
+HELLO = '{"type":"hello","version":1}'
+
+
+def config(**more):
+    given = {"origins": [APP], "operator_roles": ["operator"], "limits": limits(**more.pop("limits", {}))}
+    return GatewayConfig(**{**given, **more})
+
+
+async def close_code(stream):
+    """The code of the close frame that comes, None where the connection just ends."""
+    data = b""
+    try:
+        while received := await stream.receive_some():
+            data += received
+    except trio.BrokenResourceError:
+        pass
+    while data:
+        size, skip = data[1], 2
+        if size == 126:
+            size, skip = int.from_bytes(data[2:4], "big"), 4
+        if data[0] & 15 == 8:
+            return int.from_bytes(data[skip : skip + 2], "big")
+        data = data[skip + size :]
+    return None
+
+
+# Row 30
+
+ORIGINS = [
+    (None, True),
+    (APP, True),
+    ("null", False),
+    ("", False),
+    ("https://APP.example.com", False),
+    ("HTTPS://app.example.com", False),
+    ("http://app.example.com", False),
+    ("https://app.example.com:443", False),
+    ("https://app.example.com:8443", False),
+    ("https://app.example.com/", False),
+    ("https://app.example.com.", False),
+    ("https://app.example.com.evil.com", False),
+    ("https://evil.com/https://app.example.com", False),
+    ("https://app.example.com@evil.com", False),
+    ("https://evil-app.example.com", False),
+    ("https://sub.app.example.com", False),
+    ("https://example.com", False),
+    ("//app.example.com", False),
+    ("app.example.com", False),
+    ("https://app.example.com https://evil.com", False),
+    ("https://app.example.com,https://evil.com", False),
+    ("*", False),
+]
+
+TOKENS = [
+    (ADA_KEY, True),
+    (None, False),
+    ("", False),
+    (" ", False),
+    ("wrong-key-of-nobody", False),
+    (ADA_KEY[:-1], False),
+    (ADA_KEY + "x", False),
+    (ADA_KEY.upper(), False),
+    ("\u2028" + ADA_KEY + "\x00", False),
+    ("Bearer " + ADA_KEY, False),
+    ("a" * 10_000, False),
+]
+
+
+async def test_handshakes(figure):
+    """Origins are compared exactly, and without a good token nobody gets further, wherever it stands."""
+    guard, vectors = secured(failed_attempts=None), 0
+    async with open_gateway(config(), security=guard) as behind:
+        for origin, is_good in ORIGINS:
+            for token, is_known in TOKENS if origin in {None, APP} else TOKENS[:2]:
+                for where in ("header", "hello"):
+                    welcomed = await _is_welcomed(behind.url, origin, token, where)
+                    assert welcomed == (is_good and is_known), (origin, token, where)
+                    vectors += 1
+        with trio.fail_after(3):
+            while behind.gateway.statistics().connections:
+                await trio.sleep(0.01)  # the far ends close
+        assert behind.gateway.statistics().unauthenticated == 0
+    figure(f"{vectors} handshakes with {len(ORIGINS)} origins and {len(TOKENS)} tokens: all as they should be")
+
+
+async def _is_welcomed(url, origin, token, where):
+    lines = [] if origin is None else [f"Origin: {origin}"]
+    if where == "header" and token is not None:
+        if not token.isascii() or not token.isprintable():
+            # No server takes such a header.
+            return False
+        lines.append(f"Authorization: Bearer {token}")
+    hello = {"type": "hello", "version": 1} | ({"token": token} if where == "hello" and token is not None else {})
+    async with open_raw(url, *lines) as (stream, reply):
+        if not reply.startswith(b"HTTP/1.1 101"):
+            assert reply.startswith(b"HTTP/1.1 403")
+            return False
+        await stream.send_all(frame(json.dumps(hello).encode()))
+        data = await stream.receive_some()
+        if b'"welcome"' in data:
+            return True
+        assert data[0] == 0x88
+        assert int.from_bytes(data[2:4], "big") == 4401
+        return False
+
+
+async def test_who_says_nothing(figure):
+    """A connection without a hello is closed in time, whatever it does instead; a room full of them is kept small."""
+    quick = config(limits={"authenticate_s": 0.3, "max_unauthenticated": 8}, anonymous=True)
+    async with open_gateway(quick) as behind, trio.open_nursery() as nursery:
+        began, ended = trio.current_time(), []
+        host, port = address_of(behind.url)
+
+        async def silent(data):
+            async with await trio.open_tcp_stream(host, port) as stream:
+                await stream.send_all(data)
+                await close_code(stream)
+                ended.append(trio.current_time() - began)
+
+        head = b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n"
+        whole = head + b"Connection: Upgrade\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+        whole += b"Sec-WebSocket-Version: 13\r\n\r\n"
+        for data in (b"G", b"GET / HTTP/1.1\r\n", head, whole, whole + b"\x81", whole + b"\x89\x80mask"):
+            nursery.start_soon(silent, data)
+        await trio.sleep(0.1)
+        for _ in range(6):
+            nursery.start_soon(silent, b"G")
+        await trio.sleep(0.1)
+        assert behind.gateway.statistics().unauthenticated <= 8
+    assert max(ended) < 2
+    assert behind.errors == []
+    figure(f"{len(ended)} silent connections gone after {max(ended):.2f} s with 0.3 s to say hello")
+
+
+async def test_revoked(figure):
+    """A token or a principal that is revoked loses its connections within a second; others keep theirs."""
+    guard = secured()
+    async with open_gateway(config(), security=guard) as behind:
+        async with open_talk(behind.url, ADA_KEY) as ada, open_talk(behind.url, BOB_KEY) as bob:
+            began = trio.current_time()
+            guard.revoke_token(ADA_KEY)
+            assert await ada.close_code() == 4401
+            took = trio.current_time() - began
+            assert took < 1
+            assert (await bob.request(type="statistics", id=1, session="s"))["type"] == "session_statistics"
+            guard.revoke_principal("bob", tenant="acme")
+            assert await bob.close_code() == 4401
+        assert behind.errors == []
+    figure(f"closed {took * 1000:.0f} ms after the revocation")
+
+
+async def test_a_token_expires_and_a_newer_one_comes(figure):
+    """At its end the connection closes; a newer token of the same principal keeps it open, another's closes it."""
+    wall = [1_000.0]
+    people = {
+        "short": Principal(id="ada", expires_at_s=1_010.0),
+        "long": Principal(id="ada", expires_at_s=2_000.0),
+        "bob": Principal(id="bob"),
+    }
+    guard = secured(auth=CustomAuth(authenticate=people.get))
+    serve = {"wall": lambda: wall[0]}
+    quick = config(limits={"recheck_s": 0.05, "revoke_s": 0.05})
+    seams = gr.Seams(wall=serve["wall"])
+    async with open_gateway(quick, serve=serve, security=guard, seams=seams) as behind:  # noqa: SIM117 - one line each
+        async with open_talk(behind.url, "short") as one, open_talk(behind.url, "short") as two:
+            assert (await two.request(type="authenticate", id=1, token="long"))["type"] == "accepted"
+            wall[0] = 1_011.0
+            with trio.fail_after(2):
+                assert await one.close_code() == 4401
+            assert (await two.request(type="statistics", id=2, session="s"))["type"] == "session_statistics"
+            await two.send({"type": "authenticate", "id": 3, "token": "bob"})
+            assert await two.close_code() == 4401
+
+
+async def test_a_gateway_without_a_guard():
+    """It is not served unless that was meant."""
+    async with open_gateway() as behind:
+        with pytest.raises(ConfigError, match="security"):
+            await serve_gateway(behind.client, GatewayConfig())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"origins": "https://a.example"},
+        {"origins": ["*"]},
+        {"origins": ["https://a.example/"]},
+        {"origins": ["https://A.example"]},
+        {"origins": ["null"]},
+        {"models": "x"},
+        {"operator_roles": "x"},
+    ],
+)
+def test_settings_that_cannot_be(wrong):
+    """Named, and refused before anything is served."""
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        GatewayConfig(**wrong)
+
+
+@pytest.mark.parametrize("value", [0, -1, float("nan"), "x", True])
+def test_limits_that_cannot_be(value):
+    """Likewise."""
+    with pytest.raises(ConfigError, match=r"limits\.ping_s"):
+        limits_of = msgspec.structs.replace(limits(), ping_s=1.0)
+        msgspec.structs.replace(limits_of, ping_s=value)
+
+
+# Rows 31 and 32
+
+BAD = [
+    ("binary", [frame(b"{}", opcode=2)], 1003),
+    ("no UTF-8", [frame(b"\xff\xfe")], 1007),
+    ("not masked", [b"\x81\x02{}"], 1002),
+    ("reserved bits", [b"\xf1\x82mask{}"], 1002),
+    ("unknown opcode", [frame(b"x", opcode=5)], 1002),
+    ("a long ping", [frame(b"x" * 126, opcode=9)], 1002),
+    ("a continuation of nothing", [frame(b"x", opcode=0)], 1002),
+    ("no JSON", [frame(b"nonsense")], 4400),
+    ("a second hello", [frame(HELLO.encode())], 4409),
+    ("too long", [frame(b"x" * 70_000)], 1009),
+    ("says that it will be too long", [b"\x81\xff" + struct.pack("!Q", 2**40) + bytes(4)], 1009),
+    ("too long in pieces", [frame(b"x" * 40_000, fin=False), frame(b"x" * 40_000, opcode=0)], 1009),
+    ("empty pieces for ever", [frame(b"", fin=False), *[frame(b"", opcode=0, fin=False)] * 300], 1008),
+    ("a flood of pings", [frame(b"x", opcode=9) * 1_000], 1008),
+    ("a flood of pongs", [frame(b"x", opcode=10) * 1_000], 1008),
+    ("a flood of frames", [frame(b'{"type":"compact","id":%d,"session":"s"}' % n) for n in range(1, 2_000)], 1008),
+    ("a message at a snail's pace", [b"\x81\x85mask"], 1008),
+    ("ids that go down", [frame(b'{"type":"clear","id":%d,"session":"s"}' % number) for number in (2, 1)], 4409),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "pieces", "code"), BAD, ids=[case[0] for case in BAD])
+async def test_bad_input(name, pieces, code):
+    """The one connection is closed with the documented code, at once; the one beside it does not notice."""
+    small = config(anonymous=True, limits={"max_message_bytes": 65_536, "message_grace_s": 0.2, "message_burst": 50})
+    async with open_gateway(small) as behind, open_talk(behind.url) as healthy:
+        async with open_raw(behind.url) as (stream, reply):
+            assert reply.startswith(b"HTTP/1.1 101")
+            await stream.send_all(frame(HELLO.encode()))
+            with trio.fail_after(3):
+                try:
+                    for piece in pieces:
+                        await stream.send_all(piece)
+                except trio.BrokenResourceError:
+                    pass
+                found = await close_code(stream)
+        assert found == code
+        assert found in CLOSE_CODES
+        assert (await healthy.request(type="ask", id=1, messages="[[say well]]"))["type"] == "done"
+        assert behind.errors == []
+
+
+REQUESTS = [
+    (b"\x00\x01\x02", None),
+    (b"GET / HTTP/1.1\r\n\r\n", 400),
+    (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400),
+    (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", 413),
+    (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 20_000 + b"\r\n\r\n", 431),
+    (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+    (b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nContent-Length: 0\r\n\r\n", 400),
+]
+
+
+@pytest.mark.parametrize(("data", "status"), REQUESTS, ids=range(len(REQUESTS)))
+async def test_bad_requests(data, status):
+    """Refused with the status that says so, or just closed; nothing of it is an error of the gateway."""
+    quick = config(anonymous=True, limits={"authenticate_s": 0.5})
+    async with open_gateway(quick) as behind:
+        host, port = address_of(behind.url)
+        async with await trio.open_tcp_stream(host, port) as stream:
+            await stream.send_all(data)
+            reply = b""
+            with trio.move_on_after(2):
+                try:
+                    while received := await stream.receive_some():
+                        reply += received
+                        if status == 404:
+                            break
+                except trio.BrokenResourceError:
+                    pass
+        assert (int(reply.split(b" ")[1]) if reply else None) == status
+        assert behind.errors == []
+
+
+# Row 37
+
+
+async def test_caps(figure):
+    """One above a cap is closed with 1013, per principal, per address and in all; the counts go back."""
+    caps = {"max_per_principal": 2, "max_per_address": 4, "max_connections": 5}
+    async with open_gateway(config(limits=caps), security=secured()) as behind:
+        async with open_talk(behind.url, ADA_KEY), open_talk(behind.url, ADA_KEY):
+            async with open_talk(behind.url, greets=False) as third:
+                await third.send({"type": "hello", "version": 1, "token": ADA_KEY})
+                assert await third.close_code() == 1013
+            async with open_talk(behind.url, BOB_KEY), open_talk(behind.url, BOB_KEY):  # noqa: SIM117 - one line each
+                async with open_talk(behind.url, greets=False) as fifth:
+                    assert await fifth.close_code() == 1013
+        with trio.fail_after(3):
+            while behind.gateway.statistics().connections:
+                await trio.sleep(0.01)  # the far ends close
+        for _ in range(3):
+            async with open_raw(behind.url) as (stream, _reply):
+                await stream.send_all(frame(b'{"type":"hello","version":1,"token":"%b"}' % ADA_KEY.encode()))
+                await stream.receive_some()
+                # What a kill -9 of a client looks like.
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with trio.fail_after(3):
+            while behind.gateway.statistics().connections:
+                await trio.sleep(0.01)  # the far ends close
+        async with open_talk(behind.url, ADA_KEY), open_talk(behind.url, ADA_KEY):
+            assert behind.gateway.statistics().principals == 1
+        assert behind.gateway.statistics().closed["1013"] == 2
+    figure("one above each of three caps: closed with 1013; counts back at 0, after resets as well")
+
+
+# Row 36
+
+REACHING: list[dict[str, Any]] = [
+    {"type": "ask", "messages": "x"},
+    {"type": "ask", "messages": "x", "stream": True, "turn_id": "t"},
+    {"type": "ask", "replaces": "t"},
+    {"type": "interrupt"},
+    {"type": "history"},
+    {"type": "clear"},
+    {"type": "fork", "target": "other"},
+    {"type": "undo"},
+    {"type": "compact"},
+    {"type": "close"},
+    {"type": "answer", "question_id": "q", "approved": True},
+    {"type": "statistics"},
+]
+
+
+async def test_foreign_sessions(figure):
+    """Another's session and one that is not there get the same answers; one's own of that name is another."""
+    async with open_gateway(config(), security=secured()) as behind:  # noqa: SIM117 - one line each
+        async with open_talk(behind.url, BOB_KEY) as bob, open_talk(behind.url, ADA_KEY) as ada:
+            done = await bob.request(type="ask", id=1, session="secret", turn_id="t", messages="[[say hidden]]")
+            assert done["type"] == "done"
+            number = 0
+            for request in REACHING:
+                answers = []
+                for name in ("secret", "missing"):
+                    number += 1
+                    found = await ada.request(**request, id=number, session=name, owner=["acme", "bob"])
+                    assert found["type"] == "failed"
+                    answers.append(json.dumps({**found, "id": 0}).replace(name, "NAME"))
+                assert answers[0] == answers[1], request
+                assert "session_not_found" in answers[0]
+            own = await ada.request(type="history", id=number + 1, session="secret")
+            assert own["entries"] == []
+            history = await bob.request(type="history", id=2, session="secret")
+            assert [entry["message"]["content"] for entry in history["entries"]] == ["[[say hidden]]", "hidden"]
+            assert len(behind.world.sent) == 1
+            assert (await ada.request(type="statistics", id=number + 2))["error"]["code"] == "access_denied"
+            async with open_talk(behind.url, ROOT_KEY) as root:
+                assert (await root.request(type="statistics", id=1))["snapshot"]["connections"] == 3
+    figure(f"{len(REACHING)} kinds of requests about a foreign and a missing session: the same answers")
+
+
+async def test_a_turn_of_somebody_else(figure):
+    """A turn id of another principal joins nothing."""
+    async with open_gateway(config(), security=secured()) as behind:  # noqa: SIM117 - one line each
+        async with open_talk(behind.url, BOB_KEY) as bob, open_talk(behind.url, ADA_KEY) as ada:
+            await bob.request(type="ask", id=1, turn_id="t", messages="[[say hidden]]")
+            found = await ada.request(type="ask", id=1, turn_id="t", messages="x", resumed=True)
+            assert found["error"]["code"] == "turn_in_doubt"
+            found = await bob.request(type="ask", id=2, turn_id="t", messages="x", resumed=True)
+            assert found["result"]["message"]["content"] == "hidden"
+
+
+# Row 34
+
+
+async def test_a_bug_costs_one_connection():
+    """An exception that nobody foresaw: a request fails, its connection closes with 1011, the others go on."""
+    calls = []
+
+    def broken(_token):
+        calls.append(1)
+        if len(calls) == 2:
+            raise BaseExceptionGroup("a bug", [RuntimeError("x")])
+        return Principal(id="ada")
+
+    async with (
+        open_gateway(config(), security=secured(auth=CustomAuth(authenticate=broken), token_cache_ttl_s=0.0)) as behind,
+        open_talk(behind.url, "first-token-of-ada") as healthy,
+    ):
+        async with open_talk(behind.url, greets=False) as talk:
+            await talk.send({"type": "hello", "version": 1, "token": "x" * 20})
+            assert await talk.close_code() == 4401
+        assert (await healthy.request(type="history", id=1, session="s"))["type"] == "history_page"
+
+
+async def test_a_crash_in_a_request(monkeypatch):
+    """Likewise for what goes wrong behind a request."""
+    from gorouter_trio.gateway.backend import Backend
+
+    async def crash(self, request, caller):
+        raise ExceptionGroup("a bug", [RuntimeError("secret detail")])
+
+    async with open_gateway() as behind, open_talk(behind.url) as healthy:
+        with monkeypatch.context() as patched:
+            patched.setattr(Backend, "act", crash)
+            async with open_talk(behind.url) as talk:
+                await talk.send({"type": "clear", "id": 1, "session": "s"})
+                failed = await talk.receive()
+                assert failed["error"] == {"code": "internal", "message": "an error inside the gateway"}
+                assert await talk.close_code() == 1011
+        assert len(behind.errors) == 1
+        assert (await healthy.request(type="ask", id=1, messages="[[say well]]"))["type"] == "done"
+        with trio.fail_after(3):
+            while behind.gateway.statistics().closed.get("1011") != 1:
+                await trio.sleep(0.01)  # the far end closes
+
+
+async def test_crashing_connections(figure, rng):
+    """Hundreds of connections that end in every odd way beside one that works."""
+    odd = [case[1] for case in BAD if case[0] not in {"a message at a snail's pace", "a flood of frames"}]
+    async with open_gateway() as behind, open_talk(behind.url) as healthy:
+        for number in range(150):
+            with trio.move_on_after(2):
+                await _crash_one(behind.url, rng.choice(odd), rng)
+            if number % 50 == 0:
+                assert (await healthy.request(type="ask", id=number + 1, messages="[[say well]]"))["type"] == "done"
+        assert behind.errors == []
+    figure("150 crashing connections, 0 others dropped")
+
+
+async def _crash_one(url, pieces, rng):
+    try:
+        async with open_raw(url) as (stream, _reply):
+            if rng.random() < 0.7:
+                await stream.send_all(frame(HELLO.encode()))
+            for piece in pieces:
+                await stream.send_all(piece)
+            if rng.random() < 0.5:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            else:
+                await close_code(stream)
+    except (trio.BrokenResourceError, HandshakeError):
+        pass

@@ -1,0 +1,378 @@
+"""Turns over connections that break, readers that do not read, questions, and a gateway that goes away."""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+from contextlib import suppress
+from typing import Any, cast
+
+import msgspec
+import pytest
+import trio
+from gateways import ADA_KEY, frame, limits, open_gateway, open_raw, open_talk, secured
+from worlds import DONE, chunk, streams
+
+import gorouter_trio as gr
+from gorouter_trio.errors import AccessDeniedError, ConnectError, InvalidTokenError
+from gorouter_trio.events import TextDelta, ToolFinished
+from gorouter_trio.gateway import GatewayConfig
+from gorouter_trio.remote import open_remote
+from gorouter_trio.security import SecurityManager
+from gorouter_trio.simulator import SimulatorConfig
+
+pytestmark = pytest.mark.net
+
+
+def config(**more):
+    return GatewayConfig(anonymous=True, limits=limits(**more))
+
+
+# Row 35
+
+
+async def test_a_dropped_connection_takes_no_turn_along():
+    """The turn goes on; whoever comes back has the rest, from the piece on that they name, and no piece twice."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=400.0)) as behind:
+        ask = {"type": "ask", "session": "s", "turn_id": "t", "messages": "[[tokens 60]] A story.", "stream": True}
+        async with open_talk(behind.url) as talk:
+            await talk.send({**ask, "id": 1})
+            first = [await talk.receive() for _ in range(10)]
+        async with open_talk(behind.url) as talk:
+            await talk.send({**ask, "id": 5, "resumed": True, "after": 10})
+            rest = await talk.until("done")
+        assert [message["seq"] for message in first + rest] == list(range(1, len(first + rest) + 1))
+        text = "".join(
+            m["event"]["text"] for m in first + rest if m["type"] == "event" and m["event"]["type"] == "text"
+        )
+        assert text == rest[-1]["result"]["message"]["content"]
+        # And once more, after its end.
+        async with open_talk(behind.url) as talk:
+            await talk.send({**ask, "id": 1, "resumed": True})
+            assert [m["seq"] for m in await talk.until("done")] == list(range(1, len(first + rest) + 1))
+        assert len(behind.world.sent) == 1
+
+
+async def test_what_nobody_keeps_any_more():
+    """A session tells what became of a turn; a chat without one is in doubt, and is not asked twice."""
+    async with open_gateway(config(resume_s=0.01, ping_s=0.08)) as behind, open_talk(behind.url) as talk:
+        said = await talk.request(type="ask", id=1, session="s", turn_id="t", messages="[[say well]]")
+        chat = await talk.request(type="ask", id=2, turn_id="c", messages="[[say well]]")
+        assert said["type"] == chat["type"] == "done"
+        with trio.fail_after(5):
+            while behind.gateway.statistics().kept_turns:
+                await trio.sleep(0.01)  # until they are forgotten
+        again = await talk.request(
+            type="ask", id=3, session="s", turn_id="t", messages="[[say well]]", stream=True, resumed=True, after=7
+        )
+        assert (again["seq"], again["result"]["message"]["content"]) == (8, "well")
+        lost = await talk.request(type="ask", id=4, turn_id="c", messages="[[say well]]", resumed=True)
+        assert lost["error"]["code"] == "turn_in_doubt"
+        assert len(behind.world.sent) == 2
+
+
+async def drop_and_ask(url, rng, *, turns, drops):
+    """Take turns while the connection is cut again and again; how many connections that took."""
+    async with open_remote(url, rng=random.Random(1)) as client, trio.open_nursery() as nursery:
+
+        async def cut():
+            for _ in range(drops):
+                await trio.sleep(rng.uniform(0.0, 0.01))
+                link = client._wire._link
+                if link is not None:
+                    # As the network does it: in the middle of whatever is under way.
+                    stream = cast("trio.SocketStream", link._websocket._stream)
+                    with suppress(OSError):  # it may be closed already
+                        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    await trio.aclose_forcefully(stream)
+
+        nursery.start_soon(cut)
+        session = client.session("s")
+        for number in range(turns):
+            if number % 2:
+                async with session.stream(f"[[tokens 20]] {number}", turn_id=f"t{number}") as stream:
+                    pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
+                assert "".join(pieces) in {stream.result.text, ""} or stream.result.text.startswith("".join(pieces))
+            else:
+                assert (await session.ask(f"[[tokens 20]] {number}", turn_id=f"t{number}")).turn_id == f"t{number}"
+        nursery.cancel_scope.cancel()
+        return client.connects
+
+
+async def check_drops(rng, *, turns, drops):
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=2_000.0)) as behind:
+        connects = await drop_and_ask(behind.url, rng, turns=turns, drops=drops)
+        history = await behind.client.session("s").history()
+        assert [entry.turn_id for entry in history[::2]] == [f"t{number}" for number in range(turns)]
+        assert len(behind.world.sent) == turns
+        assert behind.errors == []
+        return connects
+
+
+async def test_drops(rng, figure):
+    """The connection is cut in the middle of turns: each happens once, is paid once, and has its answer."""
+    connects = await check_drops(rng, turns=40, drops=60)
+    assert connects > 4
+    figure(f"40 turns over {connects} connections: 0 duplicated, 0 lost, 40 requests paid")
+
+
+@pytest.mark.long
+async def test_ten_thousand_drops(rng, figure):
+    """Likewise, ten thousand times."""
+    connects = 0
+    while connects < 10_000:
+        connects += await check_drops(rng, turns=400, drops=5_000)
+    figure(f"{connects} connections: 0 turns duplicated, 0 lost, 0 paid twice")
+
+
+async def test_a_gateway_that_is_not_there():
+    """What is asked waits, for so long, and then there is no connection; a bad token is not tried again."""
+    with pytest.raises(ConnectError):
+        async with open_remote("ws://127.0.0.1:9", patience_s=0.2):
+            pass
+    async with open_gateway(GatewayConfig(), security=secured()) as behind:
+        with pytest.raises(InvalidTokenError):
+            async with open_remote(behind.url, token="a-wrong-token-of-nobody"):
+                pass
+        async with open_remote(behind.url, token=ADA_KEY) as client:
+            assert (await client.session("s").ask("[[say well]]")).text == "well"
+            with pytest.raises(AccessDeniedError):
+                await client.statistics()
+            cast("SecurityManager", behind.client.security).revoke_token(ADA_KEY)
+            with pytest.raises(InvalidTokenError):
+                for _ in range(100):
+                    await trio.sleep(0.01)
+                    await client.session("s").history()
+
+
+# Row 33
+
+
+def endless(words):
+    """An answer of so many words, as fast as it is read."""
+    return streams(*[chunk({"content": "word " * 10}) for _ in range(words)], chunk(finish="stop"), DONE)
+
+
+async def stop_reading(behind, number):
+    """Ask for a long answer and grant no more than a little of it; how that is closed."""
+    async with open_talk(behind.url) as talk:
+        request = {"type": "ask", "id": 1, "session": f"slow-{number}", "turn_id": "t", "messages": "x", "stream": True}
+        await talk.send({**request, "credit": 10_000})
+        return await talk.close_code()
+
+
+async def test_slow_readers(figure):
+    """Who grants no credit is closed once the buffer has overflowed; the turn ends, is stored, and frees its place."""
+    small = config(slow_reader_s=0.4, buffer_bytes=16_384)
+    async with open_gateway(small, answer=endless(2_000)) as behind, trio.open_nursery() as nursery:
+        codes, took = [], []
+
+        async def one(number):
+            began = trio.current_time()
+            codes.append(await stop_reading(behind, number))
+            took.append(trio.current_time() - began)
+
+        for number in range(12):
+            nursery.start_soon(one, number)
+        async with open_talk(behind.url) as healthy:
+            for number in range(1, 5):
+                answer = await healthy.request(type="statistics", id=number, session="s")
+                assert answer["type"] == "session_statistics"
+        with trio.fail_after(20):
+            while len(codes) < 12:
+                await trio.sleep(0.01)  # until they are closed
+        assert codes == [4413] * 12
+        for number in range(12):
+            history = await behind.client.session(f"slow-{number}").history()
+            assert history[-1].message.content == "word " * 20_000
+        statistics = behind.gateway.statistics()
+        assert (statistics.live_turns, statistics.in_flight) == (0, 0)
+        assert statistics.kept_bytes < 12 * (16_384 + 150_000)
+    figure(f"12 slow readers closed after {max(took):.1f} s, their turns stored, 0 places held")
+
+
+async def test_one_that_does_not_read_its_socket():
+    """Likewise for one that grants everything and reads nothing: a send has its time, and then the connection ends."""
+    small = config(send_s=0.3, buffer_bytes=4_000_000)
+    async with open_gateway(small, answer=endless(6_000)) as behind:
+        async with open_raw(behind.url, receive_buffer=4_096) as (stream, _reply):
+            for message in (
+                {"type": "hello", "version": 1},
+                {"type": "ask", "id": 1, "session": "s", "messages": "x", "stream": True, "credit": 4_000_000},
+            ):
+                await stream.send_all(frame(msgspec.json.encode(message)))
+            with trio.fail_after(20):
+                while behind.gateway.statistics().connections or behind.gateway.statistics().live_turns:
+                    await trio.sleep(0.02)  # until it is given up
+        assert behind.gateway.statistics().closed == {"4413": 1}
+        assert (await behind.client.session("s").history())[-1].message.content == "word " * 60_000
+
+
+# Questions
+
+
+@gr.tool(rules=gr.security.ToolRules(sensitive=True))
+async def wipe(disk: str) -> str:
+    """Wipe a disk."""
+    return f"{disk} is wiped"
+
+
+@gr.tool
+async def weather(city: str) -> str:
+    """The weather of a city."""
+    return f"sunny in {city}"
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_questions(approved):
+    """A sensitive tool asks the askers; the turn waits for an answer, wherever it comes from, and goes on."""
+    async with open_gateway(serve={"tools": [wipe, weather]}) as behind, open_talk(behind.url) as talk:
+        prompt = '[[call wipe {"disk": "sda"}]]'
+        await talk.send({"type": "ask", "id": 1, "session": "s", "turn_id": "t", "messages": prompt, "stream": True})
+        question = (await talk.until("question"))[-1]
+        assert (question["tool"], question["arguments"]) == ("wipe", '{"disk":"sda"}')
+        async with open_talk(behind.url) as other:
+            statistics = await other.request(type="statistics", id=1, session="s")
+            assert statistics["question_id"] == question["question_id"]
+            answer = {"type": "answer", "session": "s", "question_id": question["question_id"], "approved": approved}
+            assert (await other.request(**answer, id=2))["value"] is True
+            assert (await other.request(**answer, id=3))["value"] is False
+        done = (await talk.until("done"))[-1]
+        report = done["result"]["tool_calls"][0]
+        assert report["status"] == ("success" if approved else "error_security")
+
+
+async def test_questions_from_python():
+    """The remote client calls a handler; tools that need nobody run without."""
+    async with open_gateway(serve={"tools": [wipe, weather]}) as behind, open_remote(behind.url) as client:
+        session, asked = client.session("s"), []
+
+        async def approve(question):
+            asked.append(question.tool)
+            assert await session.answer(question.question_id, True)
+
+        client.on_question(approve)
+        reply = await session.ask('[[call wipe {"disk": "sda"}]]')
+        assert [report.text for report in reply.tool_calls] == ["sda is wiped"]
+        assert asked == ["wipe"]
+        async with session.stream('[[call weather {"city": "Paris"}]]') as stream:
+            events = [event async for event in stream]
+        assert [event.result for event in events if isinstance(event, ToolFinished)] == ["sunny in Paris"]
+
+
+async def test_approvers_alone():
+    """Where approvers are named, whoever asked may not approve."""
+    rules = GatewayConfig(approver_roles=["approver"])
+    async with open_gateway(rules, security=secured(), serve={"tools": [wipe]}) as behind:  # noqa: SIM117 - one line each
+        async with open_talk(behind.url, ADA_KEY) as talk:
+            prompt = '[[call wipe {"disk": "sda"}]]'
+            await talk.send({"type": "ask", "id": 1, "session": "s", "messages": prompt})
+            question = (await talk.until("question"))[-1]
+            found = await talk.request(
+                type="answer", id=2, session="s", question_id=question["question_id"], approved=True
+            )
+            assert found["error"]["code"] == "access_denied"
+
+
+# Steering, and the end
+
+
+async def test_cancel():
+    """The turn stops, what had arrived is stored, and its end comes."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=100.0)) as behind, open_talk(behind.url) as talk:
+        await talk.send({"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 900]]", "stream": True})
+        await talk.receive()
+        await talk.send({"type": "cancel", "id": 1})
+        failed = (await talk.until("failed", "done"))[-1]
+        assert failed["error"]["code"] == "turn_interrupted"
+        page = await talk.request(type="history", id=2, session="s")
+        assert page["entries"][-1]["call"]["interrupted"]
+
+
+async def test_a_deadline():
+    """A turn ends at the time that it was given."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=20.0)) as behind, open_talk(behind.url) as talk:
+        found = await talk.request(type="ask", id=1, session="s", messages="[[tokens 900]]", deadline_s=0.2)
+        assert found["error"]["code"] == "deadline_exceeded"
+
+
+async def test_models_and_systems_that_are_not_on_offer():
+    """Refused before anything is sent."""
+    rules = GatewayConfig(anonymous=True, models=["openai/gpt-4o-mini"], allow_system=False)
+    async with open_gateway(rules) as behind, open_talk(behind.url) as talk:
+        for number, wrong in enumerate(
+            [
+                {"options": {"model": "openai/o9-huge"}},
+                {"options": {"models": ["openai/o9-huge"]}},
+                {"options": {"fallbacks": ["openai/o9-huge"]}},
+                {"system": "You are root."},
+            ],
+            start=1,
+        ):
+            found = await talk.request(
+                type="ask", id=number, session="s", messages="x", **cast("dict[str, Any]", wrong)
+            )
+            assert found["error"]["code"] == "access_denied"
+        assert behind.world.sent == []
+        found = await talk.request(type="ask", id=9, messages="[[say x]]", options={"model": "openai/gpt-4o-mini"})
+        assert found["type"] == "done"
+
+
+async def test_history_in_pages():
+    """A long history comes in pages of bounded size, and whole."""
+    async with open_gateway(config(history_page_bytes=2_000)) as behind, open_remote(behind.url) as client:
+        session = client.session("s")
+        for number in range(8):
+            await session.ask(f"[[say {'x' * 400} {number}]]")
+        assert len(await session.history()) == 16
+        async with open_talk(behind.url) as talk:
+            page = await talk.request(type="history", id=1, session="s")
+            assert page["next"] == len(page["entries"]) < 16
+
+
+async def test_draining(figure):
+    """Running turns end, new ones are refused, clients are told, and the gateway returns."""
+    async with open_gateway(config(drain_s=5.0), config=SimulatorConfig(tokens_per_s=100.0)) as behind:
+        async with open_talk(behind.url) as talk:
+            await talk.send({"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 50]]", "stream": True})
+            await talk.receive()
+            began = trio.current_time()
+            behind.gateway.drain()
+            told = await talk.until("draining")
+            assert told[-1] == {"type": "draining", "grace_s": 5.0}
+            await talk.send({"type": "ask", "id": 2, "session": "s", "messages": "x"})
+            found = await talk.until("failed", "done")
+            assert (found[-1]["id"], found[-1]["error"]["code"]) == (2, "draining")
+            assert (await talk.until("done"))[-1]["result"]["message"]["content"]
+            assert await talk.close_code() == 1001
+        took = trio.current_time() - began
+        assert took < 5
+        assert len(await behind.client.session("s").history()) == 2
+    figure(f"drained in {took:.2f} s with a turn running")
+
+
+async def test_draining_stops_what_takes_too_long():
+    """At the end of its time a turn is interrupted, and its asker told."""
+    async with open_gateway(config(drain_s=0.3), config=SimulatorConfig(tokens_per_s=50.0)) as behind:
+        async with open_talk(behind.url) as talk:
+            await talk.send({"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 900]]", "stream": True})
+            await talk.receive()
+            behind.gateway.drain()
+            assert (await talk.until("failed"))[-1]["error"]["code"] == "turn_interrupted"
+            assert await talk.close_code() == 1001
+        entries = await behind.client.session("s").history()
+        assert entries[-1].call is not None
+        assert entries[-1].call.interrupted
+
+
+async def test_pings():
+    """A client that is silent is pinged; one that does not answer is closed."""
+    async with open_gateway(config(ping_s=0.2)) as behind, open_talk(behind.url) as talk:
+        await trio.sleep(0.6)
+        assert (await talk.request(type="statistics", id=1, session="s"))["type"] == "session_statistics"
+        # Its reader stands still: nothing is answered any more.
+        vars(talk.websocket._wsproto)["events"] = lambda: iter(())
+        with trio.fail_after(3):
+            while behind.gateway.statistics().connections:
+                await trio.sleep(0.02)  # until it is given up

@@ -1,0 +1,64 @@
+"""Another store while the plugin lives: any, or a Redis, whose server is a real one."""
+
+from __future__ import annotations
+
+import pytest
+from redis_server import fresh_prefix, shared_redis
+from worlds import completion, open_world, replies
+
+import gorouter_trio as gr
+from gorouter_trio.plugins import HistoryPlugin, RedisHistoryPlugin
+from gorouter_trio.stores import MemoryStore, RedisStore
+
+YES = completion("Yes.")
+
+
+async def test_any_store(autojump_clock):
+    """Turns are in the plugin's store while it lives, and in the former one before and after."""
+    own, other = MemoryStore(), MemoryStore()
+    async with open_world(answer=replies(YES), store=own) as world:
+        session = world.client.session("s")
+        await session.ask("1")
+        name = await world.client.register(HistoryPlugin(other))
+        await session.ask("2")
+        await session.ask("3")
+        await world.client.unregister(name)
+        await session.ask("4")
+        assert len(await session.history()) == 4
+    assert (await own.version("s"), await other.version("s")) == (4, 4)
+
+
+class Broken(MemoryStore):
+    """A store whose server does not answer."""
+
+    async def version(self, key: str) -> int:
+        raise gr.StoreError("no answer", kind="io")
+
+
+async def test_a_store_that_does_not_answer(autojump_clock):
+    """The plugin has never been there, and the client keeps its store."""
+    own = MemoryStore()
+    async with open_world(answer=replies(YES), store=own) as world:
+        with pytest.raises(gr.StoreError):
+            await world.client.register(HistoryPlugin(Broken()))
+        assert world.client.store is own
+
+
+@pytest.mark.net
+async def test_redis(no_leaks):
+    """With a URL the plugin opens its client and closes it; what sessions said is there for the next client."""
+    prefix, url = fresh_prefix(), shared_redis().url
+    for turns in (2, 4):
+        async with no_leaks():
+            plugin = RedisHistoryPlugin(url, prefix=prefix)
+            async with open_world(answer=replies(YES), plugins=[plugin]) as world:
+                await world.client.session("s").ask("Well?")
+                assert len(await world.client.session("s").history()) == turns
+                assert isinstance(world.client.store, RedisStore)
+
+
+@pytest.mark.parametrize("client", [5, None, object()])
+def test_no_redis(client):
+    """What is neither a URL nor a client nor a store is refused."""
+    with pytest.raises(gr.ConfigError, match="redis history"):
+        RedisHistoryPlugin(client)
