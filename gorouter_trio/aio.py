@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 import outcome
 import trio
 
-from ._front import Bridge, BridgedStore, Core, FrontClient, StreamCore, checked_config
+from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
@@ -41,8 +41,10 @@ if TYPE_CHECKING:
     from ._portal import Portal
     from ._stream import ChatStream as RuntimeStream
     from ._turns import AskTurnKeywords, TurnKeywords
+    from .batch.estimate import JobEstimate
     from .batch.runner import Batch as RuntimeBatch
     from .batch.runner import BatchRequest, BatchResult, BatchStatistics
+    from .batch.settings import BatchJob
     from .client import Client as RuntimeClient
     from .config import ClientConfig, ContextPolicy
     from .pool.prices import PricesRefreshed
@@ -67,7 +69,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 E = TypeVar("E", bound=RuntimeEvent)
 
-__all__ = ["Batch", "ChatStream", "Client", "EventFeed", "SessionRef", "Store", "open_client"]
+__all__ = ["Batch", "ChatStream", "Client", "EventFeed", "RunningJob", "SessionRef", "Store", "open_client"]
 
 _CLEANUP_S = 2.0
 
@@ -333,6 +335,18 @@ class Batch:
         return self._ready.popleft()
 
 
+class RunningJob(FrontJob):
+    """A job that is open: `run` it once."""
+
+    async def run(self, *, deadline_s: float | None = None) -> None:
+        """Run every row that has no answer yet; as `batch.job.RunningJob.run`. Cancelled, the job can go on later."""
+        await self._core.call(self._job.run, deadline_s=deadline_s, is_paid=True)
+
+    async def look_ahead(self, *, sample: int = 1_000, deadline_s: float | None = None) -> JobEstimate:
+        """What the job will come to by its first rows; before it is run."""
+        return await self._core.call(partial(self._job.look_ahead, sample=sample), deadline_s=deadline_s)
+
+
 class EventFeed(Generic[E]):
     """Events as an async iterator, inside `with client.events(...) as feed`; as `gr.EventFeed`."""
 
@@ -526,6 +540,8 @@ class Client(FrontClient):
         *,
         max_in_flight: int = 256,
         ambiguous_retries: int = 0,
+        ordered: bool = False,
+        dedup: bool = False,
         deadline_s: float | None = None,
         **options: Unpack[TurnKeywords],
     ) -> AsyncIterator[Batch]:
@@ -538,10 +554,34 @@ class Client(FrontClient):
             core.client.batch,
             max_in_flight=max_in_flight,
             ambiguous_retries=ambiguous_retries,
+            ordered=ordered,
+            dedup=dedup,
             **core.given(options),
         )
         async with core.batch(requests, open_batch, deadline_s=deadline_s) as (batch, lots):
             yield Batch(core, batch, lots=lots)
+
+    @asynccontextmanager
+    async def batch_job(
+        self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
+    ) -> AsyncIterator[RunningJob]:
+        """A job whose rows come from a file and go into one; as `gr.Client.batch_job`."""
+        core = self._core
+        opening = partial(core.client.batch_job, job, ambiguous_retries=ambiguous_retries, **core.given(options))
+        async with core.job(opening) as running:
+            yield RunningJob(core, running)
+
+    async def estimate_job(
+        self,
+        job: BatchJob,
+        *,
+        sample: int = 1_000,
+        deadline_s: float | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> JobEstimate:
+        """What a job will come to; as `gr.Client.estimate_job`."""
+        work = partial(self._core.client.estimate_job, job, sample=sample, **self._core.given(options))
+        return await self._core.call(work, deadline_s=deadline_s)
 
     async def models(
         self,
