@@ -385,8 +385,11 @@ def checked_config(config: ClientConfig | None, fields: dict[str, object]) -> Cl
 
 @asynccontextmanager
 async def _open(config: ClientConfig) -> AsyncIterator[Client]:
-    """The client in the runtime, and around it the store, if that is one that is opened and closed in a loop."""
+    """The client in the runtime, and around it what has to be opened in the same loop: a store, a network in memory."""
     async with AsyncExitStack() as stack:
+        if _has_to_be_opened(config.transport):
+            opened = cast("AbstractAsyncContextManager[object]", config.transport)
+            config = msgspec.structs.replace(config, transport=await stack.enter_async_context(opened))
         if hasattr(config.store, "__aenter__"):
             await stack.enter_async_context(cast("AbstractAsyncContextManager[object]", config.store))
         yield await stack.enter_async_context(open_client(config))
@@ -430,6 +433,12 @@ class LotReader(Generic[T]):
                 return []
             await self._signal.wait()
         return items
+
+
+def _has_to_be_opened(transport: object) -> bool:
+    """Whether this is what gives a transport when it is entered, and none yet."""
+    is_one = any(hasattr(transport, name) for name in ("handle_async_request", "request", "connect"))
+    return hasattr(transport, "__aenter__") and not is_one
 
 
 class Core:
