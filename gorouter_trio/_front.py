@@ -81,6 +81,7 @@ _MAX_BRIDGED_TOOLS = 256
 _SLACK_S = 1.0
 _CLOSING_S = 30.0
 _JOIN_S = 1.0
+_END_S = 10.0
 
 
 class Signal(Protocol):
@@ -264,22 +265,29 @@ class _BridgedPlugin:
         self._home = home
         self._plugin = plugin
         self._face = face
-        self._stack = AsyncExitStack()
 
-    async def init(self, client: Client) -> None:
-        """Begin it; called by the host."""
-        init, face = getattr(self._plugin, "init", None), self._face(client)
-        if init is None:
-            await self._stack.enter_async_context(self._home.hold(cast("Callable[..., object]", self._plugin), face))
-            return
-        await self._home.run(init, face)
-        destroy = getattr(self._plugin, "destroy", None)
-        if destroy is not None:
-            self._stack.push_async_callback(self._home.run, destroy)
+    def __call__(self, client: Client) -> AbstractAsyncContextManager[object]:
+        """Open it; called by the host."""
+        face = self._face(client)
+        if hasattr(self._plugin, "init"):
+            return self._begun(face)
+        return self._home.hold(cast("Callable[..., object]", self._plugin), face)
 
-    async def destroy(self) -> None:
-        """End it; called by the host."""
-        await self._stack.aclose()
+    @asynccontextmanager
+    async def _begun(self, face: object) -> AsyncIterator[None]:
+        await self._home.run(cast("_Plugin", self._plugin).init, face)
+        try:
+            yield
+        finally:
+            destroy = getattr(self._plugin, "destroy", None)
+            if destroy is not None:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _END_S):
+                    await self._home.run(destroy)  # noqa: ASYNC102 - as the line above says
+
+
+class _Plugin(Protocol):
+    def init(self, client: object) -> object:
+        """Begin."""
 
 
 class BridgedStore:
@@ -462,9 +470,11 @@ class Core:
 
     async def _wait_ended(self) -> None:
         portal = self.portal
-        await self._signal.wait_patiently(lambda: portal.ended is not None, self._patience_s + _CLOSING_S)
-        if portal.ended is not None:
-            portal.join(_JOIN_S)
+        try:
+            await self._signal.wait_patiently(lambda: portal.ended is not None, self._patience_s + _CLOSING_S)
+        finally:
+            if portal.ended is not None:
+                portal.join(_JOIN_S)
 
     # Ways to use it
 

@@ -285,9 +285,10 @@ class Call(Generic[T]):
     def unwrap(self) -> T:
         """The answer, once; raises the error that stands in its place."""
         captured, self.captured = self.captured, None
-        # A traceback that leads to itself would stay until the next collection.
-        del self
-        return cast("outcome.Outcome[T]", captured).unwrap()
+        try:
+            return cast("outcome.Outcome[T]", captured).unwrap()
+        finally:
+            del captured  # a traceback that leads to itself would stay until the next collection
 
     # In the thread of the runtime
 
@@ -332,7 +333,10 @@ class Call(Generic[T]):
 
     def _settle(self, captured: outcome.Outcome[T]) -> None:
         self.captured = captured
-        self.on_settled()
+        tell = self.on_settled
+        # Both may lead back to this.
+        self._work, self.on_settled = cast("Callable[[], Awaitable[T]]", bool), bool
+        tell()
 
 
 class Lent(Generic[T]):

@@ -167,7 +167,9 @@ class _Errand:
             return
         captured = self._context.run(outcome.capture, self._function)
         if isinstance(captured, outcome.Value) and inspect.isawaitable(captured.value):
-            self._future = self._home.outbox.loop.create_task(_awaited(captured.value), context=self._context)
+            # A coroutine as it is: cancelled before it has begun, nobody would have awaited it.
+            work = captured.value if inspect.iscoroutine(captured.value) else _awaited(captured.value)
+            self._future = self._home.outbox.loop.create_task(work, context=self._context)
             self._future.add_done_callback(self._note_done)
             return
         self._end(captured)
