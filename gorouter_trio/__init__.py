@@ -548,6 +548,8 @@ __all__ = [
     "WebSearchOptions",
     "WorkerStatistics",
     "abc",
+    "aio",
+    "blocking",
     "gateway",
     "open_client",
     "plugins",
@@ -564,11 +566,19 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import aio as aio
+    from . import blocking as blocking
+    from . import gateway as gateway
     from . import plugins as plugins
     from . import redis as redis
+    from . import remote as remote
     from . import simulator as simulator
     from . import testing as testing
     from .history import HistoryManager as HistoryManager
+
+
+_LAZY = frozenset({"aio", "blocking", "gateway", "plugins", "redis", "remote", "security", "simulator", "testing"})
+"""Modules that are loaded when they are first asked for: most programs never do."""
 
 
 def _show_public_names() -> None:
@@ -588,7 +598,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"gateway", "plugins", "redis", "remote", "security", "simulator", "testing"}:
+    if name in _LAZY:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     E = TypeVar("E", bound=RuntimeEvent)
 
-__all__ = ["Client", "open_client", "session_key"]
+__all__ = ["Client", "merged_config", "open_client", "session_key", "without_secrets"]
 
 
 class Client:
@@ -428,8 +428,8 @@ class Client:
     async def register(self, plugin: object) -> str:
         """Begin a plugin, and return its name (its `name`, or that of its class or function).
 
-        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, or a function
-        of the client that gives an async context manager. It is ended with the client, after the sessions and
+        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, an async context
+        manager, or a function of the client that gives one. It is ended with the client, after the sessions and
         before the pool, in reverse order of registration; what it registered is taken back then. Raises
         `ConfigError` for what is no plugin or has the name of another, and what the plugin raises while it begins:
         the client is as it was then.
@@ -776,8 +776,8 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
     before anything is opened. Leaving interrupts running turns, saves what they have, and closes
     every connection. An error of the body leaves as itself, not in an exception group.
     """
-    fields = _without_secrets(fields)
-    resolved = _merged(config, fields).resolved()
+    fields = without_secrets(fields)
+    resolved = merged_config(config, fields).resolved()
     body: BaseException | None = None
     try:
         async with _open_runtime_and_plugins(resolved) as client:
@@ -796,7 +796,7 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
         del body, lone  # a traceback that leads to itself would stay until the next collection
 
 
-def _without_secrets(fields: dict[str, object]) -> dict[str, object]:
+def without_secrets(fields: dict[str, object]) -> dict[str, object]:
     """The fields with a `Secret` for each secret string: a traceback of what is wrong with others may show locals."""
     secret = {name: fields[name] for name in ("api_key", "proxy") if isinstance(fields.get(name), str)}
     return fields | {name: Secret(str(value)) for name, value in secret.items() if value != DIRECT}
@@ -811,7 +811,7 @@ async def _open_runtime_and_plugins(config: ClientConfig) -> AsyncIterator[Clien
         yield client
 
 
-def _merged(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:
+def merged_config(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:
     unknown = sorted(set(fields) - set(ClientConfig.__struct_fields__))
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such setting; see ClientConfig")

@@ -103,6 +103,8 @@ PLACES: tuple[str, ...] = (
     "testing",
     "gateway",
     "remote",
+    "_portal",
+    "_front",
     "blocking",
     "aio",
     "ray",

@@ -27,13 +27,28 @@ from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tr
 from .history import make_history_app
 from .models import ModelQuery, ModelSort, run_models
 from .options import FLAG, CommonOptions
+from .serve import ServeJob, run_serve
 from .simulate import choose_config, parse_faults, run_simulate
 from .terminal import drop_stdout, print_text
+from .top import TopJob, run_top
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["batch", "bench", "chat", "cost", "credits", "demo", "key", "models", "run", "simulate"]
+__all__ = [
+    "batch",
+    "bench",
+    "chat",
+    "cost",
+    "credits",
+    "demo",
+    "key",
+    "models",
+    "run",
+    "serve",
+    "simulate",
+    "top",
+]
 
 # A `-` stands for stdin or stdout, and is no option.
 _PATH = Parameter(allow_leading_hyphen=True)
@@ -303,6 +318,107 @@ async def bench(
     return await run_bench(job, common)
 
 
+async def serve(
+    *,
+    listen: str = "127.0.0.1:8080",
+    principals: Path | None = None,
+    anonymous: Annotated[bool, FLAG] = False,
+    origin: Annotated[list[str] | None, _EACH] = None,
+    only_model: Annotated[list[str] | None, _EACH] = None,
+    operator_role: Annotated[list[str] | None, _EACH] = None,
+    approver_role: Annotated[list[str] | None, _EACH] = None,
+    store: Path | None = None,
+    redis: str | None = None,
+    cluster_url: str | None = None,
+    tools: Annotated[list[str] | None, _EACH] = None,
+    tls_cert: Path | None = None,
+    tls_key: Path | None = None,
+    max_connections: int = 20_000,
+    max_per_address: int = 256,
+    upstream: int = 64,
+    drain: float = 10.0,
+    common: CommonOptions | None = None,
+) -> int:
+    """Serve sessions over WebSocket, and OpenAI's chat API, until SIGTERM; the URL is printed first.
+
+    Parameters
+    ----------
+    listen
+        HOST:PORT; port 0 takes a free one.
+    principals
+        A TOML file that says who may connect: a table each, with a token or its sha256, tenant, roles and scopes.
+    anonymous
+        Let everybody in; all share all sessions then.
+    origin
+        A web origin whose pages may connect, such as https://app.example.com; may be given several times.
+    only_model
+        A model that may be asked for; may be given several times. Without any, all may.
+    operator_role
+        A role that may see what the gateway does; "operator" by default.
+    approver_role
+        A role that may approve tools; by default whoever asks may.
+    store
+        A SQLite file to keep sessions in.
+    redis
+        A Redis to keep sessions in, such as redis://localhost.
+    cluster_url
+        Where other gateways on the same Redis reach this one; their common secret is in GOROUTER_CLUSTER_SECRET.
+    tools
+        A module with tools, or module:name; may be given several times.
+    tls_cert
+        Certificate with its chain (PEM), for wss and https.
+    tls_key
+        Its key, if that is in a file of its own.
+    max_connections
+        How many may be connected at once.
+    max_per_address
+        How many from one address; behind a proxy, everybody has its address.
+    upstream
+        How many connections to the API there may be.
+    drain
+        Seconds that running turns have when the gateway is told to stop.
+    """
+    job = ServeJob(
+        listen=listen,
+        principals=principals,
+        anonymous=anonymous,
+        origins=origin or (),
+        models=only_model,
+        operators=operator_role or ("operator",),
+        approvers=approver_role or (),
+        store=store,
+        redis=redis,
+        cluster_url=cluster_url,
+        tools=tools or (),
+        cert=tls_cert,
+        key=tls_key,
+        connections=max_connections,
+        per_address=max_per_address,
+        upstream=upstream,
+        drain_s=drain,
+    )
+    return await run_serve(job, common or CommonOptions())
+
+
+async def top(url: str, /, *, interval: float = 1.0, rows: int = 15, json: Annotated[bool, FLAG] = False) -> int:
+    """Show what a gateway does: sessions, queue, limits, spend, errors; live in a terminal, until Ctrl-C.
+
+    An operator's token is taken from GOROUTER_GATEWAY_TOKEN.
+
+    Parameters
+    ----------
+    url
+        The gateway, such as ws://127.0.0.1:8080.
+    interval
+        Seconds between two looks.
+    rows
+        How many sessions are shown.
+    json
+        Print one snapshot as JSON.
+    """
+    return await run_top(TopJob(url=url, interval_s=interval, rows=rows), as_json=json)
+
+
 async def key(*, common: CommonOptions | None = None) -> int:
     """Show the limits and the usage of the key in use."""
     return await run_key(common or CommonOptions())
@@ -350,7 +466,7 @@ def _make_app() -> App:
         help_format="markdown",
         version=_version,
     )
-    for command in (demo, chat, bench, cost, models, key, credits, simulate):
+    for command in (demo, chat, bench, cost, models, key, credits, serve, top, simulate):
         app.command(command)
     app.command(_make_batch_app())
     app.command(make_history_app())

@@ -12,7 +12,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 from msgspec import Struct
@@ -109,6 +109,20 @@ class BenchReport(Struct, frozen=True, kw_only=True):
     cost_usd: Decimal | None
 
 
+class _Times:
+    """When the text of a stream came (trio clock)."""
+
+    first_at: float | None = None
+    last_at = 0.0
+    pieces = 0
+
+    def note(self, now: float) -> None:
+        """A piece has come."""
+        self.first_at = now if self.first_at is None else self.first_at
+        self.last_at = now
+        self.pieces += 1
+
+
 class _Measure:
     """What was measured of one model so far."""
 
@@ -145,29 +159,32 @@ class _Measure:
             "" if middle is None else f"half within {format_seconds(middle)}",
         ]
 
-    def add(self, result: ChatResult, *, due_at: float, first_at: float | None, last_at: float, pieces: int) -> None:
-        """Count an answer; `first_at` and `last_at` are those of its text on the trio clock."""
-        now = trio.current_time()
+    def add(self, result: ChatResult, *, due_at: float, times: _Times) -> None:
+        """Count an answer that was due to be asked for at `due_at`."""
+        took_s = trio.current_time() - due_at
         usage = result.usage
         tokens = (usage.completion_tokens or 0) if usage is not None else 0
         self.succeeded += 1
         self.tokens += tokens
         self.retries += result.attempts - 1
         self.queued.add(result.call.queue_wait_s)
-        self.duration.add(now - due_at)
-        self.durations.append(now - due_at)
+        self.duration.add(took_s)
+        self.durations.append(took_s)
         if result.cost is None:
             self.unpriced += 1
         else:
             self.cost += result.cost
-        if first_at is None:
-            return
-        self.ttft.add(first_at - due_at)
-        self.first_tokens.append(first_at - due_at)
-        if pieces > 1:
-            self.gap.add((last_at - first_at) / (pieces - 1))
-        if tokens > 1 and last_at > first_at:
-            self.speed.add((tokens - 1) / (last_at - first_at))
+        if times.first_at is not None:
+            self._add_times(times, times.first_at - due_at, tokens)
+
+    def _add_times(self, times: _Times, ttft_s: float, tokens: int) -> None:
+        self.ttft.add(ttft_s)
+        self.first_tokens.append(ttft_s)
+        streaming_s = times.last_at - (times.first_at or 0.0)
+        if times.pieces > 1:
+            self.gap.add(streaming_s / (times.pieces - 1))
+        if tokens > 1 and streaming_s > 0:
+            self.speed.add((tokens - 1) / streaming_s)
 
     def report(self) -> BenchReport:
         """The figures."""
@@ -259,24 +276,24 @@ async def _ask(client: Client, job: BenchJob, measure: _Measure, due_at: float) 
     options: dict[str, object] = {"model": measure.model, "max_tokens": job.max_tokens}
     if job.temperature is not None:
         options["temperature"] = job.temperature
-    first_at: float | None = None
-    last_at, pieces = 0.0, 0
+    times = _Times()
     try:
-        if not job.stream:
-            result = await client.chat(job.prompt, **options)  # type: ignore[call-overload]  # options are checked there
-            measure.add(result, due_at=due_at, first_at=None, last_at=0.0, pieces=0)
-            return
-        async with client.stream(job.prompt, **options) as stream:  # type: ignore[call-overload]  # as above
-            async for event in stream:
-                if isinstance(event, TextDelta):
-                    last_at = trio.current_time()
-                    first_at = last_at if first_at is None else first_at
-                    pieces += 1
-            result = stream.result
+        if job.stream:
+            result = await _read_stream(client, job.prompt, options, times)
+        else:
+            result = await client.chat(job.prompt, **options)  # type: ignore[call-overload]  # checked there
     except GorouterError as exc:
         measure.errors[error_code(exc)] += 1
-        return
-    measure.add(result, due_at=due_at, first_at=first_at, last_at=last_at, pieces=pieces)
+    else:
+        measure.add(result, due_at=due_at, times=times)
+
+
+async def _read_stream(client: Client, prompt: str, options: dict[str, object], times: _Times) -> ChatResult:
+    async with client.stream(prompt, **options) as stream:  # type: ignore[call-overload]  # checked there
+        async for event in stream:
+            if isinstance(event, TextDelta):
+                times.note(trio.current_time())
+    return cast("ChatResult", stream.result)
 
 
 # What people see

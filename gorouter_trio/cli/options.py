@@ -20,7 +20,7 @@ from ..simulator import Simulator, SimulatorConfig, serve_simulator
 from .failures import CliError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
 
 __all__ = [
     "FLAG",
@@ -96,13 +96,15 @@ async def open_chosen_client(
     simulator: SimulatorConfig = REALISTIC,
     system: str | None = None,
     has_prices: bool = False,
+    fields: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Client]:
     """The client that the options ask for; raises `CliError` when there is no key for it.
 
     `simulator` is what `--simulate` talks to, with the seed of the options. Without `has_prices` the list of prices,
-    which is several MB, is not fetched: who asks once and shows what the API charged has no use for it.
+    which is several MB, is not fetched: who asks once and shows what the API charged has no use for it. `fields` are
+    further settings.
     """
-    config = msgspec.structs.replace(client_config(options, max_connections), system=system)
+    config = msgspec.structs.replace(client_config(options, max_connections), system=system, **(fields or {}))
     if not has_prices:
         config = msgspec.structs.replace(config, prices=PricePolicy(on_start=False, refresh_s=None))
     if not options.simulate:

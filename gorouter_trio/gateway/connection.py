@@ -146,7 +146,7 @@ class Connection:
                 return
             await self._greet(websocket)
         if scope.cancelled_caught:
-            raise _CloseError(Violation(4408, "no hello came in time"))
+            raise self._ended(Violation(4408, "no hello came in time"))
         while True:
             await self._take(nursery, await self._websocket_message())
 
@@ -170,7 +170,7 @@ class Connection:
         violation = self._core.census.enter(self._address)
         self._is_identified = True
         if violation is not None and not self._is_peer:
-            raise _CloseError(violation)
+            raise self._ended(violation)
         self.caller = msgspec.structs.replace(self.caller, token=token)
         return websocket
 
@@ -179,7 +179,7 @@ class Connection:
         while self._machine.state == "greeting":
             move = self._machine.take(await websocket.get_message(), now=trio.current_time())
             if isinstance(move, Violation):
-                raise _CloseError(move)
+                raise self._ended(move)
             if isinstance(move, Greet):
                 token = Secret(move.hello.token) if move.hello.token else self.caller.token
                 await self._identify(token)
@@ -187,7 +187,7 @@ class Connection:
         self._core.authenticated(self)
         violation = self._core.census.identify(self.caller.identity)
         if violation is not None and not self._is_peer:
-            raise _CloseError(violation)
+            raise self._ended(violation)
         limits = self._limits
         principal = self.caller.principal
         await self.send(
@@ -205,7 +205,7 @@ class Connection:
         try:
             principal = await self._core.identify(token, source=self._address)
         except (InvalidTokenError, AuthenticationRequiredError) as exc:
-            raise _CloseError(Violation(4401, exc.message)) from exc
+            raise self._ended(Violation(4401, exc.message)) from exc
         self.caller = Caller(principal, None if principal is None else token, self._address)
 
     async def _close(self) -> None:
@@ -238,9 +238,15 @@ class Connection:
             is_open = self._machine.state == "open"
             self._core.census.leave(self._address, self.caller.identity if is_open else None)
 
+    def _ended(self, violation: Violation) -> _CloseError:
+        """The error that ends the connection."""
+        self._stream.hurry()
+        return _CloseError(violation)
+
     def stop(self, violation: Violation) -> None:
         """End the connection from outside."""
         self._violation = self._violation or violation
+        self._stream.hurry()
         self._scope.cancel()
 
     def announce(self, grace_s: float) -> None:
@@ -283,7 +289,7 @@ class Connection:
         move = self._machine.take(message, now=trio.current_time())
         match move:
             case Violation():
-                raise _CloseError(move)
+                raise self._ended(move)
             case Serve(request, request_id):
                 nursery.start_soon(self._answer, request, request_id)
             case Steer(steering):
@@ -316,7 +322,7 @@ class Connection:
             self._machine.end(request_id)
             self._steered.pop(request_id, None)
         if closing is not None:
-            raise _CloseError(closing)
+            raise self._ended(closing)
         if failures:
             await self._fail(request_id, failures[0])
 
@@ -328,7 +334,7 @@ class Connection:
             return
         self._core.report(failure)
         await self.send(Failed(id=request_id, error=internal_error()))
-        raise _CloseError(Violation(1011, "an error inside the gateway"))
+        raise self._ended(Violation(1011, "an error inside the gateway"))
 
     async def _act(self, request: ClientMessage) -> Violation | None:
         match request:

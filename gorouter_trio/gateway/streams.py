@@ -20,6 +20,7 @@ _MAX_HEAD: Final = 16_384
 _RECEIVE_BYTES: Final = 16_384
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
 _LINGER_S: Final = 1.0
+_LAST_FRAME_S: Final = 0.3
 _MAX_REASON: Final = 123
 
 
@@ -92,6 +93,7 @@ class GuardedStream(PrefixedStream):
         self._meter = FrameMeter(limits, now=now)
         self._is_sending = False
         self._is_closing = False
+        self._sending: trio.CancelScope | None = None
         self.violation: Violation | None = None
         self.received_at = now
 
@@ -121,9 +123,13 @@ class GuardedStream(PrefixedStream):
         """Send, or be broken after the time for a send."""
         if self._is_closing:
             raise trio.BrokenResourceError("the connection is being closed")
+        await trio.lowlevel.checkpoint_if_cancelled()
         self._is_sending = True
-        with trio.move_on_after(self._limits.send_s) as scope:
+        # Who is cancelled ends its frame first, or a close frame could not follow it.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + self._limits.send_s) as scope:
+            self._sending = scope
             await super().send_all(data)
+        self._sending = None
         if scope.cancelled_caught:
             # Part of a frame may have gone: nothing can follow it.
             self.violation = self.violation or Violation(4413, "the client does not read")
@@ -150,6 +156,11 @@ class GuardedStream(PrefixedStream):
             while await self._stream.receive_some(_RECEIVE_BYTES):
                 pass
         await self.abort()
+
+    def hurry(self) -> None:
+        """The connection ends: a frame that is on its way has a moment left."""
+        if self._sending is not None:
+            self._sending.deadline = min(self._sending.deadline, trio.current_time() + _LAST_FRAME_S)
 
     async def abort(self) -> None:
         """Close the stream beneath, at once."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from contextlib import suppress
 from typing import Any, cast
 
 import msgspec
@@ -82,7 +83,8 @@ async def drop_and_ask(url, rng, *, turns, drops):
                 if link is not None:
                     # As the network does it: in the middle of whatever is under way.
                     stream = cast("trio.SocketStream", link._websocket._stream)
-                    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    with suppress(OSError):  # it may be closed already
+                        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     await trio.aclose_forcefully(stream)
 
         nursery.start_soon(cut)

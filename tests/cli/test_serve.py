@@ -1,0 +1,127 @@
+"""`serve` and `top`: a gateway as a process, who may connect to it, and what it shows of itself."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from gorouter_trio.cli.failures import CliError
+from gorouter_trio.cli.serve import find_tools, read_principals
+from gorouter_trio.remote import open_remote
+
+pytestmark = pytest.mark.net
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TOKEN = "token-of-ada-0123456789"
+PEOPLE = f'[ada]\ntoken = "{TOKEN}"\ntenant = "acme"\nroles = ["operator"]\n'
+
+
+class Served:
+    """The process, and the URL that it printed."""
+
+    def __init__(self, *arguments: str) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "gorouter_trio",
+            "serve",
+            "--simulate",
+            "--listen",
+            "127.0.0.1:0",
+            "--json",
+            *arguments,
+        ]
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.process.communicate()
+        self.url = json.loads(line)["url"]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        self.process.communicate(timeout=20)
+        return self.process.returncode
+
+
+async def use(url: str, store_key: str) -> str:
+    async with open_remote(url, token=TOKEN) as client:
+        await client.session(store_key).ask("[[say well]]")
+        return str((await client.session(store_key).history())[-1].message.content)
+
+
+def test_serve_and_top(tmp_path: Path, gorouter) -> None:
+    """Who is named may ask, what is said is kept in the store, operators see what goes on, and SIGTERM is success."""
+    people = tmp_path / "people.toml"
+    people.write_text(PEOPLE)
+    served = Served("--principals", str(people), "--store", str(tmp_path / "bot.db"))
+    try:
+        assert trio.run(use, served.url, "s") == "well"
+        done = gorouter("top", served.url, GOROUTER_GATEWAY_TOKEN=TOKEN)
+        assert done.code == 0
+        assert "1 done, 0 failed" in done.out
+        assert max(map(len, done.out.splitlines())) <= 80
+        shown = json.loads(gorouter("top", served.url, "--json", GOROUTER_GATEWAY_TOKEN=TOKEN).out)
+        assert shown["turns_done"] == 1
+        refused = gorouter("top", served.url, "--json", GOROUTER_GATEWAY_TOKEN="not-a-token-of-anybody")
+        assert refused.code != 0
+        assert "not known" in refused.message
+    finally:
+        assert served.stop() == 0
+    listed = gorouter("history", "list", "--store", str(tmp_path / "bot.db"), "--json")
+    assert listed.code == 0
+    assert '"s"' in listed.out or "ada" in listed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--listen", "x"], "--listen must look like"),
+        ([], "who may connect"),
+        (["--anonymous", "--store", "x", "--redis", "redis://x"], "exclude each other"),
+        (["--anonymous", "--cluster-url", "ws://x"], "needs --redis"),
+        (["--anonymous", "--origin", "*"], "origins"),
+        (["--anonymous", "--tools", "no_such_module_at_all"], "--tools"),
+        (["--anonymous", "--tls-cert", "/no/such/file"], "/no/such/file"),
+        (["--principals", "/no/such/file"], "/no/such/file"),
+    ],
+)
+def test_bad_settings(inside, arguments, message) -> None:
+    """One line that names what is wrong, before anything is served."""
+    given = arguments if "--listen" in arguments else ["--listen", "127.0.0.1:0", *arguments]
+    done = inside("serve", "--simulate", *given)
+    assert done.code == 2
+    assert message in done.message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x", "not TOML"),
+        ("[ada]\n", "ada"),
+        ('[ada]\ntoken = "short"\n', "ada"),
+        ('[ada]\ntoken = "a"\nsha256 = "b"\n', "ada"),
+        ('[ada]\nsha256 = "xyz"\n', "people.toml"),
+        ('[ada]\ntoken = "0123456789abcdef"\nrole = "x"\n', "role"),
+    ],
+)
+def test_bad_principals(tmp_path: Path, text: str, message: str) -> None:
+    """Named with the file and the entry; no token is in the message."""
+    people = tmp_path / "people.toml"
+    people.write_text(text)
+    with pytest.raises(CliError, match=message) as caught:
+        read_principals(people)
+    assert "0123456789abcdef" not in caught.value.message
+
+
+def test_tools() -> None:
+    """A module without tools is refused."""
+    with pytest.raises(CliError, match="no tool"):
+        find_tools(["json"])

@@ -1,0 +1,171 @@
+"""Many connections, what each takes of memory, and what is left when they are gone."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+from gateways import address_of, limits, open_gateway, open_raw, open_talk
+
+from gorouter_trio.gateway import GatewayConfig
+
+pytestmark = pytest.mark.net
+
+SUPPORT = Path(__file__).parents[1] / "support"
+
+
+def resident():
+    """Bytes of memory that this process has."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def line_of(stream):
+    """The line that comes next, and alone."""
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await stream.receive_some()
+    return line
+
+
+async def crowd(count, *, turns):
+    """Connect so many clients, in a process of their own; bytes for each, idle and after turns, and the seconds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, count + 1_000), hard))
+    environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{SUPPORT.parents[1]}"}
+    config = GatewayConfig(anonymous=True, limits=limits(max_connections=count, ping_s=600.0, resume_s=0.2))
+    try:
+        async with open_gateway(config, notes=False) as behind:
+            before = resident()
+            process = await trio.lowlevel.open_process(
+                [sys.executable, str(SUPPORT / "gateway_crowd.py"), behind.url, str(count)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            )  # fmt: skip
+            said = cast("trio.abc.ReceiveStream", process.stdout)
+            asked = cast("trio.abc.SendStream", process.stdin)
+            assert await line_of(said) == b"ready\n"
+            assert behind.gateway.statistics().connections == count
+            idle = (resident() - before) / count
+            took = []
+            for _ in range(turns):
+                await asked.send_all(b"\n")
+                took.append(float(await line_of(said)))
+            after = (resident() - before) / count
+            process.kill()
+            await process.wait()
+            await asked.aclose()
+            await said.aclose()
+            with trio.fail_after(180):
+                while behind.gateway.statistics().connections:
+                    await trio.sleep(0.2)  # until the gateway has noticed
+            statistics = behind.gateway.statistics()
+            assert (statistics.unauthenticated, statistics.principals, statistics.live_turns) == (0, 0, 0)
+            assert behind.errors == []
+            return idle, after, took
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_hundreds(figure):
+    """What a connection takes is small, and all is given back after a kill -9 of the clients."""
+    idle, _after, _took = await crowd(300, turns=1)
+    assert idle < 131_072
+    figure(f"300 connections: {idle / 1024:.0f} KiB each")
+
+
+@pytest.mark.long
+async def test_ten_thousand(figure):
+    """Ten thousand connections, each with a session of its own."""
+    idle, after, took = await crowd(10_000, turns=2)
+    assert idle < 131_072
+    assert after < 262_144
+    figure(
+        f"10,000 connections: {idle / 1024:.0f} KiB each idle, {after / 1024:.0f} KiB with a session that has had two "
+        f"turns; 10,000 turns in {took[-1]:.1f} s"
+    )
+
+
+# Row 31
+
+
+async def dribble(behind, count, *, healthy_s):
+    """So many connections that send a byte a second, half before and half after the upgrade, beside one that works."""
+    gone = []
+    # The backlog of a listener is finite; a connection that it dropped looks like one for a minute.
+    gate = trio.CapacityLimiter(50)
+    host, port = address_of(behind.url)
+
+    async def before():
+        async with gate:
+            opened = await trio.open_tcp_stream(host, port)
+        began = trio.current_time()
+        async with opened as stream:
+            await drip(stream, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 60)
+        gone.append(trio.current_time() - began)
+
+    async def after():
+        async with AsyncExitStack() as stack:
+            async with gate:
+                stream, _reply = await stack.enter_async_context(open_raw(behind.url))
+            began = trio.current_time()
+            await drip(stream, b"\x81\xfe\x01\x00mask" + b"x" * 60)
+        gone.append(trio.current_time() - began)
+
+    async def drip(stream, data):
+        try:
+            for byte in data:
+                await stream.send_all(bytes([byte]))
+                with trio.move_on_after(1):
+                    while await stream.receive_some():
+                        pass
+                    return
+        except trio.BrokenResourceError:
+            return
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(before if number % 2 else after)
+        took = []
+        async with open_talk(behind.url) as talk:
+            until, number = trio.current_time() + healthy_s, 0
+            while trio.current_time() < until:
+                number += 1
+                began = trio.current_time()
+                await talk.request(type="statistics", id=number, session="s")
+                took.append(trio.current_time() - began)
+                await trio.sleep(0.01)
+    return max(gone), sorted(took)[int(len(took) * 0.99)]
+
+
+async def test_slowloris(figure):
+    """Who dribbles is gone in time, before and after the upgrade, and nobody else waits for it."""
+    config = GatewayConfig(anonymous=True, limits=limits(authenticate_s=0.8, message_grace_s=0.8))
+    async with open_gateway(config) as behind:
+        longest, p99 = await dribble(behind, 60, healthy_s=1.0)
+        assert longest < 4
+        assert behind.gateway.statistics().unauthenticated == 0
+    figure(f"60 dribblers gone after {longest:.1f} s (bound 0.8 s); p99 of a healthy one {p99 * 1000:.0f} ms meanwhile")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(120)
+async def test_two_thousand_dribblers(figure):
+    """Likewise with the limits as they are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8_000), hard))
+    try:
+        async with open_gateway(GatewayConfig(anonymous=True, limits=limits())) as behind:
+            longest, p99 = await dribble(behind, 2_000, healthy_s=8.0)
+            assert longest < 10
+            assert behind.gateway.statistics().unauthenticated == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    figure(f"2,000 dribblers gone after {longest:.1f} s; p99 of a healthy one {p99 * 1000:.0f} ms meanwhile")
