@@ -95,6 +95,14 @@ def test_the_store_benchmark_runs() -> None:
     assert "SqliteStore without groups" in done.stdout
 
 
+def test_the_batch_benchmark_runs() -> None:
+    """A quick run prints what a row costs with its journal, and the memory of a longer job."""
+    done = run_script("bench_batch.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "a job with its journal" in done.stdout
+    assert "resident memory" in done.stdout
+
+
 @pytest.mark.net
 def test_the_plugins_benchmark_runs() -> None:
     """A quick run measures a chat with the plugins of the package and without."""
