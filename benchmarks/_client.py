@@ -110,7 +110,7 @@ async def _warm_up(run: Run, calls: list[Call], expected: tuple[int, str], enoug
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("chat", "stream"))
+    parser.add_argument("kind", choices=("chat", "stream", "plugins"))
     parser.add_argument("contender")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--in-flight", type=int, default=64)
@@ -123,7 +123,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run one contender."""
     args = arguments()
-    field = _contenders.CHAT if args.kind == "chat" else _contenders.STREAM
+    field = {"chat": _contenders.CHAT, "stream": _contenders.STREAM, "plugins": _contenders.PLUGINS}[args.kind]
     contender = {contender.name: contender for contender in field}[args.contender]
     try:
         result = _run(contender, args)

@@ -74,6 +74,56 @@ async def gorouter_chat(base: str, in_flight: int) -> AsyncIterator[Calls]:
         yield lambda _worker: call
 
 
+def gorouter_plugins(*names: str) -> Callable[[str, int], Opened]:
+    """`client.chat` with these plugins; what they report goes nowhere, but is made and written.
+
+    "nothing" has had a hook that was taken away again. "logging" writes lines to the null device, "handlerless" makes
+    the records and leaves them to a handler that does nothing.
+    """
+
+    @asynccontextmanager
+    async def opened(base: str, in_flight: int) -> AsyncIterator[Calls]:
+        async with _client(base, in_flight) as client:
+            for name in names:
+                await _register(client, name)
+
+            async def call() -> tuple[int, str]:
+                reply = await client.chat(_wire.PROMPT)
+                return len(reply.text), reply.finish_reason or ""
+
+            yield lambda _worker: call
+
+    return opened
+
+
+async def _register(client: gr.Client, name: str) -> None:
+    import logging
+    import os
+
+    import gorouter_trio as gr
+    from gorouter_trio import plugins
+
+    if name in {"nothing", "hook"}:
+        hook = gr.Hook(after=lambda _context, _state: None)
+        client.add_hook(hook)
+        if name == "nothing":
+            client.remove_hook(hook)
+    elif name in {"logging", "handlerless"}:
+        logger = logging.Logger("bench", logging.INFO)
+        logger.addHandler(logging.NullHandler() if name == "handlerless" else logging.FileHandler(os.devnull))
+        await client.register(plugins.LoggingPlugin(logger))
+    elif name == "metrics":
+        await client.register(plugins.MetricsPlugin())
+    elif name == "billing":
+        await client.register(plugins.BillingPlugin(lambda _report: None))
+    elif name == "otel":
+        from opentelemetry.sdk.metrics import MeterProvider
+        from opentelemetry.sdk.trace import TracerProvider
+
+        provider, meters = TracerProvider(), MeterProvider()
+        await client.register(plugins.OpenTelemetryPlugin(tracer_provider=provider, meter_provider=meters))
+
+
 def gorouter_sessions(turns: int) -> Callable[[str, int], Opened]:
     """`session.ask` with the memory store, in conversations of so many turns, each then closed."""
 
@@ -346,4 +396,21 @@ STREAM = (
         ("httpx", *_OURS),
     ),
     *_peers_for(streaming=True),
+)
+
+_ALL = gorouter_plugins("logging", "metrics", "billing")
+_ALL_MADE = gorouter_plugins("handlerless", "metrics", "billing")
+_OTEL = (*_OURS, "opentelemetry.sdk")
+
+PLUGINS = (
+    Contender("chat", "gr client.chat, no plugins", "trio", gorouter_chat, _OURS),
+    Contender("nothing", "a hook that was taken away again", "trio", gorouter_plugins("nothing"), _OURS),
+    Contender("hook", "one hook that does nothing", "trio", gorouter_plugins("hook"), _OURS),
+    Contender("metrics", "metrics", "trio", gorouter_plugins("metrics"), _OURS),
+    Contender("billing", "billing", "trio", gorouter_plugins("billing"), _OURS),
+    Contender("logging", "logging, lines written", "trio", gorouter_plugins("logging"), _OURS),
+    Contender("handlerless", "logging, records made", "trio", gorouter_plugins("handlerless"), _OURS),
+    Contender("made", "metrics, billing, logging, records made", "trio", _ALL_MADE, _OURS),
+    Contender("all", "**metrics, billing, logging**, lines written", "trio", _ALL, _OURS),
+    Contender("otel", "OpenTelemetry, spans ended and dropped", "trio", gorouter_plugins("otel"), _OTEL),
 )

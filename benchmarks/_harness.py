@@ -142,9 +142,11 @@ def chosen(field_: Sequence[Contender], names: str | None) -> list[Contender]:
     return [contender for contender in found if contender.is_installed]
 
 
-def compete(title: str, contenders: Sequence[Contender], arguments: Sequence[str], *, rounds: int) -> Table:
+def compete(
+    title: str, contenders: Sequence[Contender], arguments: Sequence[str], *, rounds: int, base: str = "aiohttp"
+) -> Table:
     """Run the contenders in turn, the heavy ones once; `arguments` go to each of their processes after its name."""
-    table = Table(title, "µs", "aiohttp", [Row(c.name, c.label) for c in contenders])
+    table = Table(title, "µs", base, [Row(c.name, c.label) for c in contenders])
     heavy = {c.name for c in contenders if c.is_heavy}
     with serving() as port:
         for number in range(rounds):

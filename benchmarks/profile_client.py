@@ -119,14 +119,14 @@ def show(sampler: Sampler, args: argparse.Namespace, cpu_us: float) -> None:
 def main() -> None:
     """Profile one contender."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("chat", "stream"))
+    parser.add_argument("kind", choices=("chat", "stream", "plugins"))
     parser.add_argument("contender")
     parser.add_argument("--in-flight", type=int, default=64)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--gap-s", type=float, default=0.0)
     parser.add_argument("--top", type=int, default=20)
     args = parser.parse_args()
-    field = _contenders.CHAT if args.kind == "chat" else _contenders.STREAM
+    field = {"chat": _contenders.CHAT, "stream": _contenders.STREAM, "plugins": _contenders.PLUGINS}[args.kind]
     contender = {contender.name: contender for contender in field}[args.contender]
     sampler = Sampler()
     with _harness.serving() as port:

@@ -147,6 +147,10 @@ from .pool.prices import PriceStatistics as PriceStatistics
 from .pool.statistics import LaneStatistics as LaneStatistics
 from .pool.statistics import PoolStatistics as PoolStatistics
 from .pool.statistics import WorkerStatistics as WorkerStatistics
+from .pool.tracing import RequestSpan as RequestSpan
+from .pool.tracing import ToolSpan as ToolSpan
+from .pool.tracing import ToolStart as ToolStart
+from .pool.tracing import Tracer as Tracer
 from .runtime_events import AccountingFailed as AccountingFailed
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
@@ -462,6 +466,7 @@ __all__ = [
     "ReasoningDelta",
     "ReasoningOptions",
     "RefusalDelta",
+    "RequestSpan",
     "ResponseFormat",
     "ResponseHealingPlugin",
     "RetryPolicy",
@@ -519,11 +524,14 @@ __all__ = [
     "ToolRegistry",
     "ToolSet",
     "ToolSource",
+    "ToolSpan",
+    "ToolStart",
     "ToolStarted",
     "ToolStatistics",
     "ToolStatus",
     "TopProvider",
     "TraceOptions",
+    "Tracer",
     "TransportError",
     "TurnInDoubtError",
     "TurnInterruptedError",
@@ -540,6 +548,8 @@ __all__ = [
     "WebSearchOptions",
     "WorkerStatistics",
     "abc",
+    "aio",
+    "blocking",
     "gateway",
     "open_client",
     "plugins",
@@ -556,11 +566,19 @@ __all__ = [
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import aio as aio
+    from . import blocking as blocking
+    from . import gateway as gateway
     from . import plugins as plugins
     from . import redis as redis
+    from . import remote as remote
     from . import simulator as simulator
     from . import testing as testing
     from .history import HistoryManager as HistoryManager
+
+
+_LAZY = frozenset({"aio", "blocking", "gateway", "plugins", "redis", "remote", "security", "simulator", "testing"})
+"""Modules that are loaded when they are first asked for: most programs never do."""
 
 
 def _show_public_names() -> None:
@@ -580,7 +598,7 @@ _show_public_names()
 
 def __getattr__(name: str) -> object:
     """Load these modules, and the history manager, when they are first asked for: most programs never do."""
-    if name in {"gateway", "plugins", "redis", "remote", "security", "simulator", "testing"}:
+    if name in _LAZY:
         return importlib.import_module(f".{name}", __name__)
     if name == "HistoryManager":
         manager = importlib.import_module(".history", __name__).HistoryManager

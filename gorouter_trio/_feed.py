@@ -84,9 +84,12 @@ class Feed(Generic[R, T]):
                 contain_sync(partial(observer, made), report=self._report)
 
     async def run(self) -> None:
-        """Give out what comes, a moment later, until cancelled."""
-        while True:
-            await self._came.wait()
-            self._came = trio.Event()
-            await trio.sleep(WAIT_S)
+        """Give out what comes, a moment later, until cancelled; then what there is."""
+        try:
+            while True:
+                await self._came.wait()
+                self._came = trio.Event()
+                await trio.sleep(WAIT_S)
+                self.flush()
+        finally:
             self.flush()

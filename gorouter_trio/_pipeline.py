@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from ._gate import Gate
     from ._turns import TurnExtras
+    from .pool.tracing import Tracers
     from .pool.workers import Exchange, Lease, Pool
     from .wire.responses import ChatCompletion
 
@@ -45,7 +47,7 @@ class Answers(Protocol):
 class ChatPipeline:
     """Turns in, results or streams out. Loops of streams run in the nursery given."""
 
-    __slots__ = ("_gate", "_loop", "_loops", "_nursery", "_pool", "_wall")
+    __slots__ = ("_gate", "_loop", "_loops", "_nursery", "_pool", "_tracers", "_wall")
 
     def __init__(
         self,
@@ -54,9 +56,11 @@ class ChatPipeline:
         *,
         gate: Gate,
         nursery: trio.Nursery,
+        tracers: Tracers,
         wall: Callable[[], float],
     ) -> None:
         self._pool = pool
+        self._tracers = tracers
         self._loops = loops
         self._loop = TurnLoop(loops)
         self._gate = gate
@@ -116,7 +120,29 @@ class ChatPipeline:
 
     async def send(self, call: HttpCall, *, on_sent: Callable[[], None] | None = None) -> ChatResult:
         """One whole request; `on_sent` is as in `Pool.request`, and so are the errors."""
+        if self._tracers:
+            return await self._traced(call, self._decode, on_sent=on_sent)
         return await self._pool.request(call, self._decode, on_sent=on_sent)
+
+    async def _traced(
+        self,
+        call: HttpCall,
+        decode: Callable[[Exchange], ChatResult],
+        *,
+        ambiguous_retries: int | None = None,
+        on_sent: Callable[[], None] | None = None,
+    ) -> ChatResult:
+        """One whole request, and its spans."""
+        spans = self._tracers.begin_request(call)
+        try:
+            result = await self._pool.request(
+                call, decode, ambiguous_retries=ambiguous_retries, on_sent=on_sent, spans=spans
+            )
+        except BaseException as exc:
+            spans.failed(exc)
+            raise
+        spans.finished(result)
+        return result
 
     async def run_with_body(
         self,
@@ -139,12 +165,14 @@ class ChatPipeline:
             replies[:] = (exchange.ticket.body.strip(),)
             return result
 
+        request = partial(self._traced if self._tracers else self._pool.request, ambiguous_retries=ambiguous_retries)
+
         async def ask(call: HttpCall) -> tuple[ChatResult, bytes]:
-            return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries), replies[0]
+            return await request(call, decode), replies[0]
 
         async def send(call: HttpCall) -> ChatResult:
             if answers is None:
-                return await self._pool.request(call, decode, ambiguous_retries=ambiguous_retries)
+                return await request(call, decode)
             result, replies[:] = await _one_reply(answers, call, ask)
             return result
 
@@ -163,7 +191,14 @@ class ChatPipeline:
 
         Opening is given up at the call's deadline (trio clock); whoever reads has its own.
         """
-        return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
+        if not self._tracers:
+            return await self._pool.request_stream(call, self._begin, on_sent=on_sent)
+        spans = self._tracers.begin_request(call)
+        try:
+            return await self._pool.request_stream(call, self._begin, on_sent=on_sent, spans=spans)
+        except BaseException as exc:
+            spans.failed(exc)
+            raise
 
     async def _admit(self, extras: TurnExtras | None) -> TurnExtras | None:
         is_free = self._gate.is_open and (extras is None or extras.token is None)

@@ -1,7 +1,7 @@
 """The host of plugins: each in a task of its own, begun one after the other and ended in reverse.
 
-Theory of operation. A plugin is something with `init(client)` and `destroy()`, or a function of the client
-that gives an async context manager, which may hold nurseries: so each plugin is entered and left in one and
+Theory of operation. A plugin is something with `init(client)` and `destroy()`, an async context manager, or a function
+of the client that gives one, which may hold nurseries: so each plugin is entered and left in one and
 the same task. A plugin that fails to begin has never been there: what it had registered is taken back. One
 that fails later, or while it ends, harms nobody else: its error is an event, and the first error of ending
 is raised when all have ended.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ._bus import EventBus
 
-__all__ = ["PluginHost", "Registrar", "open_plugin_host"]
+__all__ = ["PluginHost", "Registrar", "open_plugin_host", "opener_of"]
 
 _END_S = 10.0
 
@@ -46,6 +46,7 @@ class _Running:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.scope = trio.CancelScope()
         self.stop = trio.Event()
         self.ended = trio.Event()
         self.error: Exception | None = None
@@ -74,7 +75,7 @@ class PluginHost:
         Raises `ConfigError` for what is no plugin and for a name that is taken, and what the plugin raises while
         it begins: nothing of it is left then. Cancelling takes it back as well.
         """
-        opened, name = _opener(plugin)
+        opened, name = opener_of(plugin)
         if name in self._running:
             raise ConfigError(f"plugins: there is one with the name {name!r} already")
         running = self._running[name] = _Running(name)
@@ -102,13 +103,17 @@ class PluginHost:
         return True
 
     async def end_all(self) -> None:
-        """End all plugins in reverse order, each in a bounded time; raises the first error, once all have ended."""
+        """End all plugins in reverse order, each in a bounded time; raises the first error, once all have ended.
+
+        One that takes longer is cancelled, and does not take the time of the others.
+        """
         first: Exception | None = None
         for running in reversed(list(self._running.values())):
             running.stop.set()
             with trio.move_on_after(_END_S) as scope:
                 await running.ended.wait()
             if scope.cancelled_caught:
+                running.scope.cancel()
                 running.error = TimeoutError(f"the plugin {running.name!r} did not end in {_END_S:g} s")
             first = first or running.error
         if first is not None:
@@ -130,7 +135,8 @@ class PluginHost:
             running.error = error
 
         try:
-            await contain(live, report=report)
+            with running.scope:
+                await contain(live, report=report)
         finally:
             client.undo()
             running.ended.set()
@@ -151,12 +157,13 @@ async def open_plugin_host(bus: EventBus, *, wall: Callable[[], float]) -> Async
         try:
             yield host
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * _END_S):
+            bound_s = _END_S * (len(host.names) + 1)
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + bound_s):
                 await host.end_all()
             nursery.cancel_scope.cancel()
 
 
-def _opener(plugin: object) -> tuple[Callable[[object], _Opened], str]:
+def opener_of(plugin: object) -> tuple[Callable[[object], _Opened], str]:
     """How a plugin is opened, and what it is called."""
     name = getattr(plugin, "name", None) or getattr(plugin, "__name__", None) or type(plugin).__name__
     if not isinstance(name, str):
@@ -168,12 +175,18 @@ def _opener(plugin: object) -> tuple[Callable[[object], _Opened], str]:
         if not (can_take(init, 1) and (destroy is None or can_take(destroy, 0))):
             raise ConfigError(f"plugins: {name} needs init(client), and destroy() if it has one")
         return partial(_initialised, init, destroy), name
+    if isinstance(plugin, AbstractAsyncContextManager):
+        return partial(_given, plugin), name
     if callable(plugin) and can_take(plugin, 1):
         return partial(_entered, name, plugin), name
     raise ConfigError(
-        f"plugins: {name} is no plugin: it needs init(client) and destroy(), or to be a function of the client that "
-        "gives an async context manager"
+        f"plugins: {name} is no plugin: it needs init(client) and destroy(), or to be an async context "
+        "manager, or a function of the client that gives one"
     )
+
+
+def _given(plugin: AbstractAsyncContextManager[object], _client: object) -> _Opened:
+    return plugin
 
 
 def _entered(name: str, plugin: Callable[[object], object], client: object) -> _Opened:

@@ -29,6 +29,7 @@ from .errors import ConfigError, PermissionDeniedError
 from .pool.accounting import Accounting, AccountingReports, AccountingService, open_accounting
 from .pool.refresh import remaining_usd
 from .pool.shared import SharedBackend, open_shared_limits
+from .pool.tracing import Tracers
 from .pool.workers import Pool, open_pool
 from .runtime_events import AccountingFailed, CostUnknown, HookFailed
 from .session.directory import SessionDirectory
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .abc import HistoryStore
     from .config import ClientConfig
     from .network import Proxy, TlsConfig
+    from .pool.shared import SharedLimits
     from .secret import Secret
     from .session.ownership import Owners
     from .wire.catalog import GenerationInfo, Model
@@ -82,6 +84,7 @@ class Runtime:
         "sessions",
         "store",
         "tools",
+        "tracers",
     )
 
     def __init__(
@@ -101,6 +104,7 @@ class Runtime:
         sessions: SessionDirectory,
         store: HistoryStore,
         tools: ToolSupervisor,
+        tracers: Tracers,
     ) -> None:
         self.accounting = accounting
         self.bus = bus
@@ -117,6 +121,7 @@ class Runtime:
         self.sessions = sessions
         self.store = store
         self.tools = tools
+        self.tracers = tracers
 
     def extra_metrics(self) -> Iterator[MetricFamily]:
         """What plugins measure; a source that fails is an event, and is left out."""
@@ -164,12 +169,10 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     wall = config.seams.wall
     guard = guard_of(config.security)
     origin = _origin(cast("str", config.base_url))
-    store = cast("HistoryStore", config.store) if config.store is not None else MemoryStore(wall=wall)
+    store = _store(config)
     async with (
         _open_bus() as bus,
-        open_shared_limits(
-            cast("SharedBackend | None", config.shared), holder=config.seams.new_id(), rng=config.seams.random
-        ) as shared,
+        _open_shared(config) as shared,
         open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin), shared=shared) as pool,
         _open_accounting(config, services := _services(config, pool), bus) as accounting,
         open_supervisor(config.tools, guard=guard, wall=wall) as tools,
@@ -178,13 +181,14 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         trio.open_nursery() as nursery,
     ):
         pool.charge_to(accounting)
+        tracers = tools.tracers = _tracers(bus, wall)
         if shared is not None:
             shared.share_budget(accounting.gate)
         chain = Chain(bus, wall=wall)
         encoder, gate = TurnEncoder(), Gate(guard, wall=wall)
         defaults = CallDefaults(config, encoder)
         loops = LoopServices(chain, tools, limits=config.tools, wall=wall)
-        pipeline = ChatPipeline(pool, loops, gate=gate, nursery=nursery, wall=wall)
+        pipeline = ChatPipeline(pool, loops, gate=gate, nursery=nursery, tracers=tracers, wall=wall)
         sessions = SessionDirectory(
             nursery,
             pipeline=pipeline,
@@ -216,10 +220,24 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
                 sessions=sessions,
                 store=store,
                 tools=tools,
+                tracers=tracers,
             )
         finally:
             sessions.close()
             nursery.cancel_scope.cancel()
+
+
+def _open_shared(config: ClientConfig) -> AbstractAsyncContextManager[SharedLimits | None]:
+    backend = cast("SharedBackend | None", config.shared)
+    return open_shared_limits(backend, holder=config.seams.new_id(), rng=config.seams.random)
+
+
+def _store(config: ClientConfig) -> HistoryStore:
+    return MemoryStore(wall=config.seams.wall) if config.store is None else cast("HistoryStore", config.store)
+
+
+def _tracers(bus: EventBus, wall: Callable[[], float]) -> Tracers:
+    return Tracers(report=lambda error: bus.emit(HookFailed(at_s=wall(), hook="tracer", phase="trace", error=error)))
 
 
 def _services(config: ClientConfig, pool: Pool) -> Services:

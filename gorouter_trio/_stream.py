@@ -126,6 +126,19 @@ class ChatStream(Generic[T_co]):
             raise StreamNotFinishedError("the stream has not ended; iterate it, or await collect()")
         return self._result
 
+    async def read_some(self) -> list[StreamEvent]:
+        """The next events, all that have arrived together; none at the end. It takes up where iterating stopped."""
+        position, self._position = self._position, len(self._events)
+        if position >= len(self._events):
+            try:
+                await self._read()
+            except StopAsyncIteration:
+                return []
+            position, self._position = 0, len(self._events)
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return self._events[position:]
+
     async def collect(self) -> ChatResult[T_co]:
         """Read to the end and return the whole answer."""
         async for _event in self:
@@ -179,6 +192,10 @@ class ChatStream(Generic[T_co]):
                 del failure  # a traceback that leads to itself would stay until the next collection
         await _call(on_complete, self.result)
         return self.result
+
+    def add_chunks(self) -> None:
+        """From here on, give a `RawChunk` before the events of each chunk."""
+        self._raw_chunks = True
 
     def __aiter__(self) -> ChatStream[T_co]:
         return self

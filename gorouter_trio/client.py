@@ -14,21 +14,14 @@ from ._callables import can_take
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
-from ._turns import Rounds, TurnExtras, TurnRequest
+from ._turns import TurnExtras, TurnRequest
 from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
-from .config import DIRECT, ClientConfig, PricePolicy
+from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
-from .wire.codec import (
-    add_system,
-    decode_json,
-    encode_embeddings,
-    encode_prompt,
-    encode_request,
-    encode_text_prompt,
-)
+from .wire.codec import add_system, encode_embeddings, encode_prompt, encode_text_prompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,14 +38,15 @@ if TYPE_CHECKING:
     from ._turns import AskTurnKeywords, TurnKeywords
     from .abc import HistoryStore
     from .batch.estimate import JobEstimate
-    from .batch.job import JobServices, RunningJob
-    from .batch.runner import Batch, BatchRequest, EncodeRequest
+    from .batch.job import RunningJob
+    from .batch.runner import Batch, BatchRequest
     from .batch.settings import BatchJob
     from .config import ApiKey, ContextPolicy
     from .pool.budget import BudgetStatistics
     from .pool.costs import CostSnapshot, CostTracker
     from .pool.ledger import LedgerChange
     from .pool.prices import PricesRefreshed
+    from .pool.tracing import Tracer
     from .pool.workers import PoolStatistics
     from .runtime_events import RuntimeEvent
     from .security.rules import ToolGuard
@@ -79,7 +73,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
     E = TypeVar("E", bound=RuntimeEvent)
 
-__all__ = ["Client", "open_client", "session_key"]
+__all__ = ["Client", "merged_config", "open_client", "session_key", "without_secrets"]
 
 
 class Client:
@@ -324,6 +318,11 @@ class Client:
             system=self._defaults.system,
         )
 
+    @property
+    def runtime(self) -> Runtime:
+        """What the client is the face of; for parts of this package."""
+        return self._runtime
+
     def batch_job(
         self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
     ) -> AbstractAsyncContextManager[RunningJob]:
@@ -336,8 +335,9 @@ class Client:
         """
         # Only jobs need a journal and all that.
         from .batch.job import open_job
+        from .batch.wiring import job_services
 
-        return open_job(job, self._job_services(ambiguous_retries, options))
+        return open_job(job, job_services(self._runtime, options, ambiguous_retries=ambiguous_retries))
 
     async def estimate_job(self, job: BatchJob, *, sample: int = 1_000, **options: Unpack[TurnKeywords]) -> JobEstimate:
         """What a job will come to, by `sample` rows of its input and the list of prices; nothing is sent or written.
@@ -345,49 +345,11 @@ class Client:
         Waits for the first list of prices. Raises as `batch_job` for the job's input and settings.
         """
         from .batch.job import estimate_job
+        from .batch.wiring import job_services
 
-        services = self._job_services(0, options)
+        services = job_services(self._runtime, options)
         await self._runtime.accounting.price_refresh.schedule.wait_first()
         return await estimate_job(job, services, sample=sample)
-
-    def _job_services(self, ambiguous_retries: int, options: TurnKeywords) -> JobServices:
-        from .batch.api import ApiMoney, ApiServices
-        from .batch.job import JobServices
-
-        defaults, settings, extras = self._defaults.turn({"lane": "batch", **options})
-        limits, api = self._runtime.config.tools, self._services
-
-        def finish(result: ChatResult) -> ChatResult[object]:
-            step = Rounds(extras or TurnExtras(), tools=None, limits=limits, may_reask=False).take(result)
-            return step.result
-
-        def encode_for(name: str) -> EncodeRequest:
-            named = msgspec.structs.replace(settings, batch=name)
-            return partial(encode_request, defaults=defaults, beneath=named, system=self._defaults.system)
-
-        accounting = self._runtime.accounting
-        return JobServices(
-            encode_for=encode_for,
-            run_for=lambda answers: partial(
-                self._runtime.pipeline.run_with_body,
-                extras=extras,
-                ambiguous_retries=ambiguous_retries,
-                answers=answers,
-            ),
-            budget=accounting,
-            pricer=accounting,
-            api=ApiServices(
-                submit=api.submit_batch,
-                find=api.find_batch,
-                list=lambda after: api.list_batches(after=after),
-                money=ApiMoney(accounting),
-                wall=self._runtime.config.seams.wall,
-                finish=finish,
-                refusal=_why_not_by_api(extras),
-            ),
-            settings={"options": decode_json(defaults), "system": self._defaults.system.decode()},
-            new_id=self._runtime.config.seams.new_id,
-        )
 
     async def models(
         self, *, offset: int = 0, limit: int | None = None, **filters: Unpack[ModelFilters]
@@ -466,8 +428,8 @@ class Client:
     async def register(self, plugin: object) -> str:
         """Begin a plugin, and return its name (its `name`, or that of its class or function).
 
-        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, or a function
-        of the client that gives an async context manager. It is ended with the client, after the sessions and
+        A plugin is an object with `init(client)` and, if it likes, `destroy()`, each sync or async, an async context
+        manager, or a function of the client that gives one. It is ended with the client, after the sessions and
         before the pool, in reverse order of registration; what it registered is taken back then. Raises
         `ConfigError` for what is no plugin or has the name of another, and what the plugin raises while it begins:
         the client is as it was then.
@@ -542,6 +504,17 @@ class Client:
         """
         return self._runtime.bus.listen(*kinds, queue=queue)
 
+    def add_tracer(self, tracer: Tracer) -> None:
+        """Tell `tracer` of each request for a chat and each tool call that begins from now on; see `Tracer`."""
+        for method in ("begin_request", "begin_tool"):
+            if not can_take(getattr(tracer, method, None), 1):
+                raise ConfigError(f"tracer: {tracer!r} has no {method} that takes one argument")
+        self._runtime.tracers.add(tracer)
+
+    def remove_tracer(self, tracer: Tracer) -> bool:
+        """Tell `tracer` of nothing more; False when it was not there."""
+        return self._runtime.tracers.remove(tracer)
+
     def flush_observers(self) -> None:
         """Give all observers what has ended so far, now."""
         self._runtime.chain.ended.flush()
@@ -585,6 +558,11 @@ class Client:
     # What may change while it runs: for what is asked from then on
 
     @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return cast("str", self._runtime.config.base_url)
+
+    @property
     def default_model(self) -> str:
         """The model of requests that name none."""
         return self._runtime.config.model
@@ -603,7 +581,12 @@ class Client:
         Requests in flight keep theirs; those that wait in the queue go with the new one. What was learned of the old
         keys, their rates and pauses, goes with them. The key itself is not given back: `statistics().keys` has names.
         """
-        self._runtime.set_api_key(_hidden_key(api_key))
+        try:
+            hidden = hide_keys(api_key)
+        finally:
+            # A traceback may show locals, and this is one of them.
+            del api_key
+        self._runtime.set_api_key(hidden)
 
     @property
     def store(self) -> HistoryStore:
@@ -716,15 +699,6 @@ class Client:
         return add_system(self._defaults.system_message(system), messages)
 
 
-def _why_not_by_api(extras: TurnExtras | None) -> str | None:
-    """What the Batch API cannot do that a turn with these extras needs."""
-    if extras is not None and extras.tools is not None:
-        return "runs no tools; give definitions only, or send the rows live"
-    if extras is not None and extras.fallbacks:
-        return "knows no fallbacks; give models=[...], or send the rows live"
-    return None
-
-
 class _PluginClient(Client):
     """The client as a plugin gets it: the same, but what is registered through it goes when the plugin does."""
 
@@ -746,6 +720,11 @@ class _PluginClient(Client):
         """As `Client.observe`."""
         super().observe(observer)
         self._undo.append(partial(self.unobserve, observer))
+
+    def add_tracer(self, tracer: Tracer) -> None:
+        """As `Client.add_tracer`."""
+        super().add_tracer(tracer)
+        self._undo.append(partial(self.remove_tracer, tracer))
 
     def add_metrics(self, source: MetricsSource) -> None:
         """As `Client.add_metrics`."""
@@ -797,8 +776,8 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
     before anything is opened. Leaving interrupts running turns, saves what they have, and closes
     every connection. An error of the body leaves as itself, not in an exception group.
     """
-    fields = _without_secrets(fields)
-    resolved = _merged(config, fields).resolved()
+    fields = without_secrets(fields)
+    resolved = merged_config(config, fields).resolved()
     body: BaseException | None = None
     try:
         async with _open_runtime_and_plugins(resolved) as client:
@@ -817,12 +796,7 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
         del body, lone  # a traceback that leads to itself would stay until the next collection
 
 
-def _hidden_key(api_key: object) -> object:
-    """The same, a string as a secret: a traceback of what is wrong with it may show locals."""
-    return Secret(api_key) if isinstance(api_key, str) else api_key
-
-
-def _without_secrets(fields: dict[str, object]) -> dict[str, object]:
+def without_secrets(fields: dict[str, object]) -> dict[str, object]:
     """The fields with a `Secret` for each secret string: a traceback of what is wrong with others may show locals."""
     secret = {name: fields[name] for name in ("api_key", "proxy") if isinstance(fields.get(name), str)}
     return fields | {name: Secret(str(value)) for name, value in secret.items() if value != DIRECT}
@@ -837,7 +811,7 @@ async def _open_runtime_and_plugins(config: ClientConfig) -> AsyncIterator[Clien
         yield client
 
 
-def _merged(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:
+def merged_config(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:
     unknown = sorted(set(fields) - set(ClientConfig.__struct_fields__))
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such setting; see ClientConfig")

@@ -57,6 +57,7 @@ __all__ = [
     "Summarise",
     "ToolLimits",
     "check_key",
+    "hide_keys",
 ]
 
 DEFAULT_BASE_URL = "https://openrouter.ai/api/v1"
@@ -848,6 +849,17 @@ def _hidden(given: object) -> _Hidden:
     del given
     kinds = "a str, a Secret, a sequence or mapping of keys, a function that gives one, or None"
     raise ConfigError(f"api_key: must be {kinds}, not a {found}")
+
+
+def hide_keys(given: object) -> object:
+    """API keys in the form in which they show themselves nowhere; raises `ConfigError` for what is none."""
+    hidden = None
+    try:
+        hidden = _hidden(given)
+    finally:
+        # A traceback may show locals, and this is one of them.
+        del given
+    return hidden
 
 
 def _stripped(api_key: _Hidden) -> _Hidden:

@@ -35,7 +35,11 @@ async def test_many_at_a_time(autojump_clock, nursery):
     await trio.sleep(2 * WAIT_S)
     assert [n for batch in batches[1:] for n in batch] == [str(n) for n in range(1_000)]
     assert max(map(len, batches)) <= 64
+    mine.add(1_000)
     nursery.cancel_scope.cancel()
+    with trio.CancelScope(shield=True):
+        await trio.testing.wait_all_tasks_blocked()
+    assert batches[-1] == ["1000"]
 
 
 def fail(_batch: Sequence[str]) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
 from .base import ClientPlugin as ClientPlugin
 from .billing import BillingErrorHandler as BillingErrorHandler
 from .billing import BillingPlugin as BillingPlugin
@@ -20,6 +24,9 @@ from .tools import ToolProvider as ToolProvider
 from .tools import ToolRegistryMode as ToolRegistryMode
 from .tools import ToolRegistryPlugin as ToolRegistryPlugin
 
+if TYPE_CHECKING:
+    from .otel import OpenTelemetryPlugin as OpenTelemetryPlugin
+
 __all__ = [
     "BillingErrorHandler",
     "BillingPlugin",
@@ -34,8 +41,21 @@ __all__ = [
     "LoggingPlugin",
     "Metrics",
     "MetricsPlugin",
+    "OpenTelemetryPlugin",
     "RedisHistoryPlugin",
     "ToolProvider",
     "ToolRegistryMode",
     "ToolRegistryPlugin",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Load the plugin that needs a library of others when it is asked for."""
+    if name != "OpenTelemetryPlugin":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(importlib.import_module(".otel", __name__), name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.partition(".")[0] != "opentelemetry":
+            raise
+        raise ConfigError("opentelemetry: is not installed; pip install 'gorouter-trio[otel]'") from exc

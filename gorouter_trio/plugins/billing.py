@@ -171,7 +171,9 @@ class BillingPlugin:
                 self._came = trio.Event()
                 await self._came.wait()
             while self._queue:
-                await self._report(_report_of(self._queue.popleft()))
+                # One that the reporter is at stays in the queue: cut off, it is told like the others.
+                await self._report(_report_of(self._queue[0]))
+                self._queue.popleft()
             await trio.lowlevel.checkpoint()
 
     async def _report(self, report: BillingReport) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from ..wire.stream import ChatChunk
+    from .tracing import RequestSpans
     from .workers import Exchange, Lease, Pool
 
 __all__ = ["ChatReader", "begin_reading"]
@@ -168,6 +169,14 @@ class ChatReader:
         exchange.answered_by = merge.model
         exchange.is_whole = self._ended
         self._lease.give_back(reusable=self._ended)
+        if exchange.spans is not None:
+            self._end_spans(exchange.spans, exchange.failure)
+
+    def _end_spans(self, spans: RequestSpans, failure: GorouterError | None) -> None:
+        if failure is None:
+            spans.finished(self.result(interrupted=not self._ended))
+        else:
+            spans.failed(failure)
 
     async def _read_chunks(self) -> list[ChatChunk]:
         """One list of chunks from as many socket reads as it takes."""

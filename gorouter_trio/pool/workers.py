@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import trio
 
 from .._contain import contain
+from .._contexts import start_clean
 from .._mailbox import ReplySlot
 from ..config import LANES
 from ..errors import (
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from .keys import KeyState
     from .shared import SharedLimits
     from .statistics import WorkerState
+    from .tracing import RequestSpans
 
 __all__ = ["Exchange", "HeadMaker", "Lease", "Pool", "PoolStatistics", "Ticket", "estimate_tokens", "open_pool"]
 
@@ -257,6 +259,7 @@ class Exchange:
         "queue_wait_s",
         "reply_id",
         "reservation",
+        "spans",
         "started_at",
         "state",
         "ticket",
@@ -276,6 +279,8 @@ class Exchange:
         self.reply_id: str | None = None
         self.answered_by: str | None = None
         self.reservation: Reservation | None = None
+        # Whoever traces the request.
+        self.spans: RequestSpans | None = None
         # What the last attempt failed with, where there is another.
         self.error: GorouterError | None = None
         self.first_data_at: float | None = None
@@ -407,16 +412,19 @@ class Pool:
         *,
         ambiguous_retries: int | None = None,
         on_sent: Callable[[], None] | None = None,
+        spans: RequestSpans | None = None,
     ) -> T:
         """Send `call`, with retries, and return what `decode` makes of the whole reply.
 
         `ambiguous_retries` stands in for the policy's, where it is not None. `on_sent` is called when the first
-        byte of an attempt is about to go out: as long as it was not, nothing can have been billed.
+        byte of an attempt is about to go out: as long as it was not, nothing can have been billed. `spans` are told of
+        each attempt.
         Raises what the reply stands for, what `decode` raises, `TransportError` when no answer came,
         `PoolError` when nothing was sent. Cancelling stops the request.
         """
         exchange = self._begin(call)
         exchange.state.ambiguous_limit = ambiguous_retries
+        exchange.spans = spans
         asked, accounting = call, self._accounting
         while True:
             if accounting is not None and accounting.is_bounded:
@@ -432,7 +440,12 @@ class Pool:
                 raise
             else:
                 self._succeed(exchange)
-                if accounting is not None or exchange.ticket.tokens or self._on_attempt is not None:
+                if (
+                    accounting is not None
+                    or exchange.ticket.tokens
+                    or self._on_attempt is not None
+                    or spans is not None
+                ):
                     self._end_attempt(exchange, None)
                 return result
 
@@ -442,14 +455,16 @@ class Pool:
         begin: Callable[[Exchange, Lease], Awaitable[T]],
         *,
         on_sent: Callable[[], None] | None = None,
+        spans: RequestSpans | None = None,
     ) -> T:
         """Send `call`, with retries, and return what `begin` makes of the lease of its connection.
 
         `begin` may read from the lease; an error that it raises is retried like one before it, so
         it must raise only while nothing has been given to the consumer. On an error or a cancel the
-        lease is taken back; after success it belongs to the caller. `on_sent` is as in `request`.
+        lease is taken back; after success it belongs to the caller. `on_sent` and `spans` are as in `request`.
         """
         exchange = self._begin(call)
+        exchange.spans = spans
         asked, accounting = call, self._accounting
         while True:
             if accounting is not None and accounting.is_bounded:
@@ -605,6 +620,8 @@ class Pool:
     def _end_attempt(self, exchange: Exchange, error: BaseException | None, *, is_left: bool = False) -> None:
         """An attempt is over: put right what it was charged for, tell the limits, and tell of it."""
         ticket = exchange.ticket
+        if exchange.spans is not None:
+            exchange.spans.attempted(_record_of(exchange, error, now=self.now(), is_left=is_left))
         reservation, exchange.reservation = exchange.reservation, None
         if reservation is not None and not ticket.is_sent:
             cast("Accounting", self._accounting).release(reservation)
@@ -756,7 +773,7 @@ class Pool:
         else:
             worker = _Worker(self)
             self._workers[worker] = None
-            cast("trio.Nursery", self._nursery).start_soon(worker.run, ticket)
+            start_clean(cast("trio.Nursery", self._nursery), worker.run, ticket)
 
     def _look_again(self, gate: ModelGate) -> None:
         """Something about a model may have become better."""

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextvars import copy_context
 from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Literal, assert_never, cast
@@ -39,6 +40,7 @@ import trio
 from msgspec import Struct
 
 from .._contain import contain
+from .._contexts import adopted
 from .._loan import TurnLoan, patience
 from .._mailbox import Mailbox
 from .._rounds import has_tools
@@ -335,6 +337,8 @@ class SessionActor:
             self._mind_others(is_turn=is_turn)
         within = self._asking_turn() if self.tool_tasks else None
         envelope = Envelope(mail, self, rounds=rounds, within=within, options=self.options)
+        if rounds is not None:
+            envelope.context = copy_context()
         self._turns_asked += is_turn
         try:
             if not self._post_nowait(envelope):
@@ -839,7 +843,8 @@ class SessionActor:
     async def _take_rounds(self, turn: RunningTurn) -> None:
         """A turn with tools: the loop has it, and writes down each step through the journal."""
         journal = self._journal = SessionRounds(turn)
-        result = await (turn.envelope.rounds or plain_rounds)(journal)
+        with adopted(turn.envelope.context):
+            result = await (turn.envelope.rounds or plain_rounds)(journal)
         if turn.answer is None:
             await self.commit(turn, result)
         else:

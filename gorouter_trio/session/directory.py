@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast, overload
 import msgspec
 import trio
 
+from .._contexts import start_clean
 from .._loan import TurnLoan, patience
 from .._rounds import has_tools
 from .._stream import ChatStream
@@ -230,7 +231,7 @@ class SessionDirectory:
         actor = SessionActor(key, options, services=self._services, routing=self._routing(key))
         self._actors[key] = actor
         self._has_actors.set()
-        self._nursery.start_soon(actor.run)
+        start_clean(self._nursery, actor.run)
         if len(self._actors) > self._config.max_active:
             self._make_room()
         return actor

@@ -26,6 +26,7 @@ from ..wire.result import CallRecord, ChatResult, HistoryEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextvars import Context
 
     from .._rounds import TakeRounds
     from .._turns import TurnRequest
@@ -94,7 +95,7 @@ class Envelope(ReplySlot[Answer]):
     tool the asker is, if it is one. `options` are those of the session when the mail was sent.
     """
 
-    __slots__ = ("_actor", "_done", "_is_done", "mail", "options", "rounds", "within")
+    __slots__ = ("_actor", "_done", "_is_done", "context", "mail", "options", "rounds", "within")
 
     def __init__(
         self,
@@ -108,6 +109,8 @@ class Envelope(ReplySlot[Answer]):
         super().__init__()
         self.mail = mail
         self.options = options
+        # The context variables of the asker, where something of its own runs in the turn.
+        self.context: Context | None = None
         self.rounds = rounds
         self.within = within
         self._actor = actor

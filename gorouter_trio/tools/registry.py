@@ -145,6 +145,12 @@ class Tool(Generic[P, R_co]):
         call = functools.partial(cast("Callable[..., object]", self.function), own)
         return functools.partial(call, ctx=context) if self._takes_context else call
 
+    def run_by(self, function: Callable[P, R_co]) -> Tool[P, R_co]:
+        """The same tool with another function, which takes the same arguments and is as async as this one's."""
+        other = copy.copy(self)
+        other.function = function
+        return other
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         return self.function(*args, **kwargs)
 

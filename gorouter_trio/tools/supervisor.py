@@ -28,6 +28,7 @@ import trio
 from ..config import ToolLimits
 from ..errors import ActorGoneError
 from ..events import ToolEvent, ToolFinished, ToolProgress, ToolStarted
+from ..pool.tracing import ToolStart
 from ..security.rules import Allow, Deny, ToolAudit, ToolCheck
 from ..wire.toolcalls import ToolCallError, ToolCallReport
 from .arguments import ArgumentsError, canonical_json, parse_arguments
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
     from typing import TypeAlias
 
+    from ..pool.tracing import ToolSpans, Tracers
     from ..security.rules import Decision, ToolGuard
     from ..wire.messages import ToolCall
     from .process import ProcessPool
@@ -101,6 +103,7 @@ class ToolSupervisor:
         self, nursery: trio.Nursery, limits: ToolLimits, *, guard: ToolGuard | None, wall: Callable[[], float]
     ) -> None:
         self.guard = guard
+        self.tracers: Tracers | None = None
         self.limits = limits
         self.wall = wall
         self._nursery = nursery
@@ -198,8 +201,14 @@ class ToolSupervisor:
         self._jobs.add(job)
         self._nursery.start_soon(self._run_job, job, name=f"tool {job.call.function.name[:40]}")
 
-    def note_settled(self, report: ToolCallReport, turn: ToolTurn) -> None:
-        """Count a call and tell the guard of it."""
+    def note_settled(self, report: ToolCallReport, turn: ToolTurn, *, spans: ToolSpans | None) -> None:
+        """Count a call and tell the guard of it, and whoever traces it: of one that never ran, all at once."""
+        if self.tracers and spans is None:
+            spans = self.tracers.begin_tool(
+                ToolStart(tool=report.name, call_id=report.call_id, session=turn.session, turn_id=turn.turn_id)
+            )
+        if spans is not None:
+            spans.finished(report)
         self._calls += 1
         self._failures += not report.is_success
         guard = turn.guard or self.guard
@@ -326,6 +335,7 @@ class ToolSupervisor:
         job.begin(trio.current_time() + (job.turn.limits.timeout_s if tool.timeout_s is None else tool.timeout_s))
         async with self._slot_of(tool), self._slots:
             job.phase = "running"
+            job.trace(self.tracers)
             job.tell_started()
             match tool.isolation:
                 case "process":
@@ -450,9 +460,9 @@ class ToolRound:
         """A job was settled, or left open."""
         self._changed.set()
 
-    def note_settled(self, settled: ToolOutcome) -> None:
+    def note_settled(self, settled: ToolOutcome, spans: ToolSpans | None) -> None:
         """A job was settled: tell everybody."""
-        self._supervisor.note_settled(settled.report, self._turn)
+        self._supervisor.note_settled(settled.report, self._turn, spans=spans)
         self._unwritten.append(settled)
         report = settled.report
         self.tell(ToolFinished(report.call_id, report.name, report.status, report.text, report.duration_s))
@@ -537,6 +547,7 @@ class _Job:
         self._progress = 0
         self._newest: tuple[str, float | None] = ("", None)
         self._token: trio.lowlevel.TrioToken | None = None
+        self._spans: ToolSpans | None = None
 
     @property
     def is_settled(self) -> bool:
@@ -682,7 +693,7 @@ class _Job:
         )
         if ending.error is not None and ending.status == "error_execution":
             _LOG.warning("tool %s failed: %s", self.call.function.name[:64], _log_text(ending.error))
-        self._round.note_settled(self.outcome)
+        self._round.note_settled(self.outcome, self._spans)
 
     def ending_of_captured(self, captured: outcome.Outcome[EncodedResult]) -> Ending:
         """What a tool returned or raised."""
@@ -716,6 +727,21 @@ class _Job:
         return ending_of_refusal("cancelled", _CANCELLED if self.phase == "running" else _NOT_RUN)
 
     # Events
+
+    def trace(self, tracers: Tracers | None) -> None:
+        """The tool begins to run, in a task or a thread that has the context variables of this one."""
+        if not tracers:
+            return
+        self._spans = tracers.begin_tool(
+            ToolStart(
+                tool=cast("AnyTool", self.tool).name,
+                call_id=self.call.id,
+                description=cast("AnyTool", self.tool).description or "",
+                session=self.turn.session,
+                turn_id=self.turn.turn_id,
+            )
+        )
+        self._spans.activate()
 
     def tell_started(self) -> None:
         """The tool begins to run."""

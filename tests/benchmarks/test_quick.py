@@ -104,6 +104,14 @@ def test_the_store_benchmark_runs() -> None:
 
 
 @pytest.mark.net
+def test_the_plugins_benchmark_runs() -> None:
+    """A quick run measures a chat with the plugins of the package and without."""
+    done = run_script("bench_plugins.py", "--quick", "--only", "chat,all,otel")
+    assert done.returncode == 0, done.stderr
+    assert "metrics, billing, logging" in done.stdout
+
+
+@pytest.mark.net
 def test_failures_are_told_apart(tmp_path: Path) -> None:
     """This library gives a typed error for every kind that does not take its time; the page counts those of all."""
     written = tmp_path / "failures.json"

@@ -174,3 +174,32 @@ async def test_bad_hooks(hook, autojump_clock):
             world.client.add_hook(hook)
     with pytest.raises(gr.ConfigError, match="before"):
         gr.Hook(before=5)  # type: ignore[arg-type]  # the point of the test
+
+
+async def test_observers(autojump_clock):
+    """They get every chat once, with what it was and how it ended, in order, also what there is at the end."""
+    seen: list[gr.EndedChat] = []
+    rows: list[gr.LedgerChange] = []
+
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        client = world.client
+        client.observe(seen.extend)
+        client.observe_ledger(rows.extend)
+        await client.chat("1", model="a/b", tenant="t")
+        await client.session("s", system="Be brief.").ask("2")
+        world.api.answer = replies((400, b"{}"))
+        with pytest.raises(gr.BadRequestError):
+            await client.chat("3")
+        await trio.sleep(1)
+        assert [(chat.context.session, chat.message_count, chat.result is None) for chat in seen] == [
+            (None, 1, False),
+            ("s", 2, False),
+            (None, 1, True),
+        ]
+        assert (seen[0].context.model, seen[0].context.tenant) == ("a/b", "t")
+        assert isinstance(seen[2].error, gr.BadRequestError)
+        assert len({chat.context.chat_id for chat in seen}) == 3
+        assert [change.row.status for change in rows] == [200, 200, 400]
+        world.api.answer = replies(completion(ANSWER))
+        await client.chat("4")
+    assert (len(seen), len(rows)) == (4, 4)

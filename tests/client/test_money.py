@@ -141,7 +141,7 @@ async def account_for(count: int, seed: int, *, tasks: int = 50) -> dict[str, in
     simulated = SimulatorConfig(
         seed=seed, fault_rates=FAULTS, generation_lag_s=8.0, ledger_size=20 * count, latency_s=0.2, tokens_per_s=200
     )
-    ledger = gr.LedgerConfig(rows=20 * count, searches=20 * count)
+    ledger = gr.LedgerConfig(rows=20 * count, names=20 * count + 10, searches=20 * count)
     todo = iter(range(count))
 
     async def work(client: gr.Client) -> None:

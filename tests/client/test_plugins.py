@@ -104,6 +104,30 @@ async def test_an_async_context_manager(autojump_clock, no_leaks):
     assert notes == [True]
 
 
+class Held:
+    """An async context manager that knows nothing of the client."""
+
+    name = "held"
+
+    def __init__(self, notes: list[str]) -> None:
+        self._notes = notes
+
+    async def __aenter__(self) -> None:
+        self._notes.append("in")
+
+    async def __aexit__(self, *_: object) -> None:
+        self._notes.append("out")
+
+
+async def test_an_object_to_be_entered(autojump_clock):
+    """Something that is opened and closed with the client."""
+    notes: list[str] = []
+    async with open_world(plugins=[Held(notes)]) as world:
+        assert world.client.inspect().plugins == ("held",)
+        assert notes == ["in"]
+    assert notes == ["in", "out"]
+
+
 async def test_one_that_fails_later(autojump_clock):
     """A plugin whose background task fails is gone, with an event; the client goes on."""
 

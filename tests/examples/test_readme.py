@@ -16,7 +16,16 @@ import trio
 from gorouter_trio.simulator import Simulator, SimulatorConfig, serve_simulator
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PAGES = ("README.md", "benchmarks/README.md", "docs/design.md", "docs/reliability.md", "CONTRIBUTING.md")
+PAGES = (
+    "README.md",
+    "benchmarks/README.md",
+    "docs/design.md",
+    "docs/from-gorouter-kit.md",
+    "docs/plugins.md",
+    "docs/reliability.md",
+    "docs/telemetry.md",
+    "CONTRIBUTING.md",
+)
 
 # What the program under each heading prints, besides ending well; a new program needs a line here.
 EXPECTED: dict[str, str] = {
@@ -168,3 +177,14 @@ def test_the_tests_that_the_pages_name_exist() -> None:
             assert not test or re.search(rf"def {test}\b", source), f"{page} names {path}::{test}"
             named += 1
     assert named > 20
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    """docs/reliability.md names no test that is gone."""
+    text = (REPOSITORY / "docs" / "reliability.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", text)
+    assert len(named) > 50
+    for path, name in named:
+        place = REPOSITORY / path
+        assert place.exists(), path
+        assert not name or re.search(rf"def {name}\b", place.read_text("utf-8")), f"{path}::{name}"

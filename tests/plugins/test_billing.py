@@ -67,9 +67,9 @@ async def test_what_finds_no_room_is_told(autojump_clock):
         for _ in range(5):
             await world.client.chat("Well?")
             await trio.sleep(0.1)
-    assert [number for why, number in lost if "wait already" in why] == [4, 5]
-    assert [number for why, number in lost if "closed" in why] == [2, 3]
-    assert plugin.statistics().dropped == 4
+    assert [number for why, number in lost if "wait already" in why] == [3, 4, 5]
+    assert [number for why, number in lost if "closed" in why] == [1, 2]
+    assert plugin.statistics().dropped == 5
 
 
 @pytest.mark.parametrize("mode", ["queue", "inline", "thread"])

@@ -1,0 +1,816 @@
+"""What the fronts for asyncio and for threads have in common: everything but how they wait.
+
+Theory of operation. A front is a client of the runtime in another thread (`_portal`). `Core` has the ways to use it:
+a call with one answer, a stream, a batch, a look at a snapshot. It is written once, as async functions that wait for
+nothing but a `Signal`. On asyncio that is a future of the loop; for threads it blocks the thread, so that such an async
+function never waits where anybody could see it, and `drive` runs it like any other function.
+
+The program's own functions (tools, approvals, middleware, hooks, handlers, plugins, stores) run at its `Home`, a loop
+or worker threads, each in a copy of the context of whoever asked. A cancel goes both ways, and waits on the other side
+until what was cancelled has cleaned up, for a bounded time.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
+
+import msgspec
+import outcome
+import trio
+
+from ._chain import Hook
+from ._plugin_host import opener_of
+from ._portal import Call, Lent, Portal
+from ._stream import ChatStream, ChunkSource
+from .client import Client, merged_config, open_client, without_secrets
+from .errors import ConfigError, SessionBusyError
+from .events import StreamEvent, StreamFinished
+from .runtime_events import RuntimeEvent
+from .tools.registry import Tool
+from .wire.result import T_co
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from contextlib import AbstractAsyncContextManager, AbstractContextManager
+
+    from ._bus import EventFeed, HandlerId
+    from ._chain import ChatState, Middleware, Next
+    from .abc import StoredHistory, StoredSession
+    from .batch.runner import Batch, BatchRequest, BatchResult
+    from .config import ClientConfig, ContextPolicy
+    from .pool.budget import BudgetStatistics
+    from .pool.costs import CostSnapshot
+    from .pool.workers import PoolStatistics
+    from .runtime_events import ChatContext
+    from .tools.registry import AnyTool
+    from .wire.catalog import Pricing
+    from .wire.ledger import LedgerRow
+    from .wire.result import ChatResult
+    from .wire.stream import ChatChunk
+
+    _Lot: TypeAlias = tuple[list[BatchRequest], outcome.Outcome[object] | None]
+
+__all__ = [
+    "Bridge",
+    "BridgedStore",
+    "Core",
+    "FrontClient",
+    "Home",
+    "LotReader",
+    "Signal",
+    "StreamCore",
+    "call_runtime",
+    "checked_config",
+    "drive",
+]
+
+T = TypeVar("T")
+E = TypeVar("E", bound=RuntimeEvent)
+
+_STREAM_ROOM = 256
+_BATCH_ROOM = 64
+_INPUT_LOT = 64
+_INPUT_S = 0.005
+_MAX_BRIDGED_TOOLS = 256
+_SLACK_S = 1.0
+_CLOSING_S = 30.0
+_JOIN_S = 1.0
+
+
+class Signal(Protocol):
+    """What one caller waits for; it may be set before, and more often than it is waited for."""
+
+    def set(self) -> None:
+        """Wake who waits, or who will. From any thread."""
+
+    async def wait(self) -> None:
+        """Wait until it has been set, and take that back. Raises what interrupts the caller."""
+
+    async def wait_patiently(self, is_done: Callable[[], bool], within_s: float) -> None:
+        """Wait until something is so, at most so long, whatever interrupts the caller meanwhile."""
+
+
+class Home(Protocol):
+    """Where the functions of the program run, and its callers wait."""
+
+    portal: Portal[Client]
+
+    def signal(self) -> Signal:
+        """A signal for somebody who waits there."""
+
+    def who(self) -> object:
+        """Who is calling there: a task, a thread."""
+
+    def check(self, function: Callable[..., object]) -> None:
+        """Raise `ConfigError` for a function that cannot run there."""
+
+    def has(self, tool: Tool[..., object]) -> bool:
+        """Whether this tool has to run there, and not in the runtime or a thread of it."""
+
+    async def run(self, function: Callable[..., object], *args: object, **named: object) -> object:
+        """Run a function of the program, and await what it returns if need be. In the runtime.
+
+        Raises what it raises. Cancelling cancels it there, and waits for that as long as it is patient.
+        """
+
+    def hold(self, function: Callable[..., object], client: object) -> AbstractAsyncContextManager[object]:
+        """A plugin that is a function of the client: entered and left there, by the same task if there are any."""
+
+    def offer(self, function: Callable[[], Coroutine[object, object, None]]) -> Callable[[], object]:
+        """An async function in the form that the program calls."""
+
+
+def drive(coroutine: Coroutine[object, object, T]) -> T:
+    """The result of an async function that blocks where it waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return cast("T", stop.value)
+    coroutine.close()
+    raise ConfigError("an async function cannot be awaited here: give a plain one")
+
+
+# --- the program's functions ------------------------------------------------------------------------------------------
+
+
+class _Bridged:
+    """A function of the program as one of the runtime; equal to another where the function and its home are."""
+
+    def __init__(self, home: Home, function: Callable[..., object]) -> None:
+        self.__wrapped__ = function
+        self.__qualname__ = getattr(function, "__qualname__", type(function).__name__)
+        self._home = home
+
+    async def __call__(self, *args: object, **named: object) -> object:
+        return await self._home.run(self.__wrapped__, *args, **named)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Bridged)
+            and self._home is other._home
+            and self.__wrapped__ == other.__wrapped__
+            and type(self) is type(other)
+        )
+
+    def __hash__(self) -> int:
+        return hash((id(self._home), self.__wrapped__))
+
+
+class _BridgedMiddleware(_Bridged):
+    """A middleware of the program: what it goes on with runs here, as part of the same turn."""
+
+    async def __call__(self, *args: object, **named: object) -> object:
+        context, state, proceed = cast("tuple[ChatContext, ChatState, Next]", args)
+        async with trio.open_nursery() as nursery:
+            go_on = partial(call_runtime, self._home, proceed, nursery=nursery)
+            captured = await outcome.acapture(
+                self._home.run, self.__wrapped__, context, state, self._home.offer(go_on), **named
+            )
+        return captured.unwrap()
+
+
+class Bridge:
+    """Brings the functions of a program at one home into the runtime. What is given twice gives the same twice."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self._tools: dict[object, object] = {}
+
+    def options(self, given: Mapping[str, object]) -> Mapping[str, object]:
+        """The options of a turn or a session."""
+        if not ("tools" in given or "approve" in given):
+            return given
+        changed = dict(given)
+        tools = changed.get("tools")
+        if isinstance(tools, Iterable) and not isinstance(tools, (str, bytes, Mapping)):
+            changed["tools"] = [self._tool(source) for source in tools]
+        if callable(changed.get("approve")):
+            changed["approve"] = self.function(cast("Callable[..., object]", changed["approve"]))
+        return changed
+
+    def function(self, function: Callable[..., object]) -> Callable[..., Awaitable[object]]:
+        """Any function that is called from the runtime."""
+        self.home.check(function)
+        return _Bridged(self.home, function)
+
+    def middleware(self, middleware: Callable[..., object]) -> Callable[..., Awaitable[object]]:
+        """A middleware; raises `ConfigError` for what cannot be called."""
+        if not callable(middleware):
+            raise ConfigError(f"middleware: must be a function of (context, state, proceed), not {middleware!r}")
+        self.home.check(middleware)
+        return _BridgedMiddleware(self.home, middleware)
+
+    def hook(self, hook: Hook) -> Hook:
+        """The functions of a hook."""
+        if not isinstance(hook, Hook):
+            raise ConfigError(f"hook: must be a Hook, not {hook!r}")
+        given = {phase: getattr(hook, phase) for phase in ("before", "after", "on_error")}
+        return msgspec.structs.replace(
+            hook, **{phase: None if function is None else self.function(function) for phase, function in given.items()}
+        )
+
+    def context(self, context: ContextPolicy | None) -> ContextPolicy | None:
+        """What makes summaries."""
+        if context is None or context.summarise is None:
+            return context
+        return msgspec.structs.replace(context, summarise=self.function(context.summarise))
+
+    def plugin(self, plugin: object, face: Callable[[Client], object]) -> object:
+        """A plugin, which gets `face` of the client that is made for it. Raises `ConfigError` for what is none."""
+        _open, name = opener_of(plugin)
+        return _BridgedPlugin(self.home, plugin, face=face, name=name)
+
+    def config(self, config: ClientConfig) -> ClientConfig:
+        """The functions among the settings, but for the plugins: they get a client, which is not there yet."""
+        changes: dict[str, object] = {"plugins": ()}
+        if callable(config.api_key):
+            changes["api_key"] = self.function(config.api_key)
+        if isinstance(config.store, BridgedStore):
+            changes["store"] = config.store.at(self.home)
+        changes["sessions"] = msgspec.structs.replace(config.sessions, context=self.context(config.sessions.context))
+        return msgspec.structs.replace(config, **changes)
+
+    def _tool(self, source: object) -> object:
+        is_tool = isinstance(source, Tool)
+        if not is_tool and (not callable(source) or isinstance(source, type)):
+            return source
+        known = self._tools.get(source)
+        if known is None:
+            tool = cast("AnyTool", source) if is_tool else Tool(cast("Callable[..., object]", source))
+            known = tool.run_by(self._async(tool.function)) if self.home.has(tool) else source
+            self._tools[source] = known
+            if len(self._tools) > _MAX_BRIDGED_TOOLS:
+                self._tools.pop(next(iter(self._tools)), None)
+        return known
+
+    def _async(self, function: Callable[..., object]) -> Callable[..., Awaitable[object]]:
+        async def run(*args: object, **named: object) -> object:
+            return await self.home.run(function, *args, **named)
+
+        return run
+
+
+class _BridgedPlugin:
+    """A plugin of the program."""
+
+    def __init__(self, home: Home, plugin: object, *, face: Callable[[Client], object], name: str) -> None:
+        self.name = name
+        self._home = home
+        self._plugin = plugin
+        self._face = face
+        self._stack = AsyncExitStack()
+
+    async def init(self, client: Client) -> None:
+        """Begin it; called by the host."""
+        init, face = getattr(self._plugin, "init", None), self._face(client)
+        if init is None:
+            await self._stack.enter_async_context(self._home.hold(cast("Callable[..., object]", self._plugin), face))
+            return
+        await self._home.run(init, face)
+        destroy = getattr(self._plugin, "destroy", None)
+        if destroy is not None:
+            self._stack.push_async_callback(self._home.run, destroy)
+
+    async def destroy(self) -> None:
+        """End it; called by the host."""
+        await self._stack.aclose()
+
+
+class BridgedStore:
+    """A store of the program's own: each method of a `HistoryStore`, called where the program runs.
+
+    Give it to `open_client(store=...)` of a front. Its methods are as those of `abc.HistoryStore`, async ones for the
+    front for asyncio, plain ones for threads.
+    """
+
+    def __init__(self, store: object) -> None:
+        self._store = store
+        self._home: Home | None = None
+
+    @property
+    def durability(self) -> str:
+        """What a write that has returned survives."""
+        return str(getattr(self._store, "durability", "process"))
+
+    def at(self, home: Home) -> BridgedStore:
+        """The same store, with its home."""
+        other = copy.copy(self)
+        other._home = home  # noqa: SLF001 - one of its own kind
+        return other
+
+    async def load(self, key: str) -> StoredHistory:
+        """As `HistoryStore.load`."""
+        return cast("StoredHistory", await self._run("load", key))
+
+    async def version(self, key: str) -> int:
+        """As `HistoryStore.version`."""
+        return cast("int", await self._run("version", key))
+
+    async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+        """As `HistoryStore.append`."""
+        return cast("int", await self._run("append", key, entries, expected_version=expected_version))
+
+    async def rewrite(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+        """As `HistoryStore.rewrite`."""
+        return cast("int", await self._run("rewrite", key, entries, expected_version=expected_version))
+
+    async def delete(self, key: str) -> bool:
+        """As `HistoryStore.delete`."""
+        return cast("bool", await self._run("delete", key))
+
+    async def erase(self, key: str) -> bool:
+        """As `HistoryStore.erase`."""
+        return cast("bool", await self._run("erase", key))
+
+    async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        """As `HistoryStore.list_keys`."""
+        return cast("Sequence[str]", await self._run("list_keys", prefix, after=after, limit=limit))
+
+    async def list_sessions(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[StoredSession]:
+        """As `HistoryStore.list_sessions`."""
+        return cast("Sequence[StoredSession]", await self._run("list_sessions", prefix, after=after, limit=limit))
+
+    async def aclose(self) -> None:
+        """The program has made the store, and closes it."""
+        await trio.lowlevel.checkpoint()
+
+    async def _run(self, method: str, *args: object, **named: object) -> object:
+        return await cast("Home", self._home).run(getattr(self._store, method), *args, **named)
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def checked_config(config: ClientConfig | None, fields: dict[str, object]) -> ClientConfig:
+    """What the arguments of `open_client` come to; raises `ConfigError`."""
+    return merged_config(config, without_secrets(fields))
+
+
+@asynccontextmanager
+async def _open(config: ClientConfig) -> AsyncIterator[Client]:
+    """The client in the runtime, and around it the store, if that is one that is opened and closed in a loop."""
+    async with AsyncExitStack() as stack:
+        if hasattr(config.store, "__aenter__"):
+            await stack.enter_async_context(cast("AbstractAsyncContextManager[object]", config.store))
+        yield await stack.enter_async_context(open_client(config))
+
+
+async def call_runtime(
+    home: Home,
+    work: Callable[[], Awaitable[T]],
+    *,
+    deadline_s: float | None = None,
+    is_paid: bool = False,
+    nursery: trio.Nursery | None = None,
+    patience_s: float = _CLOSING_S,
+) -> T:
+    """The answer to a call, from its home. Cancelling cancels it, and waits until that is through."""
+    signal = home.signal()
+    call = Call(work, deadline_s=deadline_s, on_settled=signal.set, is_paid=is_paid)
+    home.portal.submit(call, nursery)
+    try:
+        while call.captured is None:
+            await signal.wait()
+    except BaseException as exc:
+        home.portal.tell(call.cancel)
+        if not isinstance(exc, GeneratorExit):
+            await signal.wait_patiently(lambda: call.captured is not None, patience_s)  # noqa: ASYNC102 - bounded
+        raise
+    return call.unwrap()
+
+
+class LotReader(Generic[T]):
+    """What is lent, as its reader sees it: lot after lot."""
+
+    def __init__(self, lent: Lent[T], signal: Signal) -> None:
+        self._lent = lent
+        self._signal = signal
+
+    async def read(self) -> list[T]:
+        """The next items, all that there are; none at the end. Raises what reading them there has raised."""
+        while not (items := self._lent.take()):
+            if self._lent.check_end():
+                return []
+            await self._signal.wait()
+        return items
+
+
+class Core:
+    """A client of the runtime in another thread; `place` of a subclass gives the bridge to where its caller is."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self.portal: Portal[Client] = Portal(self._opening)
+        self.client: Client = cast("Client", None)
+        self.registered: list[tuple[object, object]] = []
+        """Middlewares and hooks as they were given, and as they are there."""
+        self.holders: set[tuple[str, object]] = set()
+        """Sessions whose stream is open, with who has it."""
+        self._patience_s = config.sessions.shutdown_grace_s + _SLACK_S
+
+    def place(self) -> Bridge:
+        """The bridge to where the caller is."""
+        raise NotImplementedError
+
+    def of(self, client: Client) -> Core:
+        """The same for another client of the same runtime."""
+        other = copy.copy(self)
+        other.client = client
+        return other
+
+    # Its life
+
+    def _opening(self) -> AbstractAsyncContextManager[Client]:
+        return _open(self._config)
+
+    async def open(self, face: Callable[[Core], object]) -> None:
+        """Start the runtime and wait until it is open, and plugins have begun; they get `face` of their clients.
+
+        Raises what opening raises; cancelling ends it.
+        """
+        bridge, plugins = self.place(), self._config.plugins
+        self._config = bridge.config(self._config)
+        self._signal = bridge.home.signal()
+        self.portal.start(self._signal.set)
+        try:
+            while self.portal.opened is None and self.portal.ended is None:
+                await self._signal.wait()
+            if self.portal.opened is None and self.portal.ended is not None:
+                self.portal.ended.unwrap()
+            self.client = cast("outcome.Outcome[Client]", self.portal.opened).unwrap()
+            for plugin in plugins:
+                await self.register(plugin, face)
+        except BaseException:
+            self.portal.stop()
+            await self._wait_ended()  # noqa: ASYNC102 - bounded
+            raise
+
+    async def close(self) -> None:
+        """End the runtime, and wait for that, whatever interrupts the caller. Raises what ending it raises."""
+        if self.portal.is_foreign:
+            return
+        self.portal.stop()
+        await self._wait_ended()
+        if self.portal.ended is not None:
+            self.portal.ended.unwrap()
+
+    async def _wait_ended(self) -> None:
+        portal = self.portal
+        await self._signal.wait_patiently(lambda: portal.ended is not None, self._patience_s + _CLOSING_S)
+        if portal.ended is not None:
+            portal.join(_JOIN_S)
+
+    # Ways to use it
+
+    async def call(
+        self, work: Callable[[], Awaitable[T]], *, deadline_s: float | None = None, is_paid: bool = False
+    ) -> T:
+        """The answer to a call. Cancelling cancels it, and waits until that is through."""
+        home = self.place().home
+        return await call_runtime(home, work, deadline_s=deadline_s, is_paid=is_paid, patience_s=self._patience_s)
+
+    def given(self, options: Mapping[str, object], response_type: type[object] | None = None) -> Mapping[str, Any]:
+        """The options of a turn, with functions that the runtime can call."""
+        given = self.place().options(options) if options else options
+        return given if response_type is None else {"response_type": response_type, **given}
+
+    def now(self, function: Callable[[], T]) -> T:
+        """What a function of the client that does not wait returns."""
+        return self.portal.run_sync(function)
+
+    async def register(self, plugin: object, face: Callable[[Core], object], *, deadline_s: float | None = None) -> str:
+        """Begin a plugin; it gets `face` of its own client."""
+        bridged = self.place().plugin(plugin, lambda client: face(self.of(client)))
+        return await self.call(partial(self.client.register, bridged), deadline_s=deadline_s)
+
+    @asynccontextmanager
+    async def lend(
+        self,
+        opening: Callable[[], AbstractAsyncContextManager[Callable[[], Awaitable[list[T]]]]],
+        *,
+        room: int,
+        deadline_s: float | None = None,
+        is_paid: bool = False,
+    ) -> AsyncIterator[LotReader[T]]:
+        """Something of the runtime to read from. Leaving waits until it was left there; cancelling as well."""
+        signal = self.place().home.signal()
+        lent = Lent(self.portal.tell, opening, on_change=signal.set, room=room, deadline_s=deadline_s, is_paid=is_paid)
+        self.portal.lend(lent)
+        try:
+            while lent.opened is None:
+                await signal.wait()
+        except BaseException as exc:
+            lent.cancel()
+            await self._wait_left(lent, signal, exc)  # noqa: ASYNC102 - bounded
+            raise
+        lent.opened.unwrap()
+        try:
+            yield LotReader(lent, signal)
+        except BaseException as exc:
+            lent.leave()
+            await self._wait_left(lent, signal, exc)  # noqa: ASYNC102 - bounded
+            failure = lent.failure()
+            if failure is not None and failure is not exc:
+                exc.add_note(f"and leaving the stream failed: {failure}")
+            raise
+        lent.leave()
+        await self._wait_left(lent, signal)
+        failure = lent.failure()
+        if failure is not None:
+            raise failure
+
+    async def _wait_left(self, lent: Lent[T], signal: Signal, exc: BaseException | None = None) -> None:
+        # Who is closed by the collector may not wait any more.
+        if not isinstance(exc, GeneratorExit):
+            await signal.wait_patiently(lambda: lent.left is not None, self._patience_s)
+
+    @asynccontextmanager
+    async def stream(
+        self,
+        open_stream: Callable[[], AbstractAsyncContextManager[ChatStream[T]]],
+        *,
+        deadline_s: float | None = None,
+        session: str | None = None,
+    ) -> AsyncIterator[tuple[ChatStream[T], LotReader[StreamEvent]]]:
+        """A stream of the runtime, and where it is read; `session` is the key of the session whose turn it is."""
+        held: _Held[ChatStream[T]] = _Held()
+        opening = partial(_stream_opened, open_stream, held)
+        async with self.lend(opening, room=_STREAM_ROOM, deadline_s=deadline_s, is_paid=True) as lots:
+            holder = (session or "", self.place().home.who())
+            if session is not None:
+                self.holders.add(holder)
+            try:
+                yield held.value, lots
+            finally:
+                self.holders.discard(holder)
+
+    def check_holder(self, session: str) -> None:
+        """Raise `SessionBusyError` where the caller has an open stream of this session, and would wait for itself."""
+        if self.holders and (session, self.place().home.who()) in self.holders:
+            raise SessionBusyError(f"session {session!r}: its stream is open here; leave it first")
+
+    @asynccontextmanager
+    async def batch(
+        self,
+        requests: object,
+        open_batch: Callable[[object], AbstractAsyncContextManager[Batch]],
+        *,
+        deadline_s: float | None = None,
+    ) -> AsyncIterator[tuple[Batch, LotReader[BatchResult]]]:
+        """A batch of the runtime, and where its results are read; `requests` are read where the program runs."""
+        held: _Held[Batch] = _Held()
+        source = _input(self.place().home, requests)
+        opening = partial(_batch_opened, partial(open_batch, source), held)
+        async with self.lend(opening, room=_BATCH_ROOM, deadline_s=deadline_s, is_paid=True) as lots:
+            yield held.value, lots
+
+    @contextmanager
+    def events(
+        self, open_feed: Callable[[], AbstractContextManager[EventFeed[E]]]
+    ) -> Iterator[tuple[EventFeed[E], LotReader[E]]]:
+        """Events of the runtime, and where they are read."""
+        opened = self.now(open_feed)
+        feed = self.now(opened.__enter__)
+        signal = self.place().home.signal()
+        lent = Lent(self.portal.tell, partial(_feed_opened, feed), on_change=signal.set, room=_BATCH_ROOM)
+        self.portal.lend(lent)
+        try:
+            yield feed, LotReader(lent, signal)
+        finally:
+            lent.leave()
+            self.now(partial(opened.__exit__, None, None, None))
+
+
+class FrontClient:
+    """What a client of a front does without waiting for anything but the next step of its runtime."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    def __repr__(self) -> str:
+        return repr(self._core.client)
+
+    def use(self, middleware: Callable[..., object]) -> None:
+        """As `gr.Client.use`: around every chat that starts from now on. It runs where the program does."""
+        core = self._core
+        bridged = cast("Middleware", core.place().middleware(middleware))
+        core.now(partial(core.client.use, bridged))
+        core.registered.append((middleware, bridged))
+
+    def unuse(self, middleware: Callable[..., object]) -> bool:
+        """Take `middleware` out again; False when it was not there."""
+        return self._take_back(middleware, lambda bridged: self._core.client.unuse(cast("Middleware", bridged)))
+
+    def add_hook(self, hook: Hook) -> None:
+        """As `gr.Client.add_hook`; the functions are called where the program runs."""
+        core = self._core
+        bridged = core.place().hook(hook)
+        core.now(partial(core.client.add_hook, bridged))
+        core.registered.append((hook, bridged))
+
+    def remove_hook(self, hook: Hook) -> bool:
+        """Take `hook` out again; False when it was not there."""
+        return self._take_back(hook, lambda bridged: self._core.client.remove_hook(cast("Hook", bridged)))
+
+    def _take_back(self, given: object, remove: Callable[[object], bool]) -> bool:
+        for entry in [entry for entry in self._core.registered if entry[0] is given]:
+            self._core.registered.remove(entry)
+            if self._core.now(partial(remove, entry[1])):
+                return True
+        return False
+
+    def off(self, handler_id: HandlerId) -> bool:
+        """End what `on` began, also in the middle of a call; False when it had ended."""
+        return self._core.now(partial(self._core.client.off, handler_id))
+
+    def cost_snapshot(self) -> CostSnapshot:
+        """What everything cost so far: in all, by model, tenant, session, batch and key."""
+        return self._core.now(self._core.client.cost_snapshot)
+
+    def ledger_rows(self) -> list[LedgerRow]:
+        """The last rows of the ledger, oldest first; see `LedgerConfig` for how many are kept."""
+        return self._core.now(self._core.client.ledger_rows)
+
+    def budget(self) -> BudgetStatistics:
+        """What is left to spend, and what is set aside for requests in flight."""
+        return self._core.now(self._core.client.budget)
+
+    def price(self, model: str) -> Pricing | None:
+        """The prices of a model from the list in use, USD for a unit; None when they are not known."""
+        return self._core.now(partial(self._core.client.price, model))
+
+    def set_prices(self, own: Mapping[str, Pricing | Mapping[str, object]]) -> None:
+        """Take these prices in place of those that were given before; as `PricePolicy.own`, whose errors it raises."""
+        self._core.now(partial(self._core.client.set_prices, own))
+
+    def start_price_refresh(self, interval_s: float = 21_600.0) -> None:
+        """Refresh prices now and then every `interval_s` seconds, in place of the interval before."""
+        self._core.now(partial(self._core.client.start_price_refresh, interval_s))
+
+    def stop_price_refresh(self) -> None:
+        """Refresh prices no more, until started again; the last ones stay."""
+        self._core.now(self._core.client.stop_price_refresh)
+
+    def statistics(self) -> PoolStatistics:
+        """A snapshot of the pool; cheap."""
+        return self._core.now(self._core.client.statistics)
+
+
+class _Held(Generic[T]):
+    """Where the runtime puts what it has opened, before it says that it has."""
+
+    value: T
+
+
+@asynccontextmanager
+async def _stream_opened(
+    open_stream: Callable[[], AbstractAsyncContextManager[ChatStream[T]]], held: _Held[ChatStream[T]]
+) -> AsyncIterator[Callable[[], Awaitable[list[StreamEvent]]]]:
+    async with open_stream() as held.value:
+        yield held.value.read_some
+
+
+@asynccontextmanager
+async def _batch_opened(
+    open_batch: Callable[[], AbstractAsyncContextManager[Batch]], held: _Held[Batch]
+) -> AsyncIterator[Callable[[], Awaitable[list[BatchResult]]]]:
+    async with open_batch() as held.value:
+        yield partial(_next_of, held.value)
+
+
+@asynccontextmanager
+async def _feed_opened(feed: EventFeed[E]) -> AsyncIterator[Callable[[], Awaitable[list[E]]]]:
+    yield partial(_next_of, feed)
+
+
+async def _next_of(items: AsyncIterator[T]) -> list[T]:
+    try:
+        return [await anext(items)]
+    except StopAsyncIteration:
+        return []
+
+
+class StreamCore(ChatStream[T_co]):
+    """A stream of the runtime, read where it is lent to."""
+
+    def __init__(self, stream: ChatStream[T_co], lots: LotReader[StreamEvent]) -> None:
+        super().__init__(_Elsewhere(stream))
+        self._stream = stream
+        self._lots = lots
+        self._finish: StreamFinished | None = None
+
+    async def __anext__(self) -> StreamEvent:
+        position = self._position
+        if position >= len(self._events):
+            await self._read()
+            position = 0
+        self._position = position + 1
+        return self._events[position]
+
+    async def read_some(self) -> list[StreamEvent]:
+        """As `gr.ChatStream.read_some`."""
+        position, self._position = self._position, len(self._events)
+        if position < len(self._events):
+            return self._events[position:]
+        try:
+            await self._read()
+        except StopAsyncIteration:
+            return []
+        self._position = len(self._events)
+        return self._events[:]
+
+    async def _read(self) -> None:
+        if self._finish is None:
+            if self._result is not None:
+                raise StopAsyncIteration
+            if self._raw_chunks:
+                self._stream.add_chunks()
+            events = await self._lots.read()
+            # The end comes by itself, as where it was read: it is then that there is a result.
+            if events and isinstance(events[-1], StreamFinished):
+                self._finish = cast("StreamFinished", events.pop())
+            if events:
+                self._events = events
+                return
+        if self._finish is None:
+            raise StopAsyncIteration
+        self._events, self._finish = [self._finish], None
+        self._result = self._stream.result
+
+
+class _Elsewhere(ChunkSource):
+    """The source of a stream that is read by another thread."""
+
+    def __init__(self, stream: ChatStream[object]) -> None:
+        self._stream = stream
+
+    @property
+    def generation_id(self) -> str | None:
+        return self._stream.generation_id
+
+    async def read(self) -> list[ChatChunk]:
+        raise NotImplementedError
+
+    def result(self) -> ChatResult[object]:
+        return self._stream.result
+
+
+def _input(home: Home, requests: object) -> object:
+    """The input of a batch, to be iterated where the program runs; what is at hand, or no input at all, as it is."""
+    if isinstance(requests, (str, bytes, Mapping, list, tuple)):
+        return requests
+    if isinstance(requests, AsyncIterable):
+        return _Input(home, _take_one, aiter(requests))
+    return _Input(home, _take_lot, iter(requests)) if isinstance(requests, Iterable) else requests
+
+
+class _Input(Generic[T]):
+    """An input that is iterated at its home, a lot at a time where it does not wait."""
+
+    def __init__(self, home: Home, take: Callable[[T], Awaitable[_Lot] | _Lot], iterator: T) -> None:
+        self._home = home
+        self._take = partial(take, iterator)
+        self._lot: deque[BatchRequest] = deque()
+        self._error: BaseException | None = None
+        self._is_ended = False
+
+    def __aiter__(self) -> _Input[T]:
+        return self
+
+    async def __anext__(self) -> BatchRequest:
+        if not (self._lot or self._is_ended):
+            items, captured = cast("_Lot", await self._home.run(self._take))
+            self._lot.extend(items)
+            self._is_ended = captured is not None
+            self._error = captured.error if isinstance(captured, outcome.Error) else None
+        if self._lot:
+            return self._lot.popleft()
+        if self._error is not None and not isinstance(self._error, StopIteration):
+            raise self._error
+        raise StopAsyncIteration
+
+
+def _take_lot(iterator: Iterator[BatchRequest]) -> _Lot:
+    """A lot, as many as come at once."""
+    lot: list[BatchRequest] = []
+    enough_at = time.perf_counter() + _INPUT_S
+    while len(lot) < _INPUT_LOT:
+        captured = outcome.capture(next, iterator)
+        if isinstance(captured, outcome.Error):
+            return lot, captured
+        lot.append(captured.value)
+        if time.perf_counter() >= enough_at:
+            break
+    return lot, None
+
+
+async def _take_one(iterator: AsyncIterator[BatchRequest]) -> _Lot:
+    async for request in iterator:
+        return [request], None
+    return [], outcome.Value(None)
