@@ -73,6 +73,14 @@ def test_the_compression_benchmark_runs() -> None:
         assert coding in done.stdout
 
 
+@pytest.mark.net
+def test_the_gateway_benchmark_runs() -> None:
+    """A quick run prints what a round trip costs beside a bare echo."""
+    done = run_script("bench_gateway.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "bare trio-websocket echo" in done.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs sockets that keep packets apart")
 def test_the_events_benchmark_runs() -> None:
     """A quick run prints the cost of an event beside that of bare httptools."""

@@ -32,7 +32,9 @@ async def line_of(stream):
     """The line that comes next, and alone."""
     line = b""
     while not line.endswith(b"\n"):
-        line += await stream.receive_some()
+        received = await stream.receive_some()
+        assert received, "the clients have ended"
+        line += received
     return line
 
 
