@@ -14,21 +14,14 @@ from ._callables import can_take
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
-from ._turns import Rounds, TurnExtras, TurnRequest
+from ._turns import TurnExtras, TurnRequest
 from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
 from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
-from .wire.codec import (
-    add_system,
-    decode_json,
-    encode_embeddings,
-    encode_prompt,
-    encode_request,
-    encode_text_prompt,
-)
+from .wire.codec import add_system, encode_embeddings, encode_prompt, encode_text_prompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,8 +38,8 @@ if TYPE_CHECKING:
     from ._turns import AskTurnKeywords, TurnKeywords
     from .abc import HistoryStore
     from .batch.estimate import JobEstimate
-    from .batch.job import JobServices, RunningJob
-    from .batch.runner import Batch, BatchRequest, EncodeRequest
+    from .batch.job import RunningJob
+    from .batch.runner import Batch, BatchRequest
     from .batch.settings import BatchJob
     from .config import ApiKey, ContextPolicy
     from .pool.budget import BudgetStatistics
@@ -325,6 +318,11 @@ class Client:
             system=self._defaults.system,
         )
 
+    @property
+    def runtime(self) -> Runtime:
+        """What the client is the face of; for parts of this package."""
+        return self._runtime
+
     def batch_job(
         self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
     ) -> AbstractAsyncContextManager[RunningJob]:
@@ -337,8 +335,9 @@ class Client:
         """
         # Only jobs need a journal and all that.
         from .batch.job import open_job
+        from .batch.wiring import job_services
 
-        return open_job(job, self._job_services(ambiguous_retries, options))
+        return open_job(job, job_services(self._runtime, options, ambiguous_retries=ambiguous_retries))
 
     async def estimate_job(self, job: BatchJob, *, sample: int = 1_000, **options: Unpack[TurnKeywords]) -> JobEstimate:
         """What a job will come to, by `sample` rows of its input and the list of prices; nothing is sent or written.
@@ -346,49 +345,11 @@ class Client:
         Waits for the first list of prices. Raises as `batch_job` for the job's input and settings.
         """
         from .batch.job import estimate_job
+        from .batch.wiring import job_services
 
-        services = self._job_services(0, options)
+        services = job_services(self._runtime, options)
         await self._runtime.accounting.price_refresh.schedule.wait_first()
         return await estimate_job(job, services, sample=sample)
-
-    def _job_services(self, ambiguous_retries: int, options: TurnKeywords) -> JobServices:
-        from .batch.api import ApiMoney, ApiServices
-        from .batch.job import JobServices
-
-        defaults, settings, extras = self._defaults.turn({"lane": "batch", **options})
-        limits, api = self._runtime.config.tools, self._services
-
-        def finish(result: ChatResult) -> ChatResult[object]:
-            step = Rounds(extras or TurnExtras(), tools=None, limits=limits, may_reask=False).take(result)
-            return step.result
-
-        def encode_for(name: str) -> EncodeRequest:
-            named = msgspec.structs.replace(settings, batch=name)
-            return partial(encode_request, defaults=defaults, beneath=named, system=self._defaults.system)
-
-        accounting = self._runtime.accounting
-        return JobServices(
-            encode_for=encode_for,
-            run_for=lambda answers: partial(
-                self._runtime.pipeline.run_with_body,
-                extras=extras,
-                ambiguous_retries=ambiguous_retries,
-                answers=answers,
-            ),
-            budget=accounting,
-            pricer=accounting,
-            api=ApiServices(
-                submit=api.submit_batch,
-                find=api.find_batch,
-                list=lambda after: api.list_batches(after=after),
-                money=ApiMoney(accounting),
-                wall=self._runtime.config.seams.wall,
-                finish=finish,
-                refusal=_why_not_by_api(extras),
-            ),
-            settings={"options": decode_json(defaults), "system": self._defaults.system.decode()},
-            new_id=self._runtime.config.seams.new_id,
-        )
 
     async def models(
         self, *, offset: int = 0, limit: int | None = None, **filters: Unpack[ModelFilters]
@@ -736,15 +697,6 @@ class Client:
         if system is None and not self._defaults.system:
             return messages
         return add_system(self._defaults.system_message(system), messages)
-
-
-def _why_not_by_api(extras: TurnExtras | None) -> str | None:
-    """What the Batch API cannot do that a turn with these extras needs."""
-    if extras is not None and extras.tools is not None:
-        return "runs no tools; give definitions only, or send the rows live"
-    if extras is not None and extras.fallbacks:
-        return "knows no fallbacks; give models=[...], or send the rows live"
-    return None
 
 
 class _PluginClient(Client):

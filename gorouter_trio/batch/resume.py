@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..transport.sqlite import SqliteFile
     from .settings import BatchJob
 
-__all__ = ["JobFiles", "journal_path", "open_files"]
+__all__ = ["JobFiles", "journal_path", "open_files", "sort_output"]
 
 _CLOSE_S = 30.0
 _FORMAT = 1
@@ -49,22 +49,8 @@ class JobFiles:
 
     async def sort(self) -> None:
         """Bring the output into the order of the input, if it is not."""
-        if self.was_reopened and self.output.path is not None:
-            scan = await trio.to_thread.run_sync(scan_output, self.output.path, _ignore)
-            if not scan.is_sorted:
-                await self.rewrite(scan, keep=lambda _place: True)
-
-    async def rewrite(self, scan: OutputScan, *, keep: Callable[[int], bool]) -> None:
-        """Write the output anew, by another file that takes its place; raises `OSError`, having changed nothing."""
-        path = cast("str", self.output.path)
-        target = f"{path}.new"
-        try:
-            await trio.to_thread.run_sync(partial(rewrite_output, path, scan, keep=keep, target=target))
-            self.output.replace(target)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(target)
-            raise
+        if self.was_reopened:
+            await sort_output(self.output)
 
 
 def _refuse_same_file(job: BatchJob) -> None:
@@ -73,6 +59,27 @@ def _refuse_same_file(job: BatchJob) -> None:
     source = os.fstat(job.source) if isinstance(job.source, int) else os.stat(job.source)
     if os.path.samestat(source, os.stat(job.output)):
         raise ConfigError(f"{job.output} is the input as well")
+
+
+async def sort_output(output: OutputFile) -> None:
+    """Bring an output into the order of the input, if it is not; raises `OSError`, having changed nothing."""
+    if output.path is not None:
+        scan = await trio.to_thread.run_sync(scan_output, output.path, _ignore)
+        if not scan.is_sorted:
+            await _rewrite(output, scan, keep=lambda _place: True)
+
+
+async def _rewrite(output: OutputFile, scan: OutputScan, *, keep: Callable[[int], bool]) -> None:
+    """Write an output anew, by another file that takes its place; raises `OSError`, having changed nothing."""
+    path = cast("str", output.path)
+    target = f"{path}.new"
+    try:
+        await trio.to_thread.run_sync(partial(rewrite_output, path, scan, keep=keep, target=target))
+        output.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(target)
+        raise
 
 
 def journal_path(job: BatchJob) -> str | None:
@@ -105,7 +112,7 @@ async def open_files(
             f"{job.output} has no journal ({path}), so that the job cannot go on; overwrite it, or move it"
         )
     mode: OutputMode = "append" if goes_on else "overwrite" if job.if_exists == "overwrite" else "new"
-    if mode == "new" and is_there and path is not None:
+    if mode == "new" and is_there and path is not None and not _has_content(str(job.output)):
         raise FileExistsError(17, f"is the journal of a job whose output is not there ({job.output})", path)
     async with AsyncExitStack() as stack:
         output = await stack.enter_async_context(open_output(job.output, mode=mode))
@@ -210,7 +217,7 @@ async def _drop_reopened(files: JobFiles, scan: OutputScan, *, journal: SqliteFi
     states = files.state.states
     path = cast("str", files.output.path)
     if any(states[row] != DONE for row in scan.numbers):
-        await files.rewrite(scan, keep=lambda place: states[scan.numbers[place]] == DONE)
+        await _rewrite(files.output, scan, keep=lambda place: states[scan.numbers[place]] == DONE)
         files.tally = Tally()
         await trio.to_thread.run_sync(scan_output, path, files.tally.add_line)
     await write_facts(journal, {"reopening": False})

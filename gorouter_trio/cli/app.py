@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 import trio
 from cyclopts import App, CycloptsError, Parameter
 
+from ..config import DEFAULT_MODEL
 from ..errors import GorouterError
 from ..simulator.files import show_config
 from .account import run_credits, run_key
 from .batch import run_batch
 from .batch_options import BatchChoices, choose_batch
+from .bench import BenchJob, run_bench
 from .chat import ChatJob, run_chat
+from .cluster import add_cluster_commands
 from .cost import CostGrouping, CostJob, run_cost
 from .demo import DemoJob, run_demo
 from .failures import FAILED, OK, USAGE, CliError, find_failure, hide_keys_in_tracebacks, report, report_failure, why
@@ -30,7 +33,7 @@ from .terminal import drop_stdout, print_text
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-__all__ = ["batch", "chat", "cost", "credits", "demo", "key", "models", "run", "simulate"]
+__all__ = ["batch", "bench", "chat", "cost", "credits", "demo", "key", "models", "run", "simulate"]
 
 # A `-` stands for stdin or stdout, and is no option.
 _PATH = Parameter(allow_leading_hyphen=True)
@@ -250,6 +253,56 @@ async def cost(
     return await run_cost(job, common or CommonOptions())
 
 
+async def bench(
+    *models: str,
+    requests: Annotated[int, Parameter(name=["--requests", "-n"])] = 100,
+    in_flight: Annotated[int, Parameter(name=["--in-flight", "-c"])] = 8,
+    rate: float | None = None,
+    warmup: int = 2,
+    prompt: Annotated[str | None, Parameter(name=["--prompt", "-p"], allow_leading_hyphen=True)] = None,
+    max_tokens: int = 200,
+    temperature: float | None = None,
+    whole: Annotated[bool, FLAG] = False,
+    common: CommonOptions | None = None,
+) -> int:
+    """Measure how fast models answer: time to first token, tokens a second, failures, cost.
+
+    Parameters
+    ----------
+    models
+        The models, one after the other; without any, that of --model.
+    requests
+        How many requests each model gets.
+    in_flight
+        How many run at a time, when there is no --rate.
+    rate
+        Begin so many a second at random times, whatever became of the ones before, and measure from those times.
+    warmup
+        Requests before that, which do not count.
+    prompt
+        What to ask.
+    max_tokens
+        Tokens of an answer, at most.
+    temperature
+        Of the answers.
+    whole
+        Ask for whole answers, not for streams.
+    """
+    common = common or CommonOptions()
+    job = BenchJob(
+        models=models or (common.model or DEFAULT_MODEL,),
+        requests=requests,
+        in_flight=in_flight,
+        rate=rate,
+        warmup=warmup,
+        prompt=BenchJob.prompt if prompt is None else prompt,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stream=not whole,
+    )
+    return await run_bench(job, common)
+
+
 async def key(*, common: CommonOptions | None = None) -> int:
     """Show the limits and the usage of the key in use."""
     return await run_key(common or CommonOptions())
@@ -297,9 +350,17 @@ def _make_app() -> App:
         help_format="markdown",
         version=_version,
     )
-    for command in (demo, chat, batch, cost, models, key, credits, simulate):
+    for command in (demo, chat, bench, cost, models, key, credits, simulate):
         app.command(command)
+    app.command(_make_batch_app())
     app.command(make_history_app())
+    return app
+
+
+def _make_batch_app() -> App:
+    """The command, and those of jobs that machines share below it."""
+    app = App(name="batch", default_command=batch)
+    add_cluster_commands(app)
     return app
 
 

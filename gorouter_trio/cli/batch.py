@@ -10,7 +10,7 @@ import trio
 
 from ..batch.input import find_format
 from ..batch.report import JobReport, make_report
-from ..errors import DecodeError, StoreError
+from ..errors import BadRequestError, DecodeError, StoreError
 from ..wire.codec import encode_json
 from .failures import FAILED, INTERRUPTED, OK, CliError, report, why
 from .options import CommonOptions, on_interrupt, open_chosen_client
@@ -146,6 +146,8 @@ async def _open(client: Client, command: BatchCommand, stack: AsyncExitStack) ->
         if exc.filename != job.output:
             raise CliError(f"{exc.filename} {exc.strerror}: --overwrite begins again") from exc
         raise CliError(f"{job.output} exists already: give another name, --resume, or --overwrite") from exc
+    except BadRequestError as exc:
+        raise CliError(exc.message) from exc
     except (OSError, DecodeError) as exc:
         raise CliError(_about_file(exc, job)) from exc
 

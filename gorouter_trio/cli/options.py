@@ -26,9 +26,11 @@ __all__ = [
     "FLAG",
     "REALISTIC",
     "CommonOptions",
+    "client_config",
     "on_interrupt",
     "open_chosen_client",
     "open_simulator",
+    "open_simulator_for",
     "raise_file_limit",
 ]
 
@@ -100,7 +102,7 @@ async def open_chosen_client(
     `simulator` is what `--simulate` talks to, with the seed of the options. Without `has_prices` the list of prices,
     which is several MB, is not fetched: who asks once and shows what the API charged has no use for it.
     """
-    config = msgspec.structs.replace(_client_config(options, max_connections), system=system)
+    config = msgspec.structs.replace(client_config(options, max_connections), system=system)
     if not has_prices:
         config = msgspec.structs.replace(config, prices=PricePolicy(on_start=False, refresh_s=None))
     if not options.simulate:
@@ -117,7 +119,18 @@ async def open_chosen_client(
         yield client
 
 
-def _client_config(options: CommonOptions, max_connections: int) -> ClientConfig:
+@asynccontextmanager
+async def open_simulator_for(options: CommonOptions) -> AsyncIterator[dict[str, object]]:
+    """The settings of a client that talks to a simulator, where the options ask for one."""
+    if not options.simulate:
+        yield {}
+        return
+    async with open_simulator(msgspec.structs.replace(REALISTIC, seed=options.seed or 0)) as base_url:
+        yield {"base_url": base_url, "api_key": _SIMULATED_KEY}
+
+
+def client_config(options: CommonOptions, max_connections: int) -> ClientConfig:
+    """The settings that the options ask for; raises `CliError` when there is no key for them."""
     if options.simulate and options.base_url is not None:
         raise CliError("--simulate and --base-url exclude each other")
     if not options.simulate and not os.environ.get("OPENROUTER_API_KEY", "").strip():

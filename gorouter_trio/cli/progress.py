@@ -123,8 +123,9 @@ class JobView:
 
 
 class _Progress:
-    def __init__(self, view: _View) -> None:
+    def __init__(self, view: _View, unit: str) -> None:
         self._view = view
+        self._unit = unit
         self._started_at = trio.current_time()
         self._first = view.done
         self.counted: int | None = None
@@ -143,14 +144,14 @@ class _Progress:
 
     def line(self) -> str:
         """Everything in one line."""
-        return f"{self._done()} rows, {self.facts()}"
+        return f"{self._done()} {self._unit}, {self.facts()}"
 
     def drawing(self) -> Group:
         """A bar, and the facts below it."""
         head = Table.grid(padding=(0, 2))
         total = self.total
         bar = ProgressBar(total=total, completed=self._view.done, width=_BAR_COLUMNS, pulse=total is None)
-        head.add_row(bar, f"{self._done()} rows", self._left())
+        head.add_row(bar, f"{self._done()} {self._unit}", self._left())
         return Group(head, Text(self.facts(), style="dim", no_wrap=True, overflow="ellipsis"))
 
     def _done(self) -> str:
@@ -169,13 +170,18 @@ class _Progress:
 
 @asynccontextmanager
 async def open_progress(
-    view: _View, *, total: int | None = None, path: str | None = None, limit: int | None = None
+    view: _View,
+    *,
+    total: int | None = None,
+    path: str | None = None,
+    limit: int | None = None,
+    unit: str = "rows",
 ) -> AsyncIterator[None]:
-    """Show the progress on stderr until left.
+    """Show the progress on stderr until left; `unit` is what is counted.
 
     Where `total` is not known, `path` is the input, whose rows are counted on the side, up to `limit`.
     """
-    progress = _Progress(view)
+    progress = _Progress(view, unit)
     progress.counted = total
     on_terminal = sys.stderr is not None and sys.stderr.isatty()
     live = (

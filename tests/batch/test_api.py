@@ -16,6 +16,7 @@ import trio.testing
 
 import gorouter_trio as gr
 from gorouter_trio.batch import api as module
+from gorouter_trio.batch import wiring
 from gorouter_trio.batch.api import choose_back_end
 from gorouter_trio.batch.estimate import JobEstimate
 from gorouter_trio.batch.job import RunningJob
@@ -71,7 +72,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     def make(**fields: Any) -> module.ApiServices:
         return real(**fields, max_requests=10)
 
-    monkeypatch.setattr(module, "ApiServices", make)
+    monkeypatch.setattr(wiring, "ApiServices", make)
 
 
 @pytest.mark.parametrize("ordered", [False, True])

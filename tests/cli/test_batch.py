@@ -159,13 +159,15 @@ async def test_interrupt(tmp_path: Path) -> None:
     finally:
         process.kill()
     summary = json.loads(shown.read_text())
-    # A row that was about to be sent at the first Ctrl-C is not sent at all.
-    assert (summary["rows"], summary["cancelled"] + summary["released"], summary["interrupted"]) == (20, 30, True)
-    assert said.read_text().splitlines() == [
-        "gorouter-trio: no more rows; 30 in flight come to their end (Ctrl-C again cancels them)",
+    assert (summary["rows"], summary["interrupted"]) == (20, True)
+    # A row that was about to be sent at the first Ctrl-C is not sent at all, nor is one taken that was not yet.
+    assert 20 <= summary["cancelled"] <= summary["cancelled"] + summary["released"] <= 30
+    first, last = said.read_text().splitlines()
+    assert first.endswith("in flight come to their end (Ctrl-C again cancels them)")
+    assert last == (
         f"gorouter-trio: interrupted: {summary['cancelled']} requests in flight were cancelled and may be billed; "
-        "--resume goes on",
-    ]
+        "--resume goes on"
+    )
     assert {row["custom_id"] for row in read_rows(out)} == {f"row-{n}" for n in range(1, 21)}
 
 

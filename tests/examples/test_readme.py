@@ -177,3 +177,14 @@ def test_the_tests_that_the_pages_name_exist() -> None:
             assert not test or re.search(rf"def {test}\b", source), f"{page} names {path}::{test}"
             named += 1
     assert named > 20
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    """docs/reliability.md names no test that is gone."""
+    text = (REPOSITORY / "docs" / "reliability.md").read_text("utf-8")
+    named = re.findall(r"`(tests/[\w/.]+)(?:::(\w+))?`", text)
+    assert len(named) > 50
+    for path, name in named:
+        place = REPOSITORY / path
+        assert place.exists(), path
+        assert not name or re.search(rf"def {name}\b", place.read_text("utf-8")), f"{path}::{name}"

@@ -1,0 +1,201 @@
+"""`gorouter-trio batch submit|work|status|collect`: a job that several machines share by a Redis."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, cast
+
+import msgspec
+from cyclopts import App, Parameter
+
+from ..batch.cluster import ClusterJob, Worker
+from ..batch.input import open_rows
+from ..batch.template import Template
+from ..batch.wiring import job_services
+from ..client import open_client
+from ..config import Budget, PricePolicy, RateLimits, Seams, Secret
+from ..errors import ConfigError, DecodeError
+from ..pool.shared_redis import RedisLimits
+from ..transport.resp_client import RedisClient
+from .batch_options import BatchChoices, choose_batch
+from .failures import FAILED, INTERRUPTED, OK, CliError, report, why
+from .options import FLAG, CommonOptions, client_config, on_interrupt, open_simulator_for
+from .terminal import facts_table, print_json, print_text, show
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from .._turns import TurnKeywords
+    from ..batch.cluster import ClusterStatus
+
+__all__ = ["JobPlace", "add_cluster_commands", "collect", "status", "submit", "work"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class JobPlace:
+    """Which job, and where."""
+
+    job: str
+    """Name of the job."""
+    redis: str | None = None
+    """URL of the Redis, such as redis://host:6379/0; by default REDIS_URL."""
+    lease: float = 30.0
+    """Seconds after which the rows of a worker that is not heard of go to others; the same for all."""
+
+
+@asynccontextmanager
+async def _open_job(place: JobPlace) -> AsyncIterator[ClusterJob]:
+    url = place.redis or os.environ.get("REDIS_URL", "")
+    if not url:
+        raise CliError("no Redis: give --redis URL, or set REDIS_URL")
+    async with RedisClient(url) as redis:
+        yield ClusterJob(redis, place.job, lease_s=place.lease)
+
+
+async def submit(
+    source: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    /,
+    *,
+    place: JobPlace,
+    choices: BatchChoices | None = None,
+    common: CommonOptions | None = None,
+) -> int:
+    """Hand the rows of a file in as a job for several machines. Cut off, it is done again, and goes on where it was.
+
+    Parameters
+    ----------
+    source
+        The rows, as for a batch; - is standard input.
+    """
+    command = choose_batch(source, "-", choices=choices or BatchChoices())
+    job, options = command.job, cast("TurnKeywords", command.options)
+    template = None if job.template is None else Template(job.template)
+    model = {"model": common.model} if common is not None and common.model else {}
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(_open_job(place))
+        # Rows are encoded here and sent elsewhere: this client is never asked anything.
+        client = await stack.enter_async_context(
+            open_client(api_key=Secret("none"), system=command.system, prices=PricePolicy(on_start=False), **model)
+        )
+        services = job_services(client.runtime, options)
+        settings = {**job.settings(), **services.settings}
+        try:
+            rows = await stack.enter_async_context(
+                open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates)
+            )
+            await rows.check()
+            budget = None if job.budget_usd is None else str(job.budget_usd)
+            count = await cluster.submit(
+                aiter(rows), services.encode_for(place.job), settings=settings, budget_usd=budget
+            )
+        except (OSError, DecodeError, ConfigError) as exc:
+            reason = why(exc) if isinstance(exc, OSError) else exc.message
+            raise CliError(f"{source}: {reason}") from exc
+    print_text(f"{count:,} rows of {place.job}\n")
+    return OK
+
+
+async def work(
+    *,
+    place: JobPlace,
+    max_in_flight: int = 64,
+    requests_per_minute: float | None = None,
+    name: str | None = None,
+    common: CommonOptions | None = None,
+) -> int:
+    """Run rows of a job until all have their answers. Limits and the budget are those of all its workers together.
+
+    Parameters
+    ----------
+    max_in_flight
+        How many requests this worker runs at a time.
+    requests_per_minute
+        The limit of all workers together; the same for each.
+    name
+        What the worker is called; by default something new.
+    """
+    common = common or CommonOptions()
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(_open_job(place))
+        status = await cluster.status()
+        limits = await stack.enter_async_context(RedisLimits(cluster.redis, prefix=f"gorouter:{place.job}"))
+        config = client_config(common, max_in_flight)
+        budget = Budget() if status.budget_usd is None else Budget(batch_usd=status.budget_usd)
+        config = msgspec.structs.replace(
+            config, shared=limits, budget=budget, rates=RateLimits(requests_per_minute=requests_per_minute)
+        )
+        simulated = await stack.enter_async_context(open_simulator_for(common))
+        client = await stack.enter_async_context(open_client(config, **simulated))
+        run = job_services(client.runtime, {}).run_for(None)
+        worker = Worker(cluster, run, name=name or Seams().new_id(), width=max_in_flight)
+        async with on_interrupt(worker.drain):
+            await worker.run()
+    report(f"{worker.finished:,} rows finished, {worker.failed:,} of them failed")
+    if worker.stopping == "interrupted":
+        return INTERRUPTED
+    return OK if worker.stopping is None else FAILED
+
+
+async def status(*, place: JobPlace, json: Annotated[bool, FLAG] = False) -> int:
+    """Say where a job is."""
+    async with _open_job(place) as job:
+        found = await job.status()
+    if json:
+        print_json(found)
+    else:
+        show(facts_table("Job", _facts(found)))
+    return OK
+
+
+def _facts(s: ClusterStatus) -> Iterator[tuple[str, str]]:
+    yield "job", s.name
+    yield "rows", f"{s.total:,}" + ("" if s.is_submitted else " so far")
+    yield "done", f"{s.done:,}"
+    yield "failed", f"{s.failed:,}" if s.failed else ""
+    yield "in flight", f"{s.in_flight:,}"
+    yield "workers", f"{s.workers:,}"
+    yield "budget", "" if s.budget_usd is None else f"${s.budget_usd}"
+    yield "stopped", s.stopped or ""
+
+
+async def collect(
+    *,
+    place: JobPlace,
+    output: Annotated[str, Parameter(name=["--output", "-o"])],
+    ordered: Annotated[bool, FLAG] = False,
+    no_wait: Annotated[bool, FLAG] = False,
+    delete: Annotated[bool, FLAG] = False,
+) -> int:
+    """Write the answers of a job into a file, as they come, behind those that it has.
+
+    Parameters
+    ----------
+    output
+        The file.
+    ordered
+        Bring it into the order of the rows at the end.
+    no_wait
+        Take what is there, and do not wait for the rest.
+    delete
+        Forget the job, once every row has its answer in the file.
+    """
+    async with _open_job(place) as job:
+        found = await job.status()
+        try:
+            count = await job.collect(output, ordered=ordered, follow=not no_wait)
+        except OSError as exc:
+            raise CliError(f"{output}: {why(exc)}", code=FAILED) from exc
+        found = await job.status()
+        if delete and found.is_done:
+            await job.delete()
+    print_text(f"{count:,} rows into {output}; {found.done:,} of {found.total:,} are done\n")
+    return FAILED if found.failed else OK
+
+
+def add_cluster_commands(app: App) -> None:
+    """Put the commands under that of the batch."""
+    for command in (submit, work, status, collect):
+        app.command(command)

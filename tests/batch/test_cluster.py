@@ -1,0 +1,201 @@
+"""Jobs of several workers on one Redis: a real server, workers that die, limits and a budget that they share."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from redis_server import fresh_prefix, shared_redis
+
+from gorouter_trio.batch.cluster import ClusterJob, Worker
+from gorouter_trio.batch.input import open_rows
+from gorouter_trio.batch.wiring import job_services
+from gorouter_trio.client import Client, open_client
+from gorouter_trio.errors import ConfigError
+from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network, serve_simulator
+from gorouter_trio.testing.crash import CrashHarness, Kill, open_crash_harness
+from gorouter_trio.transport.resp_client import RedisClient
+
+pytestmark = pytest.mark.net
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+
+
+@asynccontextmanager
+async def open_parts(
+    config: SimulatorConfig | None = None, *, lease_s: float = 30.0
+) -> AsyncIterator[tuple[Client, Simulator, ClusterJob]]:
+    simulator = Simulator(config)
+    async with (
+        RedisClient(shared_redis().url) as redis,
+        open_simulated_network(simulator) as network,
+        open_client(api_key="sk-t", base_url=network.base_url, transport=network, insecure_http=True) as client,
+    ):
+        job = ClusterJob(redis, fresh_prefix(), lease_s=lease_s)
+        yield client, simulator, job
+        await job.delete()
+
+
+def write_rows(tmp_path: Path, count: int, prompt: str = "[[say {n}]]") -> str:
+    path = tmp_path / "in.jsonl"
+    path.write_text("".join(json.dumps({"prompt": prompt.format(n=n), "id": f"id-{n}"}) + "\n" for n in range(count)))
+    return str(path)
+
+
+async def submit(job: ClusterJob, client: Client, source: str, **fields: Any) -> int:
+    encode = job_services(client.runtime, {}).encode_for(job.name)
+    async with open_rows(source) as rows:
+        return await job.submit(aiter(rows), encode, **fields)
+
+
+def worker(job: ClusterJob, client: Client, name: str, width: int = 8) -> Worker:
+    return Worker(job, job_services(client.runtime, {}).run_for(None), name=name, width=width)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+async def test_whole(tmp_path: Path) -> None:
+    """Submitted twice it is the same job; three workers run each row once; collected twice it is the same file."""
+    source, out = write_rows(tmp_path, 120), tmp_path / "out.jsonl"
+    with Path(source).open("a") as file:  # noqa: ASYNC230 - a test's own file
+        file.write('{"text":"no prompt"}\n')
+    async with open_parts(SimulatorConfig(latency_s=0.005, jitter=1.0)) as (client, simulator, job):
+        with pytest.raises(ConfigError, match="there is no job"):
+            await job.status()
+        assert await submit(job, client, source, settings={"a": 1}) == 121
+        assert await submit(job, client, source, settings={"a": 1}) == 121
+        with pytest.raises(ConfigError, match="begun with other settings"):
+            await submit(job, client, source, settings={"a": 2})
+        workers = [worker(job, client, f"w{n}") for n in range(3)]
+        async with trio.open_nursery() as nursery:
+            for one in workers:
+                nursery.start_soon(one.run)
+        status = await job.status()
+        assert (status.total, status.done, status.failed, status.is_done, status.in_flight) == (121, 121, 1, True, 0)
+        assert all(one.finished for one in workers)
+        assert simulator.statistics().received == 120
+        assert await job.collect(str(out), ordered=True) == 121
+        assert await job.collect(str(out), ordered=True) == 0
+    rows = read_rows(out)
+    assert [row["custom_id"] for row in rows] == [*(f"id-{n}" for n in range(120)), "row-121"]
+    assert [row["response"]["body"]["choices"][0]["message"]["content"] for row in rows[:-1]] == list(
+        map(str, range(120))
+    )
+    assert not any(row["maybe_billed"] for row in rows)
+
+
+async def test_dead_worker(tmp_path: Path) -> None:
+    """What a dead worker had is claimed after its lease and says so; a living one keeps what it has for longer."""
+    source, out = write_rows(tmp_path, 40), tmp_path / "out.jsonl"
+    async with open_parts(SimulatorConfig(latency_s=1.5), lease_s=1.0) as (client, simulator, job):
+        await submit(job, client, source)
+        dead = worker(job, client, "dead", width=6)
+        with trio.move_on_after(0.6):
+            await dead.run()
+        alive = [worker(job, client, f"w{n}", width=20) for n in range(2)]
+        async with trio.open_nursery() as nursery:
+            for one in alive:
+                nursery.start_soon(one.run)
+        assert sum(one.claimed for one in alive) == 6
+        await job.collect(str(out))
+        # The simulator had seen what the dead one had sent; nothing else was sent twice.
+        assert simulator.statistics().received <= 46
+    rows = read_rows(out)
+    assert Counter(row["custom_id"] for row in rows) == Counter(f"id-{n}" for n in range(40))
+    assert sum(row["maybe_billed"] for row in rows) == 6
+
+
+async def test_refused_key(tmp_path: Path) -> None:
+    """A worker whose key is refused stops, sends nothing, and its rows go to others, unmarked."""
+    source, out = write_rows(tmp_path, 10), tmp_path / "out.jsonl"
+    async with open_parts(SimulatorConfig(api_keys=("sk-other",)), lease_s=0.3) as (client, _, job):
+        await submit(job, client, source)
+        refused = worker(job, client, "refused", width=4)
+        await refused.run()
+        assert refused.stopping == "key"
+        assert (await job.status()).stopped == "key"
+        async with (
+            open_simulated_network(Simulator()) as network,
+            open_client(api_key="sk-t", base_url=network.base_url, transport=network, insecure_http=True) as other,
+        ):
+            await worker(job, other, "good").run()
+        await job.collect(str(out))
+    rows = read_rows(out)
+    assert len(rows) == 10
+    assert not any(row["maybe_billed"] or row["error"] for row in rows)
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+async def run_with_kills(
+    tmp_path: Path, rng: random.Random, *, rows: int, kills: int, every_s: float, rpm: float
+) -> str:
+    """Three processes on one Redis, one of them killed again and again; check what the job promises."""
+    source, out, width = write_rows(tmp_path, rows), tmp_path / "out.jsonl", 8
+    sent: list[float] = []
+    budget = Decimal(10)
+    killed = 0
+    async with open_parts() as (client, _, job), trio.open_nursery() as nursery:
+        simulator = Simulator(
+            SimulatorConfig(latency_s=0.02, jitter=1.0), on_request=lambda record: sent.append(record.started_at_s)
+        )
+        base_url = await nursery.start(serve_simulator, simulator)
+        await submit(job, client, source)
+
+        async def work(number: int) -> None:
+            nonlocal killed
+            async with open_crash_harness("batch_worker:share", path=[SUPPORT]) as harness:
+                for life in range(1_000):
+                    name = f"w{number}-{life}"
+                    args = (shared_redis().url, job.name, name, base_url, str(rpm), str(budget), str(width))
+                    # They die in turn, one in each stretch of time.
+                    dies = killed < kills and (life > 0 or number < kills)
+                    delay_s = every_s * ((number + 1 if life == 0 else 3) + rng.uniform(-0.3, 0.3))
+                    kill = Kill(after_acks=1, delay_s=delay_s) if dies else None
+                    crash = await _run(harness, args, kill)
+                    killed += crash.killed
+                    if not crash.killed:
+                        return
+
+        async with trio.open_nursery() as workers:
+            for number in range(3):
+                workers.start_soon(work, number)
+        assert await job.collect(str(out)) == rows
+        nursery.cancel_scope.cancel()
+    lines = read_rows(out)
+    assert Counter(row["custom_id"] for row in lines) == Counter(f"id-{n}" for n in range(rows))
+    flagged = sum(row["maybe_billed"] for row in lines)
+    again = simulator.statistics().received - rows
+    assert 0 <= again <= killed * width
+    assert flagged <= killed * width
+    assert Decimal(simulator.statistics().charged_nanousd) / 10**9 <= budget
+    most = max((sum(start <= at < start + 60 for at in sent) for start in sent), default=0)
+    assert most <= rpm * 1.02
+    return f"{rows:,} rows, {killed} kills: each once, {again} sent again, {flagged} flagged, {most} a minute"
+
+
+async def _run(harness: CrashHarness, args: tuple[str, ...], kill: Kill | None) -> Any:
+    return await harness.run(*args, kill=kill)
+
+
+async def test_three_processes(tmp_path: Path, rng: random.Random, record_property) -> None:
+    """Three workers share a job, one is killed."""
+    figure = await run_with_kills(tmp_path, rng, rows=300, kills=1, every_s=0.4, rpm=30_000)
+    record_property("figure", figure)
+
+
+@pytest.mark.long
+async def test_kills_every_ten_seconds(tmp_path: Path, rng: random.Random, record_property) -> None:
+    """Three workers at a shared limit, one of them killed every ten seconds for some minutes."""
+    figure = await run_with_kills(tmp_path, rng, rows=6_000, kills=12, every_s=10, rpm=3_000)
+    record_property("figure", figure)

@@ -1,0 +1,137 @@
+"""`gorouter-trio batch` as a job: formats, templates, going on, estimates, reports, and jobs that machines share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis_server import fresh_prefix, shared_redis
+
+SIMULATE = ("--simulate", "--seed", "1", "--max-in-flight", "8")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def texts(path: Path) -> list[str]:
+    return [row["response"]["body"]["choices"][0]["message"]["content"] for row in read_rows(path)]
+
+
+def test_csv_with_a_template(inside, tmp_path: Path) -> None:
+    """Columns go into the messages, lines come in order, and the report is a file as well."""
+    (tmp_path / "in.csv").write_text("id,word\na,one\na,two\nb,\n")
+    (tmp_path / "template.txt").write_text("[[say {{word}}]]")
+    out, report = tmp_path / "out.jsonl", tmp_path / "report.json"
+    arguments = ["--template", f"@{tmp_path / 'template.txt'}", "--ordered", "--suffix-duplicates"]
+    more = ["--option", "temperature=0", "--report", str(report), "--json"]
+    done = inside("batch", str(tmp_path / "in.csv"), "-o", str(out), *arguments, *more, *SIMULATE)
+    assert done.code == 1
+    rows = read_rows(out)
+    assert [row["custom_id"] for row in rows] == ["a", "a-2", "b"]
+    assert [row["error"] and row["error"]["type"] for row in rows] == [None, None, "BadRequestError"]
+    summary = json.loads(done.out)
+    assert json.loads(report.read_text()) == summary
+    assert (summary["rows"], summary["failed"], summary["stopped"]) == (3, 1, None)
+    assert summary["estimate"]["sampled_rows"] == 3
+
+
+def test_resume_and_overwrite(inside, tmp_path: Path) -> None:
+    """A part of the rows, then the rest; other settings are refused; again there is nothing to do."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(10)))
+    run = ("batch", str(source), "-o", str(out), *SIMULATE)
+    assert inside(*run, "--resume", "--limit", "4").code == 0
+    assert len(read_rows(out)) == 4
+    assert "give another name, --resume, or --overwrite" in inside(*run).message
+    refused = inside(*run, "--resume", "--option", "temperature=1")
+    assert (refused.code, "temperature was None and is 1 now" in refused.message) == (2, True)
+    done = inside(*run, "--resume", "--json")
+    summary = json.loads(done.out)
+    assert (summary["rows"], summary["resumed_rows"], summary["resent_rows"]) == (10, 4, 0)
+    assert sorted(texts(out)) == sorted(map(str, range(10)))
+    assert "10, 10 of them before" in inside(*run, "--resume").out
+
+
+def test_dry_run(inside, tmp_path: Path) -> None:
+    """It says what the job will come to, and neither sends nor writes."""
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(50)))
+    run = ("batch", str(source), "-o", str(tmp_path / "out"), "--dry-run", *SIMULATE)
+    done = inside(*run, "--option", "max_tokens=100")
+    assert done.code == 0
+    assert "about 50, by 50 of them" in done.out
+    assert "$" in done.out
+    assert json.loads(inside(*run, "--json").out)["rows"] == 50
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_budget(inside, tmp_path: Path) -> None:
+    """It stops with what is left, exit code 1, and says how to go on."""
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[tokens 40]] {n}"}) + "\n" for n in range(60)))
+    run = ("batch", str(source), "-o", str(tmp_path / "out"), *SIMULATE, "--option", "max_tokens=50", "--json")
+    done = inside(*run, "--budget-usd", "0.0006")
+    summary = json.loads(done.out)
+    assert done.code == 1
+    assert done.message == "the budget does not cover another row; --resume goes on"
+    assert 0 < summary["rows"] < 60
+    assert summary["cost_usd"] <= summary["budget_usd"] == 0.0006
+
+
+def test_cache_and_batch_api(inside, tmp_path: Path) -> None:
+    """Answers come from a file the second time; rows go by the Batch API when they are told to."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "[[say a]]"}\n{"prompt": "[[say b]]"}\n')
+    cached = ("batch", str(source), "-o", str(tmp_path / "a"), *SIMULATE, "--cache", str(tmp_path / "cache"), "--json")
+    assert json.loads(inside(*cached).out)["cached_rows"] == 0
+    assert json.loads(inside(*cached, "--overwrite").out)["cached_rows"] == 2
+    assert inside("batch", str(source), "-o", str(tmp_path / "b"), *SIMULATE, "--via", "api").code == 0
+    assert sorted(texts(tmp_path / "b")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--overwrite", "--resume"], "give one of them"),
+        (["--budget-usd", "much"], "--budget-usd must be an amount"),
+        (["--deadline", "soon"], "--deadline must be a time"),
+        (["--option", "temperature"], "--option must be NAME=VALUE"),
+        (["--option", "temperature=hot"], "temperature"),
+        (["--template", "no columns"], "has no {{column}}"),
+        (["--template", "@missing"], "missing: No such file"),
+        (["--schema", "missing.json"], "missing.json: No such file"),
+        (["--tools", "nothing"], "--tools must be MODULE:FUNCTION"),
+        (["--tools", "json:nothing"], "json has no function nothing"),
+        (["--max-failures", "0"], "--max-failures must be at least 1"),
+        (["--via", "api", "--dedup"], "asks nobody before"),
+    ],
+)
+def test_wrong_options(arguments: list[str], message: str, inside, tmp_path: Path) -> None:
+    """Each is refused in one line, before anything is written."""
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"prompt": "x"}\n')
+    done = inside("batch", str(source), "-o", str(tmp_path / "out"), "--simulate", *arguments)
+    assert done.code == 2
+    assert message in done.message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.net
+def test_shared_job(inside, tmp_path: Path) -> None:
+    """Submitted, worked on, looked at and collected by commands of their own."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(20)) + "broken\n")
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    assert "there is no job" in inside("batch", "status", *place).err
+    assert inside("batch", "submit", str(source), *place).out.startswith("21 rows of ")
+    status = json.loads(inside("batch", "status", *place, "--json").out)
+    assert (status["total"], status["done"], status["is_submitted"]) == (21, 0, True)
+    done = inside("batch", "work", *place, "--simulate", "--max-in-flight", "4")
+    assert (done.code, done.message) == (0, "21 rows finished, 1 of them failed")
+    done = inside("batch", "collect", "-o", str(out), *place, "--ordered", "--delete")
+    assert (done.code, done.out) == (1, f"21 rows into {out}; 21 of 21 are done\n")
+    assert [row["custom_id"] for row in read_rows(out)][:20] == [f"row-{n}" for n in range(1, 21)]
+    assert inside("batch", "status", *place).code == 2
