@@ -217,6 +217,7 @@ class _Work:
         self._run = run
         self._encode = encode
         self._window = window
+        self._handing = trio.Lock()
         self.succeeded = self.failed = self.cancelled = 0
         self.scope = trio.CancelScope()
         # Results whose delivery was cancelled: they are paid for.
@@ -228,6 +229,7 @@ class _Work:
             await self._run_pullers(results, count)
             if self._window is not None:
                 self.stranded.extend(self._window.drain())
+                self.stranded = deque(sorted(self.stranded, key=lambda result: result.index))
 
     async def _run_pullers(self, results: trio.MemorySendChannel[BatchResult], count: int) -> None:
         with self.scope:
@@ -238,16 +240,31 @@ class _Work:
     async def _pull(self, results: trio.MemorySendChannel[BatchResult]) -> None:
         while (taken := await self._intake.take()) is not None:
             result = await self._result_of(*taken)
-            ready = [result] if self._window is None else self._window.put(result.index, result)
-            await self._hand_on(ready, results)
-
-    async def _hand_on(self, ready: list[BatchResult], results: trio.MemorySendChannel[BatchResult]) -> None:
-        for number, result in enumerate(ready):
+            ready = deque((result,))
             try:
-                await results.send(result)
+                if self._window is None:
+                    await results.send(result)
+                else:
+                    await self._hand_on(ready, results, window=self._window)
             except trio.Cancelled:
-                self.stranded.extend(ready[number:])
+                self.stranded.extend(ready)
                 raise
+
+    async def _hand_on(
+        self,
+        ready: deque[BatchResult],
+        results: trio.MemorySendChannel[BatchResult],
+        *,
+        window: OrderWindow[BatchResult],
+    ) -> None:
+        """Put the one result into its place, and deliver what can come out; what was not stays in `ready`."""
+        # One at a time from the window into the channel: two would overtake each other.
+        async with self._handing:
+            result = ready.popleft()
+            ready.extend(window.put(result.index, result))
+            while ready:
+                await results.send(ready[0])
+                ready.popleft()
 
     async def _result_of(self, index: int, request: BatchRequest) -> BatchResult:
         custom_id, line_number = names_of(request, index)

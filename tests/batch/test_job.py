@@ -418,3 +418,13 @@ async def test_a_hundred_kills(tmp_path: Path, rng: random.Random, record_proper
         "figure",
         await kill_until_done(tmp_path, rng, rows=10_000, kills=100, width=16, ordered=False, delay_s=0.25),
     )
+
+
+@pytest.mark.net
+@pytest.mark.long
+async def test_a_thousand_kills(tmp_path: Path, rng: random.Random, record_property) -> None:
+    """The same with a thousand kills, most of them before a run has come far."""
+    record_property(
+        "figure",
+        await kill_until_done(tmp_path, rng, rows=10_000, kills=1_000, width=16, ordered=False, delay_s=0.06),
+    )

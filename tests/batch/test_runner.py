@@ -106,6 +106,41 @@ async def test_bounded_in_flight(autojump_clock: MockClock) -> None:
     assert simulator.statistics().max_in_flight == 8
 
 
+@pytest.mark.parametrize("consumer_s", [0.0, 0.01])
+async def test_ordered(consumer_s: float, autojump_clock: MockClock) -> None:
+    """Results come in the order of the requests, whatever the answers' order is, also for a consumer that is slow."""
+    config = SimulatorConfig(latency_s=1.0, jitter=1.0)
+    indexes = []
+    async with (
+        open_simulated(config, connections=64) as (client, _),
+        client.batch((say(str(n)) for n in range(400)), max_in_flight=32, ordered=True) as batch,
+    ):
+        async for result in batch:
+            indexes.append(result.index)
+            assert result.unwrap().text == str(result.index)
+            await trio.sleep(consumer_s)
+    assert indexes == list(range(400))
+
+
+async def test_ordered_and_cancelled(autojump_clock: MockClock) -> None:
+    """What had ended is delivered all the same, in order, without those that had not."""
+    requests = [
+        say(str(n)) if n != 5 else {"messages": [{"role": "user", "content": "[[fault hang]]"}]} for n in range(99)
+    ]
+    async with (
+        open_simulated(SimulatorConfig(latency_s=0.1, jitter=1.0)) as (client, simulator),
+        client.batch(requests, max_in_flight=4, ordered=True) as batch,
+    ):
+        indexes = [(await anext(batch)).index for _ in range(5)]
+        await trio.sleep(10)
+        batch.cancel()
+        indexes += [result.index async for result in batch]
+        completed = simulator.statistics().completed
+    assert indexes == sorted(indexes)
+    assert 5 not in indexes
+    assert len(indexes) == completed == 5 + 31
+
+
 async def test_failed_rows_are_results(autojump_clock: MockClock) -> None:
     """An error of one request is its result, with all its fields, and the others run."""
     requests: list[Any] = [

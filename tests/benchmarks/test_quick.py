@@ -73,6 +73,14 @@ def test_the_compression_benchmark_runs() -> None:
         assert coding in done.stdout
 
 
+@pytest.mark.net
+def test_the_gateway_benchmark_runs() -> None:
+    """A quick run prints what a round trip costs beside a bare echo."""
+    done = run_script("bench_gateway.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "bare trio-websocket echo" in done.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs sockets that keep packets apart")
 def test_the_events_benchmark_runs() -> None:
     """A quick run prints the cost of an event beside that of bare httptools."""
@@ -93,6 +101,14 @@ def test_the_store_benchmark_runs() -> None:
     done = run_script("bench_store.py", "--quick")
     assert done.returncode == 0, done.stderr
     assert "SqliteStore without groups" in done.stdout
+
+
+def test_the_batch_benchmark_runs() -> None:
+    """A quick run prints what a row costs with its journal, and the memory of a longer job."""
+    done = run_script("bench_batch.py", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert "a job with its journal" in done.stdout
+    assert "resident memory" in done.stdout
 
 
 @pytest.mark.net
