@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .secret import Secret
     from .security.rules import ToolGuard
     from .session.actor import SessionStatistics
+    from .tools.context import ToolContext
     from .tools.registry import AnyTool
     from .wire.catalog import Pricing
     from .wire.ledger import LedgerRow
@@ -86,6 +87,7 @@ __all__ = [
     "call_runtime",
     "checked_config",
     "drive",
+    "holding",
 ]
 
 T = TypeVar("T")
@@ -119,6 +121,8 @@ class Home(Protocol):
     """Where the functions of the program run, and its callers wait."""
 
     portal: Portal[Client]
+    holders: set[tuple[str, object]]
+    """Sessions that somebody there is in the midst of, with who that is: whose stream is open, whose tool runs."""
 
     def signal(self) -> Signal:
         """A signal for somebody who waits there."""
@@ -129,8 +133,8 @@ class Home(Protocol):
     def check(self, function: Callable[..., object]) -> None:
         """Raise `ConfigError` for a function that cannot run there."""
 
-    def has(self, tool: Tool[..., object]) -> bool:
-        """Whether this tool has to run there, and not in the runtime or a thread of it."""
+    def around(self, tool: AnyTool) -> Callable[[ToolContext, Callable[[], object]], object]:
+        """What makes the calls of this tool: where its function belongs, and known to be part of the turn."""
 
     async def run(self, function: Callable[..., object], *args: object, **named: object) -> object:
         """Run a function of the program, and await what it returns if need be. In the runtime.
@@ -265,17 +269,11 @@ class Bridge:
         known = self._tools.get(source)
         if known is None:
             tool = cast("AnyTool", source) if is_tool else Tool(cast("Callable[..., object]", source))
-            known = tool.run_by(self._async(tool.function)) if self.home.has(tool) else source
+            known = tool.run_by(self.home.around(tool))
             self._tools[source] = known
             if len(self._tools) > _MAX_BRIDGED_TOOLS:
                 self._tools.pop(next(iter(self._tools)), None)
         return known
-
-    def _async(self, function: Callable[..., object]) -> Callable[..., Awaitable[object]]:
-        async def run(*args: object, **named: object) -> object:
-            return await self.home.run(function, *args, **named)
-
-        return run
 
 
 class _BridgedPlugin:
@@ -395,6 +393,20 @@ async def _open(config: ClientConfig) -> AsyncIterator[Client]:
         yield await stack.enter_async_context(open_client(config))
 
 
+@contextmanager
+def holding(home: Home, session: str | None) -> Iterator[None]:
+    """Whoever is calling is in the midst of this session, if it is one."""
+    holder = (session or "", home.who())
+    if session is None or holder in home.holders:
+        yield
+        return
+    home.holders.add(holder)
+    try:
+        yield
+    finally:
+        home.holders.discard(holder)
+
+
 async def call_runtime(
     home: Home,
     work: Callable[[], Awaitable[T]],
@@ -450,8 +462,6 @@ class Core:
         self.client: Client = cast("Client", None)
         self.registered: list[tuple[object, object]] = []
         """Middlewares and hooks as they were given, and as they are there."""
-        self.holders: set[tuple[str, object]] = set()
-        """Sessions whose stream is open, with who has it."""
         self._patience_s = config.sessions.shutdown_grace_s + _SLACK_S
 
     def place(self) -> Bridge:
@@ -584,18 +594,16 @@ class Core:
         held: _Held[ChatStream[T]] = _Held()
         opening = partial(_stream_opened, open_stream, held)
         async with self.lend(opening, room=_STREAM_ROOM, deadline_s=deadline_s, is_paid=True) as lots:
-            holder = (session or "", self.place().home.who())
-            if session is not None:
-                self.holders.add(holder)
-            try:
+            with holding(self.place().home, session):
                 yield held.value, lots
-            finally:
-                self.holders.discard(holder)
 
     def check_holder(self, session: str) -> None:
-        """Raise `SessionBusyError` where the caller has an open stream of this session, and would wait for itself."""
-        if self.holders and (session, self.place().home.who()) in self.holders:
-            raise SessionBusyError(f"session {session!r}: its stream is open here; leave it first")
+        """Raise `SessionBusyError` where the caller is in the midst of this session, and would wait for itself."""
+        home = self.place().home
+        if home.holders and (session, home.who()) in home.holders:
+            raise SessionBusyError(
+                f"session {session!r}: its stream is open here, or this is a tool of its turn: it would wait for itself"
+            )
 
     @asynccontextmanager
     async def batch(

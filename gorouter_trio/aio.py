@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 import outcome
 import trio
 
-from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config
+from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, holding
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
@@ -50,7 +50,8 @@ if TYPE_CHECKING:
     from .pool.prices import PricesRefreshed
     from .session.actor import SessionStatistics
     from .session.directory import SessionRef as RuntimeSession
-    from .tools.registry import Tool
+    from .tools.context import ToolContext
+    from .tools.registry import AnyTool
     from .wire.catalog import (
         Credits,
         GenerationInfo,
@@ -206,6 +207,7 @@ class _LoopHome:
 
     def __init__(self, portal: Portal[RuntimeClient], loop: asyncio.AbstractEventLoop) -> None:
         self.portal = portal
+        self.holders: set[tuple[str, object]] = set()
         self.outbox = _Outbox(loop)
 
     def signal(self) -> Signal:
@@ -217,8 +219,18 @@ class _LoopHome:
     def check(self, function: Callable[..., object]) -> None:
         pass
 
-    def has(self, tool: Tool[..., object]) -> bool:
-        return tool.isolation == "task"
+    def around(self, tool: AnyTool) -> Callable[[ToolContext, Callable[[], object]], object]:
+        return self._on_loop if tool.isolation == "task" else self._in_thread
+
+    async def _on_loop(self, context: ToolContext, call: Callable[[], object]) -> object:
+        async def run() -> object:
+            with holding(self, context.session):
+                return await cast("Awaitable[object]", call())
+
+        return await self.run(run)
+
+    def _in_thread(self, context: ToolContext, call: Callable[[], object]) -> object:
+        return call()
 
     def offer(self, function: Callable[[], Coroutine[object, object, None]]) -> Callable[[], object]:
         return function

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast, overload
 
 import trio
 
-from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, drive
+from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, drive, holding
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
@@ -56,7 +56,8 @@ if TYPE_CHECKING:
     from .secret import Secret
     from .session.actor import SessionStatistics
     from .session.directory import SessionRef as RuntimeSession
-    from .tools.registry import Tool
+    from .tools.context import ToolContext
+    from .tools.registry import AnyTool
     from .wire.catalog import Credits, GenerationInfo, KeyInfo, Model, ModelEndpoint, ModelEndpoints, ProviderInfo
     from .wire.codec import Prompt
     from .wire.embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingResult
@@ -140,6 +141,7 @@ class _ThreadHome:
 
     def __init__(self, portal: Portal[RuntimeClient]) -> None:
         self.portal = portal
+        self.holders: set[tuple[str, object]] = set()
         # As many as there are calls in need of one: a middleware keeps its thread while the next one wants another.
         self._limiter = trio.CapacityLimiter(float("inf"))
 
@@ -149,9 +151,16 @@ class _ThreadHome:
     def who(self) -> object:
         return threading.get_ident()
 
-    def has(self, tool: Tool[..., object]) -> bool:
-        # Plain functions run in the threads for tools already; async ones are for trio.
-        return False
+    def around(self, tool: AnyTool) -> Callable[[ToolContext, Callable[[], object]], object]:
+        # Async functions are for trio, where they run.
+        return self._on_trio if tool.isolation == "task" else self._in_thread
+
+    def _in_thread(self, context: ToolContext, call: Callable[[], object]) -> object:
+        with holding(self, context.session):
+            return call()
+
+    async def _on_trio(self, context: ToolContext, call: Callable[[], object]) -> object:
+        return await cast("Awaitable[object]", call())
 
     def check(self, function: Callable[..., object]) -> None:
         if inspect.iscoroutinefunction(function):

@@ -162,7 +162,7 @@ def test_cancelling_at_any_step_leaves_everything_in_order(base_url: str, work: 
                 if work in {_ask, _session_stream, _tool}:
                     assert (await session.ask("[[say on]]")).text == "on"
                     await session.aclose()
-            assert not client._core.holders
+            assert not client._core.place().home.holders
             return cancelled
 
     assert asyncio.run(main()) > 10
@@ -348,6 +348,43 @@ def test_async_tools_run_on_the_loop_in_the_callers_context(base_url: str) -> No
                 reply = await client.chat(f'[[call {name} {{"city": "Aber"}}]]', tools=[tool])
                 assert [call.text for call in reply.tool_calls] == ["Aber here"]
             assert threading.main_thread() not in threads
+
+    asyncio.run(main())
+
+
+def test_a_turn_of_a_session_has_the_context_of_its_asker(base_url: str) -> None:
+    """For its tools and approvals: of each turn another one, whoever woke the session."""
+
+    async def main() -> None:
+        async def where(city: str) -> str:
+            return f"{city} {_VAR.get()}"
+
+        async def ask(session: aio.SessionRef, name: str) -> str:
+            _VAR.set(name)
+            return (await session.ask('[[call where {"city": "Aber"}]]')).tool_calls[0].text
+
+        async with aio.open_client(**settings(base_url)) as client:
+            session = client.session("s", tools=[where])
+            found = await asyncio.gather(*(ask(session, name) for name in "abc"))
+            assert found == ["Aber a", "Aber b", "Aber c"]
+
+    asyncio.run(main())
+
+
+def test_a_tool_that_asks_its_own_session_is_refused(base_url: str) -> None:
+    """At once, instead of waiting until its time is up."""
+
+    async def main() -> None:
+        async with aio.open_client(**settings(base_url)) as client:
+
+            async def ask_again(city: str) -> str:
+                with pytest.raises(gr.SessionBusyError, match="wait for itself"):
+                    await session.ask("[[say x]]")
+                return (await client.session("other").ask("[[say y]]")).text
+
+            session = client.session("s", tools=[ask_again])
+            reply = await session.ask('[[call ask_again {"city": "Aber"}]]', deadline_s=20)
+            assert [call.text for call in reply.tool_calls] == ["y"]
 
     asyncio.run(main())
 

@@ -134,7 +134,7 @@ class Stage:
             reply = {"id": "gen-1", "model": "m", "choices": [{"finish_reason": "stop", "message": message}]}
             await stream.send_all(_http(json.dumps(reply).encode()))
         else:
-            await self._stream(stream, word, int(number or 0))
+            await self._stream(stream, word, int(number) if number.isdigit() else 2)
 
     async def _stream(self, stream: trio.SocketStream, word: str, number: int) -> None:
         await stream.send_all(
