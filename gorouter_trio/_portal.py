@@ -40,7 +40,7 @@ __all__ = ["Call", "Lent", "Portal"]
 T = TypeVar("T")
 V = TypeVar("V")
 
-_LAST_CALLS_S = 2.0
+_LAST_CALLS_S = 1.0
 _AT_EXIT_S = 3.0
 
 
@@ -83,7 +83,7 @@ class Portal(Generic[V]):
         return os.getpid() != self._pid
 
     def start(self, on_change: Callable[[], object]) -> None:
-        """Begin; `on_change` is called in the thread when it is open or could not be opened, and when it has ended."""
+        """Begin; `on_change` is called in the thread when it is open, and when it has ended, opened or not."""
         self._on_change = on_change
         # A daemon does not keep the interpreter from ending; what it has open gets a moment then.
         atexit.register(self._end_at_exit)
