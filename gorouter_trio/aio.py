@@ -18,7 +18,7 @@ import asyncio
 import contextvars
 import inspect
 from collections import deque
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 
@@ -81,24 +81,27 @@ _CLEANUP_S = 2.0
 class _Outbox:
     """What the runtime wants done on a loop; many things cost one wake-up."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, portal: Portal[RuntimeClient], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._portal = portal
         self._queue: deque[Callable[[], object]] = deque()
         self._is_woken = False
         # Not that of whoever wakes it.
         self._context = contextvars.Context()
 
     def post(self, function: Callable[[], object]) -> bool:
-        """Have a function called on the loop, from any thread; False when the loop is closed."""
-        self._queue.append(function)
-        if self._is_woken:
-            return True
-        self._is_woken = True
-        try:
-            self.loop.call_soon_threadsafe(self._deliver, context=self._context)
-        except RuntimeError:
+        """Have a function called on the loop, from the thread of the runtime; False when the loop is closed."""
+        if self.loop.is_closed():
             return False
+        self._queue.append(function)
+        if not self._is_woken:
+            self._is_woken = True
+            self._portal.tell_soon(self._wake)
         return True
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # The loop was closed meanwhile.
+            self.loop.call_soon_threadsafe(self._deliver, context=self._context)
 
     def _deliver(self) -> None:
         # Lowered before the queue is emptied: what comes after that wakes again.
@@ -109,7 +112,8 @@ class _Outbox:
                 queue.popleft()()
         finally:
             if queue:
-                self.post(bool)
+                self._is_woken = True
+                self._wake()
 
 
 class _LoopSignal:
@@ -208,7 +212,7 @@ class _LoopHome:
     def __init__(self, portal: Portal[RuntimeClient], loop: asyncio.AbstractEventLoop) -> None:
         self.portal = portal
         self.holders: set[tuple[str, object]] = set()
-        self.outbox = _Outbox(loop)
+        self.outbox = _Outbox(portal, loop)
 
     def signal(self) -> Signal:
         return _LoopSignal(self.outbox)

@@ -185,7 +185,7 @@ def test_a_cancelled_call_has_cleaned_up_when_it_is_settled() -> None:
 def test_many_calls_share_wake_ups(
     base_url: str, monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, object], None]
 ) -> None:
-    """A thousand chats at once wake the loop and the runtime a few hundred times together, not thousands."""
+    """A thousand chats at once wake the loop and the runtime some dozen times together, not thousands."""
     woken = {"loop": 0, "runtime": 0}
 
     async def main() -> None:
@@ -213,7 +213,7 @@ def test_many_calls_share_wake_ups(
         "figure", f"1,000 chats at once woke the runtime {woken['runtime']} times, the loop {woken['loop']}"
     )
     assert woken["runtime"] < 100
-    assert woken["loop"] < 700
+    assert woken["loop"] < 300
 
 
 @pytest.mark.net
