@@ -1,9 +1,10 @@
 # One command each; `make` alone lists them. Needs Python 3.11 or newer, pip and make; uses uv where it is on PATH.
-# PYTHON=... names the Python that makes .venv, VENV=... another environment, ARGS=... is handed to pytest.
+# PYTHON=... names the Python that makes .venv, VENV=... another environment, ARGS=... is handed to pytest, WORKERS=... run tests.
 
 VENV ?= .venv
 PYTHON ?=
 ARGS ?=
+WORKERS ?= 2
 RUN = $(VENV)/bin/python
 export PYTHON
 
@@ -30,8 +31,8 @@ demo: $(VENV)/.installed-cli ## set up and run a batch of prompts against the bu
 	@$(VENV)/bin/gorouter-trio demo
 
 .PHONY: test
-test: $(VENV)/.installed-test ## set up and run the tests
-	@$(RUN) -m pytest $(ARGS)
+test: $(VENV)/.installed-test ## set up and run the tests, two at a time (WORKERS=0: in this process)
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: test-long
 test-long: $(VENV)/.installed-test ## every test, the long ones too, with many more examples (hours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 import types
 from collections.abc import Callable
@@ -172,7 +173,7 @@ def test_nesting_without_end_is_refused() -> None:
         {"metadata": {"a": object()}}, {"extra_body": {"x": -math.inf}}, {"extra_body": {"x": object()}},
         {"extra_body": {"messages": []}}, {"extra_body": {"stream": True}},
     ],
-    ids=repr,
+    ids=lambda options: re.sub(r" at 0x\w+", "", repr(options)),
 )  # fmt: skip
 def test_options_that_cannot_be_sent(options: ChatKeywords) -> None:
     """NaN is not sent as null, and what is no JSON or belongs to the call is refused."""
