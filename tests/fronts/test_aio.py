@@ -262,6 +262,24 @@ def test_a_deadline_covers_the_whole_stream(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def test_a_deadline_of_a_turn_leaves_its_session_in_order(stage: Stage) -> None:
+    """The turn is interrupted, the history valid, and the next turn is taken."""
+
+    async def main() -> None:
+        async with aio.open_client(**settings(stage.base_url)) as client:
+            session = client.session("s")
+            with pytest.raises(gr.DeadlineExceededError):
+                await session.ask("hang", deadline_s=0.1)
+            await reached(stage.left)
+            with pytest.raises(gr.DeadlineExceededError):
+                async with session.stream("halt 2", deadline_s=0.2) as stream:
+                    await stream.collect()
+            assert (await session.ask("hello", deadline_s=20)).text == "hello"
+            assert (await session.history())[-1].message.content == "hello"
+
+    asyncio.run(main())
+
+
 def test_an_error_of_the_body_leaves_as_it_is(stage: Stage) -> None:
     """Also out of a stream that is open."""
 
