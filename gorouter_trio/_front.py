@@ -36,7 +36,7 @@ from ._portal import Call, Lent, Portal
 from ._stream import ChatStream, ChunkSource
 from .client import Client, merged_config, open_client, without_secrets
 from .config import hide_keys
-from .errors import ConfigError, SessionBusyError
+from .errors import ConfigError, DeadlineExceededError, PoolClosedError, SessionBusyError
 from .events import StreamEvent, StreamFinished
 from .runtime_events import RuntimeEvent
 from .tools.registry import Tool
@@ -266,14 +266,21 @@ class Bridge:
         is_tool = isinstance(source, Tool)
         if not is_tool and (not callable(source) or isinstance(source, type)):
             return source
-        known = self._tools.get(source)
+        try:
+            known = self._tools.get(source)
+        except TypeError:
+            # What has no hash cannot be told from another of its kind.
+            return self._run_at_home(source)
         if known is None:
-            tool = cast("AnyTool", source) if is_tool else Tool(cast("Callable[..., object]", source))
-            known = tool.run_by(self.home.around(tool))
-            self._tools[source] = known
+            known = self._tools[source] = self._run_at_home(source)
             if len(self._tools) > _MAX_BRIDGED_TOOLS:
                 self._tools.pop(next(iter(self._tools)), None)
         return known
+
+    def _run_at_home(self, source: object) -> AnyTool:
+        # Asked of an object, since a tool is no subclass of anything.
+        tool = source if type(source) is Tool else Tool(cast("Callable[..., object]", source))
+        return cast("AnyTool", tool).run_by(self.home.around(cast("AnyTool", tool)))
 
 
 class _BridgedPlugin:
@@ -941,7 +948,12 @@ class StreamCore(ChatStream[T_co]):
                 raise StopAsyncIteration
             if self._raw_chunks:
                 self._stream.add_chunks()
-            events = await self._lots.read()
+            try:
+                events = await self._lots.read()
+            except (DeadlineExceededError, PoolClosedError) as exc:
+                # Cut off from here, so that the reader there had nothing to say.
+                exc.partial = exc.partial or self._stream.so_far()
+                raise
             # The end comes by itself, as where it was read: it is then that there is a result.
             if events and isinstance(events[-1], StreamFinished):
                 self._finish = cast("StreamFinished", events.pop())

@@ -126,6 +126,10 @@ class ChatStream(Generic[T_co]):
             raise StreamNotFinishedError("the stream has not ended; iterate it, or await collect()")
         return self._result
 
+    def so_far(self) -> ChatResult[object]:
+        """The answer as far as it was read, for who has lost patience with the rest."""
+        return self._source.result()
+
     async def read_some(self) -> list[StreamEvent]:
         """The next events, all that have arrived together; none at the end. It takes up where iterating stopped."""
         position, self._position = self._position, len(self._events)

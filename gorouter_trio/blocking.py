@@ -259,6 +259,10 @@ class ChatStream(Generic[T_co]):
         """Read to the end and return the whole answer."""
         return drive(self._core.collect())
 
+    def so_far(self) -> ChatResult[object]:
+        """The answer as far as it was read, for who has lost patience with the rest."""
+        return self._core.so_far()
+
     def read_some(self) -> list[StreamEvent]:
         """The next events, all that have arrived together; none at the end. It takes up where iterating stopped."""
         return drive(self._core.read_some())

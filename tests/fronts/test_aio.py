@@ -246,9 +246,11 @@ def test_a_deadline_covers_the_whole_stream(stage: Stage) -> None:
 
     async def main() -> None:
         async with aio.open_client(**settings(stage.base_url)) as client:
-            with pytest.raises(gr.DeadlineExceededError):
+            with pytest.raises(gr.DeadlineExceededError) as caught:
                 async with client.stream("halt 3", deadline_s=0.2) as stream:
                     texts = [text async for text in stream.text]
+            assert caught.value.partial is not None
+            assert caught.value.partial.text == "piece " * 3
             await reached(stage.left)
             with pytest.raises(gr.DeadlineExceededError):
                 async with client.stream("hang", deadline_s=0.05):

@@ -180,6 +180,29 @@ def test_a_tool_that_asks_its_own_session_is_refused(base_url: str) -> None:
         assert [call.text for call in reply.tool_calls] == ["y"]
 
 
+def test_a_tool_may_be_an_object_without_a_hash(base_url: str) -> None:
+    """It is called like any other."""
+
+    class Counter:
+        __name__ = "count"
+
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __eq__(self, other: object) -> bool:
+            return isinstance(other, Counter)
+
+        __hash__ = None  # type: ignore[assignment]  # that is the point
+
+        def __call__(self, city: str) -> int:
+            self.calls += 1
+            return self.calls
+
+    with blocking.open_client(**settings(base_url)) as client:
+        reply = client.chat('[[call count {"city": "Aber"}]]', tools=[Counter()])
+        assert [call.text for call in reply.tool_calls] == ["1"]
+
+
 def test_many_middlewares_at_once_do_not_wait_for_each_others_threads(base_url: str) -> None:
     """Each holds a thread while the next one wants another."""
 
