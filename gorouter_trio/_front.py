@@ -444,6 +444,8 @@ class LotReader(Generic[T]):
     def __init__(self, lent: Lent[T], signal: Signal) -> None:
         self._lent = lent
         self._signal = signal
+        self.partial: Callable[[], ChatResult[object] | None] = _no_partial
+        """What had arrived of an answer that was cut off from here."""
 
     async def read(self) -> list[T]:
         """The next items, all that there are; none at the end. Raises what reading them there has raised."""
@@ -601,6 +603,7 @@ class Core:
         held: _Held[ChatStream[T]] = _Held()
         opening = partial(_stream_opened, open_stream, held)
         async with self.lend(opening, room=_STREAM_ROOM, deadline_s=deadline_s, is_paid=True) as lots:
+            lots.partial = held.partial
             with holding(self.place().home, session):
                 yield held.value, lots
 
@@ -866,10 +869,19 @@ class FrontJob:
         self._core.portal.tell(self._job.cancel)
 
 
+def _no_partial() -> None:
+    return None
+
+
 class _Held(Generic[T]):
     """Where the runtime puts what it has opened, before it says that it has."""
 
     value: T
+    cut: outcome.Outcome[ChatResult[object]] | None = None
+    """What a stream had come to when it was cut off, as far as it could tell."""
+
+    def partial(self) -> ChatResult[object] | None:
+        return self.cut.value if isinstance(self.cut, outcome.Value) else None
 
 
 @asynccontextmanager
@@ -877,7 +889,11 @@ async def _stream_opened(
     open_stream: Callable[[], AbstractAsyncContextManager[ChatStream[T]]], held: _Held[ChatStream[T]]
 ) -> AsyncIterator[Callable[[], Awaitable[list[StreamEvent]]]]:
     async with open_stream() as held.value:
-        yield held.value.read_some
+        try:
+            yield held.value.read_some
+        except BaseException:
+            held.cut = outcome.capture(held.value.so_far)
+            raise
 
 
 @asynccontextmanager
@@ -952,7 +968,7 @@ class StreamCore(ChatStream[T_co]):
                 events = await self._lots.read()
             except (DeadlineExceededError, PoolClosedError) as exc:
                 # Cut off from here, so that the reader there had nothing to say.
-                exc.partial = exc.partial or self._stream.so_far()
+                exc.partial = exc.partial or self._lots.partial()
                 raise
             # The end comes by itself, as where it was read: it is then that there is a result.
             if events and isinstance(events[-1], StreamFinished):
