@@ -15,6 +15,7 @@ import http.client
 import json
 import resource
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,15 @@ if TYPE_CHECKING:
     from _contenders import Call, Contender
 
     Run = Callable[[list[Call], int, tuple[int, str]], Awaitable[None]]
+
+
+FIELDS = {
+    "chat": _contenders.CHAT,
+    "stream": _contenders.STREAM,
+    "plugins": _contenders.PLUGINS,
+    "front-chat": _contenders.FRONT_CHAT,
+    "front-stream": _contenders.FRONT_STREAM,
+}
 
 
 def cpu_s() -> float:
@@ -70,12 +80,33 @@ async def run_asyncio(calls: list[Call], count: int, expected: tuple[int, str]) 
             group.create_task(_worker(call, tickets, taken, expected))
 
 
+async def run_threads(calls: list[Call], count: int, expected: tuple[int, str]) -> None:
+    """The same in threads, one a worker; the calls are plain functions."""
+    tickets, taken, failures = range(count), [0], []
+
+    def work(call: Callable[[], tuple[int, str]]) -> None:
+        while taken[0] < len(tickets) and not failures:
+            # As exact as it can be without a lock, which would be measured as well.
+            taken[0] += 1
+            found = call()
+            if found != expected:
+                failures.append(found)
+
+    threads = [threading.Thread(target=work, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise SystemExit(f"expected {expected}, got {failures[0]}")
+
+
 async def measure(contender: Contender, args: argparse.Namespace) -> dict[str, object]:
     """Open, warm up, measure, close."""
-    streaming = args.kind == "stream"
+    streaming = args.kind.endswith("stream")
     text = _wire.STREAM_TEXT if streaming else _wire.PLAIN_TEXT
     expected = (len(text), _wire.FINISH)
-    run = run_trio if contender.loop == "trio" else run_asyncio
+    run = {"trio": run_trio, "asyncio": run_asyncio, "threads": run_threads}[contender.loop]
     control(args.port, "/gap?0")
     async with contender.open(f"http://127.0.0.1:{args.port}{_wire.PATH}", args.in_flight) as calls_of:
         calls = [calls_of(worker) for worker in range(args.in_flight)]
@@ -110,7 +141,7 @@ async def _warm_up(run: Run, calls: list[Call], expected: tuple[int, str], enoug
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("chat", "stream", "plugins"))
+    parser.add_argument("kind", choices=sorted(FIELDS))
     parser.add_argument("contender")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--in-flight", type=int, default=64)
@@ -123,8 +154,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Run one contender."""
     args = arguments()
-    field = {"chat": _contenders.CHAT, "stream": _contenders.STREAM, "plugins": _contenders.PLUGINS}[args.kind]
-    contender = {contender.name: contender for contender in field}[args.contender]
+    contender = {contender.name: contender for contender in FIELDS[args.kind]}[args.contender]
     try:
         result = _run(contender, args)
     except BaseExceptionGroup as group:
@@ -137,7 +167,7 @@ def main() -> None:
 
 
 def _run(contender: Contender, args: argparse.Namespace) -> dict[str, object]:
-    if contender.loop == "asyncio":
+    if contender.loop != "trio":
         return asyncio.run(measure(contender, args))
     import trio
 

@@ -37,7 +37,7 @@ class Contender:
 
     name: str
     label: str
-    loop: Literal["trio", "asyncio"]
+    loop: Literal["trio", "asyncio", "threads"]
     open: Callable[[str, int], Opened]
     needs: tuple[str, ...] = ()
     """Modules that must be there; their versions are reported."""
@@ -56,10 +56,16 @@ class Contender:
 def _client(base: str, in_flight: int) -> AbstractAsyncContextManager[gr.Client]:
     import gorouter_trio as gr
 
+    return gr.open_client(**_settings(base, in_flight))
+
+
+def _settings(base: str, in_flight: int) -> dict[str, object]:
+    import gorouter_trio as gr
+
     # As many connections as requests in flight, as every other contender has.
     pool = gr.PoolLimits(max_connections=in_flight)
     prices = gr.PricePolicy(on_start=False, refresh_s=None)  # The server has no list of them.
-    return gr.open_client(api_key=_wire.API_KEY, base_url=base, model=_wire.MODEL, pool=pool, prices=prices)
+    return {"api_key": _wire.API_KEY, "base_url": base, "model": _wire.MODEL, "pool": pool, "prices": prices}
 
 
 @asynccontextmanager
@@ -122,6 +128,70 @@ async def _register(client: gr.Client, name: str) -> None:
 
         provider, meters = TracerProvider(), MeterProvider()
         await client.register(plugins.OpenTelemetryPlugin(tracer_provider=provider, meter_provider=meters))
+
+
+@asynccontextmanager
+async def gorouter_aio(base: str, in_flight: int) -> AsyncIterator[Calls]:
+    """`client.chat` of the front for asyncio."""
+    import gorouter_trio as gr
+
+    async with gr.aio.open_client(**_settings(base, in_flight)) as client:
+
+        async def call() -> tuple[int, str]:
+            reply = await client.chat(_wire.PROMPT)
+            return len(reply.text), reply.finish_reason or ""
+
+        yield lambda _worker: call
+
+
+@asynccontextmanager
+async def gorouter_blocking(base: str, in_flight: int) -> AsyncIterator[Calls]:
+    """`client.chat` of the front for threads; a call is a plain function."""
+    import gorouter_trio as gr
+
+    with gr.blocking.open_client(**_settings(base, in_flight)) as client:
+
+        def call() -> tuple[int, str]:
+            reply = client.chat(_wire.PROMPT)
+            return len(reply.text), reply.finish_reason or ""
+
+        yield lambda _worker: call  # type: ignore[return-value]  # what a thread calls
+
+
+@asynccontextmanager
+async def gorouter_aio_stream(base: str, in_flight: int) -> AsyncIterator[Calls]:
+    """`client.stream` of the front for asyncio, read as events."""
+    import gorouter_trio as gr
+
+    async with gr.aio.open_client(**_settings(base, in_flight)) as client:
+
+        async def call() -> tuple[int, str]:
+            length = 0
+            async with client.stream(_wire.PROMPT) as stream:
+                async for event in stream:
+                    if isinstance(event, gr.TextDelta):
+                        length += len(event.text)
+            return length, stream.result.finish_reason or ""
+
+        yield lambda _worker: call
+
+
+@asynccontextmanager
+async def gorouter_blocking_stream(base: str, in_flight: int) -> AsyncIterator[Calls]:
+    """`client.stream` of the front for threads, read as events."""
+    import gorouter_trio as gr
+
+    with gr.blocking.open_client(**_settings(base, in_flight)) as client:
+
+        def call() -> tuple[int, str]:
+            length = 0
+            with client.stream(_wire.PROMPT) as stream:
+                for event in stream:
+                    if isinstance(event, gr.TextDelta):
+                        length += len(event.text)
+            return length, stream.result.finish_reason or ""
+
+        yield lambda _worker: call  # type: ignore[return-value]  # what a thread calls
 
 
 def gorouter_sessions(turns: int) -> Callable[[str, int], Opened]:
@@ -413,4 +483,27 @@ PLUGINS = (
     Contender("made", "metrics, billing, logging, records made", "trio", _ALL_MADE, _OURS),
     Contender("all", "**metrics, billing, logging**, lines written", "trio", _ALL, _OURS),
     Contender("otel", "OpenTelemetry, spans ended and dropped", "trio", gorouter_plugins("otel"), _OTEL),
+)
+
+FRONT_CHAT = (
+    Contender("chat", "gr client.chat on trio", "trio", gorouter_chat, _OURS),
+    Contender("aio", "**gr.aio** client.chat on asyncio", "asyncio", gorouter_aio, _OURS),
+    Contender("blocking", "**gr.blocking** client.chat in threads", "threads", gorouter_blocking, _OURS),
+    Contender(
+        "openai", "openai on asyncio", "asyncio", _peers.openai_client(streaming=False, aiohttp=False), ("openai",)
+    ),
+)
+
+FRONT_STREAM = (
+    Contender("stream", "gr client.stream on trio", "trio", gorouter_stream, _OURS),
+    Contender("aio", "**gr.aio** client.stream on asyncio", "asyncio", gorouter_aio_stream, _OURS),
+    Contender("blocking", "**gr.blocking** client.stream in threads", "threads", gorouter_blocking_stream, _OURS),
+    Contender(
+        "openai",
+        "openai on asyncio",
+        "asyncio",
+        _peers.openai_client(streaming=True, aiohttp=False),
+        ("openai",),
+        is_heavy=True,
+    ),
 )

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import gorouter_trio as gr
-from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
+from gorouter_trio.simulator import SimulatedNetwork, Simulator, SimulatorConfig, open_simulated_network
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -21,6 +21,19 @@ def is_simulated() -> bool:
 def staged(directive: str) -> str:
     """What a prompt tells the simulator to do, which knows no better; nothing where there is a model."""
     return f" {directive}" if is_simulated() else ""
+
+
+def front_settings() -> dict[str, object]:
+    """The same for `gr.aio.open_client` and `gr.blocking.open_client`, which open the network in their own thread."""
+    if not is_simulated():
+        return {"model": "openai/gpt-4o-mini"}
+    simulator = Simulator(SimulatorConfig(first_token_s=0.05, tokens_per_s=600.0))
+    return {
+        "api_key": "sk-simulated",
+        "base_url": SimulatedNetwork.base_url,
+        "transport": open_simulated_network(simulator),
+        "insecure_http": True,  # nothing leaves the process
+    }
 
 
 @asynccontextmanager

@@ -16,7 +16,13 @@ import copy
 import time
 from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -29,6 +35,7 @@ from ._plugin_host import opener_of
 from ._portal import Call, Lent, Portal
 from ._stream import ChatStream, ChunkSource
 from .client import Client, merged_config, open_client, without_secrets
+from .config import hide_keys
 from .errors import ConfigError, SessionBusyError
 from .events import StreamEvent, StreamFinished
 from .runtime_events import RuntimeEvent
@@ -37,17 +44,28 @@ from .wire.result import T_co
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
-    from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
     from ._bus import EventFeed, HandlerId
     from ._chain import ChatState, Middleware, Next
-    from .abc import StoredHistory, StoredSession
+    from ._feed import Observer
+    from ._inspect import ClientSnapshot
+    from ._observing import EndedChat
+    from ._runtime import MetricsSource
+    from .abc import HistoryStore, StoredHistory, StoredSession
+    from .batch.job import JobProgress, RunningJob
     from .batch.runner import Batch, BatchRequest, BatchResult
-    from .config import ClientConfig, ContextPolicy
+    from .batch.settings import StopReason
+    from .config import ApiKey, ClientConfig, ContextPolicy
     from .pool.budget import BudgetStatistics
-    from .pool.costs import CostSnapshot
+    from .pool.costs import CostSnapshot, CostTracker
+    from .pool.ledger import LedgerChange
+    from .pool.tracing import Tracer
     from .pool.workers import PoolStatistics
     from .runtime_events import ChatContext
+    from .secret import Secret
+    from .security.rules import ToolGuard
+    from .session.actor import SessionStatistics
+    from .tools.context import ToolContext
     from .tools.registry import AnyTool
     from .wire.catalog import Pricing
     from .wire.ledger import LedgerRow
@@ -61,6 +79,7 @@ __all__ = [
     "BridgedStore",
     "Core",
     "FrontClient",
+    "FrontJob",
     "Home",
     "LotReader",
     "Signal",
@@ -68,6 +87,7 @@ __all__ = [
     "call_runtime",
     "checked_config",
     "drive",
+    "holding",
 ]
 
 T = TypeVar("T")
@@ -101,6 +121,8 @@ class Home(Protocol):
     """Where the functions of the program run, and its callers wait."""
 
     portal: Portal[Client]
+    holders: set[tuple[str, object]]
+    """Sessions that somebody there is in the midst of, with who that is: whose stream is open, whose tool runs."""
 
     def signal(self) -> Signal:
         """A signal for somebody who waits there."""
@@ -111,8 +133,8 @@ class Home(Protocol):
     def check(self, function: Callable[..., object]) -> None:
         """Raise `ConfigError` for a function that cannot run there."""
 
-    def has(self, tool: Tool[..., object]) -> bool:
-        """Whether this tool has to run there, and not in the runtime or a thread of it."""
+    def around(self, tool: AnyTool) -> Callable[[ToolContext, Callable[[], object]], object]:
+        """What makes the calls of this tool: where its function belongs, and known to be part of the turn."""
 
     async def run(self, function: Callable[..., object], *args: object, **named: object) -> object:
         """Run a function of the program, and await what it returns if need be. In the runtime.
@@ -224,7 +246,10 @@ class Bridge:
 
     def plugin(self, plugin: object, face: Callable[[Client], object]) -> object:
         """A plugin, which gets `face` of the client that is made for it. Raises `ConfigError` for what is none."""
-        _open, name = opener_of(plugin)
+        if isinstance(plugin, AbstractContextManager):
+            name = getattr(plugin, "name", None) or type(plugin).__name__
+        else:
+            _open, name = opener_of(plugin)
         return _BridgedPlugin(self.home, plugin, face=face, name=name)
 
     def config(self, config: ClientConfig) -> ClientConfig:
@@ -244,17 +269,11 @@ class Bridge:
         known = self._tools.get(source)
         if known is None:
             tool = cast("AnyTool", source) if is_tool else Tool(cast("Callable[..., object]", source))
-            known = tool.run_by(self._async(tool.function)) if self.home.has(tool) else source
+            known = tool.run_by(self.home.around(tool))
             self._tools[source] = known
             if len(self._tools) > _MAX_BRIDGED_TOOLS:
                 self._tools.pop(next(iter(self._tools)), None)
         return known
-
-    def _async(self, function: Callable[..., object]) -> Callable[..., Awaitable[object]]:
-        async def run(*args: object, **named: object) -> object:
-            return await self.home.run(function, *args, **named)
-
-        return run
 
 
 class _BridgedPlugin:
@@ -271,6 +290,8 @@ class _BridgedPlugin:
         face = self._face(client)
         if hasattr(self._plugin, "init"):
             return self._begun(face)
+        if isinstance(self._plugin, (AbstractAsyncContextManager, AbstractContextManager)):
+            return self._home.hold(lambda _face: self._plugin, face)
         return self._home.hold(cast("Callable[..., object]", self._plugin), face)
 
     @asynccontextmanager
@@ -362,11 +383,28 @@ def checked_config(config: ClientConfig | None, fields: dict[str, object]) -> Cl
 
 @asynccontextmanager
 async def _open(config: ClientConfig) -> AsyncIterator[Client]:
-    """The client in the runtime, and around it the store, if that is one that is opened and closed in a loop."""
+    """The client in the runtime, and around it what has to be opened in the same loop: a store, a network in memory."""
     async with AsyncExitStack() as stack:
+        if _has_to_be_opened(config.transport):
+            opened = cast("AbstractAsyncContextManager[object]", config.transport)
+            config = msgspec.structs.replace(config, transport=await stack.enter_async_context(opened))
         if hasattr(config.store, "__aenter__"):
             await stack.enter_async_context(cast("AbstractAsyncContextManager[object]", config.store))
         yield await stack.enter_async_context(open_client(config))
+
+
+@contextmanager
+def holding(home: Home, session: str | None) -> Iterator[None]:
+    """Whoever is calling is in the midst of this session, if it is one."""
+    holder = (session or "", home.who())
+    if session is None or holder in home.holders:
+        yield
+        return
+    home.holders.add(holder)
+    try:
+        yield
+    finally:
+        home.holders.discard(holder)
 
 
 async def call_runtime(
@@ -409,6 +447,12 @@ class LotReader(Generic[T]):
         return items
 
 
+def _has_to_be_opened(transport: object) -> bool:
+    """Whether this is what gives a transport when it is entered, and none yet."""
+    is_one = any(hasattr(transport, name) for name in ("handle_async_request", "request", "connect"))
+    return hasattr(transport, "__aenter__") and not is_one
+
+
 class Core:
     """A client of the runtime in another thread; `place` of a subclass gives the bridge to where its caller is."""
 
@@ -418,8 +462,6 @@ class Core:
         self.client: Client = cast("Client", None)
         self.registered: list[tuple[object, object]] = []
         """Middlewares and hooks as they were given, and as they are there."""
-        self.holders: set[tuple[str, object]] = set()
-        """Sessions whose stream is open, with who has it."""
         self._patience_s = config.sessions.shutdown_grace_s + _SLACK_S
 
     def place(self) -> Bridge:
@@ -552,18 +594,16 @@ class Core:
         held: _Held[ChatStream[T]] = _Held()
         opening = partial(_stream_opened, open_stream, held)
         async with self.lend(opening, room=_STREAM_ROOM, deadline_s=deadline_s, is_paid=True) as lots:
-            holder = (session or "", self.place().home.who())
-            if session is not None:
-                self.holders.add(holder)
-            try:
+            with holding(self.place().home, session):
                 yield held.value, lots
-            finally:
-                self.holders.discard(holder)
 
     def check_holder(self, session: str) -> None:
-        """Raise `SessionBusyError` where the caller has an open stream of this session, and would wait for itself."""
-        if self.holders and (session, self.place().home.who()) in self.holders:
-            raise SessionBusyError(f"session {session!r}: its stream is open here; leave it first")
+        """Raise `SessionBusyError` where the caller is in the midst of this session, and would wait for itself."""
+        home = self.place().home
+        if home.holders and (session, home.who()) in home.holders:
+            raise SessionBusyError(
+                f"session {session!r}: its stream is open here, or this is a tool of its turn: it would wait for itself"
+            )
 
     @asynccontextmanager
     async def batch(
@@ -579,6 +619,13 @@ class Core:
         opening = partial(_batch_opened, partial(open_batch, source), held)
         async with self.lend(opening, room=_BATCH_ROOM, deadline_s=deadline_s, is_paid=True) as lots:
             yield held.value, lots
+
+    @asynccontextmanager
+    async def job(self, open_job: Callable[[], AbstractAsyncContextManager[RunningJob]]) -> AsyncIterator[RunningJob]:
+        """A job of the runtime, opened and closed there."""
+        held: _Held[RunningJob] = _Held()
+        async with self.lend(partial(_job_opened, open_job, held), room=1):
+            yield held.value
 
     @contextmanager
     def events(
@@ -671,6 +718,146 @@ class FrontClient:
         """A snapshot of the pool; cheap."""
         return self._core.now(self._core.client.statistics)
 
+    def session_statistics(self) -> dict[str, SessionStatistics]:
+        """A snapshot of each active session, by its full key, the one that was used the longest time ago first."""
+        return self._core.now(self._core.client.session_statistics)
+
+    @property
+    def active_sessions(self) -> int:
+        """How many sessions are active: have an actor."""
+        return self._core.client.active_sessions
+
+    def inspect(self, *, sessions: int = 1_000) -> ClientSnapshot:
+        """What everything in the client does now; as `gr.Client.inspect`."""
+        return self._core.now(partial(self._core.client.inspect, sessions=sessions))
+
+    # Observers, tracers and sources of numbers: what must not wait is called where it happens, in the runtime's thread
+
+    def observe(self, observer: Observer[EndedChat]) -> None:
+        """As `gr.Client.observe`; called in the thread of the runtime, for which it must be quick and safe."""
+        self._core.now(partial(self._core.client.observe, observer))
+
+    def unobserve(self, observer: Observer[EndedChat]) -> bool:
+        """Give `observer` what has ended so far, and then nothing more; False when it was not there."""
+        return self._core.now(partial(self._core.client.unobserve, observer))
+
+    def observe_ledger(self, observer: Observer[LedgerChange]) -> None:
+        """As `gr.Client.observe_ledger`; called as the observers of `observe`."""
+        self._core.now(partial(self._core.client.observe_ledger, observer))
+
+    def unobserve_ledger(self, observer: Observer[LedgerChange]) -> bool:
+        """Give `observer` what there is, and then nothing more; False when it was not there."""
+        return self._core.now(partial(self._core.client.unobserve_ledger, observer))
+
+    def flush_observers(self) -> None:
+        """Give all observers what has ended so far, now."""
+        self._core.now(self._core.client.flush_observers)
+
+    def add_tracer(self, tracer: Tracer) -> None:
+        """As `gr.Client.add_tracer`; called as the observers of `observe`."""
+        self._core.now(partial(self._core.client.add_tracer, tracer))
+
+    def remove_tracer(self, tracer: Tracer) -> bool:
+        """Tell `tracer` of nothing more; False when it was not there."""
+        return self._core.now(partial(self._core.client.remove_tracer, tracer))
+
+    def metrics_text(self) -> str:
+        """The numbers of the client in the text format of Prometheus; as `gr.Client.metrics_text`."""
+        return self._core.now(self._core.client.metrics_text)
+
+    def add_metrics(self, source: MetricsSource) -> None:
+        """As `gr.Client.add_metrics`; called as the observers of `observe`."""
+        self._core.now(partial(self._core.client.add_metrics, source))
+
+    def remove_metrics(self, source: MetricsSource) -> bool:
+        """Ask `source` no more; False when it was not there."""
+        return self._core.now(partial(self._core.client.remove_metrics, source))
+
+    # What may change while it runs
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is."""
+        return self._core.client.base_url
+
+    @property
+    def default_model(self) -> str:
+        """The model of requests that name none."""
+        return self._core.client.default_model
+
+    def set_model(self, model: str) -> None:
+        """Ask `model` from now on where a request names none; as `gr.Client.set_model`."""
+        self._core.now(partial(self._core.client.set_model, model))
+
+    def set_api_key(self, api_key: str | Secret | Sequence[str | Secret | ApiKey] | Mapping[str, float]) -> None:
+        """Use this key, or these, from now on; as `gr.Client.set_api_key`."""
+        try:
+            change = partial(self._core.client.set_api_key, hide_keys(api_key))  # type: ignore[arg-type]  # keys, hidden
+        finally:
+            # A traceback may show locals, and this is one of them.
+            del api_key
+        self._core.now(change)
+
+    @property
+    def store(self) -> HistoryStore:
+        """The store of the histories in use. Its methods are for the runtime."""
+        return self._core.client.store
+
+    def set_store(self, store: HistoryStore) -> None:
+        """Keep the histories of sessions there from now on; as `gr.Client.set_store`.
+
+        A store of the program's own is given as a `Store`. Nobody but the program closes it.
+        """
+        bridged = store.at(self._core.place().home) if isinstance(store, BridgedStore) else store
+        self._core.now(partial(self._core.client.set_store, bridged))
+
+    @property
+    def security(self) -> ToolGuard:
+        """What stands in front of tools and turns: as it was given, or made of the `SecurityConfig` that was given."""
+        return self._core.client.security
+
+    def set_security(self, security: object | None) -> None:
+        """Let this guard stand in front of tools and turns from now on; as `gr.Client.set_security`."""
+        self._core.now(partial(self._core.client.set_security, security))
+
+    def push_security(self, security: object) -> Callable[[], None]:
+        """As `set_security`, until what is returned is called; as `gr.Client.push_security`."""
+        return partial(self._core.now, self._core.now(partial(self._core.client.push_security, security)))
+
+    @property
+    def cost_tracker(self) -> CostTracker:
+        """What counts the rows of the ledger."""
+        return self._core.client.cost_tracker
+
+    def set_cost_tracker(self, tracker: CostTracker) -> None:
+        """Let `tracker` count the rows of the ledger from now on; as `gr.Client.set_cost_tracker`."""
+        self._core.now(partial(self._core.client.set_cost_tracker, tracker))
+
+
+class FrontJob:
+    """A job that is open, without what waits; as `batch.job.RunningJob`."""
+
+    def __init__(self, core: Core, job: RunningJob) -> None:
+        self._core = core
+        self._job = job
+        self.job = job.job
+        self.name = job.name
+
+    def __repr__(self) -> str:
+        return repr(self._job)
+
+    def progress(self) -> JobProgress:
+        """A snapshot; cheap."""
+        return self._core.now(self._job.progress)
+
+    def drain(self, reason: StopReason = "interrupted") -> None:
+        """Take no more rows; those in flight come to their end. The job can go on later. Never waits."""
+        self._core.portal.tell(partial(self._job.drain, reason))
+
+    def cancel(self) -> None:
+        """Cancel what is in flight as well, which may be billed. The job can go on later. Never waits."""
+        self._core.portal.tell(self._job.cancel)
+
 
 class _Held(Generic[T]):
     """Where the runtime puts what it has opened, before it says that it has."""
@@ -692,6 +879,19 @@ async def _batch_opened(
 ) -> AsyncIterator[Callable[[], Awaitable[list[BatchResult]]]]:
     async with open_batch() as held.value:
         yield partial(_next_of, held.value)
+
+
+@asynccontextmanager
+async def _job_opened(
+    open_job: Callable[[], AbstractAsyncContextManager[RunningJob]], held: _Held[RunningJob]
+) -> AsyncIterator[Callable[[], Awaitable[list[None]]]]:
+    async with open_job() as held.value:
+        yield _nothing
+
+
+async def _nothing() -> list[None]:
+    await trio.lowlevel.checkpoint()
+    return []
 
 
 @asynccontextmanager

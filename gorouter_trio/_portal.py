@@ -40,7 +40,7 @@ __all__ = ["Call", "Lent", "Portal"]
 T = TypeVar("T")
 V = TypeVar("V")
 
-_LAST_CALLS_S = 2.0
+_LAST_CALLS_S = 1.0
 _AT_EXIT_S = 3.0
 
 
@@ -63,6 +63,8 @@ class Portal(Generic[V]):
         self._calls: trio.Nursery | None = None
         self._lent: trio.Nursery | None = None
         self._body = trio.CancelScope()
+        self._due: list[Callable[[], object]] = []
+        self._teller: trio.lowlevel.Task | None = None
         self._stopping: trio.Event | None = None
         self._thread = threading.Thread(target=self._run, name="gorouter-trio runtime", daemon=True)
         self._on_change: Callable[[], object] = bool
@@ -83,7 +85,7 @@ class Portal(Generic[V]):
         return os.getpid() != self._pid
 
     def start(self, on_change: Callable[[], object]) -> None:
-        """Begin; `on_change` is called in the thread when it is open or could not be opened, and when it has ended."""
+        """Begin; `on_change` is called in the thread when it is open, and when it has ended, opened or not."""
         self._on_change = on_change
         # A daemon does not keep the interpreter from ending; what it has open gets a moment then.
         atexit.register(self._end_at_exit)
@@ -123,6 +125,8 @@ class Portal(Generic[V]):
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
+        # Of the run, not of a nursery here: it is needed until the last call is answered, and holds nobody up.
+        trio.lowlevel.spawn_system_task(self._tell_due)
         # What came before there was a token has woken nobody.
         self._drain()
         # Around the client: whoever waits for something of it while it closes is answered by it.
@@ -156,6 +160,7 @@ class Portal(Generic[V]):
         for _do, subject in left:
             if isinstance(subject, (Call, Lent)):
                 subject.refuse()
+        self._tell_all()
 
     # The way in
 
@@ -218,6 +223,39 @@ class Portal(Generic[V]):
             inbox, self._inbox = self._inbox, []
         for do, subject in inbox:
             do(subject)
+
+    # The way out
+
+    def tell_soon(self, function: Callable[[], object]) -> None:
+        """Call a function that wakes somebody elsewhere, once what can be done now is done.
+
+        Who is woken in the midst of that takes the interpreter's lock, and finds little to do. In the thread only.
+        """
+        self._due.append(function)
+        teller, self._teller = self._teller, None
+        if teller is not None:
+            trio.lowlevel.reschedule(teller)
+        elif self._is_over:
+            self._tell_all()
+
+    async def _tell_due(self) -> None:
+        """The task that does; it runs behind all tasks that run now."""
+        try:
+            while True:
+                self._tell_all()
+                self._teller = trio.lowlevel.current_task()
+                await trio.lowlevel.wait_task_rescheduled(self._stop_telling)
+        finally:
+            self._tell_all()
+
+    def _stop_telling(self, _raise_cancel: object) -> trio.lowlevel.Abort:
+        self._teller = None
+        return trio.lowlevel.Abort.SUCCEEDED
+
+    def _tell_all(self) -> None:
+        due, self._due = self._due, []
+        for function in due:
+            function()
 
     # What is done in the thread
 

@@ -18,14 +18,14 @@ import asyncio
 import contextvars
 import inspect
 from collections import deque
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 
 import outcome
 import trio
 
-from ._front import Bridge, BridgedStore, Core, FrontClient, StreamCore, checked_config
+from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, holding
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
@@ -41,14 +41,17 @@ if TYPE_CHECKING:
     from ._portal import Portal
     from ._stream import ChatStream as RuntimeStream
     from ._turns import AskTurnKeywords, TurnKeywords
+    from .batch.estimate import JobEstimate
     from .batch.runner import Batch as RuntimeBatch
     from .batch.runner import BatchRequest, BatchResult, BatchStatistics
+    from .batch.settings import BatchJob
     from .client import Client as RuntimeClient
     from .config import ClientConfig, ContextPolicy
     from .pool.prices import PricesRefreshed
     from .session.actor import SessionStatistics
     from .session.directory import SessionRef as RuntimeSession
-    from .tools.registry import Tool
+    from .tools.context import ToolContext
+    from .tools.registry import AnyTool
     from .wire.catalog import (
         Credits,
         GenerationInfo,
@@ -67,7 +70,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 E = TypeVar("E", bound=RuntimeEvent)
 
-__all__ = ["Batch", "ChatStream", "Client", "EventFeed", "SessionRef", "Store", "open_client"]
+__all__ = ["Batch", "ChatStream", "Client", "EventFeed", "RunningJob", "SessionRef", "Store", "open_client"]
 
 _CLEANUP_S = 2.0
 
@@ -78,24 +81,27 @@ _CLEANUP_S = 2.0
 class _Outbox:
     """What the runtime wants done on a loop; many things cost one wake-up."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, portal: Portal[RuntimeClient], loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._portal = portal
         self._queue: deque[Callable[[], object]] = deque()
         self._is_woken = False
         # Not that of whoever wakes it.
         self._context = contextvars.Context()
 
     def post(self, function: Callable[[], object]) -> bool:
-        """Have a function called on the loop, from any thread; False when the loop is closed."""
-        self._queue.append(function)
-        if self._is_woken:
-            return True
-        self._is_woken = True
-        try:
-            self.loop.call_soon_threadsafe(self._deliver, context=self._context)
-        except RuntimeError:
+        """Have a function called on the loop, from the thread of the runtime; False when the loop is closed."""
+        if self.loop.is_closed():
             return False
+        self._queue.append(function)
+        if not self._is_woken:
+            self._is_woken = True
+            self._portal.tell_soon(self._wake)
         return True
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # The loop was closed meanwhile.
+            self.loop.call_soon_threadsafe(self._deliver, context=self._context)
 
     def _deliver(self) -> None:
         # Lowered before the queue is emptied: what comes after that wakes again.
@@ -106,7 +112,8 @@ class _Outbox:
                 queue.popleft()()
         finally:
             if queue:
-                self.post(bool)
+                self._is_woken = True
+                self._wake()
 
 
 class _LoopSignal:
@@ -204,7 +211,8 @@ class _LoopHome:
 
     def __init__(self, portal: Portal[RuntimeClient], loop: asyncio.AbstractEventLoop) -> None:
         self.portal = portal
-        self.outbox = _Outbox(loop)
+        self.holders: set[tuple[str, object]] = set()
+        self.outbox = _Outbox(portal, loop)
 
     def signal(self) -> Signal:
         return _LoopSignal(self.outbox)
@@ -215,8 +223,18 @@ class _LoopHome:
     def check(self, function: Callable[..., object]) -> None:
         pass
 
-    def has(self, tool: Tool[..., object]) -> bool:
-        return tool.isolation == "task"
+    def around(self, tool: AnyTool) -> Callable[[ToolContext, Callable[[], object]], object]:
+        return self._on_loop if tool.isolation == "task" else self._in_thread
+
+    async def _on_loop(self, context: ToolContext, call: Callable[[], object]) -> object:
+        async def run() -> object:
+            with holding(self, context.session):
+                return await cast("Awaitable[object]", call())
+
+        return await self.run(run)
+
+    def _in_thread(self, context: ToolContext, call: Callable[[], object]) -> object:
+        return call()
 
     def offer(self, function: Callable[[], Coroutine[object, object, None]]) -> Callable[[], object]:
         return function
@@ -331,6 +349,18 @@ class Batch:
                 raise StopAsyncIteration
             self._ready.extend(lot)
         return self._ready.popleft()
+
+
+class RunningJob(FrontJob):
+    """A job that is open: `run` it once."""
+
+    async def run(self, *, deadline_s: float | None = None) -> None:
+        """Run every row that has no answer yet; as `batch.job.RunningJob.run`. Cancelled, the job can go on later."""
+        await self._core.call(self._job.run, deadline_s=deadline_s, is_paid=True)
+
+    async def look_ahead(self, *, sample: int = 1_000, deadline_s: float | None = None) -> JobEstimate:
+        """What the job will come to by its first rows; before it is run."""
+        return await self._core.call(partial(self._job.look_ahead, sample=sample), deadline_s=deadline_s)
 
 
 class EventFeed(Generic[E]):
@@ -526,6 +556,8 @@ class Client(FrontClient):
         *,
         max_in_flight: int = 256,
         ambiguous_retries: int = 0,
+        ordered: bool = False,
+        dedup: bool = False,
         deadline_s: float | None = None,
         **options: Unpack[TurnKeywords],
     ) -> AsyncIterator[Batch]:
@@ -538,10 +570,34 @@ class Client(FrontClient):
             core.client.batch,
             max_in_flight=max_in_flight,
             ambiguous_retries=ambiguous_retries,
+            ordered=ordered,
+            dedup=dedup,
             **core.given(options),
         )
         async with core.batch(requests, open_batch, deadline_s=deadline_s) as (batch, lots):
             yield Batch(core, batch, lots=lots)
+
+    @asynccontextmanager
+    async def batch_job(
+        self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
+    ) -> AsyncIterator[RunningJob]:
+        """A job whose rows come from a file and go into one; as `gr.Client.batch_job`."""
+        core = self._core
+        opening = partial(core.client.batch_job, job, ambiguous_retries=ambiguous_retries, **core.given(options))
+        async with core.job(opening) as running:
+            yield RunningJob(core, running)
+
+    async def estimate_job(
+        self,
+        job: BatchJob,
+        *,
+        sample: int = 1_000,
+        deadline_s: float | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> JobEstimate:
+        """What a job will come to; as `gr.Client.estimate_job`."""
+        work = partial(self._core.client.estimate_job, job, sample=sample, **self._core.given(options))
+        return await self._core.call(work, deadline_s=deadline_s)
 
     async def models(
         self,

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast, overload
 
 import trio
 
-from ._front import Bridge, BridgedStore, Core, FrontClient, StreamCore, checked_config, drive
+from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, drive, holding
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from ._output import OutputPolicy
     from ._portal import Portal
     from ._stream import ChatStream as RuntimeStream
+    from .batch.estimate import JobEstimate
     from .batch.runner import Batch as RuntimeBatch
     from .batch.runner import BatchRequest, BatchResult, BatchStatistics
+    from .batch.settings import BatchJob
     from .client import Client as RuntimeClient
     from .config import ClientConfig, ContextPolicy, ToolLimits
     from .errors import GorouterError
@@ -54,7 +56,8 @@ if TYPE_CHECKING:
     from .secret import Secret
     from .session.actor import SessionStatistics
     from .session.directory import SessionRef as RuntimeSession
-    from .tools.registry import Tool
+    from .tools.context import ToolContext
+    from .tools.registry import AnyTool
     from .wire.catalog import Credits, GenerationInfo, KeyInfo, Model, ModelEndpoint, ModelEndpoints, ProviderInfo
     from .wire.codec import Prompt
     from .wire.embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingResult
@@ -72,6 +75,7 @@ __all__ = [
     "ChatStream",
     "Client",
     "EventFeed",
+    "RunningJob",
     "SessionRef",
     "Store",
     "TurnKeywords",
@@ -137,6 +141,7 @@ class _ThreadHome:
 
     def __init__(self, portal: Portal[RuntimeClient]) -> None:
         self.portal = portal
+        self.holders: set[tuple[str, object]] = set()
         # As many as there are calls in need of one: a middleware keeps its thread while the next one wants another.
         self._limiter = trio.CapacityLimiter(float("inf"))
 
@@ -146,9 +151,16 @@ class _ThreadHome:
     def who(self) -> object:
         return threading.get_ident()
 
-    def has(self, tool: Tool[..., object]) -> bool:
-        # Plain functions run in the threads for tools already; async ones are for trio.
-        return False
+    def around(self, tool: AnyTool) -> Callable[[ToolContext, Callable[[], object]], object]:
+        # Async functions are for trio, where they run.
+        return self._on_trio if tool.isolation == "task" else self._in_thread
+
+    def _in_thread(self, context: ToolContext, call: Callable[[], object]) -> object:
+        with holding(self, context.session):
+            return call()
+
+    async def _on_trio(self, context: ToolContext, call: Callable[[], object]) -> object:
+        return await cast("Awaitable[object]", call())
 
     def check(self, function: Callable[..., object]) -> None:
         if inspect.iscoroutinefunction(function):
@@ -336,6 +348,18 @@ class Batch:
         if not self._ready:
             raise StopIteration
         return self._ready.popleft()
+
+
+class RunningJob(FrontJob):
+    """A job that is open: `run` it once."""
+
+    def run(self, *, deadline_s: float | None = None) -> None:
+        """Run every row that has no answer yet; as `batch.job.RunningJob.run`. Cancelled, the job can go on later."""
+        drive(self._core.call(self._job.run, deadline_s=deadline_s, is_paid=True))
+
+    def look_ahead(self, *, sample: int = 1_000, deadline_s: float | None = None) -> JobEstimate:
+        """What the job will come to by its first rows; before it is run."""
+        return drive(self._core.call(partial(self._job.look_ahead, sample=sample), deadline_s=deadline_s))
 
 
 class EventFeed(Generic[E]):
@@ -529,6 +553,8 @@ class Client(FrontClient):
         *,
         max_in_flight: int = 256,
         ambiguous_retries: int = 0,
+        ordered: bool = False,
+        dedup: bool = False,
         deadline_s: float | None = None,
         **options: Unpack[TurnKeywords],
     ) -> Iterator[Batch]:
@@ -541,10 +567,34 @@ class Client(FrontClient):
             core.client.batch,
             max_in_flight=max_in_flight,
             ambiguous_retries=ambiguous_retries,
+            ordered=ordered,
+            dedup=dedup,
             **core.given(options),
         )
         with _driven(core.batch(requests, open_batch, deadline_s=deadline_s)) as (batch, lots):
             yield Batch(core, batch, lots=lots)
+
+    @contextmanager
+    def batch_job(
+        self, job: BatchJob, *, ambiguous_retries: int = 0, **options: Unpack[TurnKeywords]
+    ) -> Iterator[RunningJob]:
+        """A job whose rows come from a file and go into one; as `gr.Client.batch_job`."""
+        core = self._core
+        opening = partial(core.client.batch_job, job, ambiguous_retries=ambiguous_retries, **core.given(options))
+        with _driven(core.job(opening)) as running:
+            yield RunningJob(core, running)
+
+    def estimate_job(
+        self,
+        job: BatchJob,
+        *,
+        sample: int = 1_000,
+        deadline_s: float | None = None,
+        **options: Unpack[TurnKeywords],
+    ) -> JobEstimate:
+        """What a job will come to; as `gr.Client.estimate_job`."""
+        work = partial(self._core.client.estimate_job, job, sample=sample, **self._core.given(options))
+        return drive(self._core.call(work, deadline_s=deadline_s))
 
     def models(
         self,

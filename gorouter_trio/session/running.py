@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
@@ -112,6 +113,7 @@ class Envelope(ReplySlot[Answer]):
         # The context variables of the asker, where something of its own runs in the turn.
         self.context: Context | None = None
         self.rounds = rounds
+        self.context = None if rounds is None else contextvars.copy_context()
         self.within = within
         self._actor = actor
         # Few ever wait for more than the answer, so there is an event only then.

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from ..wire.schema import Schema
     from .context import ToolContext
 
+    _AroundCall: TypeAlias = Callable[[ToolContext, Callable[[], object]], object]
+
 __all__ = ["AnyTool", "Isolation", "Tool", "ToolSet", "ToolSource", "tool"]
 
 P = ParamSpec("P")
@@ -64,6 +66,7 @@ class Tool(Generic[P, R_co]):
 
     __slots__ = (
         "__weakref__",
+        "_around",
         "_check",
         "_signature",
         "_takes_context",
@@ -110,6 +113,7 @@ class Tool(Generic[P, R_co]):
         self.idempotent = idempotent
         self._check = None if parameters is None else _schema_check(parameters, self.name)
         self._signature: Signature | None = None
+        self._around: _AroundCall | None = None
         self._takes_context = False
         if parameters is None:
             self._signature = Signature(
@@ -136,6 +140,10 @@ class Tool(Generic[P, R_co]):
         The function gets values of its own: changing them changes nothing that others see.
         """
         own = copy.deepcopy(dict(arguments))
+        call = self._bind(own, context)
+        return call if self._around is None else functools.partial(self._around, context, call)
+
+    def _bind(self, own: dict[str, object], context: ToolContext) -> Callable[[], object]:
         if self._signature is not None:
             positional, named = self._signature.bind(own, context)
             return functools.partial(cast("Callable[..., object]", self.function), *positional, **named)
@@ -145,10 +153,10 @@ class Tool(Generic[P, R_co]):
         call = functools.partial(cast("Callable[..., object]", self.function), own)
         return functools.partial(call, ctx=context) if self._takes_context else call
 
-    def run_by(self, function: Callable[P, R_co]) -> Tool[P, R_co]:
-        """The same tool with another function, which takes the same arguments and is as async as this one's."""
+    def run_by(self, around: _AroundCall) -> Tool[P, R_co]:
+        """The same tool, whose calls are made by `around`, as async as its function is; not those in a process."""
         other = copy.copy(self)
-        other.function = function
+        other._around = around  # noqa: SLF001 - one of its own kind
         return other
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:

@@ -120,6 +120,17 @@ def test_the_plugins_benchmark_runs() -> None:
 
 
 @pytest.mark.net
+def test_the_fronts_benchmark_runs(tmp_path: Path) -> None:
+    """A quick run measures a chat and a stream on trio, on asyncio and in threads, and a peer where there is one."""
+    written = tmp_path / "figures.json"
+    names = ["aio", "blocking", *(["openai"] if importlib.util.find_spec("openai") else [])]
+    done = run_script("bench_fronts.py", "--quick", "--only", ",".join(["chat", *names]), "--json", str(written))
+    assert done.returncode == 0, done.stderr
+    tables = json.loads(written.read_text("utf-8"))["tables"]
+    assert [[row["name"] for row in table["rows"]] for table in tables] == [["chat", *names], ["stream", *names]]
+
+
+@pytest.mark.net
 def test_failures_are_told_apart(tmp_path: Path) -> None:
     """This library gives a typed error for every kind that does not take its time; the page counts those of all."""
     written = tmp_path / "failures.json"

@@ -15,6 +15,12 @@ EXAMPLES = REPOSITORY / "examples"
 
 # What the output of each has to hold, in this order, besides ending well.
 EXPECTED: dict[str, list[str]] = {
+    "asyncio_app.py": [
+        r"3 of 4 in time",
+        r"-- \d+ pieces",
+        r"the loop went on: True",
+        r"4 messages kept; \$0\.\d+",
+    ],
     "basic.py": [
         r"said 'stop' after \d+\.\d\d s, cost \$0\.\d+",
         r"refused with 400: .*no-such-model.*BadRequestError",
@@ -63,6 +69,12 @@ EXPECTED: dict[str, list[str]] = {
         r"ada: order harbour -> airport, 45\.30 EUR, car (7|12)",
         r"ada: 10 messages kept, the last from the AssistantMessage",
         r"cars out: 1",
+    ],
+    "threads.py": [
+        r"8 threads, 40 answers, \$0\.\d+",
+        r"-- \d+ pieces, 'stop'",
+        r"Ada was looked up in ",
+        r"200 rows, 0 failed",
     ],
     "streaming.py": [
         r"-- \d+ tokens, first one after 0\.\d\d s",

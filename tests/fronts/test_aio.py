@@ -162,7 +162,7 @@ def test_cancelling_at_any_step_leaves_everything_in_order(base_url: str, work: 
                 if work in {_ask, _session_stream, _tool}:
                     assert (await session.ask("[[say on]]")).text == "on"
                     await session.aclose()
-            assert not client._core.holders
+            assert not client._core.place().home.holders
             return cancelled
 
     assert asyncio.run(main()) > 10
@@ -262,6 +262,24 @@ def test_a_deadline_covers_the_whole_stream(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def test_a_deadline_of_a_turn_leaves_its_session_in_order(stage: Stage) -> None:
+    """The turn is interrupted, the history valid, and the next turn is taken."""
+
+    async def main() -> None:
+        async with aio.open_client(**settings(stage.base_url)) as client:
+            session = client.session("s")
+            with pytest.raises(gr.DeadlineExceededError):
+                await session.ask("hang", deadline_s=0.1)
+            await reached(stage.left)
+            with pytest.raises(gr.DeadlineExceededError):
+                async with session.stream("halt 2", deadline_s=0.2) as stream:
+                    await stream.collect()
+            assert (await session.ask("hello", deadline_s=20)).text == "hello"
+            assert (await session.history())[-1].message.content == "hello"
+
+    asyncio.run(main())
+
+
 def test_an_error_of_the_body_leaves_as_it_is(stage: Stage) -> None:
     """Also out of a stream that is open."""
 
@@ -348,6 +366,43 @@ def test_async_tools_run_on_the_loop_in_the_callers_context(base_url: str) -> No
                 reply = await client.chat(f'[[call {name} {{"city": "Aber"}}]]', tools=[tool])
                 assert [call.text for call in reply.tool_calls] == ["Aber here"]
             assert threading.main_thread() not in threads
+
+    asyncio.run(main())
+
+
+def test_a_turn_of_a_session_has_the_context_of_its_asker(base_url: str) -> None:
+    """For its tools and approvals: of each turn another one, whoever woke the session."""
+
+    async def main() -> None:
+        async def where(city: str) -> str:
+            return f"{city} {_VAR.get()}"
+
+        async def ask(session: aio.SessionRef, name: str) -> str:
+            _VAR.set(name)
+            return (await session.ask('[[call where {"city": "Aber"}]]')).tool_calls[0].text
+
+        async with aio.open_client(**settings(base_url)) as client:
+            session = client.session("s", tools=[where])
+            found = await asyncio.gather(*(ask(session, name) for name in "abc"))
+            assert found == ["Aber a", "Aber b", "Aber c"]
+
+    asyncio.run(main())
+
+
+def test_a_tool_that_asks_its_own_session_is_refused(base_url: str) -> None:
+    """At once, instead of waiting until its time is up."""
+
+    async def main() -> None:
+        async with aio.open_client(**settings(base_url)) as client:
+
+            async def ask_again(city: str) -> str:
+                with pytest.raises(gr.SessionBusyError, match="wait for itself"):
+                    await session.ask("[[say x]]")
+                return (await client.session("other").ask("[[say y]]")).text
+
+            session = client.session("s", tools=[ask_again])
+            reply = await session.ask('[[call ask_again {"city": "Aber"}]]', deadline_s=20)
+            assert [call.text for call in reply.tool_calls] == ["y"]
 
     asyncio.run(main())
 

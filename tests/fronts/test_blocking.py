@@ -166,6 +166,20 @@ def test_the_callers_variables_reach_its_functions(base_url: str) -> None:
     assert seen == [("middleware", "mine", False), ("hook", "mine", False), ("tool", "mine", False)]
 
 
+def test_a_tool_that_asks_its_own_session_is_refused(base_url: str) -> None:
+    """At once, instead of waiting until its time is up; others it may ask."""
+    with blocking.open_client(**settings(base_url)) as client:
+
+        def ask_again(city: str) -> str:
+            with pytest.raises(gr.SessionBusyError, match="wait for itself"):
+                session.history()
+            return client.session("other").ask("[[say y]]").text
+
+        session = client.session("s", tools=[ask_again])
+        reply = session.ask('[[call ask_again {"city": "Aber"}]]', deadline_s=20)
+        assert [call.text for call in reply.tool_calls] == ["y"]
+
+
 def test_many_middlewares_at_once_do_not_wait_for_each_others_threads(base_url: str) -> None:
     """Each holds a thread while the next one wants another."""
 
@@ -352,11 +366,13 @@ with gr.blocking.open_client(**settings) as client:
     client.chat("before")
     child = os.fork()
     try:
-        print("parent" if child else "child", client.chat("after").text, flush=True)
+        said = f"{'parent' if child else 'child'} {client.chat('after').text}"
     except gr.ConfigError as exc:
-        print("refused:", "forked" in str(exc), flush=True)
+        said = f"refused: {'forked' in str(exc)}"
+    # In one piece: two processes write.
+    os.write(1, f"{said}\\n".encode())
     if child:
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        os.write(1, f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\\n".encode())
 """
     )
     with run_code(code, stage.base_url) as program:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -412,6 +414,72 @@ def test_services(same: Same) -> None:
 
     results = same(scenario)
     assert results[13].prompt is not None
+
+
+def test_changes_while_it_runs(same: Same) -> None:
+    """Another model, key, store and guard; what observes and measures is there and goes."""
+
+    async def scenario(front: Front) -> Any:
+        async with front.open_client() as client:
+            ended: list[object] = []
+            found: list[object] = [client.default_model, client.base_url == front.base_url, client.active_sessions]
+            client.observe(ended.extend)
+            client.observe_ledger(ended.extend)
+            client.set_model("openai/gpt-4o")
+            client.set_api_key("sk-another")
+            found.append((await client.chat("[[say x]]")).model)
+            await client.session("s").ask("[[say y]]")
+            client.flush_observers()
+            found += [sorted(type(each).__name__ for each in ended), client.unobserve(ended.extend)]
+            found += [
+                client.unobserve_ledger(ended.extend),
+                sorted(client.session_statistics()),
+                client.active_sessions,
+            ]
+            found += [type(client.inspect(sessions=5)).__name__, client.metrics_text().startswith("# ")]
+            store = gr.stores.MemoryStore()
+            client.set_store(store)
+            found += [client.store is store, await client.session("s").history()]
+            guard = client.security
+            pop = client.push_security(
+                gr.security.SecurityManager(gr.security.SecurityConfig(default_policy="allow-all"))
+            )
+            found.append(client.security is guard)
+            pop()
+            found += [client.security is guard, client.cost_tracker is not None]
+            client.set_security(None)
+            for wrong in (lambda: client.set_model(""), lambda: client.set_api_key(""), lambda: client.set_store(5)):
+                try:
+                    wrong()
+                except gr.ConfigError as exc:
+                    found.append(str(exc))
+            return found
+
+    results = same(scenario)
+    assert results[0] != results[3]
+    assert len(results) == 19
+
+
+def test_jobs(same: Same, tmp_path: Path) -> None:
+    """Rows from a file, estimated, run, and written to another."""
+
+    async def scenario(front: Front) -> Any:
+        source, output = tmp_path / f"{front.kind}.jsonl", tmp_path / f"{front.kind}.out"
+        source.write_text("".join(f'{{"prompt": "[[say {number}]]"}}\n' for number in range(20)))
+        job = gr.BatchJob(source=str(source), output=str(output))
+        async with front.open_client() as client:
+            await client.refresh_prices()
+            estimate = await client.estimate_job(job)
+            async with client.batch_job(job, temperature=0.5) as running:
+                ahead = await running.look_ahead()
+                await running.run()
+                progress = running.progress()
+            rows = map(json.loads, output.read_text("utf-8").splitlines())
+            texts = sorted(row["response"]["body"]["choices"][0]["message"]["content"] for row in rows)
+            return [estimate.rows, ahead.rows, progress.rows, texts, running.name == job.output]
+
+    results = same(scenario)
+    assert results[2] == 20
 
 
 def test_what_is_closed_says_so(same: Same) -> None:

@@ -13,11 +13,16 @@ import gorouter_trio as gr
 # What does not wait needs no deadline, and says so the same on all fronts.
 WITHOUT_DEADLINE = {
     "session", "use", "unuse", "add_hook", "remove_hook", "on", "off", "events", "cost_snapshot", "ledger_rows",
-    "budget", "price", "set_prices", "start_price_refresh", "stop_price_refresh",
+    "budget", "price", "set_prices", "start_price_refresh", "stop_price_refresh", "session_statistics", "inspect",
+    "observe", "unobserve", "observe_ledger", "unobserve_ledger", "flush_observers", "add_tracer", "remove_tracer",
+    "metrics_text", "add_metrics", "remove_metrics", "set_model", "set_api_key", "set_store", "set_security",
+    "push_security", "set_cost_tracker", "batch_job",
 }  # fmt: skip
 SNAPSHOT = {(gr.Client, "statistics")}
 # A loop of tool rounds is an async function of the runtime's inside.
 ONLY_TRIO = {"rounds"}
+# For parts of the package; the fronts have what they need of it.
+INSIDE = {"of_result", "runtime"}
 # Handlers of the front for threads always have one.
 ONLY_THERE = {("on", "in_thread")}
 # The name of a blocking method says nothing of awaiting.
@@ -52,18 +57,18 @@ def parameters(function: Callable[..., object]) -> dict[str, tuple[object, objec
 @pytest.mark.parametrize(("trio_class", "front_class", "front"), PAIRS, ids=NAMES)
 def test_the_names_are_the_same(trio_class: type, front_class: type, front: str) -> None:
     """No method is missing, and none is there that trio programs do not have."""
-    wanted = public(trio_class) - {"of_result"}
+    wanted = public(trio_class) - INSIDE
     if front == "blocking":
         plain = {"__aiter__": "__iter__", "__anext__": "__next__", **RENAMED}
         wanted = {plain.get(name, name) for name in wanted}
-    assert public(front_class) - {"of_result"} == wanted
+    assert public(front_class) - INSIDE == wanted
 
 
 @pytest.mark.parametrize(("trio_class", "front_class", "front"), PAIRS, ids=NAMES)
 def test_the_parameters_are_the_same(trio_class: type, front_class: type, front: str) -> None:
     """Names, kinds and defaults of all parameters, with `deadline_s` where there is something to wait for."""
     streams = trio_class not in {gr.Client, gr.SessionRef}
-    for name in sorted(public(trio_class) - {"of_result"}):
+    for name in sorted(public(trio_class) - INSIDE):
         ours = getattr(trio_class, name)
         if not inspect.isfunction(ours) or name.startswith("__"):
             continue
@@ -80,7 +85,7 @@ def test_the_parameters_are_the_same(trio_class: type, front_class: type, front:
 @pytest.mark.parametrize(("trio_class", "front_class", "front"), PAIRS, ids=NAMES)
 def test_what_waits_is_the_same(trio_class: type, front_class: type, front: str) -> None:
     """On asyncio the same methods are async; for threads none is."""
-    for name in sorted(public(front_class) - {"of_result"}):
+    for name in sorted(public(front_class) - INSIDE):
         theirs = inspect.unwrap(getattr(front_class, name))
         is_async = inspect.iscoroutinefunction(theirs)
         ours = getattr(trio_class, name, None)

@@ -27,7 +27,10 @@ KINDS: tuple[Kind, ...] = ("trio", "aio", "blocking")
 # What does not wait, on all fronts.
 PLAIN = {
     "session", "use", "unuse", "add_hook", "remove_hook", "on", "off", "cost_snapshot", "ledger_rows", "budget",
-    "price", "set_prices", "start_price_refresh", "stop_price_refresh", "cancel",
+    "price", "set_prices", "start_price_refresh", "stop_price_refresh", "cancel", "session_statistics", "inspect",
+    "observe", "unobserve", "observe_ledger", "unobserve_ledger", "flush_observers", "add_tracer", "remove_tracer",
+    "metrics_text", "add_metrics", "remove_metrics", "set_model", "set_api_key", "set_store", "set_security",
+    "push_security", "set_cost_tracker", "progress", "drain",
 }  # fmt: skip
 OWN_THREAD = ("gorouter-trio runtime",)
 
@@ -134,7 +137,7 @@ class Stage:
             reply = {"id": "gen-1", "model": "m", "choices": [{"finish_reason": "stop", "message": message}]}
             await stream.send_all(_http(json.dumps(reply).encode()))
         else:
-            await self._stream(stream, word, int(number or 0))
+            await self._stream(stream, word, int(number) if number.isdigit() else 2)
 
     async def _stream(self, stream: trio.SocketStream, word: str, number: int) -> None:
         await stream.send_all(
@@ -258,11 +261,11 @@ class _Face:
         if name == "aclose":
             name = "close"
         value = getattr(self._inner, name)
-        if not callable(value):
+        if not callable(value) or name in {"store", "security", "cost_tracker"}:
             return _faced(value)
         if name in PLAIN or (name == "statistics" and not isinstance(self._inner, gr.blocking.SessionRef)):
             return lambda *args, **named: _faced(value(*args, **named))
-        if name in {"stream", "batch", "events"}:
+        if name in {"stream", "batch", "batch_job", "events"}:
             return lambda *args, **named: _FacedContext(value(*args, **named))
 
         async def call(*args: Any, **named: Any) -> Any:
@@ -301,6 +304,7 @@ class _FacedContext:
 
 
 def _faced(value: Any) -> Any:
-    kinds = (gr.blocking.SessionRef, gr.blocking.ChatStream, gr.blocking.Batch, gr.blocking.EventFeed)
+    front = gr.blocking
+    kinds = (front.SessionRef, front.ChatStream, front.Batch, front.RunningJob, front.EventFeed)
     is_iterator = type(value).__name__ == "_Each"
     return _Face(value) if isinstance(value, kinds) or is_iterator else value
