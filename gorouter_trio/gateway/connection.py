@@ -119,8 +119,10 @@ class Connection:
             with self._scope:
                 await contain(self._serve, report=failures.append)
         finally:
-            if failures:
-                self._violation = self._violation or Violation(1011, "an error inside the gateway")
+            # A rule that the client broke closes the stream beneath, which whoever is speaking then runs into.
+            broken = self._violation or self._stream.violation
+            if failures and broken is None:
+                self._violation = Violation(1011, "an error inside the gateway")
                 self._core.report(failures[0])
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
                 await self._close()
