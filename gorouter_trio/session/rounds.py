@@ -200,16 +200,13 @@ class SessionRounds:
 
     @contextmanager
     def as_tool(self) -> Iterator[None]:
-        """The current task is a tool of this turn, and has the context variables of who asked for it."""
+        """The current task is a tool of this turn."""
         tasks, task = self._actor.tool_tasks, trio.lowlevel.current_task()
         before = tasks.get(task)
         tasks[task] = self._turn
-        changed = [(variable, variable.set(value)) for variable, value in (self._turn.envelope.context or {}).items()]
         try:
             yield
         finally:
-            for variable, token in changed:
-                variable.reset(token)
             if before is None:
                 del tasks[task]
             else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import msgspec
@@ -113,7 +112,6 @@ class Envelope(ReplySlot[Answer]):
         # The context variables of the asker, where something of its own runs in the turn.
         self.context: Context | None = None
         self.rounds = rounds
-        self.context = None if rounds is None else contextvars.copy_context()
         self.within = within
         self._actor = actor
         # Few ever wait for more than the answer, so there is an event only then.
