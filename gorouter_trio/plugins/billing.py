@@ -172,32 +172,39 @@ class BillingPlugin:
                 await self._came.wait()
             while self._queue:
                 # One that the reporter is at stays in the queue: cut off, it is told like the others.
-                await self._report(_report_of(self._queue[0]))
+                report = _report_of(self._queue[0])
+                if self._mode == "thread":
+                    await self._report_in_thread(report)
+                elif (returned := self._report_now(report)) is not None and inspect.isawaitable(returned):
+                    await self._finish(returned, report)
                 self._queue.popleft()
             await trio.lowlevel.checkpoint()
 
-    async def _report(self, report: BillingReport) -> None:
-        """Give out one report; a reporter that neither waits nor fails costs no trip through the scheduler."""
-        errors: list[Exception] = []
-        if self._mode == "thread":
-            call = partial(trio.to_thread.run_sync, self._reporter, report, abandon_on_cancel=True)
-            await contain(call, report=errors.append)
-        else:
-            returned = contain_sync(partial(self._reporter, report), report=errors.append)
-            if returned is not None and inspect.isawaitable(returned):
-                await contain(partial(_wait_for, returned), report=errors.append)
-        self._reported += not errors
-        for error in errors:
-            self._failed += 1
-            self._tell(error, report)
+    def _report_now(self, report: BillingReport) -> object:
+        """Give out one report; one that neither waits nor fails costs no trip through the scheduler, nor a coroutine.
 
-    def _report_now(self, report: BillingReport) -> None:
-        errors: list[Exception] = []
-        contain_sync(partial(self._reporter, report), report=errors.append)
-        self._reported += not errors
-        for error in errors:
-            self._failed += 1
-            self._tell(error, report)
+        What is returned may have to be waited for: `_finish` counts it again.
+        """
+        failed = self._failed
+        returned = contain_sync(partial(self._reporter, report), report=partial(self._fail, report))
+        self._reported += self._failed == failed
+        return returned
+
+    async def _finish(self, returned: Awaitable[object], report: BillingReport) -> None:
+        self._reported -= 1
+        await self._wait(partial(_wait_for, returned), report)
+
+    async def _report_in_thread(self, report: BillingReport) -> None:
+        await self._wait(partial(trio.to_thread.run_sync, self._reporter, report, abandon_on_cancel=True), report)
+
+    async def _wait(self, call: Callable[[], Awaitable[object]], report: BillingReport) -> None:
+        failed = self._failed
+        await contain(call, report=partial(self._fail, report))
+        self._reported += self._failed == failed
+
+    def _fail(self, report: BillingReport, error: Exception) -> None:
+        self._failed += 1
+        self._tell(error, report)
 
     def _drop(self, change: LedgerChange, why: str) -> None:
         self._dropped += 1

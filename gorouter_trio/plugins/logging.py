@@ -54,6 +54,8 @@ class LoggingPlugin:
     def _log_all(self, chats: Sequence[EndedChat]) -> None:
         level, error_level = self._level, max(self._level, logging.WARNING)
         shows_answers, shows_errors = self._logger.isEnabledFor(level), self._logger.isEnabledFor(error_level)
+        if not (shows_answers or shows_errors):
+            return
         for chat in chats:
             if chat.result is not None and shows_answers:
                 self._log(level, _facts_of(chat, chat.result), chat.at_s)

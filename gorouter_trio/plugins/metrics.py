@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from .._observing import EndedChat
     from ..client import Client
+    from ..wire.responses import Usage
     from ..wire.result import ChatResult
 
 __all__ = ["Histogram", "Metrics", "MetricsPlugin"]
@@ -166,10 +167,9 @@ class MetricsPlugin:
             self._tool_calls += len(result.tool_calls)
         elif calls is not UNSET:
             self._tool_calls += len(calls)
-        for usage in (call.usage, *(earlier.usage for earlier in result.rounds)):
-            if usage is not None:
-                self._prompt_tokens += usage.prompt_tokens or 0
-                self._completion_tokens += usage.completion_tokens or 0
+        self._count_tokens(call.usage)
+        for earlier in result.rounds:
+            self._count_tokens(earlier.usage)
         self._last_duration_s = call.duration_s
         self._queue_wait.add(call.queue_wait_s)
         self._duration.add(call.duration_s)
@@ -178,6 +178,11 @@ class MetricsPlugin:
             between_s = _between_tokens_s(result)
             if between_s is not None:
                 self._between_tokens.add(between_s)
+
+    def _count_tokens(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self._prompt_tokens += usage.prompt_tokens or 0
+            self._completion_tokens += usage.completion_tokens or 0
 
 
 def _between_tokens_s(result: ChatResult[object]) -> float | None:
