@@ -70,7 +70,11 @@ async def submit(
     source
         The rows, as for a batch; - is standard input.
     """
-    command = choose_batch(source, "-", choices=choices or BatchChoices())
+    choices = choices or BatchChoices()
+    for name, given in (("--tools", choices.tools), ("--schema", choices.schema)):
+        if given:
+            raise CliError(f"{name}: workers neither run tools nor check answers; use batch without workers for that")
+    command = choose_batch(source, "-", choices=choices)
     job, options = command.job, cast("TurnKeywords", command.options)
     template = None if job.template is None else Template(job.template)
     model = {"model": common.model} if common is not None and common.model else {}

@@ -126,6 +126,9 @@ def test_shared_job(inside, tmp_path: Path) -> None:
     source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(20)) + "broken\n")
     place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
     assert "there is no job" in inside("batch", "status", *place).err
+    for option in (("--schema", str(source)), ("--tools", "os:getcwd")):
+        done = inside("batch", "submit", str(source), *place, *option)
+        assert (done.code, done.message.partition(":")[0]) == (2, option[0])
     assert inside("batch", "submit", str(source), *place).out.startswith("21 rows of ")
     status = json.loads(inside("batch", "status", *place, "--json").out)
     assert (status["total"], status["done"], status["is_submitted"]) == (21, 0, True)
