@@ -287,7 +287,8 @@ except KeyboardInterrupt:
 def run_code(code: str, base_url: str) -> subprocess.Popen[str]:
     """A program in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, base_url],
+        # Started in the background of a shell, a process would ignore Ctrl-C.
+        [sys.executable, "-c", f"import signal; signal.signal(2, signal.default_int_handler)\n{code}", base_url],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
