@@ -83,6 +83,7 @@ __all__ = [
 ]
 
 _CLEANUP_S = 10.0
+_LOOK_S = 0.25
 
 Approve: TypeAlias = Callable[[ApprovalRequest], ApprovalDecision | None]
 """Asked before a sensitive tool runs, in a worker thread; None leaves the question to somebody else."""
@@ -127,7 +128,12 @@ class _ThreadSignal:
             self._lock.release()
 
     async def wait(self) -> None:
-        self._lock.acquire()
+        if threading.current_thread() is not threading.main_thread():
+            self._lock.acquire()
+            return
+        # The system may give a Ctrl-C to another thread, which wakes nobody: its handler runs here, on looking up.
+        while not self._lock.acquire(timeout=_LOOK_S):
+            pass
 
     async def wait_patiently(self, is_done: Callable[[], bool], within_s: float) -> None:
         until = time.perf_counter() + within_s
