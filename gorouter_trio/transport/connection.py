@@ -34,6 +34,7 @@ __all__ = ["HttpConnection"]
 _READ_BYTES = 64 * 1024
 # A longer request does not surely fit into the kernel's buffers, so its refusal has to be looked out for.
 _LONG_REQUEST_BYTES = 64 * 1024
+_LAST_STATUS = 599
 # A peer that ends a used connection without a byte of a reply has most likely closed it before the request came, if
 # that shows within a round trip, generously: this, or twice what connecting took. Later it may have worked for the
 # request, which then is not free to be sent again.
@@ -148,6 +149,9 @@ class HttpConnection:
                 await self._receive_refusal(exc)
         while not self._head_complete:
             await self._receive()
+        if not 200 <= self.status <= _LAST_STATUS:
+            # There is no such status: what came on the way to it says nothing of what the server has done.
+            raise DecodeError(f"the reply is not HTTP/1.1: its status is {self.status}")
         self._is_used = True
         if self._coding:
             self._decoder = self._make_decoder()

@@ -331,6 +331,14 @@ async def test_a_used_connection_that_was_found_closed_had_sent_nothing(autojump
     assert not await _sent_after(delay_s=0.01, first=b"")
 
 
+@pytest.mark.parametrize("status", [100, 199, 600, 700, 999])
+async def test_a_status_that_there_is_not(status: int, autojump_clock: trio.testing.MockClock) -> None:
+    """A reply with one says nothing of what became of the request (RFC 9110, section 15)."""
+    with pytest.raises(GorouterError) as error:
+        await exchange([b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status, b""])
+    assert isinstance(error.value, DecodeError) or (status < 200 and isinstance(error.value, StreamBrokenError))
+
+
 async def _sent_after(*, delay_s: float, first: bytes, connect_s: float = 0.0) -> bool:
     """Whether a request counts as sent when a used connection ends `delay_s` after it, `first` having come."""
     async with _served_in_memory(_answer_once_then(delay_s, first), connect_s=connect_s) as connection:
