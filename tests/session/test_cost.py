@@ -109,7 +109,7 @@ async def all_take_a_turn(place, keys):
             nursery.start_soon(work)
 
 
-@pytest.mark.parametrize(("created", "active"), [(1_500, 100), pytest.param(100_000, 1_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize(("created", "active"), [(1_500, 500), pytest.param(100_000, 1_000, marks=pytest.mark.long)])
 async def test_many_sessions_few_active(created, active, record_property):
     """Of many sessions, those that are active and idle take at most 8 kB each, and the others next to nothing."""
     keys = [f"session:{number}" for number in range(created)]
