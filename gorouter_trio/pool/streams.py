@@ -43,6 +43,7 @@ class ChatReader:
         "_lease",
         "_parser",
         "_pool",
+        "_waiting_since",
         "_wall",
         "merge",
         "ttft_s",
@@ -55,6 +56,7 @@ class ChatReader:
         self._wall = wall
         self._parser = SseParser(max_event_bytes=pool.limits.max_body_bytes)
         self._data_at = exchange.ticket.reply_at
+        self._waiting_since: float | None = None
         self._first: list[ChatChunk] = []
         self._failure: GorouterError | None = None
         self._ended = False
@@ -104,7 +106,10 @@ class ChatReader:
         """
         if self._ended or self._first or self._failure is not None:
             return None
-        deadline, phase = self._deadline(self._pool.now())
+        if self._waiting_since is None:
+            # Kept until there are events: what arrives meanwhile may be comments, which are no data.
+            self._waiting_since = self._pool.now()
+        deadline, phase = self._deadline(self._waiting_since)
         return self._lease.wait(deadline=deadline, phase=phase)
 
     def take(self) -> list[ChatChunk]:
@@ -115,7 +120,10 @@ class ChatReader:
                 return []
             if received:
                 events = self._parser.feed(received)
-                return self._take(events) if events else []
+                if not events:
+                    return []
+                self._waiting_since = None
+                return self._take(events)
             self._ended = True
             self._look_for_failure()
         except GorouterError as exc:
