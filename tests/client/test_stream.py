@@ -8,11 +8,11 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from worlds import DONE, EVENTS, JSON, chunk, open_world, streams, there
+from worlds import DONE, EVENTS, JSON, chunk, open_quiet_client, open_world, streams, there
 
 import gorouter_trio as gr
 from gorouter_trio._stream import ChunkSource
-from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.simulator import Simulator, SimulatorConfig, serve_simulator
 from gorouter_trio.transport.http_server import encode_headers
 from gorouter_trio.wire.responses import ReplyFunction, ReplyToolCall
 from gorouter_trio.wire.stream import ChatChunk, ChunkChoice, Delta
@@ -417,3 +417,17 @@ async def test_reply_that_is_no_stream(autojump_clock):
         with pytest.raises(gr.GorouterError):
             async with world.client.stream("hi") as stream:
                 await stream.collect()
+
+
+@pytest.mark.net
+async def test_comments_put_nothing_off_on_a_socket():
+    """A stream that sends only comments ends by its idle deadline on real sockets too, which are read straight."""
+    simulator = Simulator(SimulatorConfig(comment_interval_s=0.05))
+    async with trio.open_nursery() as nursery:
+        base_url = await nursery.start(serve_simulator, simulator)
+        deadlines = gr.Deadlines(data_idle_s=0.3)
+        async with open_quiet_client(api_key="sk-test", base_url=base_url, deadlines=deadlines) as client:
+            with pytest.raises(gr.DeadlineExceededError), trio.fail_after(5):
+                async with client.stream("[[fault mid_stream_stall]] [[tokens 50]]") as stream:
+                    await stream.collect()
+        nursery.cancel_scope.cancel()
