@@ -181,14 +181,13 @@ def live_p99_s(
             counts["batch"] += world.now() > 30
 
     async def scenario(world: World) -> None:
-        async with world.open_client(**fields) as client:
-            async with trio.open_nursery() as nursery:
-                for number in range(50):
-                    nursery.start_soon(talk, world, client, number)
-                for _ in range(200 if has_batch else 0):
-                    nursery.start_soon(load, world, client)
-                await trio.sleep(seconds)
-                nursery.cancel_scope.cancel()
+        async with world.open_client(**fields) as client, trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(talk, world, client, number)
+            for _ in range(200 if has_batch else 0):
+                nursery.start_soon(load, world, client)
+            await trio.sleep(seconds)
+            nursery.cancel_scope.cancel()
 
     assert run(scenario, seed=seed, simulator=simulator, link=LINK).is_finished
     return statistics.quantiles(waits, n=100)[98], counts
