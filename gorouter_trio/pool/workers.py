@@ -209,7 +209,7 @@ class Lease:
         finally:
             worker.deadline_at = math.inf
 
-    def wait(self, *, deadline: float, phase: DeadlinePhase) -> Awaitable[None] | None:
+    def wait(self, deadline: float, phase: DeadlinePhase) -> Awaitable[None] | None:
         """What to await before `take`, until `deadline`; None where `receive_some` has to be called."""
         waiting = None if self._returned else self._connection.wait_arrival()
         if waiting is not None:
