@@ -259,7 +259,7 @@ class ChatPipeline:
                 maybe_billed=exchange.state.maybe_billed,
                 queue_wait_s=exchange.queue_wait_s,
                 ttft_s=ticket.reply_at - ticket.started_at,
-                duration_s=trio.current_time() - exchange.started_at,
+                duration_s=self._pool.now() - exchange.started_at,
                 finished_at_s=self._wall(),
                 service_tier=reply.service_tier,
                 system_fingerprint=reply.system_fingerprint,

@@ -212,6 +212,8 @@ class BudgetBook:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        # Looked at for every request, while there are six places to look in.
+        self._is_set = budget.is_set
         # The settings hold Decimals, whatever they were given.
         self._headroom = cast("Decimal", budget.headroom)
         self._unpriced_usd = cast("Decimal | None", budget.unpriced_usd)
@@ -232,7 +234,7 @@ class BudgetBook:
     @property
     def is_bounding(self) -> bool:
         """Whether any request can be denied: the settings bound something, or an account was opened."""
-        return self.budget.is_set or bool(self._accounts)
+        return self._is_set or bool(self._accounts)
 
     def statistics(self) -> BudgetStatistics:
         """A snapshot; cheap."""
