@@ -65,8 +65,8 @@ _CLOSE_S = 30.0
 class JobBudget(Protocol):
     """What a job may spend."""
 
-    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal) -> None:
-        """Bound the requests of the batch `name`, of which so much was spent before."""
+    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal = ...) -> None:
+        """Bound the requests of the batch `name`, of which so much was spent before; again, by another amount."""
 
     async def assume_spent(self, body: bytes, settings: CallSettings) -> None:
         """A request may have been billed in a run before: count the most that it can have cost as spent.
