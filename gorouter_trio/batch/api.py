@@ -523,12 +523,13 @@ def _part_row(row: JobRow) -> _PartRow:
 def _attempt_of(result: BatchResult, *, model: str, tenant: str) -> tuple[ApiAttempt, str]:
     """A result for the ledger, and the model that has answered. An answer of the wrong form is one, and was charged."""
     error = result.error
-    call = None if (answer := result.result or (error and error.partial)) is None else answer.call
+    answer = result.result if error is None else error.partial
+    call = None if answer is None else answer.call
     status = 200 if call is not None else error.status if isinstance(error, ApiError) else None
     attempt = ApiAttempt(
         model=model,
         tenant=tenant,
-        generation_id=(error and error.generation_id) if call is None else call.generation_id,
+        generation_id=call.generation_id if call is not None else error.generation_id if error is not None else None,
         status=status,
         error=type(error).__name__ if call is None else None,
         usage=None if call is None else call.usage,

@@ -7,9 +7,10 @@ Ids are told apart by 64 bits of a hash. Two different ones among a million are 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from ..transport.sqlite import ScratchTable
+if TYPE_CHECKING:
+    from ..transport.sqlite import ScratchTable
 
 __all__ = ["IdTable"]
 
@@ -56,6 +57,8 @@ class IdTable:
             self._file.close()
 
     def _spill(self) -> None:
+        from ..transport.sqlite import ScratchTable
+
         self._file = ScratchTable()
         for mark, line in self._few.items():
             self._file.claim(mark, line)

@@ -711,5 +711,5 @@ class ScratchTable:
 
 def _scratch_error(exc: sqlite3.Error) -> StoreError:
     name = getattr(exc, "sqlite_errorname", None) or ""
-    kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), "io")
+    kind: StoreErrorKind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), "io")
     return StoreError(f"a temporary file: {_SAYINGS[kind]} ({exc}); TMPDIR names another place", kind=kind)

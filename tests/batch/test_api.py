@@ -25,6 +25,7 @@ from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
 from gorouter_trio.errors import BadRequestError, ConfigError, NotFoundError, StreamBrokenError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
+from gorouter_trio.wire.codec import decode_completion
 
 DAY_S = 86_400.0
 
@@ -263,10 +264,10 @@ async def test_cost_that_a_reply_does_not_say(
 ) -> None:
     """It is half of what the list says."""
     source = write_rows(tmp_path / "in.jsonl", ["[[tokens 100]]"])
-    real = module.decode_completion
 
     def without_cost(body: bytes) -> Any:
-        reply = real(body)
+        reply = decode_completion(body)
+        assert reply.usage is not None
         return msgspec.structs.replace(reply, usage=msgspec.structs.replace(reply.usage, cost=None))
 
     monkeypatch.setattr(module, "decode_completion", without_cost)
