@@ -189,6 +189,12 @@ class _PartRow(Struct, frozen=True, array_like=True):
     was_in_flight: bool
     # Not in journals of an earlier version.
     tenant: str = ""
+    doubts: int = 0
+
+    @property
+    def mark(self) -> RowMark:
+        """The row for the journal."""
+        return RowMark(self.row, self.digest, self.doubts)
 
 
 class ApiPart:
@@ -352,8 +358,7 @@ class ApiRun:
         for row in part.rows:
             if (money := part.reservations.pop(row.row, None)) is not None:
                 self._services.money.release(money)
-            if not row.was_in_flight:
-                self._running.recorder.release(RowMark(row.row, row.digest))
+            self._running.recorder.release(row.mark)
         self._running.released += len(part.rows)
         await self._end(part)
 
@@ -462,7 +467,7 @@ class ApiRun:
         async def write() -> None:
             for row, result in left:
                 self._settle(part, row, result=result)
-                await self._running.record_result(RowMark(row.row, row.digest), result, position=row.position)
+                await self._running.record_result(row.mark, result, position=row.position)
 
         async with trio.open_nursery() as nursery:
             for _ in range(min(_WRITERS, len(lines))):
@@ -516,8 +521,16 @@ def choose_back_end(deadline_s: float | None, estimate: JobEstimate) -> Literal[
 
 def _part_row(row: JobRow) -> _PartRow:
     mark = row.mark
-    tenant = "" if row.settings is None else row.settings.tenant
-    return _PartRow(mark.row, mark.digest, row.position, row.custom_id, row.line_number, row.was_in_flight, tenant)
+    return _PartRow(
+        row=mark.row,
+        digest=mark.digest,
+        position=row.position,
+        custom_id=row.custom_id,
+        line_number=row.line_number,
+        was_in_flight=row.was_in_flight,
+        tenant="" if row.settings is None else row.settings.tenant,
+        doubts=mark.doubts,
+    )
 
 
 def _attempt_of(result: BatchResult, *, model: str, tenant: str) -> tuple[ApiAttempt, str]:

@@ -168,6 +168,11 @@ class Accounting:
         """Bound what requests of the batch `name` may cost in all; `spent_usd` of it was spent before."""
         self.gate.book.open_account("batch", name, usd=usd, spent_usd=spent_usd)
 
+    def forget_batch(self, name: str) -> None:
+        """Close the account of the batch `name`, unless something is held there still, or other processes share it."""
+        if not self.gate.book.is_shared:
+            self.gate.book.close_account("batch", name)
+
     async def assume_spent(self, body: bytes, settings: CallSettings) -> None:
         """A request may have been charged in another life: count its worst case as spent; raises as `admit`."""
         call = HttpCall(body=body, settings=settings)

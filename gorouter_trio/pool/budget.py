@@ -234,6 +234,11 @@ class BudgetBook:
         """Whether any request can be denied: the settings bound something, or an account was opened."""
         return self.budget.is_set or bool(self._accounts)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether accounts are those of several processes."""
+        return self.on_account is not None
+
     def statistics(self) -> BudgetStatistics:
         """A snapshot; cheap."""
         return BudgetStatistics(
