@@ -35,7 +35,10 @@ if TYPE_CHECKING:
     from ..wire.catalog import GenerationInfo
     from ..wire.responses import Usage
 
-__all__ = ["Attempt", "Ledger", "LedgerChange", "LedgerSink", "LedgerStatistics", "Owner"]
+__all__ = ["BATCHES", "Attempt", "Ledger", "LedgerChange", "LedgerSink", "LedgerStatistics", "Owner"]
+
+BATCHES: Final = "/batches"
+"""Where batches are handed in: their requests are paid for and entered one by one, by whoever does that."""
 
 _NO_ATTEMPT: Final = float("inf")
 

@@ -50,7 +50,7 @@ from .attempts import AttemptRecord
 from .deadlines import Alarm, DeadlineKeeper
 from .fairness import MOST_COST, FairQueue
 from .keys import HeadMaker, KeyRing
-from .ledger import Owner
+from .ledger import BATCHES, Owner
 from .retry import GiveUp, RetryQuota, RetryState, classify, decide, is_about_key
 from .statistics import LagMeter, PoolStatistics, WaitMeter, WorkerStatistics
 
@@ -650,7 +650,7 @@ class Pool:
     def _tell(self, record: AttemptRecord, exchange: Exchange, reservation: Reservation | None) -> None:
         """Enter an attempt that was sent into the ledger, and tell of it."""
         call = exchange.ticket.call
-        if self._accounting is not None and call.method == "POST":
+        if self._accounting is not None and call.method == "POST" and call.path != BATCHES:
             owner = Owner(session=call.flow, batch=call.settings.batch, purpose=call.purpose)
             answered_by = exchange.answered_by or ""
             self._accounting.finish(

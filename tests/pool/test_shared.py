@@ -159,6 +159,25 @@ async def test_a_budget_begun_anew(limits):
     assert (await limits.take_money("client:", ask_money("b", 0, 1000))).at_hand_nano == 1000
 
 
+@pytest.mark.net
+@pytest.mark.parametrize(("lost", "spent"), [("spent", 500), ("free", 100)])
+async def test_a_look_at_a_budget(lost, spent):
+    """What all spent, what of it the dead may have, and what the living have at hand; looking changes nothing."""
+    async with RedisLimits(shared_redis().url, prefix=fresh_prefix(), lost=lost) as limits:
+        assert await limits.read_budget("batch", "b") is None
+        await limits.take_money("batch:b", ask_money("dead", 0, 400, ttl_s=0.01))
+        await limits.take_money("batch:b", ask_money("alive", 100, 300))
+        await trio.sleep(0.02)
+        for _ in range(2):
+            found = await limits.read_budget("batch", "b")
+            assert found is not None
+            assert (found.spent_usd, found.assumed_usd, found.held_usd) == tuple(
+                Decimal(nano) / 10**9 for nano in (spent, spent - 100, 300)
+            )
+    with pytest.raises(gr.ConfigError, match="lost_after_s: must be from 2 to 30"):
+        RedisLimits(shared_redis().url, lost_after_s=1.0)
+
+
 # Pools
 
 
@@ -330,6 +349,29 @@ async def test_three_clients_on_one_budget(autojump_clock, rng, record_property,
     assert sum(spent) >= Decimal("0.97")
     (name,) = backend.spent
     assert Decimal(backend.spent[name]) / 10**9 == sum(spent)
+
+
+@pytest.mark.parametrize("is_open_before", [False, True])
+async def test_an_account_with_an_amount_of_its_own(autojump_clock, rng, is_open_before):
+    """An account that is opened with an amount, or given one later, is one for all as well."""
+    backend = MemoryBackend()
+    async with (
+        open_shared_limits(backend, holder="a", rng=rng) as one,
+        open_shared_limits(backend, holder="b", rng=rng) as other,
+    ):
+        spent = Decimal(0)
+        for shared in (one, other):
+            assert shared is not None
+            gate = BudgetGate(BudgetBook(Budget()))
+            shared.share_budget(gate)
+            if is_open_before:
+                gate.book.open_account("batch", "b")
+            gate.book.open_account("batch", "b", usd=Decimal("0.005"))
+            with pytest.raises(BudgetExceededError):
+                while True:
+                    gate.settle(await gate.wait(spending(batch="b")), Decimal("0.001"))
+                    spent += Decimal("0.001")
+        assert spent == Decimal("0.005")
 
 
 async def test_money_is_handed_on(autojump_clock, rng):
