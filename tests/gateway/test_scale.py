@@ -38,12 +38,25 @@ async def line_of(stream):
     return line
 
 
+async def test_a_close_without_time(monkeypatch):
+    """A connection whose close came to no end is counted no more: thousands that end at once leave nothing behind."""
+    monkeypatch.setattr("gorouter_trio.gateway.connection._CLOSE_S", 0.0)
+    async with open_gateway() as behind:
+        async with open_talk(behind.url):
+            assert behind.gateway.statistics().connections == 1
+        with trio.fail_after(5):
+            while behind.gateway.statistics().connections:
+                await trio.sleep(0.01)  # until the gateway has noticed
+        assert behind.gateway.statistics().principals == 0
+        assert behind.errors == []
+
+
 async def crowd(count, *, turns):
     """Connect so many clients, in a process of their own; bytes for each, idle and after turns, and the seconds."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, count + 1_000), hard))
     environment = {**os.environ, "PYTHONPATH": f"{SUPPORT}{os.pathsep}{SUPPORT.parents[1]}"}
-    config = GatewayConfig(anonymous=True, limits=limits(max_connections=count, ping_s=600.0, resume_s=0.2))
+    config = GatewayConfig(anonymous=True, limits=limits(max_connections=count, authenticate_s=60.0, ping_s=600.0, resume_s=0.2))
     try:
         async with open_gateway(config, notes=False) as behind:
             before = resident()
