@@ -107,7 +107,7 @@ async def test_hundreds(figure):
 
 @pytest.mark.long
 async def test_ten_thousand(figure):
-    """Ten thousand connections that take turns, in time that grows as their number, in bounded memory; all given back."""
+    """Ten thousand connections take turns, in time that grows as their number and bounded memory; all is given back."""
     # In this order: the memory that the first ones gave back would be counted as free to the others.
     idle, after, took = await crowd(10_000, turns=2)
     _idle, _after, few = await crowd(2_000, turns=2)
