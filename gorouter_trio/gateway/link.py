@@ -318,7 +318,7 @@ async def _connect(
         # Its own ways to connect leave the socket of a refused handshake to the garbage collector.
         websocket = await wrap_client_stream(
             nursery,
-            stream,
+            cast("trio.SocketStream", stream),  # any stream will do, which its annotation does not say
             place.netloc,
             (place.path or "/") + (f"?{place.query}" if place.query else ""),
             subprotocols=[SUBPROTOCOL],
