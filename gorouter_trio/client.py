@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from .batch.runner import Batch, BatchRequest
     from .batch.settings import BatchJob
     from .config import ApiKey, ContextPolicy
-    from .pool.budget import BudgetStatistics
+    from .pool.budget import AccountStatistics, BudgetStatistics
     from .pool.costs import CostSnapshot, CostTracker
     from .pool.ledger import LedgerChange
     from .pool.prices import PricesRefreshed
@@ -649,6 +649,13 @@ class Client:
     def budget(self) -> BudgetStatistics:
         """What is left to spend, and what is set aside for requests in flight."""
         return self._runtime.accounting.gate.book.statistics()
+
+    def budgets(self, *, most: int = 100) -> list[AccountStatistics]:
+        """The budgets with a limit: at most so many, the one with the smallest part of it left first.
+
+        Those of tenants, sessions and batches are there from their first request on. Takes time for each of them.
+        """
+        return self._runtime.accounting.gate.book.tightest(most)
 
     def price(self, model: str) -> Pricing | None:
         """The prices of a model from the list in use, USD for a unit; None when they are not known. No I/O."""

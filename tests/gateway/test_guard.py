@@ -286,7 +286,9 @@ async def test_bad_input(name, pieces, code):
 
 
 REQUESTS = [
-    (b"\x00\x01\x02", None),
+    (b"\x00\x01\x02", 400),
+    (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+    (b"GET", None),
     (b"GET / HTTP/1.1\r\n\r\n", 400),
     (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400),
     (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", 413),
