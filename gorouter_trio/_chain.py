@@ -29,7 +29,7 @@ from msgspec import Struct
 from ._callables import can_take
 from ._contain import contain, contain_sync
 from ._feed import Feed
-from ._observing import EndedChat, NotedChat
+from ._observing import EndedChat
 from .errors import BadRequestError, ConfigError, ExtensionError, GorouterError
 from .runtime_events import ChatContext, ChatFailed, ChatFinished, ChatStarted, HookFailed
 from .wire.codec import decode_json, encode_json, encode_message, encode_options, split_list
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ._bus import EventBus
+    from ._observing import NotedChat
     from ._turns import TurnRequest
     from .tools.registry import ToolSet
     from .wire.result import ChatResult
@@ -305,12 +306,12 @@ class Chain:
     def _note(self, context: ChatContext, state: ChatState, error: GorouterError | None) -> None:
         if self.ended.observers:
             messages = state.message_count if state.has_decoded_messages else (state.raw_messages,)
-            self.ended.add(NotedChat(context, messages, self._wall(), state.result if error is None else None, error))
+            self.ended.add((context, messages, self._wall(), state.result if error is None else None, error))
 
     def _ended(self, noted: Sequence[NotedChat]) -> list[EndedChat]:
         return [
-            EndedChat(each, each.context if isinstance(each.context, ChatContext) else self.context_of(each.context))
-            for each in noted
+            EndedChat(what if isinstance(what, ChatContext) else self.context_of(what), messages, at_s, result, error)
+            for what, messages, at_s, result, error in noted
         ]
 
     def context_of(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:

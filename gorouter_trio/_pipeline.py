@@ -11,7 +11,6 @@ import trio
 from ._chain import ChatState
 from ._loan import TurnLoan, patience
 from ._loop import LoopServices, TurnLoop
-from ._observing import NotedChat
 from ._plain import ChatJournal, StreamJournal
 from ._stream import ChatStream
 from ._turns import TurnRequest
@@ -82,9 +81,14 @@ class ChatPipeline:
         chain = self._loops.chain
         if not chain.only_notes or (extras is not None and extras.has_rounds):
             return await self._run_looked_at(request, extras, self.send)
-        if not chain.ended.observers:
-            return await self.send(request.call())
-        return await self._run_noted(request, self.send)
+        try:
+            result = await self.send(request.call())
+        except GorouterError as exc:
+            self._note_error(request, exc)
+            raise
+        if chain.ended.observers:
+            chain.ended.add((request, request.pieces, result.call.finished_at_s, result, None))
+        return result
 
     @asynccontextmanager
     async def stream(
@@ -226,10 +230,17 @@ class ChatPipeline:
         try:
             result = await send(request.call())
         except GorouterError as exc:
-            self._loops.chain.ended.add(NotedChat(request, request.pieces, self._wall(), None, exc))
+            self._note_error(request, exc)
             raise
-        self._loops.chain.ended.add(NotedChat(request, request.pieces, result.call.finished_at_s, result, None))
+        ended = self._loops.chain.ended
+        if ended.observers:
+            ended.add((request, request.pieces, result.call.finished_at_s, result, None))
         return result
+
+    def _note_error(self, request: TurnRequest, error: GorouterError) -> None:
+        ended = self._loops.chain.ended
+        if ended.observers:
+            ended.add((request, request.pieces, self._wall(), None, error))
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
