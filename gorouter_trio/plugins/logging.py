@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TextIO, TypeAlias, TypeGuard
 
 from msgspec import UNSET
 
+from .._contain import contain_sync
 from ..errors import ApiError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .._observing import EndedChat
     from ..client import Client
@@ -31,7 +33,9 @@ class LoggingPlugin:
     are not logged. What comes from outside is made printable, so that a line stays a line. `logger` is
     `logging.getLogger("gorouter_trio.chats")` if none is given; answers are logged at `level`, errors one above
     it, at least as warnings. Records are made some hundredths of a second after the chat has ended, many at a time,
-    and say when that was. Handlers run on the loop: one that may wait belongs behind a `QueueHandler`.
+    and say when that was; those that are waiting are lost when the process is killed. Where one `StreamHandler` or
+    `FileHandler` is all there is to call, their lines are written together, in order. Handlers run on the loop: one
+    that may wait belongs behind a `QueueHandler`.
     """
 
     name = "logging"
@@ -55,17 +59,15 @@ class LoggingPlugin:
         shows_answers, shows_errors = self._logger.isEnabledFor(level), self._logger.isEnabledFor(error_level)
         if not (shows_answers or shows_errors):
             return
-        log = self._records.log if logging.getLogRecordFactory() is logging.LogRecord else self._log_by_factory
+        make = self._records.maker(level), self._records.maker(error_level)
+        records: list[logging.LogRecord] = []
         for chat in chats:
             if chat.result is not None:
                 if shows_answers:
-                    log(level, *self._answered(chat, chat.result), chat.at_s)
+                    records.append(make[0](*self._answered(chat, chat.result), chat.at_s))
             elif chat.error is not None and shows_errors:
-                log(error_level, *self._failed(chat, chat.error), chat.at_s)
-
-    def _log_by_factory(self, level: int, line: str, facts: dict[str, object], _at_s: float) -> None:
-        """For somebody who wants records of another kind."""
-        self._logger.log(level, "%s", line, extra={"chat": facts})
+                records.append(make[1](*self._failed(chat, chat.error), chat.at_s))
+        _give_out(records, self._logger)
 
     def _answered(self, chat: EndedChat, result: ChatResult[object]) -> tuple[str, dict[str, object]]:
         """The line of an answer, and its facts; they are the same, in the same order, but for what is None."""
@@ -152,21 +154,29 @@ class _Pairs(dict[str | None, str]):
         return pair
 
 
+_Maker: TypeAlias = "Callable[[str, dict[str, object], float], logging.LogRecord]"
+"""Makes a record of a line, its facts, and when that was, in seconds since the epoch."""
+
+
 class _Records:
-    """Logs as `Logger.makeRecord` and `Logger.handle` do; of a record, nothing but the time and the text is new."""
+    """Makes records as `Logger.makeRecord` does, of which nothing but the time and the text is new each time."""
 
     def __init__(self, logger: logging.Logger) -> None:
         like = logging.LogRecord(logger.name, logging.NOTSET, LoggingPlugin.__module__, 0, "", (), None, "chat")
         self._logger = logger
         self._began_ms = like.created * 1_000 - like.relativeCreated
         self._common = {**vars(like), "chat": None}
-        self._levels: dict[int, dict[str, object]] = {}
 
-    def log(self, level: int, line: str, facts: dict[str, object], created: float) -> None:
-        """Log something that happened at `created`, in seconds since the epoch."""
-        common = self._levels.get(level)
-        if common is None:
-            common = self._levels[level] = {**self._common, "levelno": level, "levelname": logging.getLevelName(level)}
+    def maker(self, level: int) -> _Maker:
+        """What makes records of this level, as many as there are to be made at a time."""
+        if logging.getLogRecordFactory() is not logging.LogRecord:
+            # Somebody wants records of another kind.
+            return partial(self._make_by_factory, level)
+        return partial(self._make, {**self._common, "levelno": level, "levelname": logging.getLevelName(level)})
+
+    def _make(
+        self, common: dict[str, object], line: str, facts: dict[str, object], created: float
+    ) -> logging.LogRecord:
         fields = common.copy()
         fields["msg"] = line
         fields["chat"] = facts
@@ -175,10 +185,76 @@ class _Records:
         fields["relativeCreated"] = created * 1_000 - self._began_ms
         record = _new_record(logging.LogRecord)
         record.__dict__ = fields
-        self._logger.handle(record)
+        return record
+
+    def _make_by_factory(self, level: int, line: str, facts: dict[str, object], _created: float) -> logging.LogRecord:
+        logger, module = self._logger, LoggingPlugin.__module__
+        return logger.makeRecord(logger.name, level, module, 0, line, (), None, "chat", {"chat": facts})
 
 
 _new_record: Final = logging.LogRecord.__new__
+
+
+def _give_out(records: Sequence[logging.LogRecord], logger: logging.Logger) -> None:
+    """`Logger.handle` for each; for much less where there is one handler, as there often is, and nobody to ask."""
+    handler = _only_handler(logger)
+    if handler is None:
+        for record in records:
+            logger.handle(record)
+        return
+    if handler.level:
+        records = [record for record in records if record.levelno >= handler.level]
+    if records and _can_write_at_once(handler):
+        text = contain_sync(partial(_text_of, handler, records), report=_do_nothing)
+        if text is not None:
+            _write(text, handler, last=records[-1])
+            return
+    for record in records:
+        handler.handle(record)
+
+
+def _only_handler(logger: logging.Logger) -> logging.Handler | None:
+    """The handler that all records of a logger come to; None where there are more, or anything else has a say."""
+    kind = type(logger)
+    is_own = kind.handle is not logging.Logger.handle or kind.callHandlers is not logging.Logger.callHandlers
+    if is_own or logger.disabled or logger.filters:
+        return None
+    handlers: list[logging.Handler] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        handlers += at.handlers
+        at = at.parent if at.propagate else None
+    return handlers[0] if len(handlers) == 1 else None
+
+
+def _can_write_at_once(handler: logging.Handler) -> TypeGuard[logging.StreamHandler[TextIO]]:
+    """Whether it writes to a stream in the way of the standard library, and nobody has changed how."""
+    if type(handler) not in {logging.StreamHandler, logging.FileHandler} or handler.filters:
+        return False
+    return vars(handler).get("stream") is not None and vars(handler).keys().isdisjoint(("handle", "emit", "flush"))
+
+
+def _text_of(handler: logging.StreamHandler[TextIO], records: Sequence[logging.LogRecord]) -> str:
+    format_, end = handler.format, handler.terminator
+    return "".join([format_(record) + end for record in records])
+
+
+def _write(text: str, handler: logging.StreamHandler[TextIO], *, last: logging.LogRecord) -> None:
+    """Write and flush once, as the handler does for a record; what goes wrong is told as it tells it."""
+
+    def write() -> None:
+        handler.stream.write(text)
+        handler.flush()
+
+    handler.acquire()
+    try:
+        contain_sync(write, report=lambda _error: handler.handleError(last))
+    finally:
+        handler.release()
+
+
+def _do_nothing(_error: Exception) -> None:
+    """The handler meets what is wrong with a record, and tells of it."""
 
 
 def _printable(value: str) -> str:

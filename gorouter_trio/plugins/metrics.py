@@ -154,27 +154,34 @@ class MetricsPlugin:
         return list(_families_of(self.snapshot()))
 
     def _count(self, chats: Sequence[EndedChat]) -> None:
+        waits, durations, tokens = self._queue_wait.add, self._duration.add, self._count_tokens
         for chat in chats:
-            if chat.result is None:
+            result = chat.result
+            if result is None:
                 self._failed += 1
-            else:
-                self._succeeded += 1
-                self._count_answer(chat.result, is_streamed=chat.context.is_streamed)
+                continue
+            call = result.call
+            self._succeeded += 1
+            waits(call.queue_wait_s)
+            durations(call.duration_s)
+            tokens(call.usage)
+            if result.rounds or result.tool_calls or result.message.tool_calls is not UNSET:
+                self._count_rounds(result)
+            if chat.context.is_streamed:
+                self._count_stream(result)
+        self._last_duration_s = next(
+            (chat.result.call.duration_s for chat in reversed(chats) if chat.result is not None), self._last_duration_s
+        )
 
-    def _count_answer(self, result: ChatResult[object], *, is_streamed: bool) -> None:
-        call, calls = result.call, result.message.tool_calls
-        if result.tool_calls:
-            self._tool_calls += len(result.tool_calls)
-        elif calls is not UNSET:
-            self._tool_calls += len(calls)
-        self._count_tokens(call.usage)
+    def _count_rounds(self, result: ChatResult[object]) -> None:
+        calls = result.message.tool_calls
+        self._tool_calls += len(result.tool_calls) or (0 if calls is UNSET else len(calls))
         for earlier in result.rounds:
             self._count_tokens(earlier.usage)
-        self._last_duration_s = call.duration_s
-        self._queue_wait.add(call.queue_wait_s)
-        self._duration.add(call.duration_s)
-        if is_streamed and call.ttft_s is not None:
-            self._first_token.add(call.ttft_s)
+
+    def _count_stream(self, result: ChatResult[object]) -> None:
+        if result.call.ttft_s is not None:
+            self._first_token.add(result.call.ttft_s)
             between_s = _between_tokens_s(result)
             if between_s is not None:
                 self._between_tokens.add(between_s)
