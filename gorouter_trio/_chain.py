@@ -306,12 +306,19 @@ class Chain:
     def _note(self, context: ChatContext, state: ChatState, error: GorouterError | None) -> None:
         if self.ended.observers:
             messages = state.message_count if state.has_decoded_messages else (state.raw_messages,)
-            self.ended.add((context, messages, self._wall(), state.result if error is None else None, error))
+            result = state.result if error is None else None
+            self.ended.add((context, context.is_streamed, messages, self._wall(), result, error))
 
     def _ended(self, noted: Sequence[NotedChat]) -> list[EndedChat]:
         return [
-            EndedChat(what if isinstance(what, ChatContext) else self.context_of(what), messages, at_s, result, error)
-            for what, messages, at_s, result, error in noted
+            EndedChat(
+                what if isinstance(what, ChatContext) else self.context_of(what, is_streamed=is_streamed),
+                messages,
+                at_s,
+                result,
+                error,
+            )
+            for what, is_streamed, messages, at_s, result, error in noted
         ]
 
     def context_of(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:

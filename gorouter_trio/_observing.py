@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from .errors import GorouterError
 from .runtime_events import ChatContext
-from .wire.codec import split_list
+from .wire.codec import split_list, split_object
 from .wire.result import ChatResult
 
 if TYPE_CHECKING:
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 __all__ = ["EndedChat", "NotedChat"]
 
-_Pieces: TypeAlias = Sequence[bytes | bytearray] | int
+_Messages: TypeAlias = Sequence[bytes | bytearray] | bytes | int
 
 NotedChat: TypeAlias = (
-    "tuple[ChatContext | TurnRequest, _Pieces, float, ChatResult[object] | None, GorouterError | None]"
+    "tuple[ChatContext | TurnRequest, bool, _Messages, float, ChatResult[object] | None, GorouterError | None]"
 )
-"""What is noted when a chat ends: what it was, the messages of its request, when it ended, and how.
+"""What is noted when a chat ends: what it was, whether streamed, its messages, when it ended, and how.
 
 A request stands for the context of a chat that nobody has looked at before. The messages are those that were sent, in
-pieces that do not change any more, or their number. A plain tuple, since nothing costs less on the way of a chat.
+pieces that do not change any more, or the whole body that was sent, or their number. A plain tuple, since nothing costs
+less on the way of a chat.
 """
 
 
@@ -36,7 +37,7 @@ class EndedChat(Struct, eq=False):
     """
 
     context: ChatContext
-    _messages: _Pieces
+    _messages: _Messages
     at_s: float
     result: ChatResult[object] | None
     error: GorouterError | None
@@ -52,7 +53,9 @@ class EndedChat(Struct, eq=False):
         return self._messages
 
 
-def _count(pieces: Sequence[bytes | bytearray]) -> int:
+def _count(pieces: Sequence[bytes | bytearray] | bytes) -> int:
+    if isinstance(pieces, bytes):
+        return len(split_list(split_object(pieces)["messages"]))
     # Messages are objects: where only one begins, there is one.
     if len(pieces) == 1 and pieces[0].count(b"{") == 1:
         return 1
