@@ -213,12 +213,12 @@ class Chain:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to go through, and nobody to tell."""
-        return not (self._middlewares or self._hooks or self._bus.has_listeners or self.ended.observers)
+        return not (self._middlewares or self._hooks or self._bus.hears_chats or self.ended.observers)
 
     @property
     def only_notes(self) -> bool:
         """Whether there is nothing but observers."""
-        return not (self._middlewares or self._hooks or self._bus.has_listeners)
+        return not (self._middlewares or self._hooks or self._bus.hears_chats)
 
     @property
     def only_looks(self) -> bool:
@@ -274,14 +274,14 @@ class Chain:
         proceed: Next = partial(self._inside, context, state, innermost=innermost, calls=calls)
         for middleware in reversed(self._middlewares):
             proceed = partial(_enter, middleware, context, state, _Once(proceed))
-        if self._bus.has_listeners:
+        if self._bus.hears_chats:
             self._bus.emit(ChatStarted(at_s=self._wall(), context=context))
         error: GorouterError | None = None
         try:
             await proceed()
             if state.result is not None:
                 self._note(context, state, None)
-                if self._bus.has_listeners:
+                if self._bus.hears_chats:
                     self._bus.emit(ChatFinished(at_s=self._wall(), context=context, result=state.result))
                 return state.result
             error = ExtensionError("a middleware has neither gone on nor given a result")
@@ -336,7 +336,7 @@ class Chain:
         )
 
     def _tell_end(self, context: ChatContext, error: GorouterError | None) -> None:
-        if self._bus.has_listeners:
+        if self._bus.hears_chats:
             self._bus.emit(ChatFailed(at_s=self._wall(), context=context, error=error))
 
     def _tell_failed_hook(self, name: str, phase: str, error: Exception) -> None:

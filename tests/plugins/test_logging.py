@@ -155,7 +155,7 @@ async def test_a_handler_that_fails(stream, written, autojump_clock, capsys):
 
 
 @pytest.mark.parametrize("change", ["filter of the logger", "filter of the handler", "second handler", "own emit"])
-async def test_what_has_a_say_is_asked(change, autojump_clock):
+async def test_what_has_a_say_is_asked(change, autojump_clock, monkeypatch):
     """Filters, further handlers and a changed `emit` see each record, as they do when `Logger.handle` is called."""
     seen: list[str] = []
 
@@ -163,16 +163,18 @@ async def test_what_has_a_say_is_asked(change, autojump_clock):
         seen.append(record.getMessage()[:6])
         return True
 
+    class Seeing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            see(record)
+
     handler = logging.StreamHandler(target := io.StringIO())
     handler.setFormatter(logging.Formatter("%(message).6s"))
     logger = logging.Logger("tests.asked", logging.INFO)
     logger.addHandler(handler)
     if change == "second handler":
-        other = logging.NullHandler()
-        other.handle = see
-        logger.addHandler(other)
+        logger.addHandler(Seeing())
     elif change == "own emit":
-        handler.emit = see
+        monkeypatch.setattr(handler, "emit", see)
     else:
         (logger if "logger" in change else handler).addFilter(see)
     async with open_world(answer=replies(completion("Yes.")), plugins=[LoggingPlugin(logger)]) as world:
