@@ -78,6 +78,11 @@ class ChatReader:
         return self._ended
 
     @property
+    def failure(self) -> GorouterError | None:
+        """What its holder was told, where that was an error."""
+        return self._exchange.failure
+
+    @property
     def is_answered(self) -> bool:
         """Whether the whole answer has arrived, even if the end of the stream has not."""
         return self.merge.finish_reason is not None and self._failure is None

@@ -723,13 +723,17 @@ class SessionActor:
         A turn that is new has the `transcript` that it goes on from.
         """
         self._turn = turn
+        body = b""
         try:
             body = await (self._resume(turn) if transcript is None else self._begin(turn, transcript))
             if body:
                 await (self._stream_turn(turn, body) if turn.mail.streaming else self._whole_turn(turn, body))
+                self._note_plain(turn, body)
             else:
                 await self._take_rounds(turn)
         except BaseException as exc:
+            if body and isinstance(exc, GorouterError):
+                self._note_plain(turn, body, exc)
             await self._repair(turn, exc)  # noqa: ASYNC102 - shields itself, for the grace at most
             raise
         finally:
@@ -836,6 +840,17 @@ class SessionActor:
 
     def _note_failure(self, error: Exception) -> None:
         self._failure = f"{type(error).__name__}: {error}"
+
+    def _note_plain(self, turn: RunningTurn, body: bytes, error: GorouterError | None = None) -> None:
+        """Note the end of a turn without a loop for whoever looks at them; one that was interrupted has none."""
+        pipeline, mail = self._services.pipeline, turn.mail
+        if not pipeline.is_noting:
+            return
+        outcome = error or (turn.loan and turn.loan.failure) or turn.answer
+        if outcome is None or (isinstance(outcome, ChatResult) and outcome.interrupted):
+            return
+        request = TurnRequest(b"", (), settings=mail.settings, session=self.key, turn_id=turn.turn_id)
+        pipeline.note(request, body, outcome, is_streamed=mail.streaming)
 
     async def _whole_turn(self, turn: RunningTurn, body: bytes) -> None:
         self._wait_for("model")
