@@ -162,9 +162,15 @@ class CostSum:
 
     def absorb(self, other: CostSum) -> None:
         """Add all that another one has counted."""
-        for name in self.__slots__:
-            if name not in {"cost_usd", "estimated_usd"}:
-                setattr(self, name, getattr(self, name) + getattr(other, name))
+        # Done for every new name once there are as many as are kept.
+        self.attempts += other.attempts
+        self.prompt_tokens += other.prompt_tokens
+        self.completion_tokens += other.completion_tokens
+        self.estimated += other.estimated
+        self.unknown += other.unknown
+        self.reconciling += other.reconciling
+        self.unreconciled += other.unreconciled
+        self.folded += other.folded
         self.cost_usd = add_usd(self.cost_usd, other.cost_usd)
         self.estimated_usd = add_usd(self.estimated_usd, other.estimated_usd)
 
