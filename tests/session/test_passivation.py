@@ -14,6 +14,12 @@ from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 
 
+def turn_of(session, text):
+    """The mail of a turn."""
+    mail, _extras = session._turn(text, None, {})
+    return mail
+
+
 async def states(world, *keys):
     """What each session's actor does; `None` for one that is not active."""
     directory = world.client._runtime.sessions
@@ -53,6 +59,36 @@ async def test_a_running_turn_is_use(autojump_clock):
         assert (await world.client.session("k").ask("q")).text
         await trio.sleep(25)
         assert await states(world, "k") == [None]
+
+
+@pytest.mark.parametrize("idle", [True, False], ids=["idle", "not_yet_run"])
+async def test_mail_while_a_session_is_closed(autojump_clock, idle):
+    """Mail that comes in the step in which a session is closed gets one answer, an error; the next is served."""
+    async with open_world() as world:
+        session = world.client.session("k")
+        if idle:
+            await session.ask("one")
+        actor = world.client._runtime.sessions.activate("k", session._options)
+        assert actor.retire() is idle
+        assert not actor.retire()
+        answers = []
+
+        async def ask(text):
+            try:
+                answers.append((await actor.ask(turn_of(session, text))).text)
+            except (gr.ActorGoneError, gr.TurnInterruptedError) as exc:
+                answers.append(type(exc))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "two")
+            nursery.start_soon(ask, "three")
+            nursery.start_soon(actor.aclose)
+        assert len(answers) == 2
+        # A turn that had begun is interrupted.
+        assert set(answers) <= {gr.ActorGoneError} | ({gr.TurnInterruptedError} if not idle else set())
+        assert actor.is_gone
+        await session.ask("four")
+        assert [entry.message.content for entry in (await session.history())[::2]] == ["one", "four"][not idle :]
 
 
 async def test_an_open_stream_is_use(autojump_clock):
