@@ -19,11 +19,12 @@ from redis_server import fresh_prefix, shared_redis
 from served import open_served_api
 
 from gorouter_trio.config import Secret
-from gorouter_trio.errors import ConfigError, ConnectError, GorouterError, TurnInDoubtError
+from gorouter_trio.errors import ConfigError, ConnectError, GorouterError, SessionNotFoundError, TurnInDoubtError
 from gorouter_trio.events import TextDelta
 from gorouter_trio.gateway import ClusterConfig, GatewayConfig
 from gorouter_trio.gateway.cluster import Cluster
 from gorouter_trio.gateway.link import open_link
+from gorouter_trio.gateway.metrics import metrics_text
 from gorouter_trio.remote import open_remote
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import RedisStore
@@ -103,6 +104,27 @@ async def test_sessions_of_principals():
             assert (len(first.world.sent), len(second.world.sent)) == (1, 1)
             async with open_remote(second.url, token=ADA_KEY) as again:
                 assert [e.message.content for e in await again.session("s").history()][1] == "for ada"
+
+
+def names_in_redis():
+    """All keys there are."""
+    return sorted(shared_redis().ask("KEYS", "*").splitlines())
+
+
+async def test_foreign_sessions_are_not_passed_on():
+    """Another's session is not looked for: nothing is asked of Redis, or of the gateway that has it."""
+    async with open_pair(is_secured=True) as (first, second):  # noqa: SIM117 - one line each
+        async with open_remote(first.url, token=BOB_KEY) as bob, open_remote(second.url, token=ADA_KEY) as ada:
+            await bob.session("secret").ask("[[say hidden]]")
+            known = names_in_redis()
+            for name in ("secret", "missing"):
+                session = ada.session(name, owner=("acme", "bob"))
+                for reach in (session.history, session.statistics, session.interrupt, partial(session.ask, "x")):
+                    with pytest.raises(SessionNotFoundError, match=f"there is no session '{name}'"):
+                        await reach()
+            assert names_in_redis() == known
+            assert "gorouter_gateway_forwarded_total 0" in metrics_text(second.gateway._core)
+            assert second.errors == first.errors == []
 
 
 async def test_a_gateway_that_drains_gives_its_sessions_away():
@@ -294,7 +316,7 @@ class Killing:
 def longest_gap(times, *, since):
     """The longest time without an answer, from then on."""
     after = [since, *sorted(at for at in times if at > since), trio.current_time()]
-    return max((later - earlier for earlier, later in pairwise(after)))
+    return max(later - earlier for earlier, later in pairwise(after))
 
 
 async def kill_under_load(kills, *, sessions, lease_s):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ from gorouter_trio.errors import ConfigError
 from gorouter_trio.gateway import GatewayConfig, serve_gateway
 from gorouter_trio.gateway.protocol import CLOSE_CODES
 from gorouter_trio.security import CustomAuth, Principal
+from gorouter_trio.stores import MemoryStore
 
 pytestmark = pytest.mark.net
 
@@ -395,6 +397,52 @@ async def test_foreign_sessions(figure):
             async with open_talk(behind.url, ROOT_KEY) as root:
                 assert (await root.request(type="statistics", id=1))["snapshot"]["connections"] == 3
     figure(f"{len(REACHING)} kinds of requests about a foreign and a missing session: the same answers")
+
+
+class Noting(MemoryStore):
+    """A store that notes what it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __getattribute__(self, name):
+        if name in {"load", "load_nowait", "version", "append", "append_nowait", "rewrite", "delete", "erase"}:
+            self.asked.append(name)
+        return super().__getattribute__(name)
+
+
+class Spawned(trio.abc.Instrument):
+    """Counts the tasks that are begun, by name."""
+
+    def __init__(self):
+        self.names = Counter()
+
+    def task_spawned(self, task):
+        self.names[task.name] += 1
+
+
+async def test_foreign_sessions_take_the_same_work(figure):
+    """The same is done for another's session and one that is not there, so that the time says nothing either."""
+    store, spawned = Noting(), Spawned()
+    async with open_gateway(config(), security=secured(), store=store) as behind:  # noqa: SIM117 - one line each
+        async with open_talk(behind.url, BOB_KEY) as bob, open_talk(behind.url, ADA_KEY) as ada:
+            for number, turn_id in enumerate(("s", "t"), start=1):
+                await bob.request(type="ask", id=number, session="secret", turn_id=turn_id, messages="[[say hidden]]")
+            trio.lowlevel.add_instrument(spawned)
+            number = 0
+            for request in REACHING:
+                work = []
+                for name in ("secret", "missing"):
+                    number += 1
+                    store.asked.clear()
+                    spawned.names.clear()
+                    await ada.request(**request, id=number, session=name, owner=["acme", "bob"])
+                    work.append((store.asked[:], dict(spawned.names), behind.client.active_sessions))
+                assert work[0] == work[1], request
+                assert work[0][0] == []
+            trio.lowlevel.remove_instrument(spawned)
+    figure(f"{len(REACHING)} kinds of requests: the same tasks begun, no call of the store, for both")
 
 
 async def test_a_turn_of_somebody_else(figure):
