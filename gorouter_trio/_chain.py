@@ -321,7 +321,9 @@ class Chain:
             for what, is_streamed, messages, at_s, result, error in noted
         ]
 
-    def context_of(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:
+    def context_of(
+        self, request: TurnRequest, *, is_streamed: bool = False, is_completion: bool = False
+    ) -> ChatContext:
         """What the chat with this first request is, under an id of its own."""
         self._last_number += 1
         settings = request.settings
@@ -329,6 +331,7 @@ class Chain:
             chat_id=str(self._last_number),
             model=settings.model,
             is_streamed=is_streamed,
+            is_completion=is_completion,
             session=request.session,
             turn_id=request.turn_id,
             tenant=settings.tenant,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ._turns import TurnExtras
     from .pool.tracing import Tracers
     from .pool.workers import Exchange, Lease, Pool
+    from .runtime_events import ChatContext
     from .wire.responses import ChatCompletion
 
 __all__ = ["Answers", "ChatPipeline"]
@@ -260,7 +261,7 @@ class ChatPipeline:
 
     def note(
         self,
-        request: TurnRequest,
+        request: TurnRequest | ChatContext,
         messages: Sequence[bytes | bytearray] | bytes,
         outcome: ChatResult[object] | GorouterError,
         *,

@@ -37,12 +37,14 @@ class RuntimeEvent(Struct, frozen=True, kw_only=True):
 class ChatContext(Struct, frozen=True, kw_only=True):
     """What a chat is, and stays, from its start to its end.
 
-    `chat_id` is unique within the client. `session` and `turn_id` are None outside sessions.
+    `chat_id` is unique within the client. `session` and `turn_id` are None outside sessions. `is_completion` is what
+    `client.completions` asks: its prompt is the one message, to which none may be added, and it has no tools.
     """
 
     chat_id: str
     model: str
     is_streamed: bool = False
+    is_completion: bool = False
     session: str | None = None
     turn_id: str | None = None
     tenant: str = ""

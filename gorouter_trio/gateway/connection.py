@@ -360,6 +360,7 @@ class Connection:
         if cluster is None or self._is_peer or request.session is None:
             return request
         caller = self.caller
+        self._core.check_reach(request, caller)
         relay = Relay(cluster, request, caller=caller, names=(*(request.owner or caller.identity), request.session))
         self._steered[request.id] = relay
         await relay.run(self._send_text)

@@ -105,6 +105,9 @@ def _lines(core: GatewayCore) -> Iterator[str]:
     yield from _metric("turns_done_total", "counter", "Turns with an answer", hub.done)
     yield from _metric("turns_failed_total", "counter", "Turns without", hub.failed)
     yield from _metric("draining", "gauge", "1 while the gateway goes away", int(core.is_draining))
+    if core.cluster is not None:
+        text = "Requests that were passed on to the gateways which have their sessions"
+        yield from _metric("forwarded_total", "counter", text, core.cluster.forwarded)
     yield "# HELP gorouter_gateway_closed_total Connections that have ended, by close code"
     yield "# TYPE gorouter_gateway_closed_total counter"
     for code, count in sorted(core.closed.items()):
