@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from redis_server import fresh_prefix, shared_redis
 
+from gorouter_trio.cli.batch_options import BatchChoices
+from gorouter_trio.cli.cluster import _keywords_of, _turn_of
+
 SIMULATE = ("--simulate", "--seed", "1", "--max-in-flight", "8")
 
 
@@ -224,3 +227,16 @@ def test_shared_budget(inside, tmp_path: Path) -> None:
     assert inside(*work).code == 0
     assert inside("batch", "collect", "-o", str(out), *place, "--ordered", "--delete").code == 0
     assert [row["custom_id"] for row in read_rows(out)] == [f"row-{n}" for n in range(1, 61)]
+
+
+def test_what_workers_are_told() -> None:
+    """What a turn needs besides its body goes to workers as data, and tools by their names; the rest is in the rows."""
+    options = {"temperature": 0, "fallbacks": ["a/b"], "response_schema": {"type": "object"}, "tools": [json.loads]}
+    told = _turn_of(options, BatchChoices(tools=["json:loads"]))
+    assert json.loads(json.dumps(told)) == {
+        "fallbacks": ["a/b"],
+        "response_schema": {"type": "object"},
+        "tools": ["json:loads"],
+    }
+    assert _keywords_of({"turn": told}) == {name: options[name] for name in told}
+    assert _keywords_of({}) == _turn_of({"temperature": 0}, BatchChoices()) == {}
