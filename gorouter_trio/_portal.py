@@ -363,6 +363,7 @@ class Call(Generic[T]):
         if isinstance(captured, outcome.Error) and _is_cancel(captured.error):
             captured = outcome.Error(self._why_cancelled())
         self._settle(captured)
+        del captured  # from Python 3.12 on the frames of a traceback lead here, and so to the traceback
 
     def _why_cancelled(self) -> Exception:
         scope = cast("trio.CancelScope", self._scope)

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from ._callables import can_take
+from ._completion import run_completion
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
@@ -21,7 +22,7 @@ from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
-from .wire.codec import add_system, encode_embeddings, encode_prompt, encode_text_prompt
+from .wire.codec import add_system, encode_embeddings, encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -419,9 +420,20 @@ class Client:
         return await self._services.embed(body, settings)
 
     async def completions(self, prompt: str, **options: Unpack[ChatKeywords]) -> CompletionResult:
-        """What follows a prompt, by the endpoint from before chats; options and errors as in `chat`, without tools."""
+        """What follows a prompt, by the endpoint from before chats; options and errors as in `chat`, without tools.
+
+        Middlewares, hooks and observers see a chat of one message.
+        """
         encoded, settings = self._defaults.call(options)
-        return await self._services.complete(encode_text_prompt(prompt, encoded), settings)
+        runtime = self._runtime
+        return await run_completion(
+            prompt,
+            encoded,
+            settings=settings,
+            chain=runtime.chain,
+            pipeline=runtime.pipeline,
+            send=self._services.complete,
+        )
 
     # What users put around chats, and what they hear of them
 

@@ -9,6 +9,7 @@ Ray is not imported here: it gives the stage batches of columns, and takes such 
 from __future__ import annotations
 
 import threading
+from contextlib import closing
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -87,12 +88,12 @@ class ChatStage:
             self._thread.join()
 
     def _rows(self, batch: Mapping[str, Sequence[object]]) -> list[BatchRow | RowProblem]:
-        reader = RowReader(template=self._template)
         names = list(batch)
-        return [
-            reader.read_record({name: _plain(value) for name, value in zip(names, values, strict=True)})
-            for values in zip(*batch.values(), strict=True)
-        ]
+        with closing(RowReader(template=self._template)) as reader:
+            return [
+                reader.read_record({name: _plain(value) for name, value in zip(names, values, strict=True)})
+                for values in zip(*batch.values(), strict=True)
+            ]
 
     async def _run(self, rows: list[BatchRow | RowProblem]) -> list[BatchResult]:
         batch = cast("Callable[..., object]", self._client.batch)

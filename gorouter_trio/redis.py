@@ -8,6 +8,7 @@ See `docs/redis.md`.
 from __future__ import annotations
 
 from .pool.shared_redis import RedisLimits as RedisLimits
+from .pool.shared_redis import SharedBudget as SharedBudget
 from .stores.redis import RedisStore as RedisStore
 from .stores.redis import RedisStoreStatistics as RedisStoreStatistics
 from .stores.redis_kit import KitImport as KitImport
@@ -29,6 +30,7 @@ __all__ = [
     "RedisStatistics",
     "RedisStore",
     "RedisStoreStatistics",
+    "SharedBudget",
     "Subscription",
     "import_kit_redis",
 ]

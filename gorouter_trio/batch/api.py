@@ -15,9 +15,11 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from ..errors import BudgetExceededError, GorouterError, ProviderError
+from ..errors import ApiError, BudgetExceededError, GorouterError, ProviderError
+from ..pool.ledger import Owner
 from ..wire.codec import decode_completion, decode_error, decode_json, encode_json, to_message
 from ..wire.mail import HttpCall
+from ..wire.responses import Usage
 from ..wire.result import CallRecord, ChatResult
 from .journal import RowMark
 from .runner import BatchResult
@@ -35,7 +37,17 @@ if TYPE_CHECKING:
     from .jobrow import JobRow
     from .journal import Recorder
 
-__all__ = ["ApiMoney", "ApiPart", "ApiReservation", "ApiRun", "ApiServices", "JobHost", "choose_back_end", "load_parts"]
+__all__ = [
+    "ApiAttempt",
+    "ApiMoney",
+    "ApiPart",
+    "ApiReservation",
+    "ApiRun",
+    "ApiServices",
+    "JobHost",
+    "choose_back_end",
+    "load_parts",
+]
 
 _ENDPOINT: Final = "/v1/chat/completions"
 _WINDOW_S: Final = 86_400.0
@@ -53,6 +65,33 @@ _PUT: Final = (
 )
 
 
+class ApiAttempt(Struct, frozen=True, kw_only=True):
+    """A request of a batch after its end, as the ledger takes it: see `pool.ledger.Attempt`.
+
+    The API tells nothing of the time that a single one took, nor of the key.
+    """
+
+    model: str
+    tenant: str
+    generation_id: str | None
+    status: int | None
+    error: str | None
+    usage: Usage | None
+    maybe_billed: bool
+    ended_at: float
+    call: int = 0
+    attempt: int = 1
+    lane: str = "batch"
+    key: str = ""
+    cancelled: bool = False
+    streamed: bool = False
+
+    @property
+    def sent_at(self) -> float:
+        """When it ended."""
+        return self.ended_at
+
+
 class ApiReservation(Protocol):
     """Money that is set aside for requests that are handed in."""
 
@@ -62,8 +101,11 @@ class ApiReservation(Protocol):
         Raises `BudgetExceededError`.
         """
 
-    def settle(self, reservation: object, result: ChatResult[object] | None, *, maybe_billed: bool) -> None:
-        """A request has ended, with its answer or without one."""
+    def enter(self, attempt: ApiAttempt, reservation: object | None, *, batch: str, answered_by: str) -> None:
+        """A request of a batch has ended: enter it into the ledger, and settle its reservation where there is one."""
+
+    def release(self, reservation: object) -> None:
+        """A request was not handed in after all."""
 
 
 class ApiServices(NamedTuple):
@@ -90,13 +132,18 @@ class ApiMoney:
         """See `ApiReservation`. Supposes the price of a live request, which is twice what it will be."""
         return await self._accounting.admit(call) if self._accounting.is_bounded else (call, None)
 
-    def settle(self, reservation: object, result: ChatResult[object] | None, *, maybe_billed: bool) -> None:
+    def enter(self, attempt: ApiAttempt, reservation: object | None, *, batch: str, answered_by: str) -> None:
         """See `ApiReservation`."""
-        gate, held = self._accounting.gate, cast("Reservation", reservation)
-        if result is None and not maybe_billed:
-            gate.release(held)
-        else:
-            gate.settle(held, None if result is None else result.cost)
+        self._accounting.finish_batched(
+            attempt,
+            owner=Owner(batch=batch),
+            answered_by=answered_by,
+            reservation=cast("Reservation | None", reservation),
+        )
+
+    def release(self, reservation: object) -> None:
+        """See `ApiReservation`."""
+        self._accounting.release(cast("Reservation", reservation))
 
 
 class JobHost(Protocol):
@@ -140,6 +187,14 @@ class _PartRow(Struct, frozen=True, array_like=True):
     custom_id: str | None
     line_number: int | None
     was_in_flight: bool
+    # Not in journals of an earlier version.
+    tenant: str = ""
+    doubts: int = 0
+
+    @property
+    def mark(self) -> RowMark:
+        """The row for the journal."""
+        return RowMark(self.row, self.digest, self.doubts)
 
 
 class ApiPart:
@@ -302,9 +357,8 @@ class ApiRun:
         self._running.drain(reason)
         for row in part.rows:
             if (money := part.reservations.pop(row.row, None)) is not None:
-                self._services.money.settle(money, None, maybe_billed=False)
-            if not row.was_in_flight:
-                self._running.recorder.release(RowMark(row.row, row.digest))
+                self._services.money.release(money)
+            self._running.recorder.release(row.mark)
         self._running.released += len(part.rows)
         await self._end(part)
 
@@ -413,17 +467,17 @@ class ApiRun:
         async def write() -> None:
             for row, result in left:
                 self._settle(part, row, result=result)
-                await self._running.record_result(RowMark(row.row, row.digest), result, position=row.position)
+                await self._running.record_result(row.mark, result, position=row.position)
 
         async with trio.open_nursery() as nursery:
             for _ in range(min(_WRITERS, len(lines))):
                 nursery.start_soon(write)
 
     def _settle(self, part: ApiPart, row: _PartRow, *, result: BatchResult) -> None:
+        attempt, answered_by = _attempt_of(result, model=part.model, tenant=row.tenant)
         reservation = part.reservations.pop(row.row, None)
-        if reservation is not None:
-            is_doubtful = result.error is not None and result.error.maybe_billed
-            self._services.money.settle(reservation, result.result, maybe_billed=is_doubtful)
+        # As for live rows: before the line is written, since it was charged whether or not that works.
+        self._services.money.enter(attempt, reservation, batch=self._running.name, answered_by=answered_by)
 
     async def _end(self, part: ApiPart) -> None:
         part.state = "done"
@@ -467,7 +521,35 @@ def choose_back_end(deadline_s: float | None, estimate: JobEstimate) -> Literal[
 
 def _part_row(row: JobRow) -> _PartRow:
     mark = row.mark
-    return _PartRow(mark.row, mark.digest, row.position, row.custom_id, row.line_number, row.was_in_flight)
+    return _PartRow(
+        row=mark.row,
+        digest=mark.digest,
+        position=row.position,
+        custom_id=row.custom_id,
+        line_number=row.line_number,
+        was_in_flight=row.was_in_flight,
+        tenant="" if row.settings is None else row.settings.tenant,
+        doubts=mark.doubts,
+    )
+
+
+def _attempt_of(result: BatchResult, *, model: str, tenant: str) -> tuple[ApiAttempt, str]:
+    """A result for the ledger, and the model that has answered. An answer of the wrong form is one, and was charged."""
+    error = result.error
+    answer = result.result if error is None else error.partial
+    call = None if answer is None else answer.call
+    status = 200 if call is not None else error.status if isinstance(error, ApiError) else None
+    attempt = ApiAttempt(
+        model=model,
+        tenant=tenant,
+        generation_id=call.generation_id if call is not None else error.generation_id if error is not None else None,
+        status=status,
+        error=type(error).__name__ if call is None else None,
+        usage=None if call is None else call.usage,
+        maybe_billed=call is None and error is not None and error.maybe_billed,
+        ended_at=trio.current_time(),
+    )
+    return attempt, "" if call is None else call.model or ""
 
 
 def _may_be(batch: ApiBatch, part: ApiPart) -> bool:

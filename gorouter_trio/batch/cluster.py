@@ -7,7 +7,13 @@ Before a row is sent, its bit in *sent* is set, so that whoever sends a row a se
 nothing where that bit is set: so every row has one line, however many workers had it.
 
 Entries have the numbers of their rows as ids, so that a job whose submission was cut off is submitted again from where
-it was. Limits and budgets are shared as `shared=RedisLimits(...)` of the workers' clients does it.
+it was.
+
+Limits and the budget are shared by `ClusterJob.limits`, which is to be the `shared=` of the workers' clients: a worker
+has money in its name in the Redis before it sends a row, and tells afterwards what that came to. What one has there
+when it dies counts as spent once its lease is over, since nobody knows what was charged of it. A row that the budget
+does not cover is given back to the stream, and its worker takes no more; a larger budget reaches workers that still
+run, and later ones go on with what is left.
 
 Keys have the name of the job in braces, so that all of them are on one node of a cluster.
 """
@@ -15,6 +21,7 @@ Keys have the name of the job in braces, so that all of them are on one node of 
 from __future__ import annotations
 
 import hashlib
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -22,6 +29,7 @@ import trio
 from msgspec import Struct
 
 from ..errors import BadRequestError, ConfigError, GorouterError, StoreError
+from ..pool.shared_redis import RedisLimits, SharedBudget
 from ..transport.resp_client import RedisClient, RedisScript
 from ..wire.codec import decode_json, encode_json
 from ..wire.mail import CallSettings
@@ -35,15 +43,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from ..transport.resp import Argument, Reply
+    from .job import JobBudget
     from .rows import BatchRow, RowProblem
     from .runner import EncodeRequest, RunRequest
 
 __all__ = ["ClusterJob", "ClusterStatus", "Worker"]
 
 _GROUP: Final = "workers"
+# Who has the rows that were not sent, until a worker claims them.
+_NOBODY: Final = "-"
 _PAGE: Final = 200
 _SUBMITTED_AT_A_TIME: Final = 200
 _WAIT_S: Final = 0.5
+# What the limits take; a worker that is only slow has its money counted twice at worst.
+_LOST_AFTER_S: Final = (2.0, 30.0)
+_NANO: Final = Decimal(10) ** 9
+_ZERO: Final = Decimal(0)
+_UNSPENT: Final = SharedBudget(spent_usd=_ZERO, assumed_usd=_ZERO, held_usd=_ZERO)
 
 
 def _script(source: str) -> RedisScript:
@@ -52,12 +68,25 @@ def _script(source: str) -> RedisScript:
 
 # A row and its marks: whether it had been sent before.
 _SEND: Final = _script("return redis.call('SETBIT', KEYS[1], ARGV[1], 1)")
-_UNSEND: Final = _script("return redis.call('SETBIT', KEYS[1], ARGV[1], 0)")
-# The one line of a row. KEYS: facts, rows, out, done. ARGV: row, entry or '', line, whether it failed.
+# A row that was not sent, and is left to others at once. KEYS: rows, sent. ARGV: entry, row, who has it, its mark
+# before, lease in ms.
+_RELEASE: Final = _script(
+    f"local found = redis.call('XPENDING', KEYS[1], '{_GROUP}', ARGV[1], ARGV[1], 1) "
+    "if #found == 0 or found[1][2] ~= ARGV[3] then return 0 end "
+    "redis.call('SETBIT', KEYS[2], ARGV[2], ARGV[4]) "
+    f"redis.call('XCLAIM', KEYS[1], '{_GROUP}', '{_NOBODY}', 0, ARGV[1], 'IDLE', ARGV[5], 'JUSTID') return 1"
+)
+# A worker that has ended; one that has rows is not forgotten. KEYS: rows. ARGV: its name.
+_LEAVE: Final = _script(
+    f"if #redis.call('XPENDING', KEYS[1], '{_GROUP}', '-', '+', 1, ARGV[1]) > 0 then return 0 end "
+    f"redis.call('XGROUP', 'DELCONSUMER', KEYS[1], '{_GROUP}', ARGV[1]) return 1"
+)
+# The one line of a row. KEYS: facts, rows, out, done. ARGV: row, entry or '', line, whether it failed, its cost.
 _FINISH: Final = _script(
     "local first = redis.call('SETBIT', KEYS[4], ARGV[1], 1) == 0 "
     "if first then redis.call('XADD', KEYS[3], '*', 'line', ARGV[3]) "
-    "redis.call('HINCRBY', KEYS[1], 'done', 1) redis.call('HINCRBY', KEYS[1], 'failed', ARGV[4]) end "
+    "redis.call('HINCRBY', KEYS[1], 'done', 1) redis.call('HINCRBY', KEYS[1], 'failed', ARGV[4]) "
+    "redis.call('HINCRBY', KEYS[1], 'cost_nano', ARGV[5]) end "
     f"if ARGV[2] ~= '' then redis.call('XACK', KEYS[2], '{_GROUP}', ARGV[2]) redis.call('XDEL', KEYS[2], ARGV[2]) end "
     "return first and 1 or 0"
 )
@@ -84,16 +113,27 @@ class _Entry(Struct, frozen=True, array_like=True):
 
 class ClusterStatus(Struct, frozen=True, kw_only=True):
     """Where a job is: rows handed in so far and whether that is all of them, rows that have their lines, rows that
-    workers have now, and how many workers have been heard of within their lease."""
+    workers have now, and how many workers have been heard of within their lease.
+
+    `cost_usd` is what the lines say. Of a budget, `spent_usd` is what was charged, with `assumed_usd` of it for what
+    workers had in flight when they died; `reserved_usd` is what those that run have set aside, `left_usd` the rest.
+    `stopped` says why the last worker that stopped took no more rows.
+    """
 
     name: str
     total: int
     is_submitted: bool
     done: int
     failed: int
+    undone: int
     in_flight: int
     workers: int
-    budget_usd: str | None
+    cost_usd: Decimal
+    budget_usd: Decimal | None
+    spent_usd: Decimal | None
+    assumed_usd: Decimal | None
+    reserved_usd: Decimal | None
+    left_usd: Decimal | None
     stopped: str | None
 
     @property
@@ -101,9 +141,17 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
         """Whether every row has its line."""
         return self.is_submitted and self.done >= self.total
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come by itself: every row has its line, or all workers have stopped."""
+        return self.is_done or (self.stopped is not None and not self.workers)
+
 
 class ClusterJob:
-    """The job `name` in a Redis, which whoever opened it closes. Every method raises `StoreError` where that fails."""
+    """The job `name` in a Redis, which whoever opened it closes. Every method raises `StoreError` where that fails.
+
+    `limits` are for the clients of its workers.
+    """
 
     def __init__(self, redis: RedisClient, name: str, *, prefix: str = "gorouter:batch", lease_s: float = 30.0) -> None:
         if not name or "{" in name or "}" in name or not name.isprintable():
@@ -116,6 +164,8 @@ class ClusterJob:
         base = f"{prefix}:{{{name}}}"
         self.facts, self.rows, self.out = f"{base}:facts", f"{base}:rows", f"{base}:out"
         self.sent, self.done = f"{base}:sent", f"{base}:done"
+        lost_after_s = min(max(lease_s, _LOST_AFTER_S[0]), _LOST_AFTER_S[1])
+        self.limits = RedisLimits(redis, prefix=f"{prefix}:{name}", lost_after_s=lost_after_s)
 
     def __repr__(self) -> str:
         return f"<ClusterJob {self.name!r} in {self.redis!r}>"
@@ -126,11 +176,12 @@ class ClusterJob:
         encode: EncodeRequest,
         *,
         settings: object = None,
-        budget_usd: str | None = None,
+        budget_usd: Decimal | None = None,
     ) -> int:
         """Hand in rows, and say that these are all; returns how many there are. Again, it goes on where it was cut off.
 
-        Raises `ConfigError` where the job was begun with other `settings`.
+        `budget_usd` is what all workers may spend; given again, it is another one, and a larger one lets rows be run
+        that the one before did not cover. Raises `ConfigError` where the job was begun with other `settings`.
         """
         await self._begin(settings, budget_usd)
         position = 0
@@ -145,14 +196,15 @@ class ClusterJob:
         await self.redis.execute_again("HSET", self.facts, "is_submitted", 1)
         return position
 
-    async def _begin(self, settings: object, budget_usd: str | None) -> None:
+    async def _begin(self, settings: object, budget_usd: Decimal | None) -> None:
         known = encode_json(settings).decode()
         if not await self.redis.execute_again("HSETNX", self.facts, "settings", known):
             before = _text(await self.redis.execute_again("HGET", self.facts, "settings"))
             if decode_json(before) != decode_json(known):
                 raise ConfigError(f"the job {self.name!r} was begun with other settings: {before}")
         if budget_usd is not None:
-            await self.redis.execute_again("HSET", self.facts, "budget_usd", budget_usd)
+            await self.redis.execute_again("HSET", self.facts, "budget_usd", str(budget_usd))
+            await self.redis.execute_again("HDEL", self.facts, "stopped")
         try:
             await self.redis.execute("XGROUP", "CREATE", self.rows, _GROUP, "0", "MKSTREAM")
         except StoreError as exc:
@@ -170,27 +222,36 @@ class ClusterJob:
         facts = _pairs(await self.redis.execute_again("HGETALL", self.facts))
         if not facts:
             raise ConfigError(f"there is no job {self.name!r} in this Redis; submit it first")
-        pending = cast("list[Reply]", await self.redis.execute_again("XPENDING", self.rows, _GROUP))
-        consumers = cast("list[Reply]", await self.redis.execute_again("XINFO", "CONSUMERS", self.rows, _GROUP))
-        idle = [int(_text(_pairs(consumer)["idle"])) for consumer in consumers]
+        reply = cast("list[Reply]", await self.redis.execute_again("XINFO", "CONSUMERS", self.rows, _GROUP))
+        consumers = {_text(found["name"]): found for found in map(_pairs, reply)}
+        consumers.pop(_NOBODY, None)
+        counts = {name: int(_text(facts.get(name, b"0"))) for name in ("total", "done", "failed", "cost_nano")}
+        budget_usd = _budget_of(facts)
+        money = None if budget_usd is None else await self.limits.read_budget("batch", self.name) or _UNSPENT
         return ClusterStatus(
             name=self.name,
-            total=int(_text(facts.get("total", b"0"))),
+            total=counts["total"],
             is_submitted="is_submitted" in facts,
-            done=int(_text(facts.get("done", b"0"))),
-            failed=int(_text(facts.get("failed", b"0"))),
-            in_flight=int(cast("int", pending[0] or 0)),
-            workers=sum(milliseconds <= 1000 * self.lease_s for milliseconds in idle),
-            budget_usd=_text(facts["budget_usd"]) if "budget_usd" in facts else None,
+            done=counts["done"],
+            failed=counts["failed"],
+            undone=counts["total"] - counts["done"],
+            in_flight=sum(int(_text(found["pending"])) for found in consumers.values()),
+            workers=sum(int(_text(found["idle"])) <= 1000 * self.lease_s for found in consumers.values()),
+            cost_usd=Decimal(counts["cost_nano"]) / _NANO,
+            budget_usd=budget_usd,
+            spent_usd=None if money is None else money.spent_usd,
+            assumed_usd=None if money is None else money.assumed_usd,
+            reserved_usd=None if money is None else money.held_usd,
+            left_usd=_left_of(budget_usd, money),
             stopped=_text(facts["stopped"]) if "stopped" in facts else None,
         )
 
     async def collect(self, path: str, *, ordered: bool = False, follow: bool = True) -> int:
         """Write the lines of the job behind those that the file at `path` has; returns how many were new.
 
-        With `follow`, until every row has its line. With `ordered`, the file is brought into the order of the input
-        after that. Lines stay in the Redis until the job is deleted. Raises `OSError`, and `ConfigError` for a file
-        that is no output of this job.
+        With `follow`, until every row has its line or all workers have stopped. With `ordered`, the file is brought
+        into the order of the input after that. Lines stay in the Redis until the job is deleted. Raises `OSError`, and
+        `ConfigError` for a file that is no output of this job.
         """
         async with open_output(path, mode="append") as output:
             scan = await trio.to_thread.run_sync(scan_output, path, _ignore)
@@ -217,7 +278,7 @@ class ClusterJob:
             if page:
                 last = f"({page[-1][0].decode()}"
                 yield [fields[1] for _name, fields in page]
-            elif not follow or (await self.status()).is_done:
+            elif not follow or (await self.status()).is_over:
                 return
             else:
                 await trio.sleep(_WAIT_S)
@@ -225,14 +286,33 @@ class ClusterJob:
     async def delete(self) -> None:
         """Forget the job with all its rows and lines."""
         await self.redis.execute_again("DEL", self.facts, self.rows, self.out, self.sent, self.done)
+        await self.limits.forget_budget("batch", self.name)
+
+    async def settings(self) -> dict[str, object]:
+        """What the job was begun with; raises `ConfigError` when there is none of this name."""
+        known = await self.redis.execute_again("HGET", self.facts, "settings")
+        if known is None:
+            raise ConfigError(f"there is no job {self.name!r} in this Redis; submit it first")
+        return cast("dict[str, object]", decode_json(_text(known)) or {})
+
+    async def budget_usd(self) -> Decimal | None:
+        """What all workers may spend, as it is now; None is no bound."""
+        found = await self.redis.execute_again("HGET", self.facts, "budget_usd")
+        return None if found is None else Decimal(_text(found))
 
 
 class Worker:
-    """Takes rows of a job and runs them, `width` at a time, under a `name` of its own. `run` it once."""
+    """Takes rows of a job and runs them, `width` at a time, under a `name` of its own. `run` it once.
 
-    def __init__(self, job: ClusterJob, run: RunRequest, *, name: str, width: int = 64) -> None:
+    `budget` is that of the client, which has to share `ClusterJob.limits`: `cluster_wiring.make_worker` sees to that.
+    """
+
+    def __init__(self, job: ClusterJob, run: RunRequest, *, budget: JobBudget, name: str, width: int = 64) -> None:
+        if not name or name == _NOBODY:
+            raise ConfigError(f"name: a worker cannot be called {name!r}")
         self._job = job
         self._run = run
+        self._budget = budget
         self._name = name
         self._has: set[str] = set()
         self._send, self._receive = trio.open_memory_channel[tuple[str, _Entry]](0)
@@ -255,6 +335,9 @@ class Worker:
 
         Cancelling leaves its rows to others, after the job's `lease_s`.
         """
+        job = self._job
+        await job.redis.execute_again("HDEL", job.facts, "stopped")
+        await self._look_at_budget()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._renew)
             async with trio.open_nursery() as pullers:
@@ -263,6 +346,7 @@ class Worker:
                 async with self._send:
                     await self._take()
             nursery.cancel_scope.cancel()
+        await job.redis.evaluate(_LEAVE, keys=(job.rows,), args=(self._name,))
 
     async def _take(self) -> None:
         """Hand rows to the pullers: new ones, or those of workers that are gone."""
@@ -321,6 +405,13 @@ class Worker:
             if self._has:
                 names = tuple(self._has)
                 await job.redis.execute("XCLAIM", job.rows, _GROUP, self._name, 0, *names, "JUSTID")
+            await self._look_at_budget()
+
+    async def _look_at_budget(self) -> None:
+        """Bound what is spent by what was said last."""
+        usd = await self._job.budget_usd()
+        if usd is not None:
+            self._budget.open_batch(self._job.name, usd=usd)
 
     async def _pull(self) -> None:
         async for name, entry in self._receive:
@@ -328,17 +419,18 @@ class Worker:
 
     async def _finish(self, name: str, entry: _Entry) -> None:
         job, row = self._job, entry.number
-        sent = await job.redis.evaluate(_SEND, keys=(job.sent,), args=(row,))
+        sent = cast("int", await job.redis.evaluate(_SEND, keys=(job.sent,), args=(row,)))
         result = await self._result(entry, was_in_flight=bool(sent) and entry.problem is None)
         if result is None:
-            # Nothing was sent: it stays with this worker until its lease is over, and goes to another.
-            if not sent:
-                await job.redis.evaluate(_UNSEND, keys=(job.sent,), args=(row,))
+            # Nothing was sent: whoever has the money, or another key, may do that.
+            given = (name, row, self._name, sent, round(1000 * job.lease_s))
+            await job.redis.evaluate(_RELEASE, keys=(job.rows, job.sent), args=given)
             self._drop(name)
             return
         failed = int(result.error is not None)
         keys = (job.facts, job.rows, job.out, job.done)
-        await job.redis.evaluate(_FINISH, keys=keys, args=(row, name, encode_row(result), failed))
+        args: tuple[Argument, ...] = (row, name, encode_row(result), failed, _cost_nano(result))
+        await job.redis.evaluate(_FINISH, keys=keys, args=args)
         self._drop(name)
         self.finished += 1
         self.failed += failed
@@ -371,6 +463,22 @@ def _result_of(entry: _Entry, *, was_in_flight: bool, error: GorouterError | Non
         was_in_flight=was_in_flight,
         error=error,
     )
+
+
+def _cost_nano(result: BatchResult) -> int:
+    """What a row's line says that it cost."""
+    outcome = result.error.partial if result.error is not None else result.result
+    return 0 if outcome is None or result.cached else int((outcome.cost or _ZERO) * _NANO)
+
+
+def _budget_of(facts: dict[str, Reply]) -> Decimal | None:
+    return Decimal(_text(facts["budget_usd"])) if "budget_usd" in facts else None
+
+
+def _left_of(budget_usd: Decimal | None, money: SharedBudget | None) -> Decimal | None:
+    if budget_usd is None or money is None:
+        return None
+    return max(budget_usd - money.spent_usd - money.held_usd, _ZERO)
 
 
 def _entry_of(row: BatchRow | RowProblem, position: int, *, encode: EncodeRequest) -> _Entry:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import trio
@@ -56,9 +56,9 @@ class _Rows(Protocol):
 class RowSource:
     """The rows of a file, one after the other: iterate it, in one task. Made by `open_rows`.
 
-    Iterating raises `OSError` when reading fails, `DecodeError` for compressed data that are broken, and `ConfigError`
-    for a file that cannot be in its format at all. Each read from the file is a checkpoint; rows that were read
-    together only check for cancellation.
+    Iterating raises `OSError` when reading fails, `DecodeError` for compressed data that are broken, `ConfigError` for
+    a file that cannot be in its format at all, and `StoreError` when there is no room for the ids of many rows. Each
+    read from the file is a checkpoint; rows that were read together only check for cancellation.
     """
 
     def __init__(self, rows: _Rows, reader: RowReader, *, size: int | None) -> None:
@@ -275,12 +275,20 @@ async def open_rows(
     above `max_line_bytes` is a problem and not kept in memory. Raises the `OSError`s of opening, and `ConfigError` for
     Parquet that is none, that is in no file, or without its extra.
     """
-    reader = RowReader(template=template, duplicates=duplicates)
-    kind = find_format(path, input_format)
-    if kind == "parquet":
-        async with _open_table(path, reader) as source:
+    with closing(RowReader(template=template, duplicates=duplicates)) as reader:
+        kind = find_format(path, input_format)
+        if kind == "parquet":
+            opened = _open_table(path, reader)
+        else:
+            opened = _open_text(path, reader, kind=kind, max_line_bytes=max_line_bytes)
+        async with opened as source:
             yield source
-        return
+
+
+@asynccontextmanager
+async def _open_text(
+    path: str | int, reader: RowReader, *, kind: InputFormat, max_line_bytes: int
+) -> AsyncIterator[RowSource]:
     fd = path if isinstance(path, int) else await trio.to_thread.run_sync(_open, path, abandon_on_cancel=True)
     try:
         yield RowSource(_text(fd, kind, reader, max_line_bytes=max_line_bytes), reader, size=_size(fd))

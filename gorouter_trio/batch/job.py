@@ -65,8 +65,11 @@ _CLOSE_S = 30.0
 class JobBudget(Protocol):
     """What a job may spend."""
 
-    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal) -> None:
-        """Bound the requests of the batch `name`, of which so much was spent before."""
+    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal = ...) -> None:
+        """Bound the requests of the batch `name`, of which so much was spent before; again, by another amount."""
+
+    def forget_batch(self, name: str) -> None:
+        """Close the batch's account, unless something is held there still, or other processes share it."""
 
     async def assume_spent(self, body: bytes, settings: CallSettings) -> None:
         """A request may have been billed in a run before: count the most that it can have cost as spent.
@@ -274,15 +277,19 @@ class RunningJob:
             name = "" if row.custom_id is None else f" (id {row.custom_id!r})"
             self._refuse(f"line {number} is another{name}; give the same input, or begin again")
             return
+        doubts = self._state.unknown_sends(number)
         if number in self.api.rows:
             # It is with the Batch API, which will tell.
+            await self._assume_spent(row, doubts - 1)
             self._checked += 1
             return
         if state != DONE:
-            self._held.append(msgspec.structs.replace(row, was_in_flight=state == SENT))
+            self.resent += state == SENT
+            mark = msgspec.structs.replace(row.mark, doubts=doubts)
+            self._held.append(msgspec.structs.replace(row, mark=mark, was_in_flight=doubts > 0))
         elif ready := self._restored(row):
             await self.recorder.emit([line for _row, line in ready], unparked=[row for row, _line in ready])
-        await self._assume_spent(row, state)
+        await self._assume_spent(row, doubts)
         self._checked += 1
 
     def _is_end_right(self) -> bool:
@@ -316,16 +323,16 @@ class RunningJob:
         mark = RowMark(number, int.from_bytes(digest, "little", signed=True))
         return JobRow(index, custom_id, line_number, mark, body, settings, error)
 
-    async def _assume_spent(self, row: JobRow, state: int) -> None:
-        """Before anything is sent, what was in flight at a kill counts as paid for."""
-        if state != SENT or row.settings is None:
+    async def _assume_spent(self, row: JobRow, times: int) -> None:
+        """Before anything is sent, what was sent without anybody knowing what became of it counts as paid for."""
+        if self.job.budget_usd is None or row.settings is None:
             return
-        self.resent += 1
-        if self.job.budget_usd is not None:
+        for _ in range(times):
             try:
                 await self._services.budget.assume_spent(row.body, row.settings)
             except BudgetExceededError:
                 self.drain("budget")
+                return
 
     # One row
 
@@ -333,12 +340,11 @@ class RunningJob:
         if self._window is not None:
             await self._window.wait_room(row.position)
         try:
-            if not row.was_in_flight:
-                await self.recorder.begin(row.mark)
+            await self.recorder.begin(row.mark)
             if row.error is not None:
                 await self.record(row, self.failed(msgspec.structs.replace(row, was_in_flight=False), row.error))
                 return
-            if self.stopping is not None and not row.was_in_flight:
+            if self.stopping is not None:
                 self.put_back(row)
                 return
             result = await self._send(row)
@@ -372,8 +378,7 @@ class RunningJob:
     def put_back(self, row: JobRow) -> None:
         """The row was not sent: a later run does that. One that was in flight before stays in doubt."""
         self.released += 1
-        if not row.was_in_flight:
-            self.recorder.release(row.mark)
+        self.recorder.release(row.mark)
 
     def failed(self, row: JobRow, error: GorouterError) -> BatchResult:
         """The result of a row that has none but an error."""
@@ -393,6 +398,8 @@ class RunningJob:
         """The same for a row by its mark and its place in the input."""
         line = encode_row(result)
         self.tally.add(result)
+        if (outcome := result.error or result.result) is not None and outcome.maybe_billed:
+            mark = msgspec.structs.replace(mark, doubts=mark.doubts + 1)
         if self._window is None:
             await self.recorder.finish(mark, [line])
         elif ready := self._window.put(position, (mark.row, line)):
@@ -454,6 +461,8 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
         _open_answers(job) as answers,
     ):
         if job.budget_usd is not None:
+            # Where a run before was this client's as well, its account has what is counted anew here.
+            services.budget.forget_batch(files.name)
             services.budget.open_batch(files.name, usd=job.budget_usd, spent_usd=files.spent_usd())
         parts = [] if files.journal is None else await load_parts(files.journal)
         running = RunningJob(job, services, source=source, files=files, parts=parts, answers=answers)

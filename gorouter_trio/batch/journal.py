@@ -7,6 +7,9 @@ waits for one commit: while one group of marks and lines is being written, the n
 
 Rows are numbered from 0 as they stand in the input, and are marked in that order: those that the journal knows are the
 first so many of the input. Of each it keeps a digest, so that a job which is taken up again with another input notices.
+
+With a row it also keeps its *doubts*: how many times it was sent, before the time that its state is about, without
+anybody knowing what became of that. Each may have been charged, and a budget counts each.
 """
 
 from __future__ import annotations
@@ -61,21 +64,35 @@ sent."""
 _MARK: Final = (
     "INSERT INTO rows (row, state, digest) VALUES (?, ?, ?) ON CONFLICT (row) DO UPDATE SET state = excluded.state"
 )
+# What the number of a state has above its two bits.
+_DOUBTS: Final = 2
+_MOST_DOUBTS: Final = 255
+# Of a row that is to be run again as one in flight, one of the doubts is what its new state says.
+_CHANGE: Final = "UPDATE rows SET state = ? | (max((state >> 2) - ?, 0) << 2) WHERE row = ?"
 _FACT: Final = "INSERT OR REPLACE INTO facts (name, value) VALUES (?, ?)"
 
 
 class RowMark(Struct, frozen=True):
-    """A row by its number, and the digest of its request, 64 bits with a sign."""
+    """A row by its number, the digest of its request, 64 bits with a sign, and how often it was sent before in vain."""
 
     row: int
     digest: int
+    doubts: int = 0
+
+    def values(self, state: int) -> tuple[int, int, int]:
+        """The mark as the journal has it."""
+        return self.row, state | min(self.doubts, _MOST_DOUBTS) << _DOUBTS, self.digest
 
 
 class JournalState:
-    """What a journal says at the beginning of a run: a state and a digest a row, lines that are parked, and facts."""
+    """What a journal says at the beginning of a run: a state and a digest a row, lines that are parked, and facts.
+
+    `doubts` are those of rows that have any, without the one that being in flight is.
+    """
 
     def __init__(self) -> None:
         self.states = bytearray()
+        self.doubts: dict[int, int] = {}
         self.digests = array("q")
         self.parked: dict[int, bytes] = {}
         self.facts: dict[str, object] = {}
@@ -88,6 +105,10 @@ class JournalState:
     def state(self, row: int) -> int:
         """What is known of a row."""
         return self.states[row] if row < len(self.states) else UNKNOWN
+
+    def unknown_sends(self, row: int) -> int:
+        """How many times the row was sent without anybody knowing what became of that."""
+        return self.doubts.get(row, 0) + (self.state(row) == SENT)
 
 
 class _Group:
@@ -132,7 +153,7 @@ class Recorder:
         if self._file is None:
             return
         try:
-            await self._join((mark.row, SENT, mark.digest))
+            await self._join(mark.values(SENT))
         except BaseException:
             self.release(mark)
             raise
@@ -140,13 +161,14 @@ class Recorder:
     async def begin_all(self, marks: Sequence[RowMark]) -> None:
         """Rows are about to be sent together; returns when that is durable."""
         if self._file is not None and marks:
-            self._group.marks.extend((mark.row, SENT, mark.digest) for mark in marks[1:])
-            await self._join((marks[0].row, SENT, marks[0].digest))
+            self._group.marks.extend(mark.values(SENT) for mark in marks[1:])
+            await self._join(marks[0].values(SENT))
 
     def release(self, mark: RowMark) -> None:
-        """The row was not sent after all."""
+        """The row was not sent after all; one that had been sent before is in doubt as it was."""
         if self._file is not None:
-            self._group.marks.append((mark.row, RELEASED, mark.digest))
+            before = RowMark(mark.row, mark.digest, mark.doubts - 1) if mark.doubts else mark
+            self._group.marks.append(before.values(SENT if mark.doubts else RELEASED))
             self._wake.set()
 
     async def finish(self, mark: RowMark, lines: Sequence[bytes], *, unparked: Sequence[int] = ()) -> None:
@@ -154,12 +176,12 @@ class Recorder:
         group = self._group
         group.lines.extend(lines)
         group.unparked.extend((row,) for row in unparked)
-        await self._join((mark.row, DONE, mark.digest))
+        await self._join(mark.values(DONE))
 
     async def park(self, mark: RowMark, line: bytes) -> None:
         """The row has its answer, whose place in the output is not there yet."""
         self._group.parked.append((mark.row, line))
-        await self._join((mark.row, DONE, mark.digest))
+        await self._join(mark.values(DONE))
 
     async def emit(self, lines: Sequence[bytes], *, unparked: Sequence[int]) -> None:
         """Lines that were parked get into the output."""
@@ -234,7 +256,7 @@ async def mark_rows(file: SqliteFile, rows: Sequence[int], *, state: int, facts:
 
 
 def _mark_rows(connection: Connection, *, rows: Sequence[int], state: int, facts: Mapping[str, object]) -> None:
-    connection.executemany("UPDATE rows SET state = ? WHERE row = ?", ((state, row) for row in rows))
+    connection.executemany(_CHANGE, ((state, state == SENT, row) for row in rows))
     connection.executemany("DELETE FROM parked WHERE row = ?", ((row,) for row in rows))
     connection.executemany(_FACT, [(name, encode_json(value).decode()) for name, value in facts.items()])
 
@@ -246,8 +268,10 @@ def _load(connection: Connection) -> JournalState:
         while len(state.states) < row:
             state.states.append(UNKNOWN)
             state.digests.append(0)
-        state.states.append(mark)
+        state.states.append(mark & 3)
         state.digests.append(digest)
+        if doubts := mark >> _DOUBTS:
+            state.doubts[row] = doubts
     state.parked = dict(connection.execute("SELECT row, line FROM parked").fetchall())
     state.facts = {name: decode_json(value) for name, value in connection.execute("SELECT name, value FROM facts")}
     return state

@@ -43,9 +43,9 @@ class JobFiles:
         self.was_reopened = False
 
     def spent_usd(self) -> Decimal:
-        """What the runs before have cost: what lines say, and for those that may have been billed twice, twice that."""
+        """What the runs before have cost, by all lines that they wrote; not what may have been charged besides."""
         dropped = str(self.state.facts.get("dropped_usd", 0))
-        return self.tally.cost + self.tally.doubtful_cost + Decimal(dropped)
+        return self.tally.cost + Decimal(dropped)
 
     async def sort(self) -> None:
         """Bring the output into the order of the input, if it is not."""
@@ -142,6 +142,10 @@ async def _take_up(files: JobFiles, journal: SqliteFile, *, job: BatchJob, setti
         for row in adopted:
             state.states[row] = DONE
         await mark_rows(journal, adopted, state=DONE, facts={})
+    for row in scan.in_doubt:
+        # The line says so, whatever the journal had heard of it.
+        if state.state(row) == DONE:
+            state.doubts.setdefault(row, 1)
     if state.facts.get("reopening"):
         # A kill came between the marks and the rewriting.
         await _drop_reopened(files, scan, journal=journal)
@@ -204,13 +208,15 @@ async def _reopen(files: JobFiles, scan: OutputScan, *, journal: SqliteFile) -> 
         await mark_rows(journal, chosen, state=state, facts=facts)
         for row in chosen:
             files.state.states[row] = state
+            if state == SENT and row in files.state.doubts:
+                files.state.doubts[row] -= 1
     files.state.facts |= facts
     await _drop_reopened(files, scan, journal=journal)
 
 
 def _kept(files: JobFiles) -> Decimal:
     """What the lines that stay have cost."""
-    return files.tally.cost + files.tally.doubtful_cost - files.tally.failed_cost
+    return files.tally.cost - files.tally.failed_cost
 
 
 async def _drop_reopened(files: JobFiles, scan: OutputScan, *, journal: SqliteFile) -> None:

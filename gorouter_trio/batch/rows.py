@@ -82,7 +82,8 @@ class _NotJson(_Unusable):
 class RowReader:
     """Reads a batch's lines in order; refuses an id that a line before had, or gives it a suffix.
 
-    Remembers the ids that lines gave themselves (12 to 24 bytes each), and one byte for each line.
+    Remembers the ids that lines gave themselves, in a temporary file when they are many, and one byte for each line.
+    Whoever made it closes it. Reading raises `StoreError` when that file cannot be written, and nothing else.
     """
 
     __slots__ = ("_duplicates", "_ids", "_template", "_unnamed", "line_number")
@@ -96,7 +97,7 @@ class RowReader:
         self._unnamed = bytearray(1)
 
     def read(self, line: bytes) -> BatchRow | RowProblem | None:
-        """The next line, with or without its line end; None for a blank one. Never raises."""
+        """The next line, with or without its line end; None for a blank one."""
         self._count()
         text = line.strip(_SPACE)
         if self.line_number == 1:
@@ -106,7 +107,7 @@ class RowReader:
         return self._claimed(parse_row(text, line_number=self.line_number, template=self._template))
 
     def read_record(self, record: dict[str, object], *, is_text: bool = False) -> BatchRow | RowProblem:
-        """The next row as a record; `is_text` says that all its values are texts. Never raises."""
+        """The next row as a record; `is_text` says that all its values are texts."""
         self._count()
         return self._claimed(_row_of(record, self.line_number, self._template, is_text=is_text))
 
@@ -114,6 +115,10 @@ class RowReader:
         """The next line is one that could not even be read."""
         self._count()
         return RowProblem(self.line_number, None, reason, is_json=is_json)
+
+    def close(self) -> None:
+        """Forget the ids; may be called twice."""
+        self._ids.close()
 
     def _count(self) -> None:
         self.line_number += 1

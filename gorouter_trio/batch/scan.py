@@ -31,13 +31,14 @@ class OutputScan:
     """What an output has: the number of each line's row, where the line begins, and how it ended.
 
     A row's number is that of its line in the input, or of its place where there are no lines: the `N` of its id.
-    `size` is where the whole lines end.
+    `size` is where the whole lines end. `in_doubt` are the rows whose lines say that they may have been billed more.
     """
 
     def __init__(self) -> None:
         self.numbers = array("q")
         self.offsets = array("q")
         self.failed = bytearray()
+        self.in_doubt: list[int] = []
         self.size = 0
 
     @property
@@ -60,6 +61,8 @@ def scan_output(path: str, take: Callable[[OutputLine], None]) -> OutputScan:
             scan.numbers.append(row)
             scan.offsets.append(scan.size)
             scan.failed.append(_outcome(line))
+            if line.maybe_billed:
+                scan.in_doubt.append(row)
             scan.size += len(text)
             take(line)
     return scan

@@ -58,8 +58,7 @@ class Tally:
         self.maybe_billed = 0
         self.retries = 0
         self.cached = 0
-        # Of the cost: that of rows which may have been billed once more, and of failed ones.
-        self.doubtful_cost = Decimal(0)
+        # Of the cost: that of failed rows.
         self.failed_cost = Decimal(0)
         self.latencies = Quantiles()
         self.first_tokens = Quantiles()
@@ -104,9 +103,7 @@ class Tally:
             self.prompt_tokens += usage.prompt_tokens or 0
             self.completion_tokens += usage.completion_tokens or 0
         if not line.cached:
-            cost = None if usage is None else usage.cost
-            self._add_cost(cost)
-            self.doubtful_cost += cost or 0 if line.maybe_billed else 0
+            self._add_cost(None if usage is None else usage.cost)
 
     def add_call(self, call: CallRecord) -> None:
         """Count the tokens, the cost and the times of one answer."""

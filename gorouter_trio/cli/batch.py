@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from ..batch.settings import BatchJob
     from ..client import Client
 
-__all__ = ["BatchCommand", "run_batch"]
+__all__ = ["STOPPED", "BatchCommand", "run_batch"]
 
 _STDIN, _STDOUT = 0, 1
-_STOPPED: Mapping[str, str] = {
+STOPPED: Mapping[str, str] = {
     "interrupted": "interrupted",
     "budget": "the budget does not cover another row",
     "credits": "the account's credits do not cover another row",
@@ -113,7 +113,7 @@ def _conclude(done: JobReport, command: BatchCommand, common: CommonOptions) -> 
 
 
 def _last_words(done: JobReport) -> str:
-    words = _STOPPED[done.stopped or "interrupted"]
+    words = STOPPED[done.stopped or "interrupted"]
     if done.cancelled:
         words += f": {done.cancelled} requests in flight were cancelled and may be billed"
     return words + ("; --resume goes on" if done.can_resume else "")

@@ -19,9 +19,9 @@ from .failures import CliError, why
 from .options import FLAG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-__all__ = ["BatchChoices", "choose_batch"]
+__all__ = ["BatchChoices", "choose_batch", "import_tools"]
 
 _STDIN, _STDOUT = 0, 1
 _EACH = Parameter(negative="", show_default=False)
@@ -115,7 +115,12 @@ def _options(choices: BatchChoices) -> Iterator[tuple[str, object]]:
     if choices.schema is not None:
         yield "response_schema", _schema(choices.schema)
     if choices.tools:
-        yield "tools", [_function(name) for name in choices.tools]
+        yield "tools", import_tools(choices.tools)
+
+
+def import_tools(names: Sequence[str]) -> list[object]:
+    """The functions that are named as MODULE:FUNCTION; raises `CliError` for one that is not there."""
+    return [_function(name) for name in names]
 
 
 def _value(text: str) -> object:

@@ -10,25 +10,28 @@ from typing import TYPE_CHECKING, Annotated, cast
 import msgspec
 from cyclopts import App, Parameter
 
-from ..batch.cluster import ClusterJob, Worker
+from ..batch.cluster import ClusterJob
+from ..batch.cluster_wiring import make_worker
 from ..batch.input import open_rows
 from ..batch.template import Template
 from ..batch.wiring import job_services
 from ..client import open_client
-from ..config import Budget, PricePolicy, RateLimits, Seams, Secret
+from ..config import PricePolicy, RateLimits, Seams, Secret
 from ..errors import ConfigError, DecodeError
-from ..pool.shared_redis import RedisLimits
 from ..transport.resp_client import RedisClient
-from .batch_options import BatchChoices, choose_batch
+from .batch import STOPPED
+from .batch_options import BatchChoices, choose_batch, import_tools
 from .failures import FAILED, INTERRUPTED, OK, CliError, report, why
 from .options import FLAG, CommonOptions, client_config, on_interrupt, open_simulator_for
-from .terminal import facts_table, print_json, print_text, show
+from .terminal import facts_table, format_cost, print_json, print_text, show
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from .._turns import TurnKeywords
     from ..batch.cluster import ClusterStatus
+
+_HOW_ON: Mapping[str, str] = {"budget": "submit it again with a larger --budget-usd, and work goes on"}
 
 __all__ = ["JobPlace", "add_cluster_commands", "collect", "status", "submit", "work"]
 
@@ -71,9 +74,6 @@ async def submit(
         The rows, as for a batch; - is standard input.
     """
     choices = choices or BatchChoices()
-    for name, given in (("--tools", choices.tools), ("--schema", choices.schema)):
-        if given:
-            raise CliError(f"{name}: workers neither run tools nor check answers; use batch without workers for that")
     command = choose_batch(source, "-", choices=choices)
     job, options = command.job, cast("TurnKeywords", command.options)
     template = None if job.template is None else Template(job.template)
@@ -85,21 +85,34 @@ async def submit(
             open_client(api_key=Secret("none"), system=command.system, prices=PricePolicy(on_start=False), **model)
         )
         services = job_services(client.runtime, options)
-        settings = {**job.settings(), **services.settings}
+        settings = {**job.settings(), **services.settings, "turn": _turn_of(command.options, choices)}
         try:
             rows = await stack.enter_async_context(
                 open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates)
             )
             await rows.check()
-            budget = None if job.budget_usd is None else str(job.budget_usd)
             count = await cluster.submit(
-                aiter(rows), services.encode_for(place.job), settings=settings, budget_usd=budget
+                aiter(rows), services.encode_for(place.job), settings=settings, budget_usd=job.budget_usd
             )
         except (OSError, DecodeError, ConfigError) as exc:
             reason = why(exc) if isinstance(exc, OSError) else exc.message
             raise CliError(f"{source}: {reason}") from exc
     print_text(f"{count:,} rows of {place.job}\n")
     return OK
+
+
+def _turn_of(options: Mapping[str, object], choices: BatchChoices) -> dict[str, object]:
+    """What workers have to know besides the bodies of the rows; tools by their names, to be imported there."""
+    turn = {name: options[name] for name in ("response_schema", "fallbacks") if name in options}
+    return {**turn, "tools": choices.tools} if choices.tools else turn
+
+
+def _keywords_of(settings: Mapping[str, object]) -> TurnKeywords:
+    """The same as keyword arguments of a turn; raises `CliError` where a tool cannot be imported."""
+    turn = dict(cast("Mapping[str, object]", settings.get("turn") or {}))
+    if "tools" in turn:
+        turn["tools"] = import_tools(cast("list[str]", turn["tools"]))
+    return cast("TurnKeywords", turn)
 
 
 async def work(
@@ -124,22 +137,23 @@ async def work(
     common = common or CommonOptions()
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(_open_job(place))
-        status = await cluster.status()
-        limits = await stack.enter_async_context(RedisLimits(cluster.redis, prefix=f"gorouter:{place.job}"))
+        settings = await cluster.settings()
+        turn = _keywords_of(settings)
         config = client_config(common, max_in_flight)
-        budget = Budget() if status.budget_usd is None else Budget(batch_usd=status.budget_usd)
-        config = msgspec.structs.replace(
-            config, shared=limits, budget=budget, rates=RateLimits(requests_per_minute=requests_per_minute)
-        )
+        rates = RateLimits(requests_per_minute=requests_per_minute)
+        config = msgspec.structs.replace(config, shared=cluster.limits, rates=rates)
         simulated = await stack.enter_async_context(open_simulator_for(common))
         client = await stack.enter_async_context(open_client(config, **simulated))
-        run = job_services(client.runtime, {}).run_for(None)
-        worker = Worker(cluster, run, name=name or Seams().new_id(), width=max_in_flight)
+        worker = make_worker(
+            client.runtime, cluster, settings=settings, turn=turn, name=name or Seams().new_id(), width=max_in_flight
+        )
         async with on_interrupt(worker.drain):
             await worker.run()
     report(f"{worker.finished:,} rows finished, {worker.failed:,} of them failed")
     if worker.stopping == "interrupted":
         return INTERRUPTED
+    if worker.stopping is not None:
+        report(f"{STOPPED[worker.stopping]}; {_HOW_ON.get(worker.stopping, 'work again goes on')}")
     return OK if worker.stopping is None else FAILED
 
 
@@ -161,8 +175,21 @@ def _facts(s: ClusterStatus) -> Iterator[tuple[str, str]]:
     yield "failed", f"{s.failed:,}" if s.failed else ""
     yield "in flight", f"{s.in_flight:,}"
     yield "workers", f"{s.workers:,}"
+    yield "undone", f"{s.undone:,}" if s.stopped is not None and s.undone else ""
+    yield "cost", format_cost(s.cost_usd)
     yield "budget", "" if s.budget_usd is None else f"${s.budget_usd}"
-    yield "stopped", s.stopped or ""
+    if s.budget_usd is not None:
+        lost = f", {format_cost(s.assumed_usd)} of it by workers that died, at most" if s.assumed_usd else ""
+        yield "spent", format_cost(s.spent_usd) + lost
+        yield "reserved", format_cost(s.reserved_usd)
+        yield "left", format_cost(s.left_usd)
+    yield "stopped", _why_stopped(s)
+
+
+def _why_stopped(s: ClusterStatus) -> str:
+    if s.stopped is None or s.is_done:
+        return ""
+    return STOPPED.get(s.stopped, s.stopped) + (f"; {_HOW_ON[s.stopped]}" if s.stopped in _HOW_ON else "")
 
 
 async def collect(
@@ -182,7 +209,7 @@ async def collect(
     ordered
         Bring it into the order of the rows at the end.
     no_wait
-        Take what is there, and do not wait for the rest.
+        Take what is there, and do not wait for the rest, which is waited for until all workers have stopped.
     delete
         Forget the job, once every row has its answer in the file.
     """
@@ -196,7 +223,9 @@ async def collect(
         if delete and found.is_done:
             await job.delete()
     print_text(f"{count:,} rows into {output}; {found.done:,} of {found.total:,} are done\n")
-    return FAILED if found.failed else OK
+    if why_stopped := _why_stopped(found):
+        report(why_stopped)
+    return FAILED if found.failed or why_stopped else OK
 
 
 def add_cluster_commands(app: App) -> None:

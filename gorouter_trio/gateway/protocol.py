@@ -30,6 +30,7 @@ from ..events import (
 )
 from ..wire.codec import encode_json, make_decoder
 from ..wire.result import ChatResult, HistoryEntry
+from ..wire.schema import without_indentation
 
 __all__ = [
     "CLOSE_CODES",
@@ -552,7 +553,7 @@ def protocol_schema() -> dict[str, object]:
         "title": f"gorouter-trio gateway protocol, version {VERSION}",
         "client": client,
         "server": server,
-        "$defs": definitions,
+        "$defs": without_indentation(definitions),
     }
 
 

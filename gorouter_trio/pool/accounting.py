@@ -18,7 +18,7 @@ import trio
 from ..wire.mail import HttpCall
 from .budget import BudgetBook, Reservation, Spending
 from .budget_gate import BudgetGate
-from .ledger import Ledger, LedgerSink, Owner
+from .ledger import BATCHES, Ledger, LedgerSink, Owner
 from .ledger_file import LedgerFile
 from .money import ZERO
 from .prices import TEXT_ONLY, PriceBook, PriceEvent, RequestShape, consumption_of
@@ -26,8 +26,6 @@ from .reconcile import Reconciliation
 from .refresh import CreditRefresh, PriceRefresh
 from .tokens import TokenEstimator
 
-# Its requests are paid for one by one, by whoever hands them in.
-_BATCHES = "/batches"
 _WITH_COMPLETION = frozenset({"/chat/completions", "/completions"})
 
 if TYPE_CHECKING:
@@ -132,7 +130,7 @@ class Accounting:
         Waits until the first list of prices and the credits are there, where they are needed, and for money where the
         budget allows that. Raises `BudgetExceededError` and `UnpriceableRequestError`; cancelling sets nothing aside.
         """
-        if call.method != "POST" or call.path == _BATCHES:
+        if call.method != "POST" or call.path == BATCHES:
             return call, None
         if self.credit_refresh is not None:
             await self.credit_refresh.schedule.wait_first()
@@ -170,6 +168,11 @@ class Accounting:
         """Bound what requests of the batch `name` may cost in all; `spent_usd` of it was spent before."""
         self.gate.book.open_account("batch", name, usd=usd, spent_usd=spent_usd)
 
+    def forget_batch(self, name: str) -> None:
+        """Close the account of the batch `name`, unless something is held there still, or other processes share it."""
+        if not self.gate.book.is_shared:
+            self.gate.book.close_account("batch", name)
+
     async def assume_spent(self, body: bytes, settings: CallSettings) -> None:
         """A request may have been charged in another life: count its worst case as spent; raises as `admit`."""
         call = HttpCall(body=body, settings=settings)
@@ -203,6 +206,24 @@ class Accounting:
             at_s=at_s,
             now=self._now(),
             owner=owner or Owner(),
+            answered_by=answered_by,
+            estimate_usd=estimate,
+            reservation=reservation,
+        )
+
+    def finish_batched(
+        self, attempt: Attempt, *, owner: Owner, answered_by: str = "", reservation: Reservation | None = None
+    ) -> LedgerRow:
+        """`finish` for a request that the Batch API has answered, at half the prices of the list."""
+        usage, estimate = attempt.usage, None
+        if usage is not None and usage.cost is None:
+            whole = self.estimate(usage, answered_by, attempt.model)
+            estimate = None if whole is None else whole / 2
+        return self.ledger.enter(
+            attempt,
+            at_s=self._wall(),
+            now=self._now(),
+            owner=owner,
             answered_by=answered_by,
             estimate_usd=estimate,
             reservation=reservation,

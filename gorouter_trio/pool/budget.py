@@ -220,6 +220,8 @@ class BudgetBook:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        # Looked at for every request, while there are six places to look in.
+        self._is_set = budget.is_set
         # The settings hold Decimals, whatever they were given.
         self._headroom = cast("Decimal", budget.headroom)
         self._unpriced_usd = cast("Decimal | None", budget.unpriced_usd)
@@ -240,7 +242,12 @@ class BudgetBook:
     @property
     def is_bounding(self) -> bool:
         """Whether any request can be denied: the settings bound something, or an account was opened."""
-        return self.budget.is_set or bool(self._accounts)
+        return self._is_set or bool(self._accounts)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether accounts are those of several processes."""
+        return self.on_account is not None
 
     def statistics(self) -> BudgetStatistics:
         """A snapshot; cheap."""
@@ -283,9 +290,13 @@ class BudgetBook:
         """
         account = self._accounts.get((kind, name))
         if account is None:
-            account = self._new_account(kind, name, spent_usd=spent_usd)
+            return self._new_account(kind, name, usd=usd, spent_usd=spent_usd)
         if usd is not None:
+            was_bound = account.total_usd.is_finite()
             account.set_limit(usd)
+            if not was_bound and self.on_account is not None:
+                # It becomes one to share only now.
+                self.on_account(account)
         return account
 
     def close_account(self, kind: BudgetKind, name: str) -> Decimal | None:
@@ -334,14 +345,16 @@ class BudgetBook:
     def _limit(self, kind: BudgetKind, name: str) -> Decimal | None:
         return self._tenants.get(name, self._limits[kind]) if kind == "tenant" else self._limits[kind]
 
-    def _new_account(self, kind: BudgetKind, name: str, *, spent_usd: Decimal = ZERO) -> Account:
+    def _new_account(
+        self, kind: BudgetKind, name: str, *, usd: Decimal | None = None, spent_usd: Decimal = ZERO
+    ) -> Account:
         if len(self._accounts) >= self.budget.max_accounts:
             raise BudgetExceededError(
                 f"{len(self._accounts)} accounts are open (budget.max_accounts), and forgetting one would forget what "
                 "it has spent; close those that are not needed any more",
                 budget=f"the budget of {kind} {name!r}",
             )
-        limit = self._limit(kind, name)
+        limit = self._limit(kind, name) if usd is None else usd
         account = Account(kind, name, limit_usd=_ENDLESS if limit is None else limit, spent_usd=spent_usd)
         self._accounts[kind, name] = account
         if self.on_account is not None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal, Self, cast
 
 import trio
+from msgspec import Struct
 
 from ..errors import ConfigError
 from ..stores.redis_server import inspect_server
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
 
     from ..network import TlsConfig
     from ..transport.resp import Argument, Reply
+    from .budget import BudgetKind
     from .shared import MoneyAsk, RateAsk, SlotAsk
 
-__all__ = ["RedisLimits"]
+__all__ = ["RedisLimits", "SharedBudget"]
 
+# Who spends renews what it has several times a second; who has not spent for two seconds has nothing at hand.
+_LOST_AFTER_S: Final = (2.0, 30.0)
+_NANO: Final = Decimal(10) ** 9
 _LOG = logging.getLogger("gorouter_trio.shared")
 
 
@@ -123,6 +129,37 @@ return {whole(mine), whole(spent), whole(assumed)}
 """
 )
 
+# The same without a change: what was spent, and assumed, with what lost holders had at hand; what others have there.
+_LOOK: Final = _script(
+    """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local all, spent, assumed, held = redis.call('HGETALL', KEYS[1]), 0, 0, 0
+if #all == 0 then return {} end
+for at = 1, #all, 2 do
+  if all[at] == 'spent' then spent = spent + all[at + 1] end
+  if all[at] == 'assumed' then assumed = assumed + all[at + 1] end
+  local hand, till = string.match(all[at + 1], '^(%d+) %d+ (%d+)$')
+  if hand and tonumber(till) >= now then held = held + hand
+  elseif hand and ARGV[1] == 'spent' then spent, assumed = spent + hand, assumed + hand end
+end
+local function whole(number) return string.format('%.0f', number) end
+return {whole(spent), whole(assumed), whole(held)}
+"""
+)
+
+
+class SharedBudget(Struct, frozen=True, kw_only=True):
+    """What all processes together made of a budget, in USD.
+
+    `assumed_usd` is the part of `spent_usd` that processes had at hand when they died: requests of theirs may have been
+    charged. `held_usd` is what living ones have at hand, for requests in flight and the next few.
+    """
+
+    spent_usd: Decimal
+    assumed_usd: Decimal
+    held_usd: Decimal
+
 
 class RedisLimits:
     """Limits and budgets that all clients with the same `prefix` share: `open_client(shared=RedisLimits("redis://..."))`.
@@ -142,6 +179,7 @@ class RedisLimits:
         *,
         prefix: str = "gorouter",
         lost: Literal["spent", "free"] = "spent",
+        lost_after_s: float = 30.0,
         timeout_s: float = 5.0,
         tls: TlsConfig | ssl.SSLContext | None = None,
     ) -> None:
@@ -149,12 +187,15 @@ class RedisLimits:
             raise ConfigError("prefix: must be a printable text without braces that is not empty")
         if lost not in {"spent", "free"}:
             raise ConfigError(f"lost: must be 'spent' or 'free', not {lost!r}")
+        if not _LOST_AFTER_S[0] <= lost_after_s <= _LOST_AFTER_S[1]:
+            raise ConfigError(f"lost_after_s: must be from 2 to 30, not {lost_after_s!r}")
         self._owns_client = isinstance(client, str)
         self._client: RedisClient | RedisExecutor = (
             RedisClient(client, timeout_s=timeout_s, tls=tls) if isinstance(client, str) else client
         )
         self._prefix = prefix
         self._lost = lost
+        self._lost_after_s = lost_after_s
         self._is_inspected = False
 
     def __repr__(self) -> str:
@@ -196,7 +237,7 @@ class RedisLimits:
             ask.spent_nano,
             ask.wanted_nano,
             ask.limit_nano,
-            round(ask.ttl_s * 1000),
+            round(min(ask.ttl_s, self._lost_after_s) * 1000),
             self._lost,
             ask.least_nano,
             ask.held_nano,
@@ -206,10 +247,18 @@ class RedisLimits:
         mine, spent, _ = cast("tuple[bytes, bytes, bytes]", await self._run(_MONEY, f"budget:{name}", args))
         return MoneyGrant(int(mine), int(spent))
 
-    async def forget_budget(self, kind: Literal["client", "tenant", "session", "batch"], name: str = "") -> bool:
+    async def read_budget(self, kind: BudgetKind, name: str = "") -> SharedBudget | None:
+        """What was spent of a budget, and what is at hand; None where nobody has asked for any of it yet."""
+        found = cast("list[bytes]", await self._run(_LOOK, f"budget:{kind}:{name}", (self._lost,)))
+        if not found:
+            return None
+        spent, assumed, held = (Decimal(int(text)) / _NANO for text in found)
+        return SharedBudget(spent_usd=spent, assumed_usd=assumed, held_usd=held)
+
+    async def forget_budget(self, kind: BudgetKind, name: str = "") -> bool:
         """Begin a budget anew, as for the next month: what was spent is forgotten. False when there was none.
 
-        What processes have at hand then is theirs still, for half a minute at most.
+        What processes have at hand then is theirs still, for `lost_after_s` at most.
         """
         return bool(await self._client.execute("DEL", f"{{{self._prefix}}}:budget:{kind}:{name}"))
 

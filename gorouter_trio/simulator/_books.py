@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Final, final
 
 from .config import RequestRecord, SimulatorConfig, SimulatorStatistics
@@ -18,7 +18,8 @@ class Books:
     def __init__(self, config: SimulatorConfig) -> None:
         self.ledger = Ledger(size=config.ledger_size)
         self.log: deque[RequestRecord] = deque(maxlen=config.log_size)
-        self._seen: OrderedDict[bytes, int] = OrderedDict()
+        self._seen: dict[bytes, int] = {}
+        self._seen_before: dict[bytes, int] = {}
         self._ended = {"completed": 0, "cancelled": 0, "failed": 0, "refused": 0}
         self._received = 0
         self._processed = 0
@@ -51,10 +52,13 @@ class Books:
 
     def count_equal(self, digest: bytes) -> int:
         """How many equal requests came before this one, as far as that is remembered."""
-        before = self._seen.pop(digest, 0)
+        before = self._seen.get(digest)
+        if before is None:
+            before = self._seen_before.pop(digest, 0)
         self._seen[digest] = before + 1
-        if len(self._seen) > _REMEMBERED_REQUESTS:
-            self._seen.popitem(last=False)
+        if len(self._seen) >= _REMEMBERED_REQUESTS // 2:
+            # Two dicts in turn: one that loses what is old one by one grows to several times its size now and then.
+            self._seen, self._seen_before = {}, self._seen
         return before
 
     def statistics(self) -> SimulatorStatistics:

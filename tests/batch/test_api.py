@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -24,6 +25,7 @@ from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
 from gorouter_trio.errors import BadRequestError, ConfigError, NotFoundError, StreamBrokenError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
+from gorouter_trio.wire.codec import decode_completion
 
 DAY_S = 86_400.0
 
@@ -134,6 +136,7 @@ async def test_expiry(small_parts: None, autojump_clock: trio.testing.MockClock,
 async def test_go_on(small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
     """A job that was stopped or killed asks for what it has handed in, also where it goes on live; nothing twice."""
     source = write_rows(tmp_path / "in.jsonl", [f"[[say {n}]]" for n in range(25)])
+    autojump_clock.autojump_threshold = 0.002  # so that an hour is not over while a thread writes the journal
     async with open_simulated(SimulatorConfig(batch_s=3_600.0)) as (client, simulator):
         async with client.batch_job(job_for(tmp_path, source, limit=20)) as running, trio.open_nursery() as nursery:
             nursery.start_soon(running.run)
@@ -143,6 +146,7 @@ async def test_go_on(small_parts: None, autojump_clock: trio.testing.MockClock, 
             nursery.cancel_scope.cancel()
         assert running.api.parts == 2
         assert json.loads(simulator._desk.list(limit=100, after=None))["data"][0]["status"] == "in_progress"
+        autojump_clock.autojump_threshold = 0
         again = await run(client, job_for(tmp_path, source, via="live"))
         batches = json.loads(simulator._desk.list(limit=100, after=None))["data"]
     assert [batch["status"] for batch in batches] == ["completed", "completed"]
@@ -220,6 +224,62 @@ async def test_budget(small_parts: None, autojump_clock: trio.testing.MockClock,
         assert 0 < running.tally.rows < 60
         assert simulator.statistics().charged_nanousd <= 400_000
         assert running.tally.cost == Decimal(simulator.statistics().charged_nanousd) / 10**9
+
+
+async def test_ledger(small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """Rows are in the ledger and the costs as live ones are, at what they cost here; handing them in is no attempt."""
+    texts = [*(f"[[say {n}]]" for n in range(12)), "[[fault 403_moderation]]", "[[say not in the form]]"]
+    source = write_rows(tmp_path / "in.jsonl", [*texts, *['[[say {"a":1}]]'] * 2])
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    async with open_simulated(SimulatorConfig(batch_s=60.0)) as (client, simulator):
+        await client.refresh_prices()
+        options = {"response_schema": schema, "tenant": "acme"}
+        running = await run(client, job_for(tmp_path, source, budget_usd=Decimal(1), max_in_flight=1), **options)
+        api = client.ledger_rows()
+        batch = client.cost_snapshot().by_batch[running.name]
+        budget = client._runtime.accounting.gate.book.account("batch", running.name)
+        charged = Decimal(simulator.statistics().charged_nanousd) / 10**9
+        live_job = job_for(tmp_path, source, via="live", output=str(tmp_path / "live.jsonl"), max_in_flight=1)
+        await run(client, live_job, **options)
+        live = client.ledger_rows()[len(api) :]
+    assert (batch.attempts, batch.cost_usd, batch.is_exact) == (16, charged, True)
+    assert charged > 0
+    assert budget is not None
+    assert (budget.spent_usd, budget.held_usd) == (charged, 0)
+    wrong_form = [row for row in live if row.purpose != "reask"]
+    assert len(api) == len(wrong_form) == 16
+    for row, other in zip(sorted(api, key=_by_kind), sorted(wrong_form, key=_by_kind), strict=True):
+        assert (row.state, row.status, row.error) == (other.state, other.status, other.error)
+        assert (row.requested_model, row.model, row.lane) == (other.requested_model, other.model, "batch")
+        assert (row.tenant, row.batch, row.purpose) == ("acme", running.name, "chat")
+        assert (row.prompt_tokens, row.completion_tokens) == (other.prompt_tokens, other.completion_tokens)
+        assert row.cost_usd == pytest.approx((other.cost_usd or 0) / 2, rel=Decimal("0.01"))
+        assert bool(row.generation_id) == (not row.error)
+
+
+def _by_kind(row: gr.LedgerRow) -> tuple[int, int, int]:
+    return row.status, row.prompt_tokens, row.completion_tokens
+
+
+async def test_cost_that_a_reply_does_not_say(
+    autojump_clock: trio.testing.MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is half of what the list says."""
+    source = write_rows(tmp_path / "in.jsonl", ["[[tokens 100]]"])
+
+    def without_cost(body: bytes) -> Any:
+        reply = decode_completion(body)
+        assert reply.usage is not None
+        return msgspec.structs.replace(reply, usage=msgspec.structs.replace(reply.usage, cost=None))
+
+    monkeypatch.setattr(module, "decode_completion", without_cost)
+    async with open_simulated() as (client, simulator):
+        await client.refresh_prices()
+        await run(client, job_for(tmp_path, source))
+        (row,) = client.ledger_rows()
+        charged = Decimal(simulator.statistics().charged_nanousd) / 10**9
+    assert (row.state, row.cost_usd) == ("estimated", None)
+    assert row.estimate_usd == pytest.approx(charged, rel=Decimal("0.02"))
 
 
 async def test_what_it_cannot(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gorouter_trio.batch.ids import IdTable
-from gorouter_trio.batch.input import find_format, open_rows
+from gorouter_trio.batch.input import RowSource, find_format, open_rows
 from gorouter_trio.batch.lines import CsvError, RecordSplitter, parse_record
 from gorouter_trio.batch.rows import BatchRow, RowProblem
 from gorouter_trio.batch.template import MissingColumn, Template
-from gorouter_trio.errors import ConfigError, DecodeError
+from gorouter_trio.errors import ConfigError, DecodeError, StoreError
 
 
 async def read(path: Path, **options: Any) -> list[BatchRow | RowProblem]:
@@ -233,20 +234,56 @@ async def test_rows_by_template(tmp_path: Path) -> None:
     assert "model" not in rows[0].body
 
 
-@given(names=st.lists(st.text(max_size=3), max_size=60))
-def test_id_table(names: list[str]) -> None:
-    """It knows of each id the first line."""
-    table, first = IdTable(), dict[str, int]()
-    for line, name in enumerate(names, 1):
-        assert table.claim(name, line) == first.get(name, 0)
-        first.setdefault(name, line)
-    assert [table.find(name) for name in names] == [first[name] for name in names]
-    assert len(table) == len(first)
+@given(names=st.lists(st.text(max_size=3), max_size=60), in_memory=st.integers(0, 40))
+def test_id_table(names: list[str], in_memory: int) -> None:
+    """It knows of each id the first line, whether they are few or in a file."""
+    first = dict[str, int]()
+    with pytest.MonkeyPatch.context() as patch, closing(IdTable()) as table:
+        patch.setattr("gorouter_trio.batch.ids._IN_MEMORY", in_memory)
+        for line, name in enumerate(names, 1):
+            assert table.claim(name, line) == first.get(name, 0)
+            first.setdefault(name, line)
+        assert [table.find(name) for name in names] == [first[name] for name in names]
+        assert table.find("a name of nobody") == 0
+        assert len(table) == len(first)
 
 
-def test_id_table_is_small() -> None:
-    """A million ids would take some 24 bytes each at most."""
-    table = IdTable()
-    for line in range(1, 20_001):
-        assert not table.claim(f"a rather long id of a row, number {line}", line)
-    assert len(table._lines) <= 2 * 20_000
+def test_id_table_is_flat(record_property) -> None:
+    """A hundred thousand ids more take no memory of the process: they are in a file, and found there."""
+    with closing(IdTable()) as table:
+        for line in range(1, 40_001):
+            table.claim(f"a rather long id of a row, number {line}", line)
+        before = _resident_kib()
+        for line in range(40_001, 140_001):
+            assert not table.claim(f"a rather long id of a row, number {line}", line)
+        grown = _resident_kib() - before
+        assert table.find("a rather long id of a row, number 40000") == 40_000
+        assert table.claim("a rather long id of a row, number 17", 1) == 17
+    record_property("figure", f"100,000 ids more take {grown:,} KiB; in a table of arrays, 2,400 at most")
+    assert grown < 1_024
+
+
+def _resident_kib() -> int:
+    return int(Path("/proc/self/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+async def test_no_room_for_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk ends the input with an error that names the file; rows before it are given out."""
+    monkeypatch.setattr("gorouter_trio.batch.ids._IN_MEMORY", 10)
+    path = written(tmp_path, "in.jsonl", b"".join(b'{"id": "a%d", "prompt": "x"}\n' % n for n in range(4_000)))
+    seen = 0
+    with pytest.raises(StoreError, match=r"a temporary file: the disk is full.*TMPDIR"):
+        async with open_rows(str(path)) as rows:
+            async for _row in rows:
+                seen += 1
+                if seen == 12:
+                    _fill_up(rows)
+    assert seen >= 12
+
+
+def _fill_up(rows: RowSource) -> None:
+    file = rows._reader._ids._file
+    assert file is not None
+    # As many pages as it has now, and no more.
+    pages = file._connection.execute("PRAGMA page_count").fetchone()[0]
+    file._connection.execute(f"PRAGMA max_page_count={pages}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -297,6 +298,57 @@ async def test_budget(tmp_path: Path) -> None:
             client, job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal("0.1")), max_tokens=50
         )
     assert (more.stopping, more.tally.rows, more.tally.maybe_billed) == (None, 60, 0)
+
+
+@pytest.mark.parametrize("is_same_client", [False, True])
+async def test_budget_counts_each_unknown_send(
+    is_same_client: bool, autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """What was sent and never heard of counts once each, by its worst case, in this run and in all that go on."""
+    source = write_rows(tmp_path / "in.jsonl", 6, "[[tokens 40]] {n}")
+    with Path(source).open("a") as file:  # noqa: ASYNC230 - a test's own file
+        file.write('{"prompt":"[[fault connection_cut]]","id":"cut"}\n')
+    job = job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal(1), max_in_flight=2)
+    spent, assumed = list[Decimal](), list[int]()
+
+    async def live(client: Client, simulator: Simulator, job: BatchJob, *, is_killed: bool) -> None:
+        await client.refresh_prices()
+        before = client.budget().assumed
+        async with client.batch_job(job, max_tokens=50) as running, trio.open_nursery() as nursery:
+            if is_killed:
+                nursery.start_soon(running.run)
+                while simulator.statistics().in_flight < 2:
+                    await trio.sleep(1)
+                nursery.cancel_scope.cancel()
+            else:
+                await running.run()
+        account = client._runtime.accounting.gate.book.account("batch", running.name)
+        assert account is not None
+        assert account.held_usd == 0
+        spent.append(account.spent_usd)
+        assumed.append(client.budget().assumed - before)
+
+    # Killed twice with the first two rows in flight, then run to its end, then looked at again, and a row run anew.
+    anew = BatchJob(**{**_fields(job), "retry_failed": True})
+    lives = [(job, True), (job, True), (job, False), (job, False), (anew, False), (job, False)]
+    async with AsyncExitStack() as stack:
+        places = [
+            await stack.enter_async_context(open_simulated(SimulatorConfig(latency_s=60)))
+            for _ in range(1 if is_same_client else len(lives))
+        ]
+        for (each, is_killed), (client, simulator) in zip(lives, itertools.cycle(places), strict=False):
+            await live(client, simulator, each, is_killed=is_killed)
+        charged = Decimal(sum(simulator.statistics().charged_nanousd for _, simulator in places)) / 10**9
+    rows = read_rows(tmp_path / "out.jsonl")
+    cost = sum(Decimal(str(row["response"]["body"]["usage"]["cost"])) for row in rows if not row["error"])
+    assert [row["error"] and row["error"]["code"] for row in rows].count(None) == 6
+    # The first two rows twice each; the last one once, and once more when it was run anew.
+    assert assumed == [2, 2 + 2, 4 + 1, 5, 5 + 1, 6]
+    assert spent[2] == spent[3]
+    assert spent[4] == spent[5]
+    assert charged <= spent[5]
+    worst = (spent[0] / 2, spent[4] - spent[3])
+    assert spent[5] == cost + 4 * worst[0] + 2 * worst[1]
 
 
 @pytest.mark.net

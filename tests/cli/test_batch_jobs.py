@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +129,6 @@ def test_shared_job(inside, tmp_path: Path) -> None:
     source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(20)) + "broken\n")
     place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
     assert "there is no job" in inside("batch", "status", *place).err
-    for option in (("--schema", str(source)), ("--tools", "os:getcwd")):
-        done = inside("batch", "submit", str(source), *place, *option)
-        assert (done.code, done.message.partition(":")[0]) == (2, option[0])
     assert inside("batch", "submit", str(source), *place).out.startswith("21 rows of ")
     status = json.loads(inside("batch", "status", *place, "--json").out)
     assert (status["total"], status["done"], status["is_submitted"]) == (21, 0, True)
@@ -138,3 +138,89 @@ def test_shared_job(inside, tmp_path: Path) -> None:
     assert (done.code, done.out) == (1, f"21 rows into {out}; 21 of 21 are done\n")
     assert [row["custom_id"] for row in read_rows(out)][:20] == [f"row-{n}" for n in range(1, 21)]
     assert inside("batch", "status", *place).code == 2
+
+
+TOOL = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return a + b\n'
+
+
+@pytest.mark.net
+def test_shared_schema_and_tools(inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers check answers and ask again, and run tools, as a batch without them does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "adders.py").write_text(TOOL)
+    schema = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+    (tmp_path / "schema.json").write_text(json.dumps(schema))
+    prompts = ["Name it [[broken x1]]", "Name it [[broken]]", 'Add [[call add {"a": 2, "b": 3}]]']
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    options = ("--schema", "schema.json", "--tools", "adders:add")
+    inside("batch", "in.jsonl", "-o", "alone.jsonl", *options, *SIMULATE, "--ordered")
+
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    assert inside("batch", "submit", "in.jsonl", *place, *options).code == 0
+    assert "other settings" in inside("batch", "submit", "in.jsonl", *place).message
+    assert inside("batch", "work", *place, *SIMULATE).message == "3 rows finished, 1 of them failed"
+    inside("batch", "collect", "-o", "shared.jsonl", *place, "--ordered", "--delete")
+    alone, shared = read_rows(tmp_path / "alone.jsonl"), read_rows(tmp_path / "shared.jsonl")
+    assert [row["error"] and row["error"]["type"] for row in shared] == [None, "InvalidOutputError", None]
+    assert [_without_names(row) for row in shared] == [_without_names(row) for row in alone]
+    assert shared[2]["response"]["body"]["usage"]["prompt_tokens"] > 0
+
+
+def _without_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without what differs from run to run."""
+    body = (row["response"] or {}).get("body") or {}
+    return {
+        "answer": [choice["message"] for choice in body.get("choices", ())],
+        "usage": body.get("usage"),
+        "error": row["error"] and {**row["error"], "generation_id": None},
+    }
+
+
+@pytest.mark.net
+def test_tools_that_are_not_there(inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that has not the tools of its job, or other ones of the same name, sends nothing and says so."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "changed_adders.py").write_text(TOOL)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "[[say x]]"}\n')
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    refused = inside("batch", "submit", "in.jsonl", *place, "--tools", "missing_adders:add")
+    assert (refused.code, refused.message) == (2, "--tools: No module named 'missing_adders'")
+    assert inside("batch", "submit", "in.jsonl", *place, "--tools", "changed_adders:add").code == 0
+    (tmp_path / "changed_adders.py").write_text(TOOL.replace("b: int", "b: float"))
+    monkeypatch.delitem(sys.modules, "changed_adders")
+    importlib.invalidate_caches()
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+    changed = inside("batch", "work", *place, *SIMULATE)
+    assert (changed.code, "tools: have other names or parameters here" in changed.message) == (2, True)
+    (tmp_path / "changed_adders.py").unlink()
+    monkeypatch.delitem(sys.modules, "changed_adders")
+    importlib.invalidate_caches()
+    gone = inside("batch", "work", *place, *SIMULATE)
+    assert (gone.code, gone.message) == (2, "--tools: No module named 'changed_adders'")
+    assert json.loads(inside("batch", "status", *place, "--json").out)["done"] == 0
+
+
+@pytest.mark.net
+def test_shared_budget(inside, tmp_path: Path) -> None:
+    """Workers stop at the budget of the job, status and collect say why, and a larger one is for the rest."""
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[tokens 40]] {n}"}) + "\n" for n in range(60)))
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    submit = ("batch", "submit", str(source), *place, "--option", "max_tokens=50", "--budget-usd")
+    assert inside(*submit, "0.0006").code == 0
+    work = ("batch", "work", *place, *SIMULATE)
+    done = inside(*work)
+    assert (done.code, done.err.count("the budget does not cover another row; submit it again")) == (1, 1)
+    status = json.loads(inside("batch", "status", *place, "--json").out)
+    assert (status["stopped"], status["budget_usd"], status["reserved_usd"]) == ("budget", 0.0006, 0)
+    assert status["undone"] == 60 - status["done"] > 0
+    assert 0.0005 < status["spent_usd"] == status["cost_usd"] <= 0.0006
+    assert "submit it again with a larger --budget-usd" in " ".join(inside("batch", "status", *place).out.split())
+    part = inside("batch", "collect", "-o", str(out), *place)
+    assert (part.code, "the budget does not cover another row" in part.err) == (1, True)
+    assert inside(*submit, "1").code == 0
+    assert inside(*work).code == 0
+    assert inside("batch", "collect", "-o", str(out), *place, "--ordered", "--delete").code == 0
+    assert [row["custom_id"] for row in read_rows(out)] == [f"row-{n}" for n in range(1, 61)]

@@ -38,7 +38,7 @@ def test_at_a_rate(inside) -> None:
     facts = {line[:20].strip(): line[20:].strip() for line in done.out.splitlines()}
     assert facts["answered"] == "30 of 30"
     assert float(facts["requests/s"]) > 10
-    counts = [int(line.split()[-1]) for line in done.out.splitlines() if line.startswith("to ")]
+    counts = [int(line.split()[-1]) for line in done.out.splitlines() if line.lstrip().startswith("to ")]
     assert sum(counts) == 60
 
 

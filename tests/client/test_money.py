@@ -53,7 +53,7 @@ def prompt_of(rng: random.Random, name: str) -> tuple[str, dict[str, object]]:
     return f"[[tokens {rng.randrange(5, 300)}]] {'word ' * rng.randrange(60)}", {}
 
 
-async def spend(client: Any, rng: random.Random, name: str, **options: object) -> None:
+async def spend(client: Any, rng: random.Random, name: str, *, sessions: int = 20, **options: object) -> None:
     """One turn in one of the ways there are; a stream may be left early."""
     prompt, more = prompt_of(rng, name)
     options |= more
@@ -61,9 +61,9 @@ async def spend(client: Any, rng: random.Random, name: str, **options: object) -
     if way == 0:
         await client.chat(prompt, **options)
     elif way == 1:
-        await client.session(f"s{rng.randrange(20)}").ask(prompt, **options)
+        await client.session(f"s{rng.randrange(sessions)}").ask(prompt, **options)
     else:
-        opened = client.stream if way == 2 else client.session(f"s{rng.randrange(20)}").stream
+        opened = client.stream if way == 2 else client.session(f"s{rng.randrange(sessions)}").stream
         async with opened(prompt, **options) as stream:
             leave_after = rng.choice([None, None, 3])
             seen = 0
@@ -143,11 +143,13 @@ async def account_for(count: int, seed: int, *, tasks: int = 50) -> dict[str, in
     )
     ledger = gr.LedgerConfig(rows=20 * count, names=20 * count + 10, searches=20 * count)
     todo = iter(range(count))
+    sessions = max(20, count // 20)  # of about ten turns: long ones cost what the budget has, and more
 
     async def work(client: gr.Client) -> None:
         for number in todo:
             with trio.move_on_after(rng.choice([0.6, 1.5, *(8 * [1e3])])), suppress(gr.GorouterError):
-                await spend(client, rng, f"c{number}", model=rng.choice(MODELS), max_tokens=400)
+                model = rng.choice(MODELS)
+                await spend(client, rng, f"c{number}", sessions=sessions, model=model, max_tokens=400)
 
     async with open_world(
         simulated,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import ssl
+import sys
 import traceback
 
 import pytest
@@ -201,6 +202,7 @@ async def test_nested_clients_do_not_meet(autojump_clock):
         assert (await world.client.chat("the outer one lives")).text == "Yes."
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="there contextlib's own frames keep a group that it hands on")
 async def test_a_client_leaves_no_garbage_cycles(autojump_clock):
     """Errors that were unwrapped hold no cycle that only the collector could free."""
 

@@ -159,6 +159,25 @@ async def test_a_budget_begun_anew(limits):
     assert (await limits.take_money("client:", ask_money("b", 0, 1000))).at_hand_nano == 1000
 
 
+@pytest.mark.net
+@pytest.mark.parametrize(("lost", "spent"), [("spent", 500), ("free", 100)])
+async def test_a_look_at_a_budget(lost, spent):
+    """What all spent, what of it the dead may have, and what the living have at hand; looking changes nothing."""
+    async with RedisLimits(shared_redis().url, prefix=fresh_prefix(), lost=lost) as limits:
+        assert await limits.read_budget("batch", "b") is None
+        await limits.take_money("batch:b", ask_money("dead", 0, 400, ttl_s=0.01))
+        await limits.take_money("batch:b", ask_money("alive", 100, 300))
+        await trio.sleep(0.02)
+        for _ in range(2):
+            found = await limits.read_budget("batch", "b")
+            assert found is not None
+            assert (found.spent_usd, found.assumed_usd, found.held_usd) == tuple(
+                Decimal(nano) / 10**9 for nano in (spent, spent - 100, 300)
+            )
+    with pytest.raises(gr.ConfigError, match="lost_after_s: must be from 2 to 30"):
+        RedisLimits(shared_redis().url, lost_after_s=1.0)
+
+
 # Pools
 
 
@@ -176,15 +195,17 @@ def saturate(*, seed, seconds, clients=3, requests=600, tokens=None, workers=32,
 
     async def live(world: World, number: int, answered: list[int]) -> None:
         async with world.open_client(api_key="sk-same", rates=rates, shared=backend) as client:
-            with trio.move_on_after(dies_at if dies_at is not None and number == 0 else seconds):
-                async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:
 
-                    async def ask() -> None:
-                        while True:
-                            await client.chat("Hello " * 45)
+                async def ask() -> None:
+                    while True:
+                        await client.chat("Hello " * 45)
 
-                    for _ in range(workers):
-                        nursery.start_soon(ask)
+                for _ in range(workers):
+                    nursery.start_soon(ask)
+                await trio.sleep(dies_at if dies_at is not None and number == 0 else seconds)
+                # Not by a deadline: a client that sees one raises what it would wait out beyond it.
+                nursery.cancel_scope.cancel()
             answered[number] = client.statistics().answered
 
     async def scenario(world: World):
@@ -212,12 +233,13 @@ def test_three_clients_on_one_rate(kind, seed, record_property):
 
 def test_three_clients_on_tokens(seed, record_property):
     """The same of tokens, which are put right when the replies are there."""
-    answered, windows, calls = saturate(seed=seed, seconds=180, requests=6_000, tokens=50_000)
-    used = [w.used / w.limit.amount for w in windows if w.limit.tokens is not None][1:-1]
+    answered, windows, calls = saturate(seed=seed, seconds=240, requests=6_000, tokens=50_000)
+    # What replies take is learned in the first minute and a half.
+    used = [w.used / w.limit.amount for w in windows if w.limit.tokens is not None][2:-1]
     record_property(
         "figure", f"{statistics.mean(used):.2%} used, at most {max(used):.1%}; {answered}; {calls} questions"
     )
-    assert statistics.mean(used) >= 0.95
+    assert statistics.mean(used) >= 0.94
     assert max(used) <= 1.01
 
 
@@ -327,6 +349,29 @@ async def test_three_clients_on_one_budget(autojump_clock, rng, record_property,
     assert sum(spent) >= Decimal("0.97")
     (name,) = backend.spent
     assert Decimal(backend.spent[name]) / 10**9 == sum(spent)
+
+
+@pytest.mark.parametrize("is_open_before", [False, True])
+async def test_an_account_with_an_amount_of_its_own(autojump_clock, rng, is_open_before):
+    """An account that is opened with an amount, or given one later, is one for all as well."""
+    backend = MemoryBackend()
+    async with (
+        open_shared_limits(backend, holder="a", rng=rng) as one,
+        open_shared_limits(backend, holder="b", rng=rng) as other,
+    ):
+        spent = Decimal(0)
+        for shared in (one, other):
+            assert shared is not None
+            gate = BudgetGate(BudgetBook(Budget()))
+            shared.share_budget(gate)
+            if is_open_before:
+                gate.book.open_account("batch", "b")
+            gate.book.open_account("batch", "b", usd=Decimal("0.005"))
+            with pytest.raises(BudgetExceededError):
+                while True:
+                    gate.settle(await gate.wait(spending(batch="b")), Decimal("0.001"))
+                    spent += Decimal("0.001")
+        assert spent == Decimal("0.005")
 
 
 async def test_money_is_handed_on(autojump_clock, rng):

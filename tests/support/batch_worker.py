@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal
 
-from gorouter_trio.batch.cluster import ClusterJob, Worker
+from gorouter_trio.batch.cluster import ClusterJob
+from gorouter_trio.batch.cluster_wiring import make_worker
 from gorouter_trio.batch.settings import BatchJob
-from gorouter_trio.batch.wiring import job_services
 from gorouter_trio.client import open_client
-from gorouter_trio.config import Budget, PoolLimits, PricePolicy, RateLimits
-from gorouter_trio.pool.shared_redis import RedisLimits
+from gorouter_trio.config import PoolLimits, PricePolicy, RateLimits
 from gorouter_trio.transport.resp_client import RedisClient
 
 MODEL = "openai/gpt-4o-mini"
@@ -40,24 +38,22 @@ async def work(
 
 
 async def share(
-    ack: Callable[[str], None], redis_url: str, job: str, name: str, base_url: str, rpm: str, budget: str, width: str
+    ack: Callable[[str], None], redis_url: str, job: str, name: str, base_url: str, rpm: str, width: str
 ) -> None:
-    """Work for a shared job within limits that all its workers share, until it is done."""
-    async with (
-        RedisClient(redis_url) as redis,
-        RedisLimits(redis_url, prefix=job) as limits,
-        open_client(
+    """Work for a shared job within limits that all its workers share, until it is done or its budget used up."""
+    async with RedisClient(redis_url) as redis:
+        shared = ClusterJob(redis, job, lease_s=2.0)
+        async with open_client(
             api_key="sk-same",
             base_url=base_url,
             insecure_http=True,
-            shared=limits,
+            shared=shared.limits,
             rates=RateLimits(requests_per_minute=float(rpm)),
-            budget=Budget(batch_usd=Decimal(budget)),
             prices=PRICES,
             pool=PoolLimits(max_connections=int(width), adaptive_from=int(width)),
-        ) as client,
-    ):
-        ack("open")
-        run = job_services(client.runtime, {}).run_for(None)
-        await Worker(ClusterJob(redis, job, lease_s=2.0), run, name=name, width=int(width)).run()
-    ack("done")
+        ) as client:
+            ack("open")
+            settings = await shared.settings()
+            worker = make_worker(client.runtime, shared, settings=settings, turn={}, name=name, width=int(width))
+            await worker.run()
+            ack(worker.stopping or "done")
