@@ -114,7 +114,10 @@ class Backend:
 
         async def take(live: LiveTurn) -> None:
             try:
-                with trio.move_on_after(ask.deadline_s or float("inf")) as scope:
+                if ask.deadline_s is None:
+                    live.finish(await self._answer(ask, caller, live))
+                    return
+                with trio.move_on_after(ask.deadline_s):
                     live.finish(await self._answer(ask, caller, live))
                     return
             except GorouterError as exc:
@@ -123,8 +126,7 @@ class Backend:
             except trio.Cancelled:
                 live.fail(error_info(TurnInterruptedError("the turn was stopped")))
                 raise
-            if scope.cancelled_caught:
-                live.fail(error_info(DeadlineExceededError("the turn's deadline passed", phase="total")))
+            live.fail(error_info(DeadlineExceededError("the turn's deadline passed", phase="total")))
 
         return take
 

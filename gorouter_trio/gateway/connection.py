@@ -395,7 +395,7 @@ class Connection:
     # Turns
 
     async def _ask(self, ask: Ask) -> Violation | None:
-        turn = await self._core.turn_for(ask, self.caller)
+        turn = self._core.turn_for(ask, self.caller)
         if isinstance(turn, ErrorInfo):
             await self.send(Failed(id=ask.id, error=turn))
             return None

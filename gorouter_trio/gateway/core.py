@@ -208,9 +208,8 @@ class GatewayCore:
 
     # Requests
 
-    async def turn_for(self, ask: Ask, caller: Caller) -> LiveTurn | ErrorInfo:
-        """The turn that is asked for: the one that runs, or a new one, or why there is none."""
-        await trio.lowlevel.checkpoint()
+    def turn_for(self, ask: Ask, caller: Caller) -> LiveTurn | ErrorInfo:
+        """The turn that is asked for: the one that runs, or a new one, or why there is none; raises `GorouterError`."""
         key = self.backend.key(ask, caller, turn_id=ask.turn_id or self._new_turn_id())
         turn = self.hub.find(key, resumed=ask.resumed)
         if turn is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from typing import TYPE_CHECKING, cast
 
 import trio
@@ -59,7 +60,10 @@ def snapshot(core: GatewayCore) -> GatewaySnapshot:
 
 
 def _rows(core: GatewayCore) -> list[SessionRow]:
-    busy = [
+    """The sessions that have been at it the longest, and then idle ones."""
+    active = core.client.session_statistics().items()
+    found = heapq.nsmallest(_MOST_ROWS, active, key=lambda item: (item[1].state == "idle", -item[1].since_s))
+    return [
         SessionRow(
             key=key,
             state=session.state,
@@ -69,10 +73,8 @@ def _rows(core: GatewayCore) -> list[SessionRow]:
             since_s=session.since_s,
             cost_usd=session.cost_usd,
         )
-        for key, session in core.client.session_statistics().items()
+        for key, session in found
     ]
-    busy.sort(key=lambda row: (row.state == "idle", -row.since_s))
-    return busy[:_MOST_ROWS]
 
 
 def _budget(account: AccountStatistics) -> BudgetRow:

@@ -157,9 +157,11 @@ def endless(pieces, *, words=10):
     return streams(*[chunk({"content": "word " * words}) for _ in range(pieces)], chunk(finish="stop"), DONE)
 
 
-async def stop_reading(behind, number):
+async def stop_reading(behind, number, *, gate):
     """Ask for a long answer and grant no more than a little of it; how that is closed."""
-    async with open_talk(behind.url) as talk:
+    async with AsyncExitStack() as stack:
+        async with gate:
+            talk = await stack.enter_async_context(open_talk(behind.url))
         request = {"type": "ask", "id": 1, "session": f"slow-{number}", "turn_id": "t", "messages": "x", "stream": True}
         await talk.send({**request, "credit": 10_000})
         return await talk.close_code()
@@ -167,11 +169,11 @@ async def stop_reading(behind, number):
 
 async def check_slow_readers(behind, count, *, healthy, text):
     """So many that stop reading beside healthy ones; the longest that one was kept, in seconds."""
-    codes, took = [], []
+    codes, took, gate = [], [], trio.CapacityLimiter(50)
 
     async def one(number):
         began = trio.current_time()
-        codes.append(await stop_reading(behind, number))
+        codes.append(await stop_reading(behind, number, gate=gate))
         took.append(trio.current_time() - began)
 
     async def ask_on(talk):
@@ -212,7 +214,7 @@ async def test_slow_readers(figure):
 async def test_a_thousand_slow_readers(figure, tmp_path):
     """Likewise with the limits as they are, a thousand of them, in bounded memory."""
     most, before = 0, resident()
-    usual = config(max_turns_per_principal=2_000, resume_s=5.0)
+    usual = config(max_turns_per_principal=2_000, resume_s=5.0, authenticate_s=60.0)
     # What is stored is on the disk, and few sessions are kept ready: what is left is what the readers take.
     store, sessions = SqliteStore(tmp_path / "slow.db"), gr.SessionConfig(max_active=100)
     async with store, open_gateway(usual, answer=endless(1_000, words=40), store=store, sessions=sessions) as behind:

@@ -131,6 +131,20 @@ async def open_talk(
                 await trio.aclose_forcefully(websocket._stream)
 
 
+class LoopLag:
+    """How far behind the loop of this process was at most: clients and gateway share it, and the machine has others."""
+
+    def __init__(self) -> None:
+        self.most_s = 0.0
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            due = trio.current_time() + 0.05
+            await trio.sleep_until(due)
+            self.most_s = max(self.most_s, trio.current_time() - due)
+
+
 def address_of(url: str) -> tuple[str, int]:
     """Where a gateway listens."""
     host, _, port = url.removeprefix("ws://").rpartition(":")
