@@ -6,8 +6,6 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-import trio
-
 from ._chain import ChatState
 from ._loan import TurnLoan, patience
 from ._loop import LoopServices, TurnLoop
@@ -22,6 +20,8 @@ from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    import trio
 
     from ._gate import Gate
     from ._turns import TurnExtras

@@ -167,10 +167,8 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     Leaving cancels the sessions and streams first, which save what they have, ends the plugins and the tools, then the
     pool, and last what listens.
     """
-    wall = config.seams.wall
-    guard = guard_of(config.security)
+    wall, guard, store = config.seams.wall, guard_of(config.security), _store(config)
     origin = _origin(cast("str", config.base_url))
-    store = _store(config)
     async with (
         _open_bus() as bus,
         _open_shared(config) as shared,
