@@ -59,19 +59,22 @@ class LoggingPlugin:
         shows_answers, shows_errors = self._logger.isEnabledFor(level), self._logger.isEnabledFor(error_level)
         if not (shows_answers or shows_errors):
             return
-        make = self._records.maker(level), self._records.maker(error_level)
+        make_answer, make_error = self._records.maker(level), self._records.maker(error_level)
         records: list[logging.LogRecord] = []
         for chat in chats:
             if chat.result is not None:
                 if shows_answers:
-                    records.append(make[0](*self._answered(chat, chat.result), chat.at_s))
+                    line, facts = self._answered(chat, chat.result)
+                    records.append(make_answer(line, facts, chat.at_s))
             elif chat.error is not None and shows_errors:
-                records.append(make[1](*self._failed(chat, chat.error), chat.at_s))
+                line, facts = self._failed(chat, chat.error)
+                records.append(make_error(line, facts, chat.at_s))
         _give_out(records, self._logger)
 
     def _answered(self, chat: EndedChat, result: ChatResult[object]) -> tuple[str, dict[str, object]]:
         """The line of an answer, and its facts; they are the same, in the same order, but for what is None."""
-        call, calls, cost = result.call, result.message.tool_calls, result.cost
+        call, calls = result.call, result.message.tool_calls
+        cost = result.cost if result.rounds or call.usage is None else call.usage.cost
         context, count = chat.context, chat.message_count
         chat_id, model, answered_by, reason = context.chat_id, context.model, call.model, call.finish_reason
         whose, pairs = ("", {}) if _is_plain(context) else _more_of(context)
