@@ -7,9 +7,9 @@ of the rows, which are measured in turns. Input, output and journal are files be
 
 The memory is the resident set of the process (`VmRSS`), client, simulator and interpreter together, at each tenth of
 one long job with a journal, whose rows have no ids of their own; `--ids` gives every row one, which is kept in a
-temporary file, since a second row with the same one has to be noticed. The simulator remembers the last 65,536
-requests, some 12 MiB, so that the first tenth of a million is what the others are to be compared with. The allocator is
-left as it is.
+temporary file, since a second row with the same one has to be noticed. Client and simulator remember some ten thousands
+of requests, so that the first tenth of a million is what the others are to be compared with. The allocator is left as
+it is.
 """
 
 from __future__ import annotations
