@@ -170,8 +170,8 @@ class Terminal:
         self.shown += data.decode(errors="replace").replace("\r\n", "\n")
 
 
-# The terminal has to be the process's own, so that Ctrl-C typed there is a signal, and one that is heeded, also where the
-# tests themselves run in the background of a shell.
+# The terminal has to be the process's own, so that Ctrl-C typed there is a signal, and one that is heeded, also where
+# the tests themselves run in the background of a shell.
 _ON_TERMINAL = (
     "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGINT, signal.SIG_DFL); "
     "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
