@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import pathlib
 import socket
 import sys
@@ -101,8 +102,11 @@ def contenders(client: gr.Client, network: FilledNetwork) -> dict[str, tuple[str
                     length += len(event.text)
         return length
 
-    async def session(number: int) -> int:
-        ref, length = client.session(f"{number}"), 0
+    keys = map(str, itertools.count())
+
+    async def session(_number: int) -> int:
+        # A new one each time: what earlier rounds have said would have to be read first.
+        ref, length = client.session(next(keys)), 0
         async with ref.stream(_wire.PROMPT) as events:
             async for text in events.text:
                 length += len(text)

@@ -152,6 +152,7 @@ from .pool.tracing import ToolSpan as ToolSpan
 from .pool.tracing import ToolStart as ToolStart
 from .pool.tracing import Tracer as Tracer
 from .runtime_events import AccountingFailed as AccountingFailed
+from .runtime_events import AskerRefused as AskerRefused
 from .runtime_events import ChatContext as ChatContext
 from .runtime_events import ChatFailed as ChatFailed
 from .runtime_events import ChatFinished as ChatFinished
@@ -161,6 +162,7 @@ from .runtime_events import HandlerFailed as HandlerFailed
 from .runtime_events import HookFailed as HookFailed
 from .runtime_events import PluginFailed as PluginFailed
 from .runtime_events import RuntimeEvent as RuntimeEvent
+from .runtime_events import ToolCallDenied as ToolCallDenied
 from .secret import Secret as Secret
 from .session.actor import SessionStatistics as SessionStatistics
 from .session.directory import SessionRef as SessionRef
@@ -299,6 +301,7 @@ __all__ = [
     "Architecture",
     "AskKeywords",
     "AskTurnKeywords",
+    "AskerRefused",
     "AssistantMessage",
     "AttemptRecord",
     "AudioDelta",
@@ -506,6 +509,7 @@ __all__ = [
     "Tool",
     "ToolCall",
     "ToolCallDelta",
+    "ToolCallDenied",
     "ToolCallError",
     "ToolCallReport",
     "ToolCallStatistics",

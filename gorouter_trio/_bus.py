@@ -16,14 +16,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar, cast
 
 import trio
 from msgspec import Struct
 
 from ._contain import contain
 from .errors import ConfigError
-from .runtime_events import HandlerFailed, RuntimeEvent
+from .runtime_events import ChatFailed, ChatFinished, ChatStarted, HandlerFailed, RuntimeEvent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["EventBus", "EventFeed", "Handler", "HandlerId", "Listener"]
 
 E = TypeVar("E", bound=RuntimeEvent)
+
+_OF_CHATS: Final = (ChatStarted, ChatFinished, ChatFailed)
 
 Handler: TypeAlias = Callable[[E], Awaitable[object] | object]
 """Takes one event; what it returns is awaited if it can be, and otherwise of no interest."""
@@ -107,6 +109,8 @@ class EventBus:
         self._listeners: dict[int, Listener] = {}
         self._scopes: dict[int, trio.CancelScope] = {}
         self._last_number = 0
+        self.hears_chats = False
+        """Whether anybody listens to events of chats; other events are nothing that a chat would have to make."""
 
     def __repr__(self) -> str:
         return f"<EventBus: {len(self._listeners)} listeners>"
@@ -152,7 +156,7 @@ class EventBus:
     def off(self, handler_id: HandlerId) -> bool:
         """End a subscription, also in the middle of its handler; False when it had ended."""
         scope = self._scopes.pop(handler_id.number, None)
-        self._listeners.pop(handler_id.number, None)
+        self._forget(handler_id.number)
         if scope is not None:
             scope.cancel()
         return scope is not None
@@ -165,7 +169,7 @@ class EventBus:
         try:
             yield EventFeed(listener)
         finally:
-            self._listeners.pop(number, None)
+            self._forget(number)
 
     async def drain(self) -> None:
         """Wait until every handler has had what is queued for it; those that hang are waited for."""
@@ -179,7 +183,16 @@ class EventBus:
             raise ConfigError(f"queue: must be at least 1, not {queue!r}")
         self._last_number += 1
         listener = self._listeners[self._last_number] = Listener(kinds, queue)
+        self._note_kinds()
         return self._last_number, listener
+
+    def _forget(self, number: int) -> None:
+        self._listeners.pop(number, None)
+        self._note_kinds()
+
+    def _note_kinds(self) -> None:
+        kinds = [kind for listener in self._listeners.values() for kind in listener.kinds]
+        self.hears_chats = any(issubclass(event, kind) for event in _OF_CHATS for kind in kinds)
 
     async def _run_handler(
         self, listener: Listener, call: Callable[[RuntimeEvent], Awaitable[None]], scope: trio.CancelScope

@@ -29,7 +29,7 @@ from msgspec import Struct
 from ._callables import can_take
 from ._contain import contain, contain_sync
 from ._feed import Feed
-from ._observing import EndedChat, NotedChat
+from ._observing import EndedChat
 from .errors import BadRequestError, ConfigError, ExtensionError, GorouterError
 from .runtime_events import ChatContext, ChatFailed, ChatFinished, ChatStarted, HookFailed
 from .wire.codec import decode_json, encode_json, encode_message, encode_options, split_list
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ._bus import EventBus
+    from ._observing import NotedChat
     from ._turns import TurnRequest
     from .tools.registry import ToolSet
     from .wire.result import ChatResult
@@ -212,12 +213,12 @@ class Chain:
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing to go through, and nobody to tell."""
-        return not (self._middlewares or self._hooks or self._bus.has_listeners or self.ended.observers)
+        return not (self._middlewares or self._hooks or self._bus.hears_chats or self.ended.observers)
 
     @property
     def only_notes(self) -> bool:
         """Whether there is nothing but observers."""
-        return not (self._middlewares or self._hooks or self._bus.has_listeners)
+        return not (self._middlewares or self._hooks or self._bus.hears_chats)
 
     @property
     def only_looks(self) -> bool:
@@ -273,14 +274,14 @@ class Chain:
         proceed: Next = partial(self._inside, context, state, innermost=innermost, calls=calls)
         for middleware in reversed(self._middlewares):
             proceed = partial(_enter, middleware, context, state, _Once(proceed))
-        if self._bus.has_listeners:
+        if self._bus.hears_chats:
             self._bus.emit(ChatStarted(at_s=self._wall(), context=context))
         error: GorouterError | None = None
         try:
             await proceed()
             if state.result is not None:
                 self._note(context, state, None)
-                if self._bus.has_listeners:
+                if self._bus.hears_chats:
                     self._bus.emit(ChatFinished(at_s=self._wall(), context=context, result=state.result))
                 return state.result
             error = ExtensionError("a middleware has neither gone on nor given a result")
@@ -305,15 +306,24 @@ class Chain:
     def _note(self, context: ChatContext, state: ChatState, error: GorouterError | None) -> None:
         if self.ended.observers:
             messages = state.message_count if state.has_decoded_messages else (state.raw_messages,)
-            self.ended.add(NotedChat(context, messages, self._wall(), state.result if error is None else None, error))
+            result = state.result if error is None else None
+            self.ended.add((context, context.is_streamed, messages, self._wall(), result, error))
 
     def _ended(self, noted: Sequence[NotedChat]) -> list[EndedChat]:
         return [
-            EndedChat(each, each.context if isinstance(each.context, ChatContext) else self.context_of(each.context))
-            for each in noted
+            EndedChat(
+                what if isinstance(what, ChatContext) else self.context_of(what, is_streamed=is_streamed),
+                messages,
+                at_s,
+                result,
+                error,
+            )
+            for what, is_streamed, messages, at_s, result, error in noted
         ]
 
-    def context_of(self, request: TurnRequest, *, is_streamed: bool = False) -> ChatContext:
+    def context_of(
+        self, request: TurnRequest, *, is_streamed: bool = False, is_completion: bool = False
+    ) -> ChatContext:
         """What the chat with this first request is, under an id of its own."""
         self._last_number += 1
         settings = request.settings
@@ -321,6 +331,7 @@ class Chain:
             chat_id=str(self._last_number),
             model=settings.model,
             is_streamed=is_streamed,
+            is_completion=is_completion,
             session=request.session,
             turn_id=request.turn_id,
             tenant=settings.tenant,
@@ -328,7 +339,7 @@ class Chain:
         )
 
     def _tell_end(self, context: ChatContext, error: GorouterError | None) -> None:
-        if self._bus.has_listeners:
+        if self._bus.hears_chats:
             self._bus.emit(ChatFailed(at_s=self._wall(), context=context, error=error))
 
     def _tell_failed_hook(self, name: str, phase: str, error: Exception) -> None:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from .batch.runner import Batch, BatchRequest, BatchResult
     from .batch.settings import StopReason
     from .config import ApiKey, ClientConfig, ContextPolicy
-    from .pool.budget import BudgetStatistics
+    from .pool.budget import AccountStatistics, BudgetStatistics
     from .pool.costs import CostSnapshot, CostTracker
     from .pool.ledger import LedgerChange
     from .pool.tracing import Tracer
@@ -707,6 +707,10 @@ class FrontClient:
     def budget(self) -> BudgetStatistics:
         """What is left to spend, and what is set aside for requests in flight."""
         return self._core.now(self._core.client.budget)
+
+    def budgets(self, *, most: int = 100) -> list[AccountStatistics]:
+        """The budgets with a limit: at most so many, the one with the smallest part of it left first."""
+        return self._core.now(partial(self._core.client.budgets, most=most))
 
     def price(self, model: str) -> Pricing | None:
         """The prices of a model from the list in use, USD for a unit; None when they are not known."""

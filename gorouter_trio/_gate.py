@@ -8,13 +8,15 @@ import msgspec
 import trio
 
 from ._turns import TurnExtras
-from .errors import ConfigError, SessionNotFoundError
+from .errors import ConfigError, SecurityError, SessionNotFoundError
+from .runtime_events import AskerRefused
 from .security.sessions import SessionPolicy, resolve_session
 from .stores.keys import SessionKey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .errors import GorouterError
     from .secret import Secret
     from .security.rules import Authenticator, Principal
     from .security.sessions import Owner
@@ -25,10 +27,17 @@ __all__ = ["Gate"]
 class Gate:
     """In front of every turn. `guard` is what the client has as `security`; without an `authenticate` all may pass."""
 
-    __slots__ = ("_authenticator", "_guard", "_wall", "is_open")
+    __slots__ = ("_authenticator", "_guard", "_on_refused", "_wall", "is_open")
 
-    def __init__(self, guard: object | None, *, wall: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        guard: object | None,
+        *,
+        wall: Callable[[], float],
+        on_refused: Callable[[AskerRefused], None] | None = None,
+    ) -> None:
         self._wall = wall
+        self._on_refused = on_refused
         self.is_open = True
         """Whether everybody may pass, as nobody."""
         self.change(guard)
@@ -57,7 +66,20 @@ class Gate:
             if token is not None:
                 raise ConfigError("access_token: the client has no `security` that could look at it")
             return None
-        return await self._authenticator.authenticate(token, now=trio.current_time(), wall=self._wall())
+        try:
+            return await self._authenticator.authenticate(token, now=trio.current_time(), wall=self._wall())
+        except SecurityError as exc:
+            self._tell_refused(exc)
+            raise
+
+    def _tell_refused(
+        self, error: GorouterError, principal: Principal | None = None, *, session: str | None = None
+    ) -> None:
+        if self._on_refused is not None:
+            who, tenant = (None, "") if principal is None else (principal.id, principal.tenant)
+            self._on_refused(
+                AskerRefused(at_s=self._wall(), error=error, principal=who, tenant=tenant, session=session)
+            )
 
     def key_for(self, principal: Principal | None, key: str, *, owner: Owner | None = None) -> str:
         """The full key of the session that `principal` means by `key`: their own, or that of `owner`.
@@ -69,5 +91,7 @@ class Gate:
         policy = getattr(self._guard, "session_policy", None) or SessionPolicy()
         scope = resolve_session(policy, principal, key=key, owner=owner)
         if scope is None:
-            raise SessionNotFoundError(f"there is no session {key!r}")
+            error = SessionNotFoundError(f"there is no session {key!r}")
+            self._tell_refused(error, principal, session=key)
+            raise error
         return str(SessionKey(tenant=scope.tenant, principal=scope.principal, id=scope.key))

@@ -174,6 +174,11 @@ class TurnLoan:
         return self._reader.result()
 
     @property
+    def failure(self) -> GorouterError | None:
+        """What the holder of the reader was told that it had met."""
+        return self._reader.failure
+
+    @property
     def is_broken(self) -> bool:
         """Whether the reader's holder was told already why there is no answer."""
         return self._broken is not None

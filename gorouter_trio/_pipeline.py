@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
-
-import trio
 
 from ._chain import ChatState
 from ._loan import TurnLoan, patience
 from ._loop import LoopServices, TurnLoop
-from ._observing import NotedChat
 from ._plain import ChatJournal, StreamJournal
 from ._stream import ChatStream
 from ._turns import TurnRequest
-from .errors import GorouterError
+from .errors import GorouterError, StreamNotFinishedError
 from .pool.streams import ChatReader, begin_reading
 from .wire.codec import decode_completion, encode_json, kept, split_object, to_message
 from .wire.mail import CallSettings, HttpCall
 from .wire.result import CallRecord, ChatResult
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+    import trio
 
     from ._gate import Gate
     from ._turns import TurnExtras
     from .pool.tracing import Tracers
     from .pool.workers import Exchange, Lease, Pool
+    from .runtime_events import ChatContext
     from .wire.responses import ChatCompletion
 
 __all__ = ["Answers", "ChatPipeline"]
@@ -68,10 +68,13 @@ class ChatPipeline:
         self._wall = wall
 
     def loop(self, extras: TurnExtras | None) -> TurnLoop | None:
-        """The loop that turns with these extras need now; None where one request is all there is to them."""
-        if extras is not None and (extras.has_rounds or not self._loops.chain.is_empty):
+        """The loop that turns with these extras need now; None where one request is all there is to them.
+
+        Who takes a turn without one notes how it has ended: see `note`.
+        """
+        if extras is not None and (extras.has_rounds or not self._loops.chain.only_notes):
             return TurnLoop(self._loops, extras)
-        return None if self._loops.chain.is_empty else self._loop
+        return None if self._loops.chain.only_notes else self._loop
 
     async def run(self, request: TurnRequest, extras: TurnExtras | None = None) -> ChatResult[object]:
         """One whole chat, given up at its deadline; no wait before a retry goes beyond it.
@@ -82,9 +85,14 @@ class ChatPipeline:
         chain = self._loops.chain
         if not chain.only_notes or (extras is not None and extras.has_rounds):
             return await self._run_looked_at(request, extras, self.send)
-        if not chain.ended.observers:
-            return await self.send(request.call())
-        return await self._run_noted(request, self.send)
+        try:
+            result = await self.send(request.call())
+        except GorouterError as exc:
+            self.note(request, request.pieces, exc)
+            raise
+        if chain.ended.observers:
+            chain.ended.add((request, False, request.pieces, result.call.finished_at_s, result, None))
+        return result
 
     @asynccontextmanager
     async def stream(
@@ -93,11 +101,18 @@ class ChatPipeline:
         """One streamed chat. Entering waits for its first data; leaving early stops the server."""
         loop = self.loop(await self._admit(extras))
         if loop is None:
-            reader = await self.open_reader(request.call(streaming=True))
             try:
-                yield ChatStream(reader, raw_chunks=raw_chunks)
+                reader = await self.open_reader(request.call(streaming=True))
+            except GorouterError as exc:
+                self.note(request, request.pieces, exc, is_streamed=True)
+                raise
+            stream = ChatStream[object](reader, raw_chunks=raw_chunks)
+            try:
+                yield stream
             finally:
                 reader.close()
+                if self._loops.chain.ended.observers:
+                    self._note_stream(request, reader, stream)
             return
         journal = StreamJournal(request, self.open_reader)
         self._nursery.start_soon(journal.run, loop)
@@ -226,10 +241,40 @@ class ChatPipeline:
         try:
             result = await send(request.call())
         except GorouterError as exc:
-            self._loops.chain.ended.add(NotedChat(request, request.pieces, self._wall(), None, exc))
+            self.note(request, request.pieces, exc)
             raise
-        self._loops.chain.ended.add(NotedChat(request, request.pieces, result.call.finished_at_s, result, None))
+        self.note(request, request.pieces, result)
         return result
+
+    def _note_stream(self, request: TurnRequest, reader: ChatReader, stream: ChatStream[object]) -> None:
+        """Note the end of a stream that was read to it; one that was left before has none."""
+        if reader.failure is not None:
+            self.note(request, request.pieces, reader.failure, is_streamed=True)
+            return
+        with suppress(StreamNotFinishedError):
+            self.note(request, request.pieces, stream.result, is_streamed=True)
+
+    @property
+    def is_noting(self) -> bool:
+        """Whether anybody looks at what is noted."""
+        return bool(self._loops.chain.ended.observers)
+
+    def note(
+        self,
+        request: TurnRequest | ChatContext,
+        messages: Sequence[bytes | bytearray] | bytes,
+        outcome: ChatResult[object] | GorouterError,
+        *,
+        is_streamed: bool = False,
+    ) -> None:
+        """Note for the observers how a turn without a loop has ended; `messages` as in `NotedChat`."""
+        chain = self._loops.chain
+        if not chain.ended.observers:
+            return
+        if isinstance(outcome, ChatResult):
+            chain.ended.add((request, is_streamed, messages, outcome.call.finished_at_s, outcome, None))
+        else:
+            chain.ended.add((request, is_streamed, messages, self._wall(), None, outcome))
 
     async def _begin(self, exchange: Exchange, lease: Lease) -> ChatReader:
         reader = await begin_reading(self._pool, exchange, lease=lease, wall=self._wall)
@@ -259,7 +304,7 @@ class ChatPipeline:
                 maybe_billed=exchange.state.maybe_billed,
                 queue_wait_s=exchange.queue_wait_s,
                 ttft_s=ticket.reply_at - ticket.started_at,
-                duration_s=trio.current_time() - exchange.started_at,
+                duration_s=self._pool.now() - exchange.started_at,
                 finished_at_s=self._wall(),
                 service_tier=reply.service_tier,
                 system_fingerprint=reply.system_fingerprint,

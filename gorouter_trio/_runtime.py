@@ -31,7 +31,7 @@ from .pool.refresh import remaining_usd
 from .pool.shared import SharedBackend, open_shared_limits
 from .pool.tracing import Tracers
 from .pool.workers import Pool, open_pool
-from .runtime_events import AccountingFailed, CostUnknown, HookFailed
+from .runtime_events import AccountingFailed, CostUnknown, HookFailed, ToolCallDenied
 from .session.directory import SessionDirectory
 from .session.ownership import open_owners
 from .stores.memory import MemoryStore
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from .network import Proxy, TlsConfig
     from .pool.shared import SharedLimits
     from .secret import Secret
+    from .security.rules import Deny, Principal, ToolCheck
     from .session.ownership import Owners
     from .wire.catalog import GenerationInfo, Model
 
@@ -166,10 +167,8 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     Leaving cancels the sessions and streams first, which save what they have, ends the plugins and the tools, then the
     pool, and last what listens.
     """
-    wall = config.seams.wall
-    guard = guard_of(config.security)
+    wall, guard, store = config.seams.wall, guard_of(config.security), _store(config)
     origin = _origin(cast("str", config.base_url))
-    store = _store(config)
     async with (
         _open_bus() as bus,
         _open_shared(config) as shared,
@@ -185,7 +184,8 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
         if shared is not None:
             shared.share_budget(accounting.gate)
         chain = Chain(bus, wall=wall)
-        encoder, gate = TurnEncoder(), Gate(guard, wall=wall)
+        encoder, gate = TurnEncoder(), Gate(guard, wall=wall, on_refused=bus.emit)
+        tools.on_denied = partial(_tell_denied, bus, wall)
         defaults = CallDefaults(config, encoder)
         loops = LoopServices(chain, tools, limits=config.tools, wall=wall)
         pipeline = ChatPipeline(pool, loops, gate=gate, nursery=nursery, tracers=tracers, wall=wall)
@@ -238,6 +238,27 @@ def _store(config: ClientConfig) -> HistoryStore:
 
 def _tracers(bus: EventBus, wall: Callable[[], float]) -> Tracers:
     return Tracers(report=lambda error: bus.emit(HookFailed(at_s=wall(), hook="tracer", phase="trace", error=error)))
+
+
+def _tell_denied(
+    bus: EventBus, wall: Callable[[], float], check: ToolCheck, principal: Principal | None, deny: Deny
+) -> None:
+    if not bus.has_listeners:
+        return
+    who, tenant = (None, "") if principal is None else (principal.id, principal.tenant)
+    bus.emit(
+        ToolCallDenied(
+            at_s=wall(),
+            tool=check.tool,
+            call_id=check.call_id,
+            reason=deny.reason,
+            message=deny.message,
+            principal=who,
+            tenant=tenant,
+            session=check.session,
+            retry_after_s=deny.retry_after_s,
+        )
+    )
 
 
 def _services(config: ClientConfig, pool: Pool) -> Services:

@@ -11,6 +11,7 @@ import msgspec
 import trio
 
 from ._callables import can_take
+from ._completion import run_completion
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
@@ -21,7 +22,7 @@ from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
-from .wire.codec import add_system, encode_embeddings, encode_prompt, encode_text_prompt
+from .wire.codec import add_system, encode_embeddings, encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from .batch.runner import Batch, BatchRequest
     from .batch.settings import BatchJob
     from .config import ApiKey, ContextPolicy
-    from .pool.budget import BudgetStatistics
+    from .pool.budget import AccountStatistics, BudgetStatistics
     from .pool.costs import CostSnapshot, CostTracker
     from .pool.ledger import LedgerChange
     from .pool.prices import PricesRefreshed
@@ -419,9 +420,20 @@ class Client:
         return await self._services.embed(body, settings)
 
     async def completions(self, prompt: str, **options: Unpack[ChatKeywords]) -> CompletionResult:
-        """What follows a prompt, by the endpoint from before chats; options and errors as in `chat`, without tools."""
+        """What follows a prompt, by the endpoint from before chats; options and errors as in `chat`, without tools.
+
+        Middlewares, hooks and observers see a chat of one message.
+        """
         encoded, settings = self._defaults.call(options)
-        return await self._services.complete(encode_text_prompt(prompt, encoded), settings)
+        runtime = self._runtime
+        return await run_completion(
+            prompt,
+            encoded,
+            settings=settings,
+            chain=runtime.chain,
+            pipeline=runtime.pipeline,
+            send=self._services.complete,
+        )
 
     # What users put around chats, and what they hear of them
 
@@ -649,6 +661,13 @@ class Client:
     def budget(self) -> BudgetStatistics:
         """What is left to spend, and what is set aside for requests in flight."""
         return self._runtime.accounting.gate.book.statistics()
+
+    def budgets(self, *, most: int = 100) -> list[AccountStatistics]:
+        """The budgets with a limit: at most so many, the one with the smallest part of it left first.
+
+        Those of tenants, sessions and batches are there from their first request on. Takes time for each of them.
+        """
+        return self._runtime.accounting.gate.book.tightest(most)
 
     def price(self, model: str) -> Pricing | None:
         """The prices of a model from the list in use, USD for a unit; None when they are not known. No I/O."""

@@ -8,9 +8,11 @@ where it still runs, or gives the stored answer, and so a turn happens once, how
 
 from __future__ import annotations
 
+import os
 import random
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, cast, overload
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import msgspec
@@ -31,7 +33,7 @@ from .errors import (
 )
 from .events import StreamFinished
 from .gateway.failures import error_of
-from .gateway.link import LinkBrokenError, open_link
+from .gateway.link import LinkBrokenError, is_refused_by_tls, open_link
 from .gateway.protocol import (
     Accepted,
     Answer,
@@ -58,6 +60,7 @@ from .gateway.protocol import (
 )
 from .secret import Secret
 from .session.actor import SessionStatistics
+from .transport.tls import make_tls_context
 from .wire.codec import decode_json, encode_json, encode_prompt, make_decoder
 
 if TYPE_CHECKING:
@@ -71,6 +74,7 @@ if TYPE_CHECKING:
     from .events import StreamEvent
     from .gateway.link import Call, Link
     from .gateway.protocol import ClientMessage, ServerMessage
+    from .network import TlsConfig
     from .wire.codec import Prompt
     from .wire.requests import AskKeywords
     from .wire.result import ChatResult, HistoryEntry
@@ -111,6 +115,7 @@ class _Wire:
         self._rng = rng
         self._link: Link | None = None
         self._fatal: GorouterError | None = None
+        self._trouble = ""
         self._changed = trio.Event()
         self.connects = 0
         self.forms = FormCache()
@@ -128,7 +133,7 @@ class _Wire:
                 if self._link is not None:
                     return self._link
                 await self._changed.wait()
-        raise ConnectError(f"there is no connection to {self._url}")
+        raise ConnectError(f"there is no connection to {self._url}{self._trouble}")
 
     async def run(self) -> None:
         """Keep a connection, until it is of no use to try."""
@@ -137,6 +142,7 @@ class _Wire:
             try:
                 async with open_link(self._url, token=self._token, tls=self._tls, agent=_AGENT) as link:
                     failures = 0
+                    self._trouble = ""
                     self.connects += 1
                     self._set(link)
                     await link.closed()
@@ -159,9 +165,14 @@ class _Wire:
     def _give_up_on(self, exc: BaseException) -> None:
         if isinstance(exc, LinkBrokenError):
             self._fatal = exc.fatal()
-        elif not isinstance(exc, (ConnectError, DecodeError)):
+        elif not isinstance(exc, (ConnectError, DecodeError)) or self._is_the_wrong_place(exc):
             self._fatal = cast("GorouterError", exc)
+        self._trouble = f": {exc}"
         self._tell()
+
+    def _is_the_wrong_place(self, exc: GorouterError) -> bool:
+        """Whether TLS refuses what has never worked; where it did, a certificate may have ended and be renewed."""
+        return not self.connects and is_refused_by_tls(exc)
 
     def _tell(self) -> None:
         self._changed.set()
@@ -714,22 +725,24 @@ async def open_remote(
     url: str,
     *,
     token: str | Secret | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: TlsConfig | ssl.SSLContext | None = None,
     patience_s: float = 30.0,
     rng: random.Random | None = None,
 ) -> AsyncIterator[RemoteClient]:
     """A client of the gateway at `url` (`ws://` or `wss://`): `async with open_remote(url, token=...) as client: ...`.
 
     Connects at once, and again whenever the connection breaks; what is asked meanwhile waits for up to `patience_s`,
-    and raises `ConnectError` then. `tls` are the settings for wss in place of the system's. Raises `InvalidTokenError`
-    for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in.
+    and raises `ConnectError` then. `tls` are the settings for wss, such as `TlsConfig(ca_file="ca.pem")`, in place of
+    the system's; a gateway whose certificate does not verify is a `ConnectError` at once. Raises `InvalidTokenError`
+    for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in,
+    `ConfigError` for a URL that is none and for settings whose files cannot be used.
 
     Leaving stops running turns, as leaving the client of this process does. An error of the body leaves as itself.
     """
-    if not url.startswith(("ws://", "wss://")):
-        raise ConfigError(f"url: must begin with ws:// or wss://, not {url!r}")
+    _check_url(url)
     secret = Secret(token) if isinstance(token, str) else token
-    wire = _Wire(url, token=secret, tls=tls, patience_s=patience_s, rng=rng or random.Random())
+    context = make_tls_context(tls, environ=os.environ) if url.startswith("wss://") else None
+    wire = _Wire(url, token=secret, tls=context, patience_s=patience_s, rng=rng or random.Random())
     body: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
@@ -746,3 +759,18 @@ async def open_remote(
         if body is None:
             raise
         raise body from body.__cause__
+
+
+def _check_url(url: str) -> None:
+    """Raise `ConfigError` for what is no place to connect to."""
+    if not url.startswith(("ws://", "wss://")):
+        raise ConfigError(f"url: must begin with ws:// or wss://, not {url!r}")
+    try:
+        place = urlsplit(url)
+        has_place = bool(place.hostname) and place.port != 0
+    except ValueError as exc:
+        raise ConfigError(f"url: {url!r}: {exc}") from None
+    if not has_place:
+        raise ConfigError(f"url: {url!r} names no host, or no port that there is")
+    if place.username is not None or place.password is not None:
+        raise ConfigError("url: must hold no credentials; give the token as `token`")

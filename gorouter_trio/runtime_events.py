@@ -14,6 +14,7 @@ from .wire.result import ChatResult
 
 __all__ = [
     "AccountingFailed",
+    "AskerRefused",
     "ChatContext",
     "ChatFailed",
     "ChatFinished",
@@ -23,6 +24,7 @@ __all__ = [
     "HookFailed",
     "PluginFailed",
     "RuntimeEvent",
+    "ToolCallDenied",
 ]
 
 
@@ -35,12 +37,14 @@ class RuntimeEvent(Struct, frozen=True, kw_only=True):
 class ChatContext(Struct, frozen=True, kw_only=True):
     """What a chat is, and stays, from its start to its end.
 
-    `chat_id` is unique within the client. `session` and `turn_id` are None outside sessions.
+    `chat_id` is unique within the client. `session` and `turn_id` are None outside sessions. `is_completion` is what
+    `client.completions` asks: its prompt is the one message, to which none may be added, and it has no tools.
     """
 
     chat_id: str
     model: str
     is_streamed: bool = False
+    is_completion: bool = False
     session: str | None = None
     turn_id: str | None = None
     tenant: str = ""
@@ -80,6 +84,36 @@ class HandlerFailed(RuntimeEvent, frozen=True, kw_only=True):
 
     event: str
     error: Exception
+
+
+class ToolCallDenied(RuntimeEvent, frozen=True, kw_only=True):
+    """A tool was not run for who asked: no right to it, too many calls, an argument that a rule forbids.
+
+    `reason` is a `security.DenyReason`. `message` may name the rule; the model is told the reason alone. `principal` is
+    None where nobody was authenticated.
+    """
+
+    tool: str
+    call_id: str
+    reason: str
+    message: str
+    principal: str | None = None
+    tenant: str = ""
+    session: str | None = None
+    retry_after_s: float | None = None
+
+
+class AskerRefused(RuntimeEvent, frozen=True, kw_only=True):
+    """Somebody was refused before anything was asked: no token, or no good one, or a session that is not theirs.
+
+    `session` is the key that was asked for, where it is about a session, and `principal` whoever it was, if that is
+    known.
+    """
+
+    error: GorouterError
+    principal: str | None = None
+    tenant: str = ""
+    session: str | None = None
 
 
 class CostUnknown(RuntimeEvent, frozen=True, kw_only=True):

@@ -152,3 +152,17 @@ async def test_bad_subscriptions(kind, handler, named):
     async with trio.open_nursery() as nursery:
         with pytest.raises(gr.ConfigError, match=named):
             EventBus(nursery).on(kind, handler)
+
+
+async def test_who_hears_chats(autojump_clock):
+    """Only those who listen to events of chats, or to all, are a reason to make them."""
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        heard = [bus.hears_chats]
+        for kind in (gr.PluginFailed, gr.ChatFailed, gr.RuntimeEvent):
+            with bus.listen(kind):
+                heard.append(bus.hears_chats)
+        number = bus.on(gr.ChatStarted, lambda _event: None)
+        heard.append(bus.hears_chats)
+        bus.off(number)
+        assert [*heard, bus.hears_chats] == [False, False, True, True, True, False]

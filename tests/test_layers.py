@@ -87,6 +87,7 @@ PLACES: tuple[str, ...] = (
     "_partial",
     "_stream",
     "_pipeline",
+    "_completion",
     "_services",
     # 6 and 7, the actors and what runs them
     "session",

@@ -337,6 +337,9 @@ async def serve(
     max_per_address: int = 256,
     upstream: int = 64,
     drain: float = 10.0,
+    budget_usd: str | None = None,
+    tenant_budget_usd: str | None = None,
+    session_budget_usd: str | None = None,
     common: CommonOptions | None = None,
 ) -> int:
     """Serve sessions over WebSocket, and OpenAI's chat API, until SIGTERM; the URL is printed first.
@@ -377,6 +380,12 @@ async def serve(
         How many connections to the API there may be.
     drain
         Seconds that running turns have when the gateway is told to stop.
+    budget_usd
+        What may be spent in all, in USD; requests that might cost more than is left of it are refused.
+    tenant_budget_usd
+        Likewise for each tenant: the one of a principal, or the principal itself.
+    session_budget_usd
+        Likewise for each session.
     """
     job = ServeJob(
         listen=listen,
@@ -396,12 +405,23 @@ async def serve(
         per_address=max_per_address,
         upstream=upstream,
         drain_s=drain,
+        budget_usd=budget_usd,
+        tenant_budget_usd=tenant_budget_usd,
+        session_budget_usd=session_budget_usd,
     )
     return await run_serve(job, common or CommonOptions())
 
 
-async def top(url: str, /, *, interval: float = 1.0, rows: int = 15, json: Annotated[bool, FLAG] = False) -> int:
-    """Show what a gateway does: sessions, queue, limits, spend, errors; live in a terminal, until Ctrl-C.
+async def top(
+    url: str,
+    /,
+    *,
+    interval: float = 1.0,
+    rows: int = 15,
+    patience: float = 10.0,
+    json: Annotated[bool, FLAG] = False,
+) -> int:
+    """Show what a gateway does: sessions, queue, limits, spend against budgets, errors; live until Ctrl-C.
 
     An operator's token is taken from GOROUTER_GATEWAY_TOKEN.
 
@@ -412,11 +432,13 @@ async def top(url: str, /, *, interval: float = 1.0, rows: int = 15, json: Annot
     interval
         Seconds between two looks.
     rows
-        How many sessions are shown.
+        How many sessions, and how many budgets, are shown at most.
+    patience
+        Seconds to wait for a gateway that cannot be reached.
     json
         Print one snapshot as JSON.
     """
-    return await run_top(TopJob(url=url, interval_s=interval, rows=rows), as_json=json)
+    return await run_top(TopJob(url=url, interval_s=interval, rows=rows, patience_s=patience), as_json=json)
 
 
 async def key(*, common: CommonOptions | None = None) -> int:

@@ -19,7 +19,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
-from ..config import Secret
+from ..config import Budget, Secret
 from ..errors import ConfigError
 from ..gateway import ClusterConfig, GatewayConfig, GatewayLimits, serve_gateway
 from ..security import ApiKeyAuth, Principal, SecurityConfig
@@ -63,6 +63,9 @@ class ServeJob(Struct, frozen=True, kw_only=True):
     per_address: int = 256
     upstream: int = 64
     drain_s: float = 10.0
+    budget_usd: str | None = None
+    tenant_budget_usd: str | None = None
+    session_budget_usd: str | None = None
 
 
 class _Person(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,11 +108,11 @@ async def run_serve(job: ServeJob, common: CommonOptions) -> int:
     """Serve until SIGTERM or Ctrl-C, and drain then; a second one stops at once."""
     host, port = parse_address(job.listen)
     config, tls, tools = _config(job), _tls(job), find_tools(job.tools)
-    security = None if job.principals is None else _security(job.principals)
+    security, budget = None if job.principals is None else _security(job.principals), _budget(job)
     raise_file_limit(job.connections + job.upstream + _SPARE_FILES)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(_open_store(job))
-        fields = {"store": store, "security": security}
+        fields = {"store": store, "security": security, "budget": budget}
         client = await stack.enter_async_context(
             open_chosen_client(common, max_connections=job.upstream, has_prices=True, fields=fields)
         )
@@ -154,6 +157,14 @@ async def _stop_at_signals(signals: AsyncIterator[int], gateway: Gateway, scope:
 
 def _security(path: Path) -> SecurityConfig:
     return SecurityConfig(auth=read_principals(path), require_authentication=True, default_policy="allow-all")
+
+
+def _budget(job: ServeJob) -> Budget:
+    """What may be spent; raises `CliError`."""
+    try:
+        return Budget(usd=job.budget_usd, tenant_usd=job.tenant_budget_usd, session_usd=job.session_budget_usd)
+    except ConfigError as exc:
+        raise CliError(exc.message) from None
 
 
 def _config(job: ServeJob) -> GatewayConfig:

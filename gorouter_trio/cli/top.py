@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 from msgspec import Struct
+from rich.cells import cell_len
 from rich.console import Group
 from rich.live import Live
 from rich.table import Table
@@ -25,7 +26,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.console import RenderableType
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["TopJob", "draw", "run_top"]
 
+_GAP: Final = 2
+_LEAST: Final = 12
 _TOKEN_VARIABLE: Final = "GOROUTER_GATEWAY_TOKEN"  # noqa: S105 - the name of a variable
 
 
@@ -43,20 +46,23 @@ class TopJob(Struct, frozen=True, kw_only=True):
     url: str
     interval_s: float = 1.0
     rows: int = 15
+    patience_s: float = 10.0
 
 
 async def run_top(job: TopJob, *, as_json: bool) -> int:
     """Show one snapshot, or, where somebody looks at a terminal, one after the other until Ctrl-C."""
     if not job.interval_s > 0:
         raise CliError("--interval must be more than 0")
+    if not job.patience_s > 0:
+        raise CliError("--patience must be more than 0")
     token = os.environ.get(_TOKEN_VARIABLE) or None
-    async with open_remote(job.url, token=token, patience_s=10.0) as client:
+    async with open_remote(job.url, token=token, patience_s=job.patience_s) as client:
         if as_json:
             print_json(await client.statistics())
         elif is_interactive():
             await _watch(client, job)
         else:
-            show(draw(await client.statistics(), None, rows=job.rows))
+            show(draw(await client.statistics(), None, rows=job.rows, width=make_console().width))
     return OK
 
 
@@ -65,16 +71,18 @@ async def _watch(client: RemoteClient, job: TopJob) -> None:
     with Live(console=make_console(), auto_refresh=False, screen=True) as live:
         while True:
             now = await client.statistics()
-            live.update(draw(now, before, rows=job.rows), refresh=True)
+            live.update(draw(now, before, rows=job.rows, width=live.console.width), refresh=True)
             before = now
             await trio.sleep(job.interval_s)
 
 
-def draw(now: GatewaySnapshot, before: GatewaySnapshot | None, *, rows: int) -> RenderableType:
-    """A snapshot as tables; rates are since the one `before`."""
+def draw(now: GatewaySnapshot, before: GatewaySnapshot | None, *, rows: int, width: int = 80) -> RenderableType:
+    """A snapshot as tables of so many columns; rates are since the one `before`."""
     parts: list[RenderableType] = [facts_table(printable(now.name), _facts(now, before))]
+    if now.budgets and rows:
+        parts.append(_budgets(now, rows=rows, width=width))
     if now.sessions and rows:
-        parts.append(_sessions(now, rows))
+        parts.append(_sessions(now, rows=rows, width=width))
     return Group(*parts)
 
 
@@ -101,12 +109,39 @@ def _rate(now: GatewaySnapshot, before: GatewaySnapshot | None) -> str:
     return f", {done / (now.uptime_s - before.uptime_s):.1f} a second"
 
 
-def _sessions(now: GatewaySnapshot, rows: int) -> Table:
-    table = Table(box=None, pad_edge=False, title_justify="left")
-    for name in ("session", "state", "waits for", "since", "queued", "turns", "cost"):
-        table.add_column(name, no_wrap=True, overflow="ellipsis", justify="left" if name == "session" else "right")
+def _budgets(now: GatewaySnapshot, *, rows: int, width: int) -> Table:
+    """What is spent against what may be, the fullest first."""
+    lines = []
+    for row in now.budgets[:rows]:
+        used = f"{1 - row.left_usd / row.limit_usd:.0%}" if row.limit_usd else ""
+        amounts = map(format_cost, (row.spent_usd, row.held_usd, row.limit_usd, row.left_usd))
+        lines.append((f"{row.kind} {row.name}".strip(), *amounts, used))
+    return _table(("budget", "spent", "held", "limit", "left", "used"), lines, width=width)
+
+
+def _sessions(now: GatewaySnapshot, *, rows: int, width: int) -> Table:
+    lines = []
     for row in now.sessions[:rows]:
         cost = "" if row.cost_usd is None else format_cost(row.cost_usd)
-        cells = (printable(row.key), row.state, row.waits_for, format_seconds(row.since_s), f"{row.queued}")
-        table.add_row(*cells, f"{row.turns:,}", cost)
+        cells = (row.state, row.waits_for, format_seconds(row.since_s), f"{row.queued}", f"{row.turns:,}", cost)
+        lines.append((row.key, *cells))
+    return _table(("session", "state", "waits for", "since", "queued", "turns", "cost"), lines, width=width)
+
+
+def _table(names: Sequence[str], lines: Sequence[Sequence[str]], *, width: int) -> Table:
+    """Lines under their names; the first column has what the others leave, and shows the ends of what is too long."""
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    used = 0
+    for number, name in enumerate(names[1:], start=1):
+        used += _GAP + max(len(name), *(len(line[number]) for line in lines))
+    room = max(width - used, len(names[0]), _LEAST)
+    for name in names:
+        is_first = name == names[0]
+        table.add_column(name, no_wrap=True, overflow="ellipsis", justify="left" if is_first else "right")
+    for first, *others in lines:
+        table.add_row(_end_of(printable(first), room), *map(printable, others))
     return table
+
+
+def _end_of(text: str, room: int) -> str:
+    return text if cell_len(text) <= room else "…" + text[-(room - 1) :]

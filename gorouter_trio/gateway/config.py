@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ..network import TlsConfig
 from ..secret import Secret
 from ..transport.resp_client import RedisClient
 
@@ -95,7 +96,7 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     url: str = ""
     prefix: str = "gorouter"
     member_s: float = 5.0
-    tls: ssl.SSLContext | None = None
+    tls: TlsConfig | ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
         if self.url and not self.url.startswith(("ws://", "wss://")):

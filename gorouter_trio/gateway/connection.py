@@ -124,8 +124,12 @@ class Connection:
             if failures and broken is None:
                 self._violation = Violation(1011, "an error inside the gateway")
                 self._core.report(failures[0])
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
-                await self._close()
+            try:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
+                    await self._close()
+            finally:
+                # Whatever becomes of the close, also where its time is over: who is counted for ever takes a place.
+                self._core.left(self)
 
     async def _serve(self) -> None:
         try:
@@ -211,7 +215,7 @@ class Connection:
         self.caller = Caller(principal, None if principal is None else token, self._address)
 
     async def _close(self) -> None:
-        """Say why, if the client can still hear it, and give back what was counted."""
+        """Say why, if the client can still hear it, and close the stream."""
         try:
             violation = self._violation or self._stream.violation or self._broken_rule()
             if violation is not None:
@@ -222,7 +226,6 @@ class Connection:
             pass
         finally:
             await self._stream.abort()  # noqa: ASYNC102 - never waits
-            self._core.left(self)
 
     def _broken_rule(self) -> Violation | None:
         """What the library found wrong with a frame; it closes without a word."""
@@ -357,6 +360,7 @@ class Connection:
         if cluster is None or self._is_peer or request.session is None:
             return request
         caller = self.caller
+        self._core.check_reach(request, caller)
         relay = Relay(cluster, request, caller=caller, names=(*(request.owner or caller.identity), request.session))
         self._steered[request.id] = relay
         await relay.run(self._send_text)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import msgspec
 import trio
 
+from .._gate import Gate
 from ..errors import AuthenticationRequiredError, ConfigError
 from .backend import Backend
 from .census import Census
@@ -229,6 +230,15 @@ class GatewayCore:
     async def act(self, request: SessionRequest | Statistics, caller: Caller) -> Sequence[msgspec.Struct]:
         """The answer to a request about a session; raises `GorouterError`."""
         return await self.backend.act(request, caller)
+
+    def check_reach(self, request: Ask | SessionRequest | Statistics, caller: Caller) -> None:
+        """Raise `SessionNotFoundError` for a session that is named as another's and may not be reached.
+
+        For a session that is there and one that is not this is the same, and it is before anything is looked up, or
+        another gateway is asked: what comes back, and when, tells nothing about it.
+        """
+        if request.owner is not None and request.session is not None:
+            Gate(self._guard, wall=self.wall).key_for(caller.principal, request.session, owner=request.owner)
 
     def may_look(self, caller: Caller) -> bool:
         """Whether the caller may see what the gateway does."""

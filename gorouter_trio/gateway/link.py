@@ -7,6 +7,7 @@ breaks ends every call that runs on it with `LinkBrokenError`; beginning anew is
 from __future__ import annotations
 
 import math
+import os
 import ssl
 from collections import deque
 from contextlib import asynccontextmanager
@@ -33,6 +34,7 @@ from ..errors import (
     InvalidTokenError,
     SessionBusyError,
 )
+from ..transport.tls import make_tls_context, open_tls
 from ..wire.codec import make_decoder
 from .protocol import (
     CLOSE_CODES,
@@ -52,9 +54,10 @@ from .protocol import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from ..network import TlsConfig
     from ..secret import Secret
 
-__all__ = ["Call", "Head", "Link", "LinkBrokenError", "open_link"]
+__all__ = ["Call", "Head", "Link", "LinkBrokenError", "is_refused_by_tls", "open_link"]
 
 _MAX_MESSAGE: Final = 67_108_864
 _SPARE_BYTES: Final = 1_048_576
@@ -268,14 +271,14 @@ async def open_link(
     url: str,
     *,
     token: Secret | None = None,
-    tls: ssl.SSLContext | None = None,
+    tls: TlsConfig | ssl.SSLContext | None = None,
     headers: Sequence[tuple[str, str]] = (),
     agent: str = "",
 ) -> AsyncIterator[Link]:
     """Connect, say hello, and run the link until the block is left, which closes it.
 
-    Raises `ConnectError`, `LinkBrokenError` when the gateway closes before its welcome, `AccessDeniedError` where it
-    refuses the upgrade.
+    Raises `ConnectError`, `ConfigError` for files of `tls` that cannot be used, `LinkBrokenError` when the gateway
+    closes before its welcome, `AccessDeniedError` where it refuses the upgrade.
     """
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(_CONNECT_S) as scope:
@@ -303,15 +306,19 @@ async def open_link(
 
 
 async def _connect(
-    nursery: trio.Nursery, url: str, *, tls: ssl.SSLContext | None, headers: Sequence[tuple[str, str]]
+    nursery: trio.Nursery,
+    url: str,
+    *,
+    tls: TlsConfig | ssl.SSLContext | None,
+    headers: Sequence[tuple[str, str]],
 ) -> tuple[WebSocketConnection, trio.abc.Stream]:
-    stream: trio.SocketStream | trio.SSLStream[trio.SocketStream] | None = None
+    stream: trio.SocketStream | trio.SSLStream[trio.abc.Stream] | None = None
     try:
         stream, place = await _open_stream(url, tls)
         # Its own ways to connect leave the socket of a refused handshake to the garbage collector.
         websocket = await wrap_client_stream(
             nursery,
-            stream,
+            cast("trio.SocketStream", stream),  # any stream will do, which its annotation does not say
             place.netloc,
             (place.path or "/") + (f"?{place.query}" if place.query else ""),
             subprotocols=[SUBPROTOCOL],
@@ -332,16 +339,27 @@ async def _connect(
 
 
 async def _open_stream(
-    url: str, tls: ssl.SSLContext | None
-) -> tuple[trio.SocketStream | trio.SSLStream[trio.SocketStream], SplitResult]:
+    url: str, tls: TlsConfig | ssl.SSLContext | None
+) -> tuple[trio.SocketStream | trio.SSLStream[trio.abc.Stream], SplitResult]:
     place = urlsplit(url)
     is_secure = place.scheme == "wss"
+    context = make_tls_context(tls, environ=os.environ) if is_secure else None
     host, port = place.hostname or "", place.port or (443 if is_secure else 80)
     tcp = await trio.open_tcp_stream(host, port)
-    if not is_secure:
+    if context is None:
         return tcp, place
-    context = tls or ssl.create_default_context()
-    return trio.SSLStream(tcp, context, server_hostname=host, https_compatible=True), place
+    try:
+        return await open_tls(tcp, context, host=host, name=place.netloc), place
+    except BaseException:
+        await trio.aclose_forcefully(tcp)
+        raise
+
+
+def is_refused_by_tls(error: GorouterError) -> bool:
+    """Whether one side has refused the other's certificate, or speaks no TLS: trying again would change nothing."""
+    broken = error.__cause__
+    cause = None if broken is None else broken.__cause__
+    return isinstance(cause, ssl.SSLError) and not isinstance(cause, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 def _connect_error(exc: Exception) -> GorouterError:

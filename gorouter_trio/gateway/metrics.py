@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
-from .protocol import GatewaySnapshot, SessionRow
+from .protocol import BudgetRow, GatewaySnapshot, SessionRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from decimal import Decimal
 
+    from ..pool.budget import AccountStatistics
     from .core import GatewayCore
 
 __all__ = ["metrics_text", "snapshot"]
 
 _MOST_ROWS = 50
+_MOST_BUDGETS = 20
 
 
 def snapshot(core: GatewayCore) -> GatewaySnapshot:
@@ -51,6 +54,7 @@ def snapshot(core: GatewayCore) -> GatewaySnapshot:
         loop_lag_s=pool.loop_lag_s,
         cost_usd=spent.cost_usd + spent.estimated_usd,
         uncosted=spent.unknown + spent.reconciling + spent.unreconciled,
+        budgets=[_budget(account) for account in core.client.budgets(most=_MOST_BUDGETS)],
     )
 
 
@@ -69,6 +73,17 @@ def _rows(core: GatewayCore) -> list[SessionRow]:
     ]
     busy.sort(key=lambda row: (row.state == "idle", -row.since_s))
     return busy[:_MOST_ROWS]
+
+
+def _budget(account: AccountStatistics) -> BudgetRow:
+    return BudgetRow(
+        kind=account.kind,
+        name=account.name,
+        limit_usd=cast("Decimal", account.limit_usd),
+        spent_usd=account.spent_usd,
+        held_usd=account.held_usd,
+        left_usd=cast("Decimal", account.left_usd),
+    )
 
 
 def metrics_text(core: GatewayCore) -> str:
@@ -90,6 +105,9 @@ def _lines(core: GatewayCore) -> Iterator[str]:
     yield from _metric("turns_done_total", "counter", "Turns with an answer", hub.done)
     yield from _metric("turns_failed_total", "counter", "Turns without", hub.failed)
     yield from _metric("draining", "gauge", "1 while the gateway goes away", int(core.is_draining))
+    if core.cluster is not None:
+        text = "Requests that were passed on to the gateways which have their sessions"
+        yield from _metric("forwarded_total", "counter", text, core.cluster.forwarded)
     yield "# HELP gorouter_gateway_closed_total Connections that have ended, by close code"
     yield "# TYPE gorouter_gateway_closed_total counter"
     for code, count in sorted(core.closed.items()):

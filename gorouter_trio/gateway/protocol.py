@@ -30,6 +30,7 @@ from ..events import (
 )
 from ..wire.codec import encode_json, make_decoder
 from ..wire.result import ChatResult, HistoryEntry
+from ..wire.schema import without_indentation
 
 __all__ = [
     "CLOSE_CODES",
@@ -455,8 +456,22 @@ class SessionRow(_Message, frozen=True, kw_only=True):
     cost_usd: Decimal | None = None
 
 
+class BudgetRow(_Message, frozen=True, kw_only=True):
+    """A budget with a limit in USD; `name` is that of the tenant, session or batch. Held is what runs may cost."""
+
+    kind: str
+    name: str
+    limit_usd: Decimal
+    spent_usd: Decimal
+    held_usd: Decimal
+    left_usd: Decimal
+
+
 class GatewaySnapshot(_Message, frozen=True, kw_only=True):
-    """What a gateway does: connections, turns, the pool behind it, what was spent, the sessions longest at it."""
+    """What a gateway does: connections, turns, the pool behind it, what was spent, the sessions longest at it.
+
+    `budgets` are those with a limit, the one with the smallest part of it left first.
+    """
 
     name: str
     uptime_s: float
@@ -485,7 +500,7 @@ class GatewaySnapshot(_Message, frozen=True, kw_only=True):
     loop_lag_s: float
     cost_usd: Decimal
     uncosted: int
-    budgets: Mapping[str, _JsonObject] = {}
+    budgets: Sequence[BudgetRow] = ()
 
 
 class Snapshot(_Message, frozen=True, kw_only=True, tag="snapshot"):
@@ -538,7 +553,7 @@ def protocol_schema() -> dict[str, object]:
         "title": f"gorouter-trio gateway protocol, version {VERSION}",
         "client": client,
         "server": server,
-        "$defs": definitions,
+        "$defs": without_indentation(definitions),
     }
 
 

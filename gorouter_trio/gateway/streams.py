@@ -19,15 +19,20 @@ __all__ = ["GuardedStream", "PrefixedStream", "is_upgrade", "read_head"]
 _MAX_HEAD: Final = 16_384
 _RECEIVE_BYTES: Final = 16_384
 _UPGRADE: Final = re.compile(rb"\r\nupgrade[ \t]*:[ \t]*websocket[ \t]*\r\n", re.IGNORECASE)
+# A line may stand empty before a request (RFC 9112 section 2.2); other control characters may not.
+_NO_TEXT: Final = re.compile(rb"[^\r\n\x20-\x7e]")
 _LINGER_S: Final = 1.0
 _LAST_FRAME_S: Final = 0.3
 _MAX_REASON: Final = 123
 
 
 async def read_head(stream: trio.abc.Stream) -> bytes:
-    """What a client sends until the end of its first request's head, or 16 KiB, or its end of file."""
+    """What a client sends until the end of its first request's head, or 16 KiB, or its end of file.
+
+    What cannot become one, such as TLS where none is spoken, is not waited for: it has its answer at once.
+    """
     head = b""
-    while b"\r\n\r\n" not in head and len(head) < _MAX_HEAD:
+    while b"\r\n\r\n" not in head and len(head) < _MAX_HEAD and not _NO_TEXT.match(head):
         received = await stream.receive_some(_MAX_HEAD)
         if not received:
             break

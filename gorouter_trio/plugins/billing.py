@@ -155,14 +155,12 @@ class BillingPlugin:
         """Rows were entered."""
         if self._mode == "inline":
             for change in changes:
-                self._report_now(_report_of(change))
+                self._report_inline(_report_of(change))
             return
-        queue = self._queue
-        for change in changes:
-            if len(queue) < self._room:
-                queue.append(change)
-            else:
-                self._drop(change, f"{self._room} reports wait already")
+        room = self._room - len(self._queue)
+        self._queue.extend(changes[:room])
+        for change in changes[room:]:
+            self._drop(change, f"{self._room} reports wait already")
         self._came.set()
 
     async def _work(self) -> None:
@@ -172,34 +170,42 @@ class BillingPlugin:
                 await self._came.wait()
             while self._queue:
                 # One that the reporter is at stays in the queue: cut off, it is told like the others.
-                report = _report_of(self._queue[0])
                 if self._mode == "thread":
-                    await self._report_in_thread(report)
-                elif (returned := self._report_now(report)) is not None and inspect.isawaitable(returned):
-                    await self._finish(returned, report)
-                self._queue.popleft()
+                    await self._report_in_thread(_report_of(self._queue[0]))
+                elif (returned := contain_sync(self._report_queued, report=self._fail_first)) is not None:
+                    await self._finish(returned)
             await trio.lowlevel.checkpoint()
 
-    def _report_now(self, report: BillingReport) -> object:
-        """Give out one report; one that neither waits nor fails costs no trip through the scheduler, nor a coroutine.
+    def _report_queued(self) -> Awaitable[object] | None:
+        """Give out reports until one has to be waited for, which is returned; those before cost no coroutine each."""
+        queue, reporter = self._queue, self._reporter
+        while queue:
+            returned = reporter(_report_of(queue[0]))
+            if returned is not None and inspect.isawaitable(returned):
+                return returned
+            queue.popleft()
+            self._reported += 1
+        return None
 
-        What is returned may have to be waited for: `_finish` counts it again.
-        """
-        failed = self._failed
-        returned = contain_sync(partial(self._reporter, report), report=partial(self._fail, report))
-        self._reported += self._failed == failed
-        return returned
+    def _fail_first(self, error: Exception) -> None:
+        self._fail(_report_of(self._queue.popleft()), error)
 
-    async def _finish(self, returned: Awaitable[object], report: BillingReport) -> None:
-        self._reported -= 1
-        await self._wait(partial(_wait_for, returned), report)
+    async def _finish(self, returned: Awaitable[object]) -> None:
+        await self._wait(partial(_wait_for, returned), _report_of(self._queue[0]))
 
     async def _report_in_thread(self, report: BillingReport) -> None:
         await self._wait(partial(trio.to_thread.run_sync, self._reporter, report, abandon_on_cancel=True), report)
 
     async def _wait(self, call: Callable[[], Awaitable[object]], report: BillingReport) -> None:
+        """Wait for the first one in the queue."""
         failed = self._failed
         await contain(call, report=partial(self._fail, report))
+        self._queue.popleft()
+        self._reported += self._failed == failed
+
+    def _report_inline(self, report: BillingReport) -> None:
+        failed = self._failed
+        contain_sync(partial(self._reporter, report), report=partial(self._fail, report))
         self._reported += self._failed == failed
 
     def _fail(self, report: BillingReport, error: Exception) -> None:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, TextIO, TypeAlias, TypeGuard
 
 from msgspec import UNSET
 
+from .._contain import contain_sync
 from ..errors import ApiError, ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .._observing import EndedChat
     from ..client import Client
     from ..errors import GorouterError
+    from ..runtime_events import ChatContext
     from ..wire.result import ChatResult
 
 __all__ = ["LoggingPlugin"]
 
 _MAX_CHARS: Final = 300
 _MOST_KEPT: Final = 1_000
-# Texts that are made here, and need no look at what is in them.
-_OURS: Final = frozenset({"chat", "cost_usd", "error"})
 
 
 class LoggingPlugin:
@@ -32,7 +33,9 @@ class LoggingPlugin:
     are not logged. What comes from outside is made printable, so that a line stays a line. `logger` is
     `logging.getLogger("gorouter_trio.chats")` if none is given; answers are logged at `level`, errors one above
     it, at least as warnings. Records are made some hundredths of a second after the chat has ended, many at a time,
-    and say when that was. Handlers run on the loop: one that may wait belongs behind a `QueueHandler`.
+    and say when that was; those that are waiting are lost when the process is killed. Where one `StreamHandler` or
+    `FileHandler` is all there is to call, their lines are written together, in order. Handlers run on the loop: one
+    that may wait belongs behind a `QueueHandler`.
     """
 
     name = "logging"
@@ -44,8 +47,8 @@ class LoggingPlugin:
             raise ConfigError(f"logging: level must be a level of the logging module, not {level!r}")
         self._logger = logger or logging.getLogger("gorouter_trio.chats")
         self._level = level
-        self._records = _Records(self._logger.name)
-        self._printed: dict[str, str] = {}
+        self._records = _Records(self._logger)
+        self._models, self._answerers, self._reasons = _Pairs("model"), _Pairs("answered_by"), _Pairs("finish_reason")
 
     def init(self, client: Client) -> None:
         """Called by the client."""
@@ -56,86 +59,69 @@ class LoggingPlugin:
         shows_answers, shows_errors = self._logger.isEnabledFor(level), self._logger.isEnabledFor(error_level)
         if not (shows_answers or shows_errors):
             return
+        make = self._records.maker(level), self._records.maker(error_level)
+        records: list[logging.LogRecord] = []
         for chat in chats:
-            if chat.result is not None and shows_answers:
-                self._log(level, _facts_of(chat, chat.result), chat.at_s)
+            if chat.result is not None:
+                if shows_answers:
+                    records.append(make[0](*self._answered(chat, chat.result), chat.at_s))
             elif chat.error is not None and shows_errors:
-                self._log(error_level, _facts_of_error(chat, chat.error), chat.at_s)
+                records.append(make[1](*self._failed(chat, chat.error), chat.at_s))
+        _give_out(records, self._logger)
 
-    def _log(self, level: int, facts: dict[str, object], at_s: float) -> None:
-        printed = self._printed
-        pairs: list[str] = []
-        for name, value in facts.items():
-            if value.__class__ is str and name not in _OURS:
-                pairs.append(f"{name}={printed.get(value) or self._print(value)}")
-            elif value is not None:
-                pairs.append(f"{name}={value}")
-        line = " ".join(pairs)
-        if logging.getLogRecordFactory() is logging.LogRecord:
-            self._logger.handle(self._records.make(level, line, facts=facts, created=at_s))
-        else:
-            # Somebody wants records of another kind.
-            self._logger.log(level, "%s", line, extra={"chat": facts})
+    def _answered(self, chat: EndedChat, result: ChatResult[object]) -> tuple[str, dict[str, object]]:
+        """The line of an answer, and its facts; they are the same, in the same order, but for what is None."""
+        call, calls, cost = result.call, result.message.tool_calls, result.cost
+        context, count = chat.context, chat.message_count
+        chat_id, model, answered_by, reason = context.chat_id, context.model, call.model, call.finish_reason
+        whose, pairs = ("", {}) if _is_plain(context) else _more_of(context)
+        tool_calls = len(result.tool_calls) or (0 if calls is UNSET else len(calls))
+        duration_s = f"{call.duration_s:.3f}"
+        cost_usd = None if cost is None else str(cost)
+        facts: dict[str, object] = {
+            "chat": chat_id,
+            "model": model,
+            **pairs,
+            "messages": count,
+            "answered_by": answered_by,
+            "finish_reason": reason,
+            "duration_s": float(duration_s),
+            "tool_calls": tool_calls,
+            "cost_usd": cost_usd,
+        }
+        line = (
+            f"chat={chat_id}{self._models[model]}{whose} messages={count}{self._answerers[answered_by]}"
+            f"{self._reasons[reason]} duration_s={duration_s} tool_calls={tool_calls}"
+        )
+        if cost_usd is not None:
+            line += f" cost_usd={cost_usd}"
+        if call.attempts > 1 or result.rounds:
+            facts["attempts"] = result.attempts
+            line += f" attempts={result.attempts}"
+        return line, facts
 
-    def _print(self, value: str) -> str:
-        """A text that has not been printed lately; names of models and reasons to finish are few."""
-        if len(self._printed) >= _MOST_KEPT:
-            self._printed.clear()
-        text = self._printed[value] = _printable(value)
-        return text
-
-
-class _Records:
-    """Makes log records as `Logger.makeRecord` does, of which nothing but the time and the text is new each time."""
-
-    def __init__(self, logger: str) -> None:
-        like = logging.LogRecord(logger, logging.NOTSET, LoggingPlugin.__module__, 0, "", (), None, "chat")
-        self._began_ms = like.created * 1_000 - like.relativeCreated
-        self._common = {**vars(like), "chat": None}
-        self._levels: dict[int, dict[str, object]] = {}
-
-    def make(self, level: int, line: str, *, facts: dict[str, object], created: float) -> logging.LogRecord:
-        """A record of something that happened at `created`, in seconds since the epoch."""
-        common = self._levels.get(level)
-        if common is None:
-            common = self._levels[level] = {**self._common, "levelno": level, "levelname": logging.getLevelName(level)}
-        fields = common.copy()
-        fields["msg"] = line
-        fields["chat"] = facts
-        fields["created"] = created
-        fields["msecs"] = created % 1 * 1_000
-        fields["relativeCreated"] = created * 1_000 - self._began_ms
-        record = logging.LogRecord.__new__(logging.LogRecord)
-        record.__dict__ = fields
-        return record
-
-
-def _facts_of(chat: EndedChat, result: ChatResult[object]) -> dict[str, object]:
-    call, calls, cost = result.call, result.message.tool_calls, result.cost
-    facts = _facts_of_request(chat)
-    facts["answered_by"] = call.model
-    facts["finish_reason"] = call.finish_reason
-    facts["duration_s"] = round(call.duration_s, 3)
-    facts["tool_calls"] = len(result.tool_calls) or (0 if calls is UNSET else len(calls))
-    facts["cost_usd"] = None if cost is None else str(cost)
-    if call.attempts > 1 or result.rounds:
-        facts["attempts"] = result.attempts
-    return facts
+    def _failed(self, chat: EndedChat, error: GorouterError) -> tuple[str, dict[str, object]]:
+        """The line of an error, and its facts."""
+        context, count = chat.context, chat.message_count
+        whose, pairs = ("", {}) if _is_plain(context) else _more_of(context)
+        told: dict[str, object] = {
+            "error": type(error).__name__,
+            "status": error.status if isinstance(error, ApiError) else None,
+            "message": error.message,
+            "attempts": error.attempts,
+            "maybe_billed": error.maybe_billed,
+        }
+        line = f"chat={context.chat_id}{self._models[context.model]}{whose} messages={count}{_line_of(told)}"
+        return line, {"chat": context.chat_id, "model": context.model, **pairs, "messages": count, **told}
 
 
-def _facts_of_error(chat: EndedChat, error: GorouterError) -> dict[str, object]:
-    facts = _facts_of_request(chat)
-    facts["error"] = type(error).__name__
-    facts["status"] = error.status if isinstance(error, ApiError) else None
-    facts["message"] = error.message
-    facts["attempts"] = error.attempts
-    facts["maybe_billed"] = error.maybe_billed
-    return facts
+def _is_plain(context: ChatContext) -> bool:
+    return context.session is None and not context.tenant and not context.is_streamed
 
 
-def _facts_of_request(chat: EndedChat) -> dict[str, object]:
-    context = chat.context
-    facts: dict[str, object] = {"chat": context.chat_id, "model": context.model}
+def _more_of(context: ChatContext) -> tuple[str, dict[str, object]]:
+    """What there is to say of some chats only: a piece of the line, and facts."""
+    facts: dict[str, object] = {}
     if context.session is not None:
         facts["session"] = context.session
         facts["turn"] = context.turn_id
@@ -143,8 +129,132 @@ def _facts_of_request(chat: EndedChat) -> dict[str, object]:
         facts["tenant"] = context.tenant
     if context.is_streamed:
         facts["streamed"] = True
-    facts["messages"] = chat.message_count
-    return facts
+    return _line_of(facts), facts
+
+
+def _line_of(facts: Mapping[str, object]) -> str:
+    return "".join(
+        f" {name}={_printable(value) if isinstance(value, str) else value}"
+        for name, value in facts.items()
+        if value is not None
+    )
+
+
+class _Pairs(dict[str | None, str]):
+    """Pieces of lines by their values: names of models and reasons to finish are few, and are made printable once."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def __missing__(self, value: str | None) -> str:
+        if len(self) >= _MOST_KEPT:
+            self.clear()
+        pair = self[value] = _line_of({self._name: value})
+        return pair
+
+
+_Maker: TypeAlias = "Callable[[str, dict[str, object], float], logging.LogRecord]"
+"""Makes a record of a line, its facts, and when that was, in seconds since the epoch."""
+
+
+class _Records:
+    """Makes records as `Logger.makeRecord` does, of which nothing but the time and the text is new each time."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        like = logging.LogRecord(logger.name, logging.NOTSET, LoggingPlugin.__module__, 0, "", (), None, "chat")
+        self._logger = logger
+        self._began_ms = like.created * 1_000 - like.relativeCreated
+        self._common = {**vars(like), "chat": None}
+
+    def maker(self, level: int) -> _Maker:
+        """What makes records of this level, as many as there are to be made at a time."""
+        if logging.getLogRecordFactory() is not logging.LogRecord:
+            # Somebody wants records of another kind.
+            return partial(self._make_by_factory, level)
+        return partial(self._make, {**self._common, "levelno": level, "levelname": logging.getLevelName(level)})
+
+    def _make(
+        self, common: dict[str, object], line: str, facts: dict[str, object], created: float
+    ) -> logging.LogRecord:
+        fields = common.copy()
+        fields["msg"] = line
+        fields["chat"] = facts
+        fields["created"] = created
+        fields["msecs"] = created % 1 * 1_000
+        fields["relativeCreated"] = created * 1_000 - self._began_ms
+        record = _new_record(logging.LogRecord)
+        record.__dict__ = fields
+        return record
+
+    def _make_by_factory(self, level: int, line: str, facts: dict[str, object], _created: float) -> logging.LogRecord:
+        logger, module = self._logger, LoggingPlugin.__module__
+        return logger.makeRecord(logger.name, level, module, 0, line, (), None, "chat", {"chat": facts})
+
+
+_new_record: Final = logging.LogRecord.__new__
+
+
+def _give_out(records: Sequence[logging.LogRecord], logger: logging.Logger) -> None:
+    """`Logger.handle` for each; for much less where there is one handler, as there often is, and nobody to ask."""
+    handler = _only_handler(logger)
+    if handler is None:
+        for record in records:
+            logger.handle(record)
+        return
+    if handler.level:
+        records = [record for record in records if record.levelno >= handler.level]
+    if records and _can_write_at_once(handler):
+        text = contain_sync(partial(_text_of, handler, records), report=_do_nothing)
+        if text is not None:
+            _write(text, handler, last=records[-1])
+            return
+    for record in records:
+        handler.handle(record)
+
+
+def _only_handler(logger: logging.Logger) -> logging.Handler | None:
+    """The handler that all records of a logger come to; None where there are more, or anything else has a say."""
+    kind = type(logger)
+    is_own = kind.handle is not logging.Logger.handle or kind.callHandlers is not logging.Logger.callHandlers
+    if is_own or logger.disabled or logger.filters:
+        return None
+    handlers: list[logging.Handler] = []
+    at: logging.Logger | None = logger
+    while at is not None:
+        handlers += at.handlers
+        at = at.parent if at.propagate else None
+    return handlers[0] if len(handlers) == 1 else None
+
+
+def _can_write_at_once(handler: logging.Handler) -> TypeGuard[logging.StreamHandler[TextIO]]:
+    """Whether it writes to a stream in the way of the standard library, and nobody has changed how."""
+    if type(handler) not in {logging.StreamHandler, logging.FileHandler} or handler.filters:
+        return False
+    return vars(handler).get("stream") is not None and vars(handler).keys().isdisjoint(("handle", "emit", "flush"))
+
+
+def _text_of(handler: logging.StreamHandler[TextIO], records: Sequence[logging.LogRecord]) -> str:
+    format_, end = handler.format, handler.terminator
+    return "".join([format_(record) + end for record in records])
+
+
+def _write(text: str, handler: logging.StreamHandler[TextIO], *, last: logging.LogRecord) -> None:
+    """Write and flush once, as the handler does for a record; what goes wrong is told as it tells it."""
+
+    def write() -> None:
+        handler.stream.write(text)
+        handler.flush()
+
+    handler.acquire()
+    try:
+        contain_sync(write, report=lambda _error: handler.handleError(last))
+    finally:
+        handler.release()
+
+
+def _do_nothing(_error: Exception) -> None:
+    """The handler meets what is wrong with a record, and tells of it."""
 
 
 def _printable(value: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import UNSET, Struct
 
 from .._prometheus import MetricFamily, Sample, render
+from ..runtime_events import AskerRefused, ToolCallDenied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -41,6 +42,9 @@ _BOUNDS_S: Final = (
 )
 
 
+_QUEUE: Final = 4_096
+
+
 class Histogram(Struct, frozen=True, kw_only=True):
     """How many values were at most each bound (seconds), and how many there were in all; sums as Prometheus has them.
 
@@ -66,16 +70,19 @@ class Histogram(Struct, frozen=True, kw_only=True):
 
 
 class Metrics(Struct, frozen=True, kw_only=True):
-    """A snapshot. `requests` counts chats, streams and turns that have ended, `cancelled` those given up from outside.
+    """A snapshot. `requests` counts chats, streams and turns that have ended, not those given up from outside.
 
-    `tool_calls` counts the calls that models asked for. `last_duration_s` is that of the last answer. The time to
-    the first token and between tokens are known of streams only.
+    `tool_calls` counts the calls that models asked for, `tool_calls_denied` those that the guard did not let run, and
+    `askers_refused` who was let through to no turn. `last_duration_s` is that of the last answer. The time to the
+    first token and between tokens are known of streams only.
     """
 
     requests: int
     succeeded: int
     failed: int
     tool_calls: int
+    tool_calls_denied: int = 0
+    askers_refused: int = 0
     prompt_tokens: int
     completion_tokens: int
     last_duration_s: float | None
@@ -114,6 +121,7 @@ class MetricsPlugin:
 
     def __init__(self) -> None:
         self._succeeded = self._failed = self._tool_calls = 0
+        self._denied = self._refused = 0
         self._prompt_tokens = self._completion_tokens = 0
         self._last_duration_s: float | None = None
         self._client: Client | None = None
@@ -125,6 +133,8 @@ class MetricsPlugin:
     def init(self, client: Client) -> None:
         """Called by the client."""
         client.observe(self._count)
+        client.on(ToolCallDenied, self._count_denied, queue=_QUEUE)
+        client.on(AskerRefused, self._count_refused, queue=_QUEUE)
         client.add_metrics(self._families)
         self._client = client
 
@@ -137,6 +147,8 @@ class MetricsPlugin:
             succeeded=self._succeeded,
             failed=self._failed,
             tool_calls=self._tool_calls,
+            tool_calls_denied=self._denied,
+            askers_refused=self._refused,
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             last_duration_s=self._last_duration_s,
@@ -153,28 +165,41 @@ class MetricsPlugin:
     def _families(self) -> list[MetricFamily]:
         return list(_families_of(self.snapshot()))
 
-    def _count(self, chats: Sequence[EndedChat]) -> None:
-        for chat in chats:
-            if chat.result is None:
-                self._failed += 1
-            else:
-                self._succeeded += 1
-                self._count_answer(chat.result, is_streamed=chat.context.is_streamed)
+    def _count_denied(self, _event: ToolCallDenied) -> None:
+        self._denied += 1
 
-    def _count_answer(self, result: ChatResult[object], *, is_streamed: bool) -> None:
-        call, calls = result.call, result.message.tool_calls
-        if result.tool_calls:
-            self._tool_calls += len(result.tool_calls)
-        elif calls is not UNSET:
-            self._tool_calls += len(calls)
-        self._count_tokens(call.usage)
+    def _count_refused(self, _event: AskerRefused) -> None:
+        self._refused += 1
+
+    def _count(self, chats: Sequence[EndedChat]) -> None:
+        waits, durations, tokens = self._queue_wait.add, self._duration.add, self._count_tokens
+        for chat in chats:
+            result = chat.result
+            if result is None:
+                self._failed += 1
+                continue
+            call = result.call
+            self._succeeded += 1
+            waits(call.queue_wait_s)
+            durations(call.duration_s)
+            tokens(call.usage)
+            if result.rounds or result.tool_calls or result.message.tool_calls is not UNSET:
+                self._count_rounds(result)
+            if chat.context.is_streamed:
+                self._count_stream(result)
+        self._last_duration_s = next(
+            (chat.result.call.duration_s for chat in reversed(chats) if chat.result is not None), self._last_duration_s
+        )
+
+    def _count_rounds(self, result: ChatResult[object]) -> None:
+        calls = result.message.tool_calls
+        self._tool_calls += len(result.tool_calls) or (0 if calls is UNSET else len(calls))
         for earlier in result.rounds:
             self._count_tokens(earlier.usage)
-        self._last_duration_s = call.duration_s
-        self._queue_wait.add(call.queue_wait_s)
-        self._duration.add(call.duration_s)
-        if is_streamed and call.ttft_s is not None:
-            self._first_token.add(call.ttft_s)
+
+    def _count_stream(self, result: ChatResult[object]) -> None:
+        if result.call.ttft_s is not None:
+            self._first_token.add(result.call.ttft_s)
             between_s = _between_tokens_s(result)
             if between_s is not None:
                 self._between_tokens.add(between_s)
@@ -199,6 +224,8 @@ def _families_of(metrics: Metrics) -> Iterator[MetricFamily]:
         ("chats_succeeded_total", "Chats, streams and turns that ended with an answer.", metrics.succeeded),
         ("chats_failed_total", "Chats, streams and turns that ended with an error.", metrics.failed),
         ("tool_calls_total", "Tool calls that models asked for.", metrics.tool_calls),
+        ("tool_calls_denied_total", "Tool calls that the guard did not let run.", metrics.tool_calls_denied),
+        ("askers_refused_total", "Askers who were let through to no turn.", metrics.askers_refused),
         ("prompt_tokens_total", "Prompt tokens of answers, by the API.", metrics.prompt_tokens),
         (
             "completion_tokens_total",

@@ -13,6 +13,8 @@ that. Nothing here waits or reads a clock; `pool.budget_gate` lets callers wait 
 
 from __future__ import annotations
 
+import heapq
+import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Literal, cast
 
@@ -189,6 +191,12 @@ class Account:
         )
 
 
+def _part_left(account: Account) -> float:
+    """What is neither spent nor held, in proportion to the limit; nothing of a limit of nothing."""
+    left_usd = subtract_usd(account.unspent_usd, account.held_usd)
+    return float(left_usd) / float(account.total_usd) if account.total_usd else -math.inf
+
+
 class Reservation:
     """Money set aside for one attempt at a request. It is closed once, by the book that made it.
 
@@ -212,6 +220,8 @@ class BudgetBook:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
+        # Looked at for every request, while there are six places to look in.
+        self._is_set = budget.is_set
         # The settings hold Decimals, whatever they were given.
         self._headroom = cast("Decimal", budget.headroom)
         self._unpriced_usd = cast("Decimal | None", budget.unpriced_usd)
@@ -232,7 +242,7 @@ class BudgetBook:
     @property
     def is_bounding(self) -> bool:
         """Whether any request can be denied: the settings bound something, or an account was opened."""
-        return self.budget.is_set or bool(self._accounts)
+        return self._is_set or bool(self._accounts)
 
     @property
     def is_shared(self) -> bool:
@@ -256,6 +266,14 @@ class BudgetBook:
     def accounts(self) -> list[AccountStatistics]:
         """All accounts, the client's first."""
         return [account.statistics() for account in (self.client, *self._accounts.values())]
+
+    def tightest(self, most: int) -> list[AccountStatistics]:
+        """At most so many accounts with a limit, the one with the smallest part of it left first.
+
+        Takes time for each account.
+        """
+        limited = (account for account in (self.client, *self._accounts.values()) if account.total_usd != _ENDLESS)
+        return [account.statistics() for account in heapq.nsmallest(most, limited, key=_part_left)]
 
     def account(self, kind: BudgetKind, name: str = "") -> AccountStatistics | None:
         """One account, None when it is not open."""

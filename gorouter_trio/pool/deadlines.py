@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Iterable
 
     from .statistics import LagMeter
 
@@ -36,7 +36,7 @@ class DeadlineKeeper:
 
     __slots__ = ("_lag", "_scope", "_watched", "next_wake")
 
-    def __init__(self, watched: Collection[Watched], *, lag: LagMeter | None = None) -> None:
+    def __init__(self, watched: Iterable[Watched], *, lag: LagMeter | None = None) -> None:
         self._watched = watched
         self._lag = lag
         self._scope = trio.CancelScope()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
@@ -159,7 +160,7 @@ class Ledger:
         self._searches: dict[int, _Search] = {}
         self._due: list[tuple[float, int]] = []
         self._entered = self._reconciled = self._unreconciled = self._lookups = self._failed_writes = 0
-        self.changes: Feed[LedgerChange, LedgerChange] = Feed(_as_they_are, report=self._note)
+        self.changes: Feed[tuple[LedgerRow, Attempt | None], LedgerChange] = Feed(_changes_of, report=self._note)
         """Who looks at rows as they are entered."""
         self.on_search: Callable[[], None] = _do_nothing
         """Called when there is a row to look up; set by the task that does so."""
@@ -213,7 +214,7 @@ class Ledger:
             self._unreconciled += state == "unreconciled"
             self._finish(row, reservation)
         if self.changes.observers:
-            self.changes.add(LedgerChange(row, attempt))
+            self.changes.add((row, attempt))
         return row
 
     def _judge(self, attempt: Attempt, estimate_usd: Decimal | None) -> _Judgement:
@@ -302,7 +303,7 @@ class Ledger:
 
     def _tell_change(self, row: LedgerRow) -> None:
         if self.changes.observers:
-            self.changes.add(LedgerChange(row, None))
+            self.changes.add((row, None))
 
     # Where rows go
 
@@ -323,8 +324,10 @@ class Ledger:
         self._report(error)
 
 
-def _as_they_are(changes: Sequence[LedgerChange]) -> Sequence[LedgerChange]:
-    return changes
+def _changes_of(entries: Sequence[tuple[LedgerRow, Attempt | None]]) -> list[LedgerChange]:
+    # By the class, this would be a call of a Python function for each.
+    new = partial(tuple.__new__, LedgerChange)
+    return [new(entry) for entry in entries]
 
 
 def _do_nothing(_error: Exception | None = None) -> None:

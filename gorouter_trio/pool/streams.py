@@ -41,9 +41,11 @@ class ChatReader:
         "_failure",
         "_first",
         "_lease",
+        "_limit",
         "_parser",
+        "_patience_s",
+        "_phase",
         "_pool",
-        "_waiting_since",
         "_wall",
         "merge",
         "ttft_s",
@@ -56,7 +58,9 @@ class ChatReader:
         self._wall = wall
         self._parser = SseParser(max_event_bytes=pool.limits.max_body_bytes)
         self._data_at = exchange.ticket.reply_at
-        self._waiting_since: float | None = None
+        # How long data may stay out, and what has ended then.
+        self._patience_s, self._phase = pool.deadlines.first_data_s, _FIRST
+        self._limit: tuple[float, DeadlinePhase] | None = None
         self._first: list[ChatChunk] = []
         self._failure: GorouterError | None = None
         self._ended = False
@@ -72,6 +76,11 @@ class ChatReader:
     def is_ended(self) -> bool:
         """Whether the reply has arrived to its end."""
         return self._ended
+
+    @property
+    def failure(self) -> GorouterError | None:
+        """What its holder was told, where that was an error."""
+        return self._exchange.failure
 
     @property
     def is_answered(self) -> bool:
@@ -106,11 +115,12 @@ class ChatReader:
         """
         if self._ended or self._first or self._failure is not None:
             return None
-        if self._waiting_since is None:
+        limit = self._limit
+        if limit is None:
             # Kept until there are events: what arrives meanwhile may be comments, which are no data.
-            self._waiting_since = self._pool.now()
-        deadline, phase = self._deadline(self._waiting_since)
-        return self._lease.wait(deadline=deadline, phase=phase)
+            limit = self._limit = self._deadline(self._pool.now())
+        deadline, phase = limit
+        return self._lease.wait(deadline, phase)
 
     def take(self) -> list[ChatChunk]:
         """The chunks that have arrived, none as often as not. Raises as `read`; never waits."""
@@ -122,7 +132,7 @@ class ChatReader:
                 events = self._parser.feed(received)
                 if not events:
                     return []
-                self._waiting_since = None
+                self._limit = None
                 return self._take(events)
             self._ended = True
             self._look_for_failure()
@@ -139,6 +149,7 @@ class ChatReader:
             self._first += await self._read_chunks()
             if self._failure is not None and not self.merge.has_data:
                 raise self._failure
+        self._patience_s, self._phase = self._pool.deadlines.data_idle_s, _IDLE
         self._exchange.first_data_at = self._data_at
         self.ttft_s = self._data_at - self._exchange.ticket.started_at
 
@@ -223,21 +234,19 @@ class ChatReader:
 
     def _deadline(self, since: float) -> tuple[float, DeadlinePhase]:
         """Until when the next read may wait, and what has ended then."""
-        deadlines, total = self._pool.deadlines, self._exchange.deadline
-        if self.merge.has_data:
-            deadline, phase = since + deadlines.data_idle_s, _IDLE
-        else:
-            deadline, phase = since + deadlines.first_data_s, _FIRST
-        return (deadline, phase) if deadline < total else (total, _TOTAL)
+        deadline, total = since + self._patience_s, self._exchange.deadline
+        return (deadline, self._phase) if deadline < total else (total, _TOTAL)
 
     def _take(self, events: list[bytes]) -> list[ChatChunk]:
         if _DONE in events:
             self._ended = True
             del events[events.index(_DONE) :]
         chunks, error = decode_chunks(events)
-        self.merge.add(chunks)
-        self._look_for_failure()
-        if error is not None and self.merge.error is None:
+        merge = self.merge
+        merge.add(chunks)
+        if self._ended or merge.finish_reason is not None or merge.error is not None:
+            self._look_for_failure()
+        if error is not None and merge.error is None:
             self._failure = error
         return chunks
 

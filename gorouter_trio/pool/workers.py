@@ -91,6 +91,7 @@ class Ticket(ReplySlot[None]):
         "charged",
         "cost",
         "deadline",
+        "deadline_at",
         "error",
         "gate",
         "gives_up_at",
@@ -98,12 +99,12 @@ class Ticket(ReplySlot[None]):
         "headers",
         "is_probe",
         "is_retry",
+        "is_waiting",
         "key",
         "lease",
         "on_sent",
         "place",
         "pool",
-        "queue_scope",
         "queued_at",
         "reply_at",
         "resolved_at",
@@ -130,7 +131,8 @@ class Ticket(ReplySlot[None]):
         # The refusal that it was answered with, once the limits know of it.
         self.error: GorouterError | None = None
         self.lease: Lease | None = None
-        self.queue_scope: trio.CancelScope | None = None
+        # Watched while it is queued; a scope of its own would cost more than the queue.
+        self.deadline_at = math.inf
         self.worker: _Worker | None = None
         self.on_sent: Callable[[], None] | None = None
         self.resolved_at = _NEVER
@@ -140,7 +142,7 @@ class Ticket(ReplySlot[None]):
         self.place: Flow | None = None
         self.tokens = 0
         self.charged = 0.0
-        self.is_retry = self.is_probe = False
+        self.is_retry = self.is_probe = self.is_waiting = False
 
     gate: ModelGate
     head: RequestHead
@@ -165,6 +167,10 @@ class Ticket(ReplySlot[None]):
     def on_abandon(self) -> None:
         """Leave the queue, or stop the worker."""
         self.pool.abandon(self)
+
+    def expire(self) -> None:
+        """It has waited in the queue for too long; called by the keeper."""
+        self.pool.give_up(self)
 
 
 class Lease:
@@ -203,7 +209,7 @@ class Lease:
         finally:
             worker.deadline_at = math.inf
 
-    def wait(self, *, deadline: float, phase: DeadlinePhase) -> Awaitable[None] | None:
+    def wait(self, deadline: float, phase: DeadlinePhase) -> Awaitable[None] | None:
         """What to await before `take`, until `deadline`; None where `receive_some` has to be called."""
         waiting = None if self._returned else self._connection.wait_arrival()
         if waiting is not None:
@@ -329,6 +335,7 @@ class Pool:
         self.alarm = Alarm(self._on_alarm, lag=self.lag)
         self.now = trio.lowlevel.current_clock().current_time
         self._queue: FairQueue[Ticket] = FairQueue({lane: config.pool.lanes.get(lane, 0.0) for lane in LANES})
+        self.queue_keeper = DeadlineKeeper(self._queue, lag=self.lag)
         self._waits = {lane: WaitMeter() for lane in LANES}
         self._admitted = dict.fromkeys(LANES, 0)
         self._held_by_keys: set[str] = set()
@@ -531,10 +538,8 @@ class Pool:
         if self._has_provider:
             ticket.key = await self._ring.provide()
         try:
-            if self._submit(ticket):
-                await ticket.wait()
-            else:
-                await self._wait_in_queue(ticket)
+            self._submit(ticket)
+            await ticket.wait()
         finally:
             exchange.queue_wait_s += ticket.started_at - ticket.queued_at
             exchange.attempts += ticket.sent_at is not _NEVER
@@ -656,8 +661,8 @@ class Pool:
 
     # The queue
 
-    def _submit(self, ticket: Ticket) -> bool:
-        """Give the ticket to a worker if it may go at once, or queue it; whether its answer is under way."""
+    def _submit(self, ticket: Ticket) -> None:
+        """Give the ticket to a worker if it may go at once, or queue it."""
         if self._nursery is None:
             raise PoolClosedError("the client is closed")
         admission = self._admission
@@ -683,11 +688,11 @@ class Pool:
             self._submitted += 1
             self._prepare(ticket, key)
             self._hand_over(ticket)
-            return True
-        return self._queue_up(ticket)
+        else:
+            self._queue_up(ticket)
 
-    def _queue_up(self, ticket: Ticket) -> bool:
-        """Put the ticket in its place, and let go whoever may; whether that was this one."""
+    def _queue_up(self, ticket: Ticket) -> None:
+        """Put the ticket in its place, and let go whoever may; if that is not this one, its deadline holds there."""
         lane = ticket.lane
         ticket.gives_up_at = min(ticket.deadline, trio.current_effective_deadline())
         ticket.cost = 1.0
@@ -698,19 +703,21 @@ class Pool:
         self._submitted += 1
         self._let_go(self.now())
         if ticket.place is None:
-            return True
+            return
         if self.limits.overflow == "reject" and self._queue.size_of(lane) > self.limits.queue:
             self._queue.remove(ticket)
             self._submitted -= 1
             raise PoolFullError(f"{self._queue.size_of(lane)} requests are queued already (pool.queue)")
-        return False
+        ticket.is_waiting = True
+        ticket.deadline_at = ticket.deadline
+        if ticket.deadline < self.queue_keeper.next_wake:
+            self.queue_keeper.hurry(ticket.deadline)
 
-    async def _wait_in_queue(self, ticket: Ticket) -> None:
-        """Wait for the answer; the deadline holds while it is queued, and later the worker's does."""
-        with trio.CancelScope(deadline=ticket.deadline) as ticket.queue_scope:
-            await ticket.wait()
-        if ticket.queue_scope.cancelled_caught:
-            raise _too_late("queue")
+    def give_up(self, ticket: Ticket) -> None:
+        """The deadline of a queued ticket has passed; used by tickets."""
+        self._queue.remove(ticket)
+        self.failed += ticket.fail(_too_late("queue"))
+        self._look_again(ticket.gate)
 
     def _let_go(self, now: float) -> None:
         """Give workers whatever may go now."""
@@ -762,8 +769,9 @@ class Pool:
         head = None if settings.headers else key.heads.get((call.method, call.path))
         ticket.head = head or key.head(call.method, call.path, extra=settings.headers, make=self._make_head)
         self._admitted[settings.lane] += 1
-        if ticket.queue_scope is not None:
-            ticket.queue_scope.deadline = math.inf
+        if ticket.is_waiting:
+            ticket.is_waiting = False
+            ticket.deadline_at = math.inf
             self._waits[settings.lane].add(self.now() - ticket.queued_at)
 
     def _hand_over(self, ticket: Ticket) -> None:
@@ -1211,6 +1219,7 @@ async def open_pool(
         )
         nursery.start_soon(pool.close_cold_connections)
         nursery.start_soon(pool.keeper.run)
+        nursery.start_soon(pool.queue_keeper.run)
         nursery.start_soon(pool.alarm.run)
         try:
             yield pool

@@ -135,6 +135,9 @@ WaitsFor = Literal["mail", "store", "model", "reader", "tools", "reply"]
 """Whom a session waits for: its askers, its store, the API, the reader of its stream, tools, somebody outside."""
 
 
+_NOTHING = ReadHistory()
+
+
 class SessionOptions(Struct, frozen=True):
     """What a session was opened with: encoded system messages (or nothing), encoded chat options, and the rest.
 
@@ -256,6 +259,7 @@ class SessionActor:
         "_failure",
         "_head",
         "_head_of",
+        "_is_ending",
         "_is_gone",
         "_journal",
         "_last_error",
@@ -263,7 +267,6 @@ class SessionActor:
         "_mailbox",
         "_restarts",
         "_routing",
-        "_scope",
         "_services",
         "_since",
         "_stop",
@@ -305,12 +308,12 @@ class SessionActor:
         self._turn: RunningTurn | None = None
         self._journal: SessionRounds | None = None
         self._turns_asked = 0
-        self._scope = self._mail_scope = trio.CancelScope()
+        self._mail_scope = trio.CancelScope()
         self._stop: Literal["", "interrupt", "left"] = ""
         self._waits_for: WaitsFor = "mail"
         # Few actors are ever waited for, so there is an event only then.
         self._ended: trio.Event | None = None
-        self._is_gone = False
+        self._is_gone = self._is_ending = False
         self._restarts: list[float] = []
         self._last_error: Exception | None = None
         self._failure = ""
@@ -379,7 +382,7 @@ class SessionActor:
 
     async def aclose(self) -> None:
         """End the actor: the running turn is interrupted, queued mail gets `ActorGoneError`."""
-        self._scope.cancel()
+        self._stop_for_good()
         if self._is_gone:
             await trio.lowlevel.checkpoint()
             return
@@ -390,7 +393,7 @@ class SessionActor:
         """End the actor if it has nothing to do; False, and nothing else, when it has. Never waits."""
         if not self._mailbox.is_awaited:
             return False
-        self._scope.cancel()
+        self._stop_for_good()
         return True
 
     def abandon(self, envelope: Envelope) -> None:
@@ -442,20 +445,32 @@ class SessionActor:
         """The actor's life: take mail until it is closed or cancelled. Every asker gets an answer."""
         cause = None
         try:
-            with self._scope:
-                while self._may_start():
-                    await contain(self._take_mail, report=self._fail_current)
+            while self._may_start():
+                await contain(self._take_mail, report=self._fail_current)
+            if not self._is_ending:
                 cause = self._last_error
         finally:
             self._end(cause)
 
     async def _take_mail(self) -> None:
         """Act on mail, inside a scope that is replaced once it was cancelled."""
-        while True:
+        while not self._is_ending:
             with trio.CancelScope() as self._mail_scope:
                 self._stop = ""
-                while not self._mail_scope.cancel_called:
+                while not self._is_ending:
+                    # A checkpoint, at which the scope is left that was cancelled meanwhile.
                     await self._act(await self._mailbox.receive())
+
+    def _stop_for_good(self) -> None:
+        """Take no mail any more, and stop what is done for the current one."""
+        self._is_ending = True
+        if self._mailbox.is_awaited:
+            # Nothing is done that a cancel could stop. Mail that nobody waits for wakes for a tenth of its cost.
+            nothing = Envelope(_NOTHING, self)
+            nothing.abandoned = True
+            self._mailbox.post_nowait(nothing)
+        else:
+            self._mail_scope.cancel()
 
     async def _act(self, envelope: Envelope) -> None:
         if envelope.abandoned:
@@ -517,7 +532,9 @@ class SessionActor:
 
     def _may_start(self) -> bool:
         """Whether the actor may (re)start: at most `restarts` times in the window."""
-        now = trio.current_time()
+        if self._is_ending:
+            return False
+        now = self._services.now()
         self._restarts = [at for at in self._restarts if now - at < self._config.restart_window_s]
         self._restarts.append(now)
         return len(self._restarts) <= self._config.restarts + 1
@@ -537,7 +554,8 @@ class SessionActor:
 
     def _end(self, cause: Exception | None) -> None:
         self._services.on_gone(self)
-        self._settle_current(gone(cause))
+        if self._current is not None:
+            self._settle_current(gone(cause))
         for envelope in self._mailbox.close():
             envelope.fail(gone(cause))
             envelope.finish()
@@ -705,13 +723,17 @@ class SessionActor:
         A turn that is new has the `transcript` that it goes on from.
         """
         self._turn = turn
+        body = b""
         try:
             body = await (self._resume(turn) if transcript is None else self._begin(turn, transcript))
             if body:
                 await (self._stream_turn(turn, body) if turn.mail.streaming else self._whole_turn(turn, body))
+                self._note_plain(turn, body)
             else:
                 await self._take_rounds(turn)
         except BaseException as exc:
+            if body and isinstance(exc, GorouterError):
+                self._note_plain(turn, body, exc)
             await self._repair(turn, exc)  # noqa: ASYNC102 - shields itself, for the grace at most
             raise
         finally:
@@ -818,6 +840,17 @@ class SessionActor:
 
     def _note_failure(self, error: Exception) -> None:
         self._failure = f"{type(error).__name__}: {error}"
+
+    def _note_plain(self, turn: RunningTurn, body: bytes, error: GorouterError | None = None) -> None:
+        """Note the end of a turn without a loop for whoever looks at them; one that was interrupted has none."""
+        pipeline, mail = self._services.pipeline, turn.mail
+        if not pipeline.is_noting:
+            return
+        outcome = error or (turn.loan and turn.loan.failure) or turn.answer
+        if outcome is None or (isinstance(outcome, ChatResult) and outcome.interrupted):
+            return
+        request = TurnRequest(b"", (), settings=mail.settings, session=self.key, turn_id=turn.turn_id)
+        pipeline.note(request, body, outcome, is_streamed=mail.streaming)
 
     async def _whole_turn(self, turn: RunningTurn, body: bytes) -> None:
         self._wait_for("model")

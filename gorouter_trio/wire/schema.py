@@ -12,6 +12,7 @@ length of a string, goes into the description for the model to read, and is chec
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from .codec import make_decoder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["JsonType", "Schema", "decode_as", "json_schema_of", "make_strict", "to_json_value"]
+__all__ = ["JsonType", "Schema", "decode_as", "json_schema_of", "make_strict", "to_json_value", "without_indentation"]
 
 T = TypeVar("T")
 
@@ -148,12 +149,22 @@ def _schema_of(kind: object) -> Schema:
             (found,), parts = msgspec.json.schema_components(
                 (kind,), schema_hook=_pydantic_schema, ref_template=_REFERENCE + "{name}"
             )
-            found = {**found, "$defs": parts}
+            found = {**found, "$defs": without_indentation(parts)}
     except (TypeError, NameError, ValueError, AttributeError) as exc:
         raise ConfigError(f"{getattr(kind, '__name__', kind)} has no JSON schema: {exc}") from exc
     definitions: dict[str, Schema] = {}
     root = cast("Schema", _hoist(found, definitions))
     return _with_definitions(_in_place(root, definitions), definitions)
+
+
+def without_indentation(definitions: Mapping[str, Schema]) -> dict[str, Schema]:
+    """The definitions with their descriptions as they are meant: before Python 3.13 docstrings keep the indent."""
+    cleaned = dict(definitions)
+    for name, part in definitions.items():
+        said = part.get("description")
+        if isinstance(said, str):
+            cleaned[name] = {**part, "description": inspect.cleandoc(said)}
+    return cleaned
 
 
 def _hoist(node: object, into: dict[str, Schema]) -> object:

@@ -14,6 +14,8 @@ from ..errors import DecodeError
 __all__ = ["SseParser"]
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+# As numbers: looking for one in bytes takes an eighth of looking for bytes of length 1.
+_LF, _CR = b"\n\r"
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -39,12 +41,19 @@ class SseParser:
         Raises `DecodeError` when one event grows over the cap.
         """
         end = len(received) - 2
-        if received.find(b"\n") == end and self._is_one_event(received):
+        # One usual event, whole, with nothing before it: what a read brings when events trickle in.
+        if (
+            received.find(b"\n") == end
+            and received[:6] == b"data: "
+            and received[-1] == _LF
+            and not (self._pending or self._data or self._skip_lf or self._at_start)
+            and _CR not in received
+        ):
             return [received[6:end]]
         if self._skip_lf and received:
             received = received.removeprefix(b"\n")
             self._skip_lf = False
-        if b"\n" not in received and b"\r" not in received:
+        if _LF not in received and _CR not in received:
             self._hold(received)
             return []
         if self._pending:
@@ -55,20 +64,15 @@ class SseParser:
         if self._at_start:
             received = received.removeprefix(_BOM)
             self._at_start = False
-        if self._data or b"\r" in received:
+        if self._data or _CR in received:
             return self._take_text(received)
         return self._take_blocks(received)
-
-    def _is_one_event(self, text: bytes) -> bool:
-        """Whether it is one usual event, whole, with nothing before it: what a read brings when events trickle in."""
-        begun = self._pending or self._data or self._skip_lf or self._at_start
-        return text[-2:] == b"\n\n" and text[:6] == b"data: " and not begun and b"\r" not in text
 
     def _take_blocks(self, text: bytes) -> list[bytes]:
         """The form the API always sends: one `data: ` line an event, LF, a blank line."""
         end = text.rfind(b"\n\n")
         rest = text[end + 2 :] if end >= 0 else text
-        if b"\n" in rest:
+        if _LF in rest:
             return self._take_text(text)
         events: list[bytes] = []
         if end >= 0:

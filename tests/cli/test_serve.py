@@ -80,6 +80,50 @@ def test_serve_and_top(tmp_path: Path, gorouter) -> None:
     assert '"s"' in listed.out or "ada" in listed.out
 
 
+async def test_top_on_a_terminal(tmp_path: Path, on_terminal) -> None:
+    """The screen is of the terminal's size, follows what happens, shows budgets, and Ctrl-C gives the terminal back."""
+    people = tmp_path / "people.toml"
+    people.write_text(PEOPLE)
+    served = Served("--principals", str(people), "--budget-usd", "5", "--tenant-budget-usd", "0.5")
+    try:
+        variables = {"GOROUTER_GATEWAY_TOKEN": TOKEN, "TERM": "xterm"}
+        async with on_terminal("top", served.url, "--interval", "0.1", **variables) as terminal:
+            begun = await terminal.wait_shown("0 done, 0 failed")
+            assert "\x1b[?1049h" in begun  # the screen is one of its own
+            async with open_remote(served.url, token=TOKEN) as client:
+                await client.session("dialogue").ask("[[say well]]")
+                await terminal.wait_shown("1 done, 0 failed")
+                looks = [await terminal.wait_shown("dialogue"), await terminal.wait_shown("dialogue")]
+                screen = looks[-1]
+                assert "a second" in screen
+                assert [line.split()[:2] for line in screen.splitlines() if "tenant" in line] == [["tenant", "acme"]]
+                assert "$0.50" in screen
+                assert "$5.00" in screen
+                await client.session("dialogue").ask("[[say well]]")
+                await terminal.wait_shown("2 done, 0 failed")
+            await terminal.type("\x03")
+            assert await terminal.wait_ended() == 130
+            assert "\x1b[?1049l" in terminal.shown
+            assert "Traceback" not in terminal.shown
+    finally:
+        assert await trio.to_thread.run_sync(served.stop) == 0
+
+
+async def test_top_says_why_it_ends(on_terminal) -> None:
+    """A gateway that goes away while it is looked at: the terminal is given back, and one line says why."""
+    served = Served("--anonymous")
+    try:
+        async with on_terminal("top", served.url, "--interval", "0.1", "--patience", "0.5", TERM="xterm") as terminal:
+            await terminal.wait_shown("0 done, 0 failed")
+            assert await trio.to_thread.run_sync(served.stop) == 0
+            await terminal.wait_shown("\x1b[?1049l")
+            await terminal.wait_shown("gorouter-trio: there is no connection to")
+            assert await terminal.wait_ended() == 1
+    finally:
+        served.process.kill()
+        served.process.communicate()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -89,6 +133,8 @@ def test_serve_and_top(tmp_path: Path, gorouter) -> None:
         (["--anonymous", "--cluster-url", "ws://x"], "needs --redis"),
         (["--anonymous", "--origin", "*"], "origins"),
         (["--anonymous", "--tools", "no_such_module_at_all"], "--tools"),
+        (["--anonymous", "--budget-usd", "much"], "budget.usd"),
+        (["--anonymous", "--session-budget-usd", "-1"], "budget.session_usd"),
         (["--anonymous", "--tls-cert", "/no/such/file"], "/no/such/file"),
         (["--principals", "/no/such/file"], "/no/such/file"),
     ],

@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from worlds import open_world, there
 
 import gorouter_trio as gr
+from gorouter_trio.plugins import MetricsPlugin
 from gorouter_trio.security import (
     ApiKeyAuth,
     Principal,
+    RateLimit,
     SecurityConfig,
     SessionPolicy,
     ToolPolicy,
+    ToolRules,
 )
 
 ADA, BEN, EVE, BOSS = ("ada-has-a-long-key-1", "ben-has-a-long-key-1", "eve-has-a-long-key-1", "boss-has-a-long-key")
@@ -158,3 +163,64 @@ async def test_a_batch_has_a_token_of_its_own(autojump_clock):
         assert world.sent == []
         async with world.client.batch([row], access_token=ADA) as results:
             assert [there(result.result).text async for result in results] == ["1"]
+
+
+async def test_refusals_are_events(autojump_clock):
+    """Who is sent away, and which call of a tool is denied, by a rule or a limit: events of the client, and counts."""
+
+    async def wipe() -> str:
+        """Wipes."""
+        return "wiped"
+
+    limited = ToolPolicy(roles=["boss"], rate_limit=RateLimit(limit=1, period_s=60))
+    policy = rules(tools={"wipe": limited})
+    metrics = MetricsPlugin()
+    seen: list[gr.RuntimeEvent] = []
+    async with open_world(security=policy, plugins=[metrics]) as world:
+        client = world.client
+        for kind in (gr.ToolCallDenied, gr.AskerRefused):
+            client.on(kind, seen.append)
+        for token, prompt in ((ADA, "[[call wipe#c1]]"), (BOSS, "[[call wipe#c2]]"), (BOSS, "[[call wipe#c3]]")):
+            await client.chat(prompt, tools=[wipe], access_token=token)
+        with pytest.raises(gr.InvalidTokenError):
+            await client.chat("Hello.", access_token="some-key-that-is-wrong")
+        with pytest.raises(gr.SessionNotFoundError):
+            await client.session("k", owner=("t1", "ada"), access_token=EVE).history()
+        await trio.testing.wait_all_tasks_blocked()
+        snapshot = metrics.snapshot()
+    denied, limited_call, refused, foreign = seen
+    assert isinstance(denied, gr.ToolCallDenied)
+    assert isinstance(limited_call, gr.ToolCallDenied)
+    assert isinstance(refused, gr.AskerRefused)
+    assert isinstance(foreign, gr.AskerRefused)
+    assert (denied.tool, denied.call_id, denied.reason, denied.principal, denied.tenant) == (
+        "wipe",
+        "c1",
+        "access",
+        "ada",
+        "t1",
+    )
+    assert (limited_call.call_id, limited_call.reason, limited_call.principal) == ("c3", "rate_limit", "boss")
+    assert there(limited_call.retry_after_s) > 0
+    assert isinstance(refused.error, gr.InvalidTokenError)
+    assert (refused.principal, refused.session) == (None, None)
+    assert (foreign.principal, foreign.tenant, foreign.session) == ("eve", "t2", "k")
+    assert "some-key" not in repr(seen)
+    assert (snapshot.tool_calls_denied, snapshot.askers_refused) == (2, 2)
+    assert "gorouter_tool_calls_denied_total 2" in metrics.text()
+
+
+async def test_the_rules_of_a_tool_without_a_guard(autojump_clock):
+    """What a tool declares is held to without `security` as well, and what is denied is an event then, too."""
+
+    @gr.tool(rules=ToolRules(role="boss"))
+    async def wipe() -> str:
+        """Wipes."""
+        return "wiped"
+
+    seen: list[gr.ToolCallDenied] = []
+    async with open_world() as world:
+        world.client.on(gr.ToolCallDenied, seen.append)
+        await world.client.chat("[[call wipe#c1]]", tools=[wipe])
+        await trio.testing.wait_all_tasks_blocked()
+    assert [(event.tool, event.reason, event.principal) for event in seen] == [("wipe", "access", None)]

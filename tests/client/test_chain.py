@@ -203,3 +203,57 @@ async def test_observers(autojump_clock):
         world.api.answer = replies(completion(ANSWER))
         await client.chat("4")
     assert (len(seen), len(rows)) == (4, 4)
+
+
+class Looking:
+    """Is around chats, but does nothing: with it, every chat takes the way of those that are looked at."""
+
+    async def __call__(self, context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        await proceed()
+
+
+@pytest.mark.parametrize("middleware", [False, True], ids=["light", "whole"])
+async def test_observers_see_the_same_on_both_ways(middleware, autojump_clock):
+    """Chats, streams and turns that only observers look at take a shorter way, and are noted as on the other one."""
+    seen: list[gr.EndedChat] = []
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        client, simulated = world.client, world.simulator.handler
+        client.observe(seen.extend)
+        if middleware:
+            client.use(Looking())
+        session = client.session("s", system="Be brief.")
+        await session.ask("1", turn_id="one", tenant="t")
+        await session.ask("1", turn_id="one", tenant="t")
+        await session.ask("2")
+        world.api.answer = simulated
+        async with session.stream("3 [[say Yes.]]") as stream:
+            await stream.collect()
+        async with client.stream("4 [[say Yes.]]") as stream:
+            await stream.collect()
+        async with client.stream("5 [[tokens 300]]") as stream:
+            await anext(stream)
+        async with session.stream("6 [[tokens 300]]") as stream:
+            await anext(stream)
+        world.api.answer = replies((400, b"{}"))
+        with pytest.raises(gr.BadRequestError):
+            await session.ask("7")
+        for opened in (session.stream("8"), client.stream("9")):
+            with pytest.raises(gr.BadRequestError):
+                async with opened:
+                    pass
+    facts: list[tuple[object, ...]] = []
+    for chat in seen:
+        context, text = chat.context, "" if chat.result is None else chat.result.text
+        what = (context.session, context.turn_id == "one", context.tenant, context.is_streamed)
+        facts.append((*what, chat.message_count, text, type(chat.error).__name__))
+    none = "NoneType"
+    assert facts == [
+        ("s", True, "t", False, 2, ANSWER, none),
+        ("s", False, "", False, 4, ANSWER, none),
+        ("s", False, "", True, 6, "Yes.", none),
+        (None, False, "", True, 1, "Yes.", none),
+        ("s", False, "", False, 10, "", "BadRequestError"),
+        ("s", False, "", True, 10, "", "BadRequestError"),
+        (None, False, "", True, 1, "", "BadRequestError"),
+    ]
+    assert [chat.context.chat_id for chat in seen] == sorted({chat.context.chat_id for chat in seen}, key=int)

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from worlds import JSON, open_world, replies, there
+from worlds import JSON, errors, open_world, replies, there
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
@@ -348,6 +348,69 @@ def test_an_embedding_that_is_no_vector(text):
     """Base64 that is broken is said to be."""
     with pytest.raises(ValueError, match="not base64 of 32-bit floats"):
         _ = gr.Embedding(embedding=text).vector
+
+
+class Wrapping:
+    """Changes the prompt and an option of a completion, and what comes back."""
+
+    async def __call__(self, context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        assert context.is_completion
+        assert state.messages == [{"role": "user", "content": "Once"}]
+        state.messages[0]["content"] = "Once upon [[say a time]]"
+        state.options["max_tokens"] = 7
+        await proceed()
+        assert state.result is not None
+        message = gr.AssistantMessage(state.result.text.upper())
+        state.result = msgspec.structs.replace(state.result, message=message)
+
+
+class Adding:
+    """Adds a message, as it would to a chat."""
+
+    async def __call__(self, context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        state.messages.insert(0, {"role": "system", "content": "Be brief."})
+        await proceed()
+
+
+async def test_what_is_put_around_completions(autojump_clock):
+    """Middlewares change a prompt and its answer; adding messages is refused by name; hooks and events see it too."""
+    after: list[str] = []
+
+    def note(_context: gr.ChatContext, state: gr.ChatState) -> None:
+        assert state.result is not None
+        after.append(state.result.text)
+
+    async with open_world() as world:
+        client = world.client
+        client.use(wrapping := Wrapping())
+        client.add_hook(gr.Hook(after=note))
+        with client.events(gr.ChatFinished) as feed:
+            result = await client.completions("Once")
+            event = await anext(feed)
+        assert (result.text, event.result.text, after) == ("A TIME", "A TIME", ["a time"])
+        sent = world.sent[-1].body
+        assert (sent["prompt"], sent["max_tokens"], "messages" in sent) == ("Once upon [[say a time]]", 7, False)
+        client.unuse(wrapping)
+        client.use(Adding())
+        with pytest.raises(gr.BadRequestError, match="messages: a completion has one message"):
+            await client.completions("Once")
+        assert len(world.sent) == 1
+
+
+async def test_observers_of_completions(autojump_clock):
+    """They see a completion as a chat of one message, also one that failed; it keeps what only completions have."""
+    seen: list[gr.EndedChat] = []
+    async with open_world() as world:
+        client = world.client
+        client.observe(seen.extend)
+        assert (await client.completions("Once [[say yes]]")).text == "yes"
+        world.api.answer = errors(400)
+        with pytest.raises(gr.BadRequestError):
+            await client.completions("Once")
+    answered, failed = seen
+    assert answered.result is not None
+    assert (answered.result.text, answered.message_count, answered.context.is_completion) == ("yes", 1, True)
+    assert isinstance(failed.error, gr.BadRequestError)
 
 
 async def test_completions(autojump_clock):

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import random
+import resource
 import socket
 import struct
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,6 +35,7 @@ from gorouter_trio.errors import ConfigError
 from gorouter_trio.gateway import GatewayConfig, serve_gateway
 from gorouter_trio.gateway.protocol import CLOSE_CODES
 from gorouter_trio.security import CustomAuth, Principal
+from gorouter_trio.stores import MemoryStore
 
 pytestmark = pytest.mark.net
 
@@ -167,6 +174,42 @@ async def test_who_says_nothing(figure):
     figure(f"{len(ended)} silent connections gone after {max(ended):.2f} s with 0.3 s to say hello")
 
 
+@pytest.mark.long
+async def test_a_full_room(figure):
+    """Three hundred that say nothing, with the limits as they are: 256 are let in, and all are gone after 5 s."""
+    full = GatewayConfig(anonymous=True)
+    gone, turned_away = [], 0
+    async with open_gateway(full) as behind:
+        host, port = address_of(behind.url)
+        most = 0
+
+        async def silent():
+            nonlocal turned_away
+            async with await trio.open_tcp_stream(host, port) as stream:
+                began = trio.current_time()
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(b"GET / HTTP/1.1\r\n")
+                    await close_code(stream)
+                took = trio.current_time() - began
+                gone.append(took)
+                turned_away += took < 2
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(300):
+                nursery.start_soon(silent)
+            while len(gone) < 300:
+                most = max(most, behind.gateway.statistics().unauthenticated)
+                await trio.sleep(0.05)
+        assert most <= 256
+        assert turned_away == 300 - 256
+        assert max(gone) < 7
+        assert behind.gateway.statistics().unauthenticated == 0
+        assert behind.errors == []
+    figure(
+        f"300 silent connections: at most {most} at a time, {turned_away} turned away, all gone after {max(gone):.1f} s"
+    )
+
+
 async def test_revoked(figure):
     """A token or a principal that is revoked loses its connections within a second; others keep theirs."""
     guard = secured()
@@ -285,8 +328,74 @@ async def test_bad_input(name, pieces, code):
         assert behind.errors == []
 
 
+FLOODS = {case[0]: case[1] for case in BAD if "flood" in case[0] or "for ever" in case[0] or "too long" in case[0]}
+
+
+async def besiege(url, *, offenders, pause_s):
+    """So many connections, one after the other, that flood the gateway in turn; how long each took to be closed."""
+    took = []
+    for number in range(offenders):
+        pieces = list(FLOODS.values())[number % len(FLOODS)]
+        async with open_raw(url) as (stream, _reply):
+            await stream.send_all(frame(HELLO.encode()))
+            await stream.receive_some()
+            began = trio.current_time()
+            with suppress(trio.BrokenResourceError):
+                for piece in pieces:
+                    await stream.send_all(piece)
+            assert await close_code(stream) in {1008, 1009, None}
+            took.append(trio.current_time() - began)
+        await trio.sleep(pause_s)
+    return took
+
+
+@pytest.mark.long
+async def test_a_siege(figure):
+    """Two thousand floods, ten at a time: each is closed within a second, and takes no memory and nobody along."""
+    async with open_gateway(config(anonymous=True, limits={"max_message_bytes": 65_536})) as behind:
+        async with open_talk(behind.url) as healthy, trio.open_nursery() as nursery:
+            took, answers, lag = [], [], [0.0]
+
+            async def offend():
+                took.extend(await besiege(behind.url, offenders=200, pause_s=0.01))
+
+            async def measure():
+                while True:
+                    began = trio.current_time()
+                    await trio.sleep(0.05)
+                    lag.append(trio.current_time() - began - 0.05)
+
+            await besiege(behind.url, offenders=50, pause_s=0.0)
+            before = resident()
+            nursery.start_soon(measure)
+            async with trio.open_nursery() as siege:
+                for _ in range(10):
+                    siege.start_soon(offend)
+                number = 0
+                while len(took) < 2_000:
+                    number += 1
+                    began = trio.current_time()
+                    answer = await healthy.request(type="statistics", id=number, session="s")
+                    assert answer["type"] == "session_statistics"
+                    answers.append(trio.current_time() - began)
+                    await trio.sleep(0.02)
+            grown = (resident() - before) / 2_000
+            nursery.cancel_scope.cancel()
+        # The floods are made in this process as well: what its loop is behind, each of them is.
+        assert max(took) < 1.0 + 3 * max(lag)
+        assert grown < 4_096
+        assert behind.errors == []
+    p99 = sorted(answers)[int(len(answers) * 0.99)]
+    figure(
+        f"2,000 floods closed after at most {max(took):.2f} s (the loop was up to {max(lag):.2f} s behind); "
+        f"{grown:.0f} B left of each; p99 of a healthy one {p99 * 1000:.0f} ms"
+    )
+
+
 REQUESTS = [
-    (b"\x00\x01\x02", None),
+    (b"\x00\x01\x02", 400),
+    (b"\x16\x03\x01\x02\x00\x01\x00", 400),
+    (b"GET", None),
     (b"GET / HTTP/1.1\r\n\r\n", 400),
     (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", 400),
     (b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n", 413),
@@ -321,33 +430,38 @@ async def test_bad_requests(data, status):
 # Row 37
 
 
-async def test_caps(figure):
-    """One above a cap is closed with 1013, per principal, per address and in all; the counts go back."""
-    caps = {"max_per_principal": 2, "max_per_address": 4, "max_connections": 5}
-    async with open_gateway(config(limits=caps), security=secured()) as behind:
-        async with open_talk(behind.url, ADA_KEY), open_talk(behind.url, ADA_KEY):
+@pytest.mark.parametrize("cap", ["max_per_principal", "max_per_address", "max_connections"])
+async def test_caps(cap, figure):
+    """One above a cap is closed with 1013, and alone; the counts go back, also after a kill -9 of the clients."""
+    async with open_gateway(config(limits={cap: 2}), security=secured()) as behind:
+        async with open_talk(behind.url, ADA_KEY) as one, open_talk(behind.url, ADA_KEY) as two:
             async with open_talk(behind.url, greets=False) as third:
                 await third.send({"type": "hello", "version": 1, "token": ADA_KEY})
                 assert await third.close_code() == 1013
-            async with open_talk(behind.url, BOB_KEY), open_talk(behind.url, BOB_KEY):  # noqa: SIM117 - one line each
-                async with open_talk(behind.url, greets=False) as fifth:
-                    assert await fifth.close_code() == 1013
-        with trio.fail_after(3):
-            while behind.gateway.statistics().connections:
-                await trio.sleep(0.01)  # the far ends close
+            if cap == "max_per_principal":
+                async with open_talk(behind.url, BOB_KEY):
+                    pass
+            for talk in (one, two):
+                assert (await talk.request(type="statistics", id=1, session="s"))["type"] == "session_statistics"
+        await none_left(behind)
         for _ in range(3):
             async with open_raw(behind.url) as (stream, _reply):
                 await stream.send_all(frame(b'{"type":"hello","version":1,"token":"%b"}' % ADA_KEY.encode()))
                 await stream.receive_some()
                 # What a kill -9 of a client looks like.
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        with trio.fail_after(3):
-            while behind.gateway.statistics().connections:
-                await trio.sleep(0.01)  # the far ends close
+            await none_left(behind)
         async with open_talk(behind.url, ADA_KEY), open_talk(behind.url, ADA_KEY):
             assert behind.gateway.statistics().principals == 1
-        assert behind.gateway.statistics().closed["1013"] == 2
-    figure("one above each of three caps: closed with 1013; counts back at 0, after resets as well")
+        assert behind.gateway.statistics().closed["1013"] == 1
+    figure(f"{cap}: one above is closed with 1013; counts back at 0, after resets as well")
+
+
+async def none_left(behind):
+    """Wait until the gateway has noticed that all connections have ended."""
+    with trio.fail_after(10):
+        while behind.gateway.statistics().connections:
+            await trio.sleep(0.01)  # the far ends close
 
 
 # Row 36
@@ -393,6 +507,52 @@ async def test_foreign_sessions(figure):
             async with open_talk(behind.url, ROOT_KEY) as root:
                 assert (await root.request(type="statistics", id=1))["snapshot"]["connections"] == 3
     figure(f"{len(REACHING)} kinds of requests about a foreign and a missing session: the same answers")
+
+
+class Noting(MemoryStore):
+    """A store that notes what it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __getattribute__(self, name):
+        if name in {"load", "load_nowait", "version", "append", "append_nowait", "rewrite", "delete", "erase"}:
+            self.asked.append(name)
+        return super().__getattribute__(name)
+
+
+class Spawned(trio.abc.Instrument):
+    """Counts the tasks that are begun, by name."""
+
+    def __init__(self):
+        self.names = Counter()
+
+    def task_spawned(self, task):
+        self.names[task.name] += 1
+
+
+async def test_foreign_sessions_take_the_same_work(figure):
+    """The same is done for another's session and one that is not there, so that the time says nothing either."""
+    store, spawned = Noting(), Spawned()
+    async with open_gateway(config(), security=secured(), store=store) as behind:  # noqa: SIM117 - one line each
+        async with open_talk(behind.url, BOB_KEY) as bob, open_talk(behind.url, ADA_KEY) as ada:
+            for number, turn_id in enumerate(("s", "t"), start=1):
+                await bob.request(type="ask", id=number, session="secret", turn_id=turn_id, messages="[[say hidden]]")
+            trio.lowlevel.add_instrument(spawned)
+            number = 0
+            for request in REACHING:
+                work = []
+                for name in ("secret", "missing"):
+                    number += 1
+                    store.asked.clear()
+                    spawned.names.clear()
+                    await ada.request(**request, id=number, session=name, owner=["acme", "bob"])
+                    work.append((store.asked[:], dict(spawned.names), behind.client.active_sessions))
+                assert work[0] == work[1], request
+                assert work[0][0] == []
+            trio.lowlevel.remove_instrument(spawned)
+    figure(f"{len(REACHING)} kinds of requests: the same tasks begun, no call of the store, for both")
 
 
 async def test_a_turn_of_somebody_else(figure):
@@ -451,17 +611,68 @@ async def test_a_crash_in_a_request(monkeypatch):
                 await trio.sleep(0.01)  # the far end closes
 
 
-async def test_crashing_connections(figure, rng):
-    """Hundreds of connections that end in every odd way beside one that works."""
-    odd = [case[1] for case in BAD if case[0] not in {"a message at a snail's pace", "a flood of frames"}]
-    async with open_gateway() as behind, open_talk(behind.url) as healthy:
-        for number in range(150):
-            with trio.move_on_after(2):
-                await _crash_one(behind.url, rng.choice(odd), rng)
-            if number % 50 == 0:
-                assert (await healthy.request(type="ask", id=number + 1, messages="[[say well]]"))["type"] == "done"
+# What takes no longer than it takes to be sent.
+ODD = [case[1] for case in BAD if case[0] not in {"a message at a snail's pace", "a flood of frames"}]
+
+
+async def crash_many(count, rng):
+    """So many connections that end in every odd way, beside twenty that work; bytes of memory that are left of them."""
+    async with open_gateway(notes=False) as behind, AsyncExitStack() as stack:
+        healthy = [await stack.enter_async_context(open_talk(behind.url)) for _ in range(20)]
+        begun = warm = 0
+
+        async def crash_on(talk, choices):
+            nonlocal begun, warm
+            number = 0
+            while begun < count:
+                begun += 1
+                number += 1
+                if begun == count // 10:
+                    warm = resident()
+                with trio.move_on_after(20):
+                    await _crash_one(behind.url, choices.choice(ODD), choices)
+                if number % 50 == 5:
+                    await well(talk, number)
+            await well(talk, number + 1)
+
+        async with trio.open_nursery() as nursery:
+            for talk in healthy:
+                nursery.start_soon(crash_on, talk, random.Random(rng.random()))
+        with trio.fail_after(10):
+            while behind.gateway.statistics().connections > len(healthy):
+                await trio.sleep(0.01)  # the far ends close
+        statistics = behind.gateway.statistics()
         assert behind.errors == []
+        assert statistics.unauthenticated == 0
+        assert sum(statistics.closed.values()) > count * 0.9
+        return resident() - warm
+
+
+async def well(talk, request_id):
+    """The connection works."""
+    assert (await talk.request(type="ask", id=request_id, messages="[[say well]]"))["type"] == "done"
+
+
+def resident():
+    """Bytes of memory that this process has."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+async def test_crashing_connections(figure, rng):
+    """Connections that end in every odd way take none along that works."""
+    await crash_many(150, rng)
     figure("150 crashing connections, 0 others dropped")
+
+
+@pytest.mark.long
+async def test_a_hundred_thousand_crashing_connections(figure, rng):
+    """Likewise, and nothing is left of them."""
+    left = await crash_many(100_000, rng)
+    assert left < 32 * 2**20
+    figure(
+        f"100,000 crashing connections, 0 others dropped; {left / 2**20:.1f} MiB more after the last than after 10,000"
+    )
 
 
 async def _crash_one(url, pieces, rng):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import resource
 import socket
 import struct
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -21,6 +23,7 @@ from gorouter_trio.gateway import GatewayConfig
 from gorouter_trio.remote import open_remote
 from gorouter_trio.security import SecurityManager
 from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.stores import SqliteStore
 
 pytestmark = pytest.mark.net
 
@@ -149,9 +152,9 @@ async def test_a_gateway_that_is_not_there():
 # Row 33
 
 
-def endless(words):
-    """An answer of so many words, as fast as it is read."""
-    return streams(*[chunk({"content": "word " * 10}) for _ in range(words)], chunk(finish="stop"), DONE)
+def endless(pieces, *, words=10):
+    """An answer of so many pieces, as fast as it is read."""
+    return streams(*[chunk({"content": "word " * words}) for _ in range(pieces)], chunk(finish="stop"), DONE)
 
 
 async def stop_reading(behind, number):
@@ -162,34 +165,78 @@ async def stop_reading(behind, number):
         return await talk.close_code()
 
 
+async def check_slow_readers(behind, count, *, healthy, text):
+    """So many that stop reading beside healthy ones; the longest that one was kept, in seconds."""
+    codes, took = [], []
+
+    async def one(number):
+        began = trio.current_time()
+        codes.append(await stop_reading(behind, number))
+        took.append(trio.current_time() - began)
+
+    async def ask_on(talk):
+        number = 0
+        while len(codes) < count:
+            number += 1
+            answer = await talk.request(type="statistics", id=number, session="s")
+            assert answer["type"] == "session_statistics"
+            await trio.sleep(0.1)
+
+    async with AsyncExitStack() as stack:
+        talks = [await stack.enter_async_context(open_talk(behind.url)) for _ in range(healthy)]
+        async with trio.open_nursery() as nursery:
+            for talk in talks:
+                nursery.start_soon(ask_on, talk)
+            for number in range(count):
+                nursery.start_soon(one, number)
+    assert codes == [4413] * count
+    for number in range(count):
+        history = await behind.client.session(f"slow-{number}").history()
+        assert history[-1].message.content == text
+    statistics = behind.gateway.statistics()
+    assert (statistics.live_turns, statistics.in_flight, statistics.queued) == (0, 0, 0)
+    assert behind.errors == []
+    return max(took)
+
+
 async def test_slow_readers(figure):
     """Who grants no credit is closed once the buffer has overflowed; the turn ends, is stored, and frees its place."""
     small = config(slow_reader_s=0.4, buffer_bytes=16_384)
-    async with open_gateway(small, answer=endless(2_000)) as behind, trio.open_nursery() as nursery:
-        codes, took = [], []
+    async with open_gateway(small, answer=endless(2_000)) as behind:
+        longest = await check_slow_readers(behind, 12, healthy=1, text="word " * 20_000)
+        assert behind.gateway.statistics().kept_bytes < 12 * (16_384 + 150_000)
+    figure(f"12 slow readers closed after {longest:.1f} s, their turns stored, 0 places held")
 
-        async def one(number):
-            began = trio.current_time()
-            codes.append(await stop_reading(behind, number))
-            took.append(trio.current_time() - began)
 
-        for number in range(12):
-            nursery.start_soon(one, number)
-        async with open_talk(behind.url) as healthy:
-            for number in range(1, 5):
-                answer = await healthy.request(type="statistics", id=number, session="s")
-                assert answer["type"] == "session_statistics"
-        with trio.fail_after(20):
-            while len(codes) < 12:
-                await trio.sleep(0.01)  # until they are closed
-        assert codes == [4413] * 12
-        for number in range(12):
-            history = await behind.client.session(f"slow-{number}").history()
-            assert history[-1].message.content == "word " * 20_000
-        statistics = behind.gateway.statistics()
-        assert (statistics.live_turns, statistics.in_flight) == (0, 0)
-        assert statistics.kept_bytes < 12 * (16_384 + 150_000)
-    figure(f"12 slow readers closed after {max(took):.1f} s, their turns stored, 0 places held")
+@pytest.mark.long
+async def test_a_thousand_slow_readers(figure, tmp_path):
+    """Likewise with the limits as they are, a thousand of them, in bounded memory."""
+    most, before = 0, resident()
+    usual = config(max_turns_per_principal=2_000, resume_s=5.0)
+    # What is stored is on the disk, and few sessions are kept ready: what is left is what the readers take.
+    store, sessions = SqliteStore(tmp_path / "slow.db"), gr.SessionConfig(max_active=100)
+    async with store, open_gateway(usual, answer=endless(1_000, words=40), store=store, sessions=sessions) as behind:
+
+        async def measure():
+            nonlocal most
+            while True:
+                await trio.sleep(0.5)
+                most = max(most, resident() - before)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(measure)
+            longest = await check_slow_readers(behind, 1_000, healthy=100, text="word " * 40_000)
+            nursery.cancel_scope.cancel()
+    assert most < 300 * 2**20
+    figure(
+        f"1,000 slow readers closed with 4413, the last one after {longest:.0f} s in all; all turns stored, 0 places "
+        f"held, at most {most / 2**20:.0f} MiB more memory; 100 healthy ones went on"
+    )
+
+
+def resident():
+    """Bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def test_one_that_does_not_read_its_socket():

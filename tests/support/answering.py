@@ -27,6 +27,8 @@ OPTIONS = SessionOptions(b"", b'{"model":"test/model"}')
 class Answering:
     """A pipeline whose answers have `size` characters; it counts the bytes that it is given to send."""
 
+    is_noting = False
+
     def __init__(self, size: int = 200) -> None:
         self.text = "a" * size
         self.sent_bytes = 0

@@ -27,6 +27,7 @@ KINDS: tuple[Kind, ...] = ("trio", "aio", "blocking")
 # What does not wait, on all fronts.
 PLAIN = {
     "session", "use", "unuse", "add_hook", "remove_hook", "on", "off", "cost_snapshot", "ledger_rows", "budget",
+    "budgets",
     "price", "set_prices", "start_price_refresh", "stop_price_refresh", "cancel", "session_statistics", "inspect",
     "observe", "unobserve", "observe_ledger", "unobserve_ledger", "flush_observers", "add_tracer", "remove_tracer",
     "metrics_text", "add_metrics", "remove_metrics", "set_model", "set_api_key", "set_store", "set_security",
