@@ -240,8 +240,8 @@ async def test_two_thousand_dribblers(figure):
         async with open_gateway(GatewayConfig(anonymous=True, limits=limits())) as behind:
             files = open_files()
             longest, alone, p99, lag_s = await besieged(behind, 2_000, healthy=100, baseline_s=10.0, pause_s=0.5)
-            # The dribblers are in this process, which connects all of them meanwhile.
-            assert longest < 8 + 4 * lag_s
+            # The dribblers are in this process, and to be let go takes a few passes of its loop.
+            assert longest < 8 + 8 * lag_s
             assert p99 < 2 * alone + 0.25 + lag_s
             assert behind.gateway.statistics().unauthenticated == 0
             await wait_for_files(files)
