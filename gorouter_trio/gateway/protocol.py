@@ -41,6 +41,7 @@ __all__ = [
     "Ask",
     "AskOptions",
     "Authenticate",
+    "BudgetRow",
     "Cancel",
     "Clear",
     "ClientMessage",

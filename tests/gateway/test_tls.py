@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ssl
+from typing import cast
 
 import pytest
 import trio
 import trustme
 from gateways import ADA_KEY, limits, open_gateway, secured
+from worlds import there
 
 from gorouter_trio.errors import ConfigError, ConnectError, InvalidTokenError
 from gorouter_trio.events import TextDelta
@@ -59,9 +61,7 @@ async def test_turns(authority, ca_file, how):
                 pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
             assert "".join(pieces) == stream.result.text
             assert len(await session.history()) == 4
-            manager = behind.client.security
-            assert isinstance(manager, SecurityManager)
-            manager.revoke_token(ADA_KEY)
+            cast("SecurityManager", behind.client.security).revoke_token(ADA_KEY)
             with trio.fail_after(5):
                 while not behind.gateway.statistics().closed:
                     await trio.sleep(0.01)  # until it is noticed
@@ -112,9 +112,7 @@ async def test_a_certificate_that_ends_later(authority, ca_file):
             session = client.session("s")
             await session.ask("[[say well]]")
             trustme.CA().issue_cert("127.0.0.1").configure_cert(tls)
-            link = client._wire._link
-            assert link is not None
-            await trio.aclose_forcefully(link._websocket._stream)
+            await trio.aclose_forcefully(there(client._wire._link)._websocket._stream)
             with pytest.raises(ConnectError, match="the certificate does not verify"):
                 await session.history()
             authority.issue_cert("127.0.0.1").configure_cert(tls)

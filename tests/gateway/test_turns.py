@@ -215,8 +215,8 @@ async def test_a_thousand_slow_readers(figure, tmp_path):
     """Likewise with the limits as they are, a thousand of them, in bounded memory."""
     most, before = 0, resident()
     usual = config(max_turns_per_principal=2_000, resume_s=5.0, authenticate_s=60.0)
-    # What is stored is on the disk, and few sessions are kept ready: what is left is what the readers take.
-    store, sessions = SqliteStore(tmp_path / "slow.db"), gr.SessionConfig(max_active=100)
+    # What is stored is on the disk, and sessions are not kept ready: what is left is what the readers take.
+    store, sessions = SqliteStore(tmp_path / "slow.db"), gr.SessionConfig(max_active=100, idle_s=2.0)
     async with store, open_gateway(usual, answer=endless(1_000, words=40), store=store, sessions=sessions) as behind:
 
         async def measure():
