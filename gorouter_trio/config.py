@@ -578,7 +578,8 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
 
     A session that nobody has written to for `idle_s` gives its memory back, and so do those that were
     used the longest time ago when more than `max_active` are active; the next message loads it from
-    the store again. Only idle sessions go, so while more than that have something to do there are more.
+    the store again. Only idle sessions go, so while more than that have something to do there are more; those
+    above the cap go as they come to rest.
 
     Where processes share a store that can lease sessions (`RedisStore`), a session is owned while a turn of it runs.
     `lease_s` is how long the owner has it without a sign of life: another process takes it over then. Owners renew

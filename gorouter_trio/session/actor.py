@@ -213,6 +213,7 @@ class SessionServices:
         "immediate",
         "now",
         "on_gone",
+        "on_rest",
         "ownership",
         "pipeline",
         "store",
@@ -243,6 +244,8 @@ class SessionServices:
         self.wall = wall
         self.turn_ids = turn_ids
         self.on_gone = on_gone
+        # Where there are more actors than there should be: called by each that is about to have nothing to do.
+        self.on_rest: Callable[[], None] | None = None
         self.ownership = ownership
         self.now = trio.lowlevel.current_clock().current_time
         self.watch = watch
@@ -490,6 +493,8 @@ class SessionActor:
             if self._store is not self._services.store:
                 self._disown()
         self._current = None
+        if self._services.on_rest is not None:
+            self._services.on_rest()
         envelope.finish()
         self._wait_for("mail")
 

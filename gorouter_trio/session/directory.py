@@ -233,6 +233,7 @@ class SessionDirectory:
         self._has_actors.set()
         start_clean(self._nursery, actor.run)
         if len(self._actors) > self._config.max_active:
+            self._services.on_rest = self._make_room
             self._make_room()
         return actor
 
@@ -245,6 +246,8 @@ class SessionDirectory:
     def _forget(self, actor: SessionActor) -> None:
         if self._actors.get(actor.key) is actor:
             del self._actors[actor.key]
+            if len(self._actors) <= self._config.max_active:
+                self._services.on_rest = None
 
     async def _retire_idle(self) -> None:
         """Retire each actor that was idle for long enough; until cancelled."""

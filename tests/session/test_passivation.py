@@ -116,7 +116,7 @@ async def test_the_cap_retires_the_least_recently_used(autojump_clock):
 
 
 async def test_busy_sessions_do_not_go(autojump_clock):
-    """When all are busy there are more than the cap, and each turn ends well."""
+    """When all are busy there are more than the cap, each turn ends well, and then those above the cap go."""
     async with open_world(SimulatorConfig(latency_s=5), sessions=gr.SessionConfig(max_active=2)) as world:
         texts = []
 
@@ -129,8 +129,11 @@ async def test_busy_sessions_do_not_go(autojump_clock):
             await trio.sleep(2)
             assert world.client._runtime.sessions.active == 10
         assert len(texts) == 10
+        assert world.client._runtime.sessions.active <= 2
         await world.client.session("next").ask("q")
-        assert world.client._runtime.sessions.active <= 10
+        assert world.client._runtime.sessions.active <= 2
+        for number in range(10):
+            assert len(await world.client.session(f"k{number}").history()) == 2
 
 
 async def test_mail_and_retirement_never_miss_each_other(autojump_clock):
