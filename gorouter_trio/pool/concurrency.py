@@ -8,7 +8,8 @@ change nothing for a cooldown, because they answer requests that had left before
 In the moment of a refusal, the other side is full: of all requests in flight then, the ones that are
 answered in the end are as many as it takes. A *mark* counts them. Once the last of them has ended the
 capacity is known, and the next cut goes a little below it at once, however far that is: below the larger of
-the last two counts.
+the last two counts. A refusal that comes late, in a pause in which those that have ended were not followed by
+others, would count too few: there is a mark only where the limit is used up.
 
 After the cooldown the limit grows again: by one a round trip up to the *ceiling* at which it was refused
 and one beyond, then faster and faster. Failures (5xx) say nothing of capacity: they only hold growth back
@@ -26,6 +27,7 @@ _CUT = 0.9
 _COOLDOWN_S = 15.0
 _FAILURE_PAUSE_S = 2.0
 _MARK_S = 60.0
+_FULL = 0.9
 
 
 class AdaptiveLimit:
@@ -77,7 +79,8 @@ class AdaptiveLimit:
         """
         if in_flight <= 1:
             return False
-        if self.marked_at is None or now - self.marked_at > _MARK_S:
+        is_full = in_flight >= self.limit * _FULL
+        if is_full and (self.marked_at is None or now - self.marked_at > _MARK_S):
             self.marked_at = now
             self._marked_left, self._marked_served = in_flight, 0
         if self.cuts and now < self._quiet_until:

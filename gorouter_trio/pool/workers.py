@@ -939,6 +939,8 @@ class _Worker:
     async def run(self, ticket: Ticket) -> None:
         """Serve tickets until the pool ends; a failure of one ticket fails that ticket."""
         self._ticket = ticket
+        # The frame lives as long as the worker, and would keep its first request and the answer to it.
+        del ticket
         try:
             while True:
                 await contain(self._serve_tickets, report=self._fail_ticket)
@@ -1003,11 +1005,8 @@ class _Worker:
                 self._ticket = pool.next_ticket()
             if self._ticket is None:
                 await self._wait_for_ticket()
-            ticket = cast("Ticket", self._ticket)
-            if ticket.abandoned:
-                pool.release(ticket)
-            else:
-                await self._serve(ticket)
+            # No local name: an idle worker would keep its last request, and with that a whole conversation.
+            await self._serve(cast("Ticket", self._ticket))
             self._ticket = None
 
     async def _wait_for_ticket(self) -> None:
@@ -1025,6 +1024,9 @@ class _Worker:
 
     async def _serve(self, ticket: Ticket) -> None:
         """Take one ticket to its answer; the connection is closed unless the reply ended cleanly."""
+        if ticket.abandoned:
+            self.pool.release(ticket)
+            return
         ticket.worker = self
         self.expired = self._stopped = False
         try:

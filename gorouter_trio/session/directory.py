@@ -255,8 +255,8 @@ class SessionDirectory:
             if not self._actors:
                 self._has_actors = trio.Event()
                 await self._has_actors.wait()
-            oldest = next(iter(self._actors.values()))
-            await trio.sleep_until(oldest.used_at + self._config.idle_s)
+            # The time alone: a name for the oldest actor would keep it here after its end.
+            await trio.sleep_until(next(iter(self._actors.values())).used_at + self._config.idle_s)
             self._retire_due(self._now())
 
     def _retire_due(self, now: float) -> None:

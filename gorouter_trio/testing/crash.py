@@ -416,11 +416,13 @@ async def _traced(pid: int, kill: Kill | CallFault | None) -> AsyncIterator[None
     command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={kill.syscall}", "-e", inject, "-p", str(pid)]
     tracer = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        while not _is_traced(pid):
-            if tracer.poll() is not None:
-                said = b"".join([piece async for piece in cast("trio.abc.ReceiveStream", tracer.stderr)])
-                raise CrashError(f"strace cannot trace: {said.decode(errors='replace').strip()}")
+        while tracer.poll() is None and not _is_traced(pid):
             await trio.sleep(_POLL_S)
+        if tracer.returncode is not None:
+            said = b"".join([piece async for piece in cast("trio.abc.ReceiveStream", tracer.stderr)])
+            # Without a word, the call in which the process waits was the one to end it: both had gone in between.
+            if said:
+                raise CrashError(f"strace cannot trace: {said.decode(errors='replace').strip()}")
         yield
     finally:
         with trio.move_on_after(_END_S, shield=True):

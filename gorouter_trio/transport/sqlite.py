@@ -283,13 +283,16 @@ class _File:
         _sync_directory(self.path.parent)
 
     def _refuse_foreign(self, connection: Connection) -> None:
+        # At one moment: another process may be making the file what it is to be.
+        connection.execute("BEGIN")
         owner = connection.execute("PRAGMA application_id").fetchone()[0]
         is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        connection.execute("COMMIT")
         if owner != self._application_id and not (is_empty and owner == 0):
             raise StoreError(
                 f"{self.path}: the database belongs to something else; choose another path", kind="foreign"
             )
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > len(self._schema):
             raise StoreError(
                 f"{self.path}: was written by a newer version (format {version}, this one knows {len(self._schema)})",
@@ -370,11 +373,9 @@ class _Thread:
 
     def _run(self) -> None:
         while jobs := self._next_jobs():
-            failed = _capture(partial(self.execute, jobs), self._file)
-            for job in jobs:
-                # Whatever happens, nobody waits for ever.
-                job.result = job.result or failed
-            self._deliver(jobs)
+            self._serve(jobs)
+            # The thread waits now, and would keep what the last ones have written.
+            jobs.clear()
         if self.connection is not None:
             with suppress(sqlite3.Error):  # everything in it is committed
                 self.connection.close()
@@ -384,6 +385,13 @@ class _Thread:
         for token, ended in waiting:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(ended.set)
+
+    def _serve(self, jobs: list[_Job]) -> None:
+        failed = _capture(partial(self.execute, jobs), self._file)
+        for job in jobs:
+            # Whatever happens, nobody waits for ever.
+            job.result = job.result or failed
+        self._deliver(jobs)
 
     def _next_jobs(self) -> list[_Job]:
         """Jobs whose askers still wait; none at the end."""

@@ -303,6 +303,9 @@ class ChunkMerge:
 
     def _content(self) -> str | list[msgspec.Raw] | None:
         text = "".join(self._text)
+        if text:
+            # The pieces are as much again, for as long as the stream is kept.
+            self._text[:] = [text]
         if self._parts:
             before = [msgspec.Raw(encode_json({"type": "text", "text": text}))] if text else []
             return before + self._parts

@@ -32,6 +32,16 @@ def test_the_newest_are_kept(bodies, limit, after):
     assert log.get(log.last_seq + 1) is None
 
 
+def test_a_long_turn_costs_what_is_kept():
+    """Whatever has gone by is forgotten, where messages began as well."""
+    log = TurnLog(4_000)
+    for number in range(20_000):
+        log.append(b"%08d" % number)
+    assert (log.first_seq, log.last_seq, log.size) == (19_501, 20_000, 4_000)
+    assert [log.get(seq) for seq in (19_500, 19_501, 20_000)] == [None, b"00019500", b"00019999"]
+    assert len(log._starts) <= 2_000
+
+
 def test_the_end_is_always_kept():
     """However long it is."""
     log = TurnLog(10)

@@ -71,6 +71,18 @@ def test_what_was_served_is_counted() -> None:
     assert limit.limit == 9
 
 
+def test_a_late_refusal_counts_nothing() -> None:
+    """In a pause those that end are not followed by others: the few that are left are not what the other side takes."""
+    limit = AdaptiveLimit(50, most=100)
+    limit.throttle(1.0, in_flight=50)
+    for number in range(50):
+        limit.end(sent_at=1.0, is_refused=number >= 10)
+    limit.throttle(1.5, in_flight=3)
+    assert limit.marked_at is None
+    limit.throttle(20.0, in_flight=40)
+    assert limit.limit == 9
+
+
 @given(
     st.lists(
         st.tuples(st.sampled_from(["succeed", "throttle", "fail", "end"]), st.floats(0, 20), st.integers(0, 300)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -10,8 +11,12 @@ import trio.testing
 from worlds import open_world
 
 import gorouter_trio as gr
+from gorouter_trio.pool.workers import Ticket
+from gorouter_trio.session.actor import SessionActor
+from gorouter_trio.session.running import RunningTurn
 from gorouter_trio.simulator import SimulatorConfig
-from gorouter_trio.stores import MemoryStore
+from gorouter_trio.stores import MemoryStore, SqliteStore
+from gorouter_trio.transport.sqlite import _Job
 
 
 def turn_of(session, text):
@@ -24,6 +29,9 @@ async def states(world, *keys):
     """What each session's actor does; `None` for one that is not active."""
     directory = world.client._runtime.sessions
     return [None if (actor := directory.active_actor(key)) is None else actor.statistics().state for key in keys]
+
+
+KEEPERS = {RunningTurn, SessionActor, Ticket, _Job}
 
 
 async def test_an_idle_session_goes_and_comes_back(autojump_clock):
@@ -168,3 +176,29 @@ def test_settings_are_checked(name, value):
     """A cap or a time that cannot be is refused by name."""
     with pytest.raises(gr.ConfigError, match=f"sessions.{name}"):
         gr.SessionConfig(**{name: value})
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_who_waits_keeps_nothing(tmp_path, is_streamed):
+    """Idle workers, and the threads of the store, hold no conversation that they have served."""
+    before = {id(found) for found in gc.get_objects() if type(found) in KEEPERS}
+    async with SqliteStore(tmp_path / "s.db") as store, open_world(store=store) as world:
+        async with trio.open_nursery() as nursery:
+            for number in range(10):
+                nursery.start_soon(take_turn, world.client.session(f"k{number}"), is_streamed)
+        for number in range(10):
+            await world.client._runtime.sessions.passivate(f"k{number}")
+        await trio.testing.wait_all_tasks_blocked()
+        gc.collect()
+        kept = [found for found in gc.get_objects() if type(found) in KEEPERS]
+        assert world.client.statistics().connections
+        assert [found for found in kept if id(found) not in before] == []
+
+
+async def take_turn(session, is_streamed):
+    """Ask for an answer, and read it."""
+    if is_streamed:
+        async with session.stream("q") as stream:
+            await stream.collect()
+    else:
+        await session.ask("q")
