@@ -416,7 +416,7 @@ async def _traced(pid: int, kill: Kill | CallFault | None) -> AsyncIterator[None
     command = ["strace", "-f", "-qq", "-o", os.devnull, "-e", f"trace={kill.syscall}", "-e", inject, "-p", str(pid)]
     tracer = await trio.lowlevel.open_process(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        while tracer.poll() is None and not _is_traced(pid):
+        while tracer.poll() is None and not _is_traced(pid):  # noqa: ASYNC110 - nobody would set an event
             await trio.sleep(_POLL_S)
         if tracer.returncode is not None:
             said = b"".join([piece async for piece in cast("trio.abc.ReceiveStream", tracer.stderr)])

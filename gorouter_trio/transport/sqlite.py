@@ -75,6 +75,7 @@ _ERRNO_KINDS: dict[int | None, StoreErrorKind] = {
 _LOG_BYTES = 16 * 1024 * 1024
 _MEMORY_BYTES = 64 * 1024 * 1024
 _SCRATCH_KIB = 2048
+_MOST_SWITCHES = 100
 _SAYINGS: dict[StoreErrorKind, str] = {
     "corrupt": "the file is damaged; nothing was written to it: keep a copy, then recover it with the sqlite3 program",
     "foreign": "the file is no SQLite database; choose another path",
@@ -273,7 +274,7 @@ class _File:
         self._refuse_foreign(connection)
         if check and (found := run("PRAGMA quick_check(1)").fetchone()[0]) != "ok":
             raise StoreError(f"{self.path}: {_SAYINGS['corrupt']} ({found})", kind="corrupt")
-        run("PRAGMA journal_mode=WAL").fetchone()
+        self._switch_to_log(connection)
         run("PRAGMA synchronous=FULL")
         run("PRAGMA secure_delete=ON").fetchone()
         run("PRAGMA foreign_keys=ON")
@@ -281,6 +282,21 @@ class _File:
         run(f"PRAGMA journal_size_limit={_LOG_BYTES}").fetchone()
         self._migrate(connection)
         _sync_directory(self.path.parent)
+
+    def _switch_to_log(self, connection: Connection) -> None:
+        """Have the file write ahead, once nobody else is at it: SQLite waits for a lock, but not for this one."""
+        for _ in range(_MOST_SWITCHES):
+            try:
+                connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            except sqlite3.OperationalError as exc:
+                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                    raise
+            else:
+                return
+            # Waits for all others, for as long as `busy_s`.
+            connection.execute("BEGIN EXCLUSIVE")
+            connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode=WAL").fetchone()
 
     def _refuse_foreign(self, connection: Connection) -> None:
         # At one moment: another process may be making the file what it is to be.

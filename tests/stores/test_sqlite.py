@@ -194,6 +194,40 @@ async def test_two_processes_do_not_interleave(path: Path) -> None:
         assert own == [f"{process.pid}:{number}" for number in range(100)]
 
 
+def open_new_files(paths: list[str], barrier: threading.Barrier, results: multiprocessing.Queue[list[str]]) -> None:
+    """For another process: write into each of these files, which do not exist yet, when the others do."""
+
+    async def run() -> list[str]:
+        failures = []
+        for path in paths:
+            await trio.to_thread.run_sync(barrier.wait)
+            try:
+                async with SqliteStore(path) as store:
+                    await store.append(str(os.getpid()), [b"x"], expected_version=0)
+            except gr.StoreError as exc:
+                failures.append(str(exc))
+        return failures
+
+    results.put(trio.run(run))
+
+
+async def test_processes_that_open_a_new_file_together(tmp_path: Path) -> None:
+    """Each waits for the others: none takes the file for a stranger's, or for locked."""
+    context = multiprocessing.get_context("spawn")
+    results, barrier = context.Queue(), context.Barrier(3)
+    paths = [str(tmp_path / f"{number}.db") for number in range(25)]
+    processes = [context.Process(target=open_new_files, args=(paths, barrier, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    failures = [await trio.to_thread.run_sync(results.get) for _ in processes]
+    for process in processes:
+        await trio.to_thread.run_sync(process.join)
+    assert failures == [[], [], []]
+    for path in paths:
+        async with SqliteStore(path) as store:
+            assert len(await store.list_keys()) == 3
+
+
 def traces(directory: Path, text: bytes) -> list[str]:
     """The files that hold `text`."""
     return [file.name for file in directory.iterdir() if text in file.read_bytes()]
