@@ -60,6 +60,11 @@ class Gate:
             return extras
         return msgspec.structs.replace(extras or TurnExtras(), principal=principal, token=own or token)
 
+    async def check(self, token: Secret | None) -> None:
+        """Look at who asks for something that is nobody's, where somebody looks. Raises as `admit`."""
+        if not self.is_open or token is not None:
+            await self.identify(token)
+
     async def identify(self, token: Secret | None) -> Principal | None:
         """The principal that `token` stands for; None for nobody. Raises as `admit`."""
         if self._authenticator is None:

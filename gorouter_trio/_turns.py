@@ -45,6 +45,7 @@ __all__ = [
     "TurnExtras",
     "TurnKeywords",
     "TurnRequest",
+    "access_secret",
 ]
 
 Approve: TypeAlias = Callable[[ApprovalRequest], Awaitable[ApprovalDecision | None]]
@@ -139,7 +140,7 @@ class TurnEncoder:
         if "approve" in given:
             changes["approve"] = _callable(given.pop("approve"))
         if given.get("access_token") is not None:
-            changes["token"] = _secret(given["access_token"])
+            changes["token"] = access_secret(given["access_token"])
         given.pop("access_token", None)
         if changes:
             extras = msgspec.structs.replace(extras or TurnExtras(), **changes)
@@ -195,7 +196,8 @@ def _callable(given: object) -> object:
     return given
 
 
-def _secret(given: object) -> Secret:
+def access_secret(given: object) -> Secret:
+    """An access token as it is kept; raises `BadRequestError` for what is none."""
     if isinstance(given, Secret):
         return given
     if not isinstance(given, str):

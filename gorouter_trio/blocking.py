@@ -675,18 +675,24 @@ class Client(FrontClient):
         inputs: EmbeddingInput,
         *,
         model: str,
+        access_token: str | Secret | None = None,
         deadline_s: float | None = None,
         **options: Unpack[EmbeddingKeywords],
     ) -> EmbeddingResult:
         """Vectors for a text, texts or tokens, in their order; as `gr.Client.embeddings`."""
-        work = partial(self._core.client.embeddings, inputs, model=model, **options)
+        work = partial(self._core.client.embeddings, inputs, model=model, access_token=access_token, **options)
         return drive(self._core.call(work, deadline_s=deadline_s, is_paid=True))
 
     def completions(
-        self, prompt: str, *, deadline_s: float | None = None, **options: Unpack[ChatKeywords]
+        self,
+        prompt: str,
+        *,
+        access_token: str | Secret | None = None,
+        deadline_s: float | None = None,
+        **options: Unpack[ChatKeywords],
     ) -> CompletionResult:
         """What follows a prompt, by the endpoint from before chats; as `gr.Client.completions`."""
-        work = partial(self._core.client.completions, prompt, **options)
+        work = partial(self._core.client.completions, prompt, access_token=access_token, **options)
         return drive(self._core.call(work, deadline_s=deadline_s, is_paid=True))
 
     def register(self, plugin: object, *, deadline_s: float | None = None) -> str:

@@ -15,7 +15,7 @@ from ._completion import run_completion
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
-from ._turns import TurnExtras, TurnRequest
+from ._turns import TurnExtras, TurnRequest, access_secret
 from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
 from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
@@ -410,21 +410,31 @@ class Client:
         return await self._services.generation(generation_id, polls=polls)
 
     async def embeddings(
-        self, inputs: EmbeddingInput, *, model: str, **options: Unpack[EmbeddingKeywords]
+        self,
+        inputs: EmbeddingInput,
+        *,
+        model: str,
+        access_token: str | Secret | None = None,
+        **options: Unpack[EmbeddingKeywords],
     ) -> EmbeddingResult:
         """Vectors for a text, texts or tokens, in their order.
 
-        `model` is one of `embedding_models`. Errors as in `chat`; cancelling stops the request, which may be billed.
+        `model` is one of `embedding_models`. `access_token` says who asks, where the client has `security`. Errors as
+        in `chat`; cancelling stops the request, which may be billed.
         """
         body, settings = encode_embeddings(inputs, model, keywords=options, beneath=self._defaults.settings)
+        await self._check_asker(access_token)
         return await self._services.embed(body, settings)
 
-    async def completions(self, prompt: str, **options: Unpack[ChatKeywords]) -> CompletionResult:
+    async def completions(
+        self, prompt: str, *, access_token: str | Secret | None = None, **options: Unpack[ChatKeywords]
+    ) -> CompletionResult:
         """What follows a prompt, by the endpoint from before chats; options and errors as in `chat`, without tools.
 
         Middlewares, hooks and observers see a chat of one message.
         """
         encoded, settings = self._defaults.call(options)
+        await self._check_asker(access_token)
         runtime = self._runtime
         return await run_completion(
             prompt,
@@ -434,6 +444,10 @@ class Client:
             pipeline=runtime.pipeline,
             send=self._services.complete,
         )
+
+    async def _check_asker(self, access_token: str | Secret | None) -> None:
+        token = None if access_token is None else access_secret(access_token)
+        await self._runtime.sessions.gate.check(token)
 
     # What users put around chats, and what they hear of them
 

@@ -77,6 +77,31 @@ async def test_a_token_without_anybody_to_look_at_it(way, autojump_clock):
         assert world.sent == []
 
 
+@pytest.mark.parametrize("way", ["completions", "embeddings"])
+async def test_what_is_no_chat_is_guarded_as_well(way, autojump_clock):
+    """Whoever may not chat may not have text or vectors either; nothing is sent for them."""
+
+    async def take_it(**options: Any) -> Any:
+        if way == "embeddings":
+            return await world.client.embeddings("sea", model="openai/text-embedding-3-small", **options)
+        return await world.client.completions("Once", **options)
+
+    async with open_world(security=rules()) as world:
+        with pytest.raises(gr.AuthenticationRequiredError):
+            await take_it()
+        with pytest.raises(gr.InvalidTokenError) as wrong:
+            await take_it(access_token="some-key-that-is-wrong")
+        assert "some-key" not in repr(wrong.value) + str(wrong.value)
+        with pytest.raises(gr.BadRequestError, match="access_token"):
+            await take_it(access_token=b"bytes")
+        assert world.sent == []
+        assert (await take_it(access_token=ADA)).usage
+    async with open_world() as world:
+        with pytest.raises(gr.ConfigError, match="access_token"):
+            await take_it(access_token=ADA)
+        assert world.sent == []
+
+
 async def test_the_same_key_of_two_people_is_two_sessions(autojump_clock):
     """A session belongs to who speaks in it; neither sees the other's, and the store has them apart."""
     async with open_world(security=rules()) as world:
