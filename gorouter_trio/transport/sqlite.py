@@ -289,7 +289,7 @@ class _File:
             try:
                 connection.execute("PRAGMA journal_mode=WAL").fetchone()
             except sqlite3.OperationalError as exc:
-                if exc.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+                if not getattr(exc, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     raise
             else:
                 return

@@ -7,13 +7,15 @@ import resource
 import socket
 import struct
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import msgspec
 import pytest
 import trio
-from gateways import ADA_KEY, frame, limits, open_gateway, open_raw, open_talk, secured
+from gateway_attackers import open_attack
+from gateways import ADA_KEY, Healthy, frame, limits, open_gateway, open_raw, open_talk, secured
 from worlds import DONE, chunk, streams
 
 import gorouter_trio as gr
@@ -157,48 +159,26 @@ def endless(pieces, *, words=10):
     return streams(*[chunk({"content": "word " * words}) for _ in range(pieces)], chunk(finish="stop"), DONE)
 
 
-async def stop_reading(behind, number, *, gate):
-    """Ask for a long answer and grant no more than a little of it; how that is closed."""
-    async with AsyncExitStack() as stack:
-        async with gate:
-            talk = await stack.enter_async_context(open_talk(behind.url))
-        request = {"type": "ask", "id": 1, "session": f"slow-{number}", "turn_id": "t", "messages": "x", "stream": True}
-        await talk.send({**request, "credit": 10_000})
-        return await talk.close_code()
-
-
 async def check_slow_readers(behind, count, *, healthy, text):
     """So many that stop reading beside healthy ones; the longest that one was kept, in seconds."""
-    codes, took, gate = [], [], trio.CapacityLimiter(50)
-
-    async def one(number):
-        began = trio.current_time()
-        codes.append(await stop_reading(behind, number, gate=gate))
-        took.append(trio.current_time() - began)
-
-    async def ask_on(talk):
-        number = 0
-        while len(codes) < count:
-            number += 1
-            answer = await talk.request(type="statistics", id=number, session="s")
-            assert answer["type"] == "session_statistics"
-            await trio.sleep(0.1)
-
+    asked = Healthy()
     async with AsyncExitStack() as stack:
         talks = [await stack.enter_async_context(open_talk(behind.url)) for _ in range(healthy)]
         async with trio.open_nursery() as nursery:
             for talk in talks:
-                nursery.start_soon(ask_on, talk)
-            for number in range(count):
-                nursery.start_soon(one, number)
-    assert codes == [4413] * count
+                nursery.start_soon(partial(asked.ask_on, talk, pause_s=0.1))
+            async with open_attack("stop_reading", behind.url, count) as attackers:
+                attack = await attackers.wait_ended()
+            nursery.cancel_scope.cancel()
+    assert attack.codes == [4413] * count
+    assert asked.took
     for number in range(count):
         history = await behind.client.session(f"slow-{number}").history()
         assert history[-1].message.content == text
     statistics = behind.gateway.statistics()
     assert (statistics.live_turns, statistics.in_flight, statistics.queued) == (0, 0, 0)
     assert behind.errors == []
-    return max(took)
+    return max(attack.took)
 
 
 async def test_slow_readers(figure):

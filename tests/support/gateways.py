@@ -131,6 +131,30 @@ async def open_talk(
                 await trio.aclose_forcefully(websocket._stream)
 
 
+class Healthy:
+    """Connections that ask now and then, and what each answer took, in seconds."""
+
+    def __init__(self) -> None:
+        self.took: list[float] = []
+        self.number = 0
+
+    async def ask_on(self, talk: Talk, *, pause_s: float) -> None:
+        """Until cancelled."""
+        while True:
+            self.number += 1
+            began = trio.current_time()
+            answer = await talk.request(type="statistics", id=self.number, session="s")
+            assert answer["type"] == "session_statistics"
+            self.took.append(trio.current_time() - began)
+            await trio.sleep(pause_s)
+
+    def p99(self) -> float:
+        """Of what was asked since the last time."""
+        took = sorted(self.took)
+        self.took.clear()
+        return took[int(len(took) * 0.99)]
+
+
 class LoopLag:
     """How far behind the loop of this process was at most: clients and gateway share it, and the machine has others."""
 
@@ -183,3 +207,21 @@ def frame(data: bytes, *, opcode: int = 1, fin: bool = True) -> bytes:
     else:
         length = b"\xfe" + struct.pack("!H", size) if size < 65_536 else b"\xff" + struct.pack("!Q", size)
     return bytes([opcode | (0x80 if fin else 0)]) + length + bytes(4) + data
+
+
+async def close_code(stream: trio.abc.Stream) -> int | None:
+    """The code of the close frame that comes, None where the connection just ends."""
+    data = b""
+    try:
+        while received := await stream.receive_some():
+            data += received
+    except trio.BrokenResourceError:
+        pass
+    while data:
+        size, skip = data[1], 2
+        if size == 126:
+            size, skip = int.from_bytes(data[2:4], "big"), 4
+        if data[0] & 15 == 8:
+            return int.from_bytes(data[skip : skip + 2], "big")
+        data = data[skip + size :]
+    return None
