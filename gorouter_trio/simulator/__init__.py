@@ -12,6 +12,8 @@ from .config import SimulatorStatistics as SimulatorStatistics
 from .limits import FreeTier as FreeTier
 from .limits import Limit as Limit
 from .limits import LimitWindow as LimitWindow
+from .recorder import Recorder as Recorder
+from .recorder import open_recorder as open_recorder
 from .recordings import Recording as Recording
 from .recordings import load_recordings as load_recordings
 from .scenario import Behaviour as Behaviour
@@ -34,6 +36,7 @@ __all__ = [
     "Limit",
     "LimitWindow",
     "Phase",
+    "Recorder",
     "Recording",
     "RequestRecord",
     "Scenario",
@@ -44,6 +47,7 @@ __all__ = [
     "Spread",
     "Wire",
     "load_recordings",
+    "open_recorder",
     "open_simulated_network",
     "serve_simulator",
 ]

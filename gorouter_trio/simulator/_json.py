@@ -41,9 +41,15 @@ decode_exact: Final = msgspec.json.Decoder(float_hook=lambda text: msgspec.Raw(t
 _sorted: Final = msgspec.json.Encoder(order="sorted").encode
 
 
-def canonical(data: bytes) -> bytes:
-    """The same JSON for the same value, whatever the order of its fields; raises `msgspec.DecodeError`."""
-    return _sorted(_decoder.decode(data))
+def canonical(data: bytes, *, without: str = "") -> bytes:
+    """The same JSON for the same value, whatever the order of its fields; raises `msgspec.DecodeError`.
+
+    The field `without` of an object counts as not there.
+    """
+    value = _decoder.decode(data)
+    if without and isinstance(value, dict):
+        value.pop(without, None)
+    return _sorted(value)
 
 
 def quote(text: str) -> str:

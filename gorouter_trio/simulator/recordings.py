@@ -5,7 +5,8 @@ A file has one pair a line, as JSON: `{"request": {...}, "status": 200, "headers
 `"json": {...}`. `method` and `path` say where it went, `POST /chat/completions` unless given; the path has no prefix
 and may have a query.
 
-A request is the same as a recorded one when its JSON is, whatever the order of its fields. Where a request was recorded
+A request is the same as a recorded one when its JSON is, whatever the order of its fields, and whatever `session_id`
+says, which a client makes of its key. Where a request was recorded
 several times, its replies come in the order of the file, and the last one from then on.
 """
 
@@ -81,13 +82,13 @@ class Recordings:
         self._replies: dict[tuple[str, str, bytes], list[Recording]] = {}
         self._given: dict[tuple[str, str, bytes], int] = {}
         for recording in recordings:
-            key = (recording.method, recording.path, canonical(bytes(recording.request)))
+            key = (recording.method, recording.path, _same(bytes(recording.request)))
             self._replies.setdefault(key, []).append(recording)
 
     def take(self, method: str, path: str, *, body: bytes) -> Recording | None:
         """The next reply to a request; None when it was not recorded."""
         try:
-            key = (method, path, canonical(body or b"null"))
+            key = (method, path, _same(body or b"null"))
         except (msgspec.DecodeError, UnicodeDecodeError):
             return None
         replies = self._replies.get(key)
@@ -96,3 +97,8 @@ class Recordings:
         turn = self._given.get(key, 0)
         self._given[key] = turn + 1
         return replies[min(turn, len(replies) - 1)]
+
+
+def _same(body: bytes) -> bytes:
+    """The same bytes for requests that get the same reply; raises `msgspec.DecodeError`."""
+    return canonical(body, without="session_id")

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 from decimal import Decimal
 
 import pytest
-from worlds import open_world, there
+import trio
+from worlds import QUIET, open_world, there
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError
-from gorouter_trio.simulator import Recording, SimulatorConfig, load_recordings
+from gorouter_trio.simulator import (
+    Recording,
+    Simulator,
+    SimulatorConfig,
+    load_recordings,
+    open_recorder,
+    open_simulated_network,
+)
 from gorouter_trio.simulator.files import parse_config
 
 
@@ -94,3 +103,92 @@ def test_recordings_in_settings():
     """A scenario's file may hold those too that answer a request without a body."""
     config = parse_config('[[recordings]]\nmethod = "GET"\npath = "/credits"\nbody = "{}"\n')
     assert config.recordings == (Recording(method="GET", path="/credits", body="{}"),)
+
+
+@asynccontextmanager
+async def recording_client(path, config=None, **settings):
+    """A client of a simulator whose exchanges are recorded, and the recorder."""
+    async with (
+        open_simulated_network(Simulator(config or SimulatorConfig())) as network,
+        open_recorder(path, transport=gr.HttpTransport(network=network)) as recorder,
+        gr.open_client(
+            api_key="sk-or-v1-secret-of-ada",
+            base_url=network.base_url,
+            insecure_http=True,
+            model="openai/gpt-4o-mini",
+            transport=recorder.transport,
+            **QUIET,
+            **settings,
+        ) as client,
+    ):
+        yield client, recorder
+
+
+async def use(client):
+    """A chat, a stream, a refusal and its retry, vectors, models, and a turn of a session with tools."""
+    whole = await client.chat("tides [[say Low – at 04:12.]]")
+    async with client.stream("tides [[say Low]]") as stream:
+        streamed = await stream.collect()
+    retried = await client.chat("[[fault 503 x1]] busy")
+    vectors = await client.embeddings(["sea", "lake"], model="openai/text-embedding-3-small")
+    models = await client.models(q="mini")
+    turn = await client.session("k").ask('[[call weather {"city": "Oslo"}]]', tools=[weather])
+    return [
+        (whole.text, whole.generation_id, whole.cost),
+        (streamed.text, streamed.generation_id, streamed.usage),
+        (retried.text, retried.call.attempts),
+        vectors.data,
+        models,
+        (turn.text, turn.generation_id, turn.tool_calls[0].text),
+    ]
+
+
+@gr.tool
+async def weather(city: str) -> str:
+    """The weather of a city."""
+    return f"sunny in {city}"
+
+
+@pytest.mark.parametrize("settings", [{}, {"compression": True}])
+async def test_what_was_recorded_is_answered_again(tmp_path, settings):
+    """A program runs against its recordings as it did against the API, byte for byte, and no key is in them."""
+    path = tmp_path / "recorded.jsonl"
+    async with recording_client(path, **settings) as (client, recorder):
+        first = await use(client)
+        assert recorder.written == 8
+    assert b"secret-of-ada" not in path.read_bytes()
+    assert "authorization" not in path.read_text().lower()
+    recordings = load_recordings(path)
+    assert [recording.status for recording in recordings] == [200, 200, 503, 200, 200, 200, 200, 200]
+    async with open_world(SimulatorConfig(recordings=recordings, only_recordings=True)) as world:
+        again = await use(world.client)
+    assert again == first
+
+
+async def test_what_does_not_come_to_an_end_is_not_recorded(tmp_path):
+    """A stream that is left early, one that breaks off, and a cancelled call leave no half of a line."""
+    path = tmp_path / "recorded.jsonl"
+    async with recording_client(path, SimulatorConfig(latency_s=0.1)) as (client, recorder):
+        async with client.stream("[[tokens 500]]") as stream:
+            await anext(stream)
+        with trio.move_on_after(0.05):
+            await client.chat("slow")
+        with pytest.raises(gr.StreamBrokenError):
+            await client.chat("[[fault connection_cut]]")
+        assert (await client.chat("[[say whole]]")).text == "whole"
+        assert recorder.written == 1
+    (recording,) = load_recordings(path)
+    assert b"whole" in recording.content
+
+
+async def test_a_recording_is_not_written_over(tmp_path):
+    """Whoever recorded something wants to keep it."""
+    path = tmp_path / "recorded.jsonl"
+    path.write_text("{}\n")
+    with pytest.raises(ConfigError, match="is there already"):
+        async with open_recorder(path):
+            pass
+    assert path.read_text() == "{}\n"
+    with pytest.raises(FileNotFoundError):
+        async with open_recorder(tmp_path / "no" / "such.jsonl"):
+            pass
