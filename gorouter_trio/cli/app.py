@@ -28,7 +28,7 @@ from .history import make_history_app
 from .models import ModelQuery, ModelSort, run_models
 from .options import FLAG, CommonOptions
 from .serve import ServeJob, run_serve
-from .simulate import choose_config, parse_faults, run_simulate
+from .simulate import choose_config, parse_faults, read_recordings, run_simulate
 from .terminal import drop_stdout, print_text
 from .top import TopJob, run_top
 
@@ -134,6 +134,8 @@ async def simulate(
     jitter: float | None = None,
     fault: Annotated[list[str] | None, Parameter(negative="")] = None,
     retry_after: int | None = None,
+    recordings: Path | None = None,
+    only_recordings: Annotated[bool, FLAG] = False,
     seed: int | None = None,
     json: Annotated[bool, FLAG] = False,
 ) -> int:
@@ -159,6 +161,10 @@ async def simulate(
         NAME=SHARE of the requests that fail, such as 429_upstream=0.05; may be given several times.
     retry_after
         Seconds that refusals ask to wait.
+    recordings
+        A file of recorded requests and replies, which are answered as they were (docs/simulator.md).
+    only_recordings
+        Refuse whatever was not recorded, with 404, instead of simulating it.
     seed
         Seed of the answers.
     json
@@ -175,6 +181,8 @@ async def simulate(
         "jitter": jitter,
         "fault_rates": parse_faults(fault) if fault else None,
         "retry_after_s": retry_after,
+        "recordings": read_recordings(recordings) if recordings else None,
+        "only_recordings": only_recordings or None,
     }
     config = choose_config(scenario, {name: value for name, value in given.items() if value is not None})
     return await run_simulate(config, listen=listen, as_json=json)

@@ -12,7 +12,7 @@ import msgspec
 import trio
 
 from ..errors import ConfigError
-from ..simulator import Simulator, SimulatorConfig, SimulatorStatistics, serve_simulator
+from ..simulator import Recording, Simulator, SimulatorConfig, SimulatorStatistics, load_recordings, serve_simulator
 from ..simulator.files import load_config
 from .failures import OK, CliError, find_failure, why
 from .options import raise_file_limit
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["choose_config", "parse_address", "parse_faults", "run_simulate"]
+__all__ = ["choose_config", "parse_address", "parse_faults", "read_recordings", "run_simulate"]
 
 _NANOUSD = Decimal(1_000_000_000)
 _FILES = 65_536
@@ -46,6 +46,16 @@ def parse_faults(texts: Sequence[str]) -> dict[str, float]:
         except ValueError:
             raise CliError(f"--fault must look like 429_upstream=0.05, not {text!r}") from None
     return rates
+
+
+def read_recordings(path: Path) -> tuple[Recording, ...]:
+    """The recordings in a file; raises `CliError`."""
+    try:
+        return load_recordings(path)
+    except OSError as exc:
+        raise CliError(f"{path}: {why(exc)}") from exc
+    except ConfigError as exc:
+        raise CliError(str(exc)) from exc
 
 
 def choose_config(path: Path | None, options: Mapping[str, object]) -> SimulatorConfig:

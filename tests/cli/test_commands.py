@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,23 @@ def test_simulate(gorouter, simulator) -> None:
     assert (ended.code, ended.err) == (0, "")
     assert "requests   1\n" in ended.out
     assert "refused    1\n" in ended.out
+
+
+def test_simulate_recordings(gorouter, simulator, tmp_path) -> None:
+    """What was recorded is answered so, anything else is refused, and a file that is none is one line."""
+    path = tmp_path / "recorded.jsonl"
+    line = {"method": "GET", "path": "/credits", "json": {"data": {"total_credits": 7, "total_usage": 2}}}
+    path.write_text(json.dumps(line) + "\n")
+    running = simulator("--recordings", str(path), "--only-recordings")
+    ask = partial(gorouter, OPENROUTER_API_KEY=KEY)
+    assert "left    $5.00\n" in ask("credits", "--base-url", running.base_url).out
+    assert "No recording" in ask("key", "--base-url", running.base_url).message
+    running.stop()
+    path.write_text("no JSON\n")
+    for wrong, said in ((path, f"{path}:1: "), (tmp_path / "none", "No such file")):
+        done = gorouter("simulate", "--recordings", str(wrong))
+        assert done.code == 2
+        assert said in done.message
 
 
 def test_simulate_json(simulator) -> None:
