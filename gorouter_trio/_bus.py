@@ -199,14 +199,17 @@ class EventBus:
     ) -> None:
         with scope:
             while True:
-                event = await listener.get()
-                await contain(partial(call, event), report=partial(self._tell_failure, event))
+                # No local name: who waits for the next event would keep the last one, with its chat.
+                await self._handle(await listener.get(), call)
                 await trio.lowlevel.checkpoint()
 
     def _tell_failure(self, event: RuntimeEvent, error: Exception) -> None:
         # A handler of failures that fails would otherwise go round for ever.
         if not isinstance(event, HandlerFailed):
             self.emit(HandlerFailed(event=type(event).__name__, error=error))
+
+    async def _handle(self, event: RuntimeEvent, call: Callable[[RuntimeEvent], Awaitable[None]]) -> None:
+        await contain(partial(call, event), report=partial(self._tell_failure, event))
 
     async def _in_thread(self, handler: Callable[[RuntimeEvent], object], event: RuntimeEvent) -> None:
         await trio.to_thread.run_sync(handler, event, limiter=self._limiter, abandon_on_cancel=True)

@@ -31,7 +31,7 @@ async def states(world, *keys):
     return [None if (actor := directory.active_actor(key)) is None else actor.statistics().state for key in keys]
 
 
-KEEPERS = {RunningTurn, SessionActor, Ticket, _Job}
+KEEPERS = {gr.ChatResult, RunningTurn, SessionActor, Ticket, _Job}
 
 
 async def test_an_idle_session_goes_and_comes_back(autojump_clock):
@@ -180,9 +180,10 @@ def test_settings_are_checked(name, value):
 
 @pytest.mark.parametrize("is_streamed", [False, True])
 async def test_who_waits_keeps_nothing(tmp_path, is_streamed):
-    """Idle workers, and the threads of the store, hold no conversation that they have served."""
+    """Idle workers, the threads of the store, and handlers of events hold no conversation that they have served."""
     before = {id(found) for found in gc.get_objects() if type(found) in KEEPERS}
     async with SqliteStore(tmp_path / "s.db") as store, open_world(store=store) as world:
+        world.client.on(gr.ChatFinished, lambda _event: None)
         async with trio.open_nursery() as nursery:
             for number in range(10):
                 nursery.start_soon(take_turn, world.client.session(f"k{number}"), is_streamed)
