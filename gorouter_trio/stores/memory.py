@@ -71,7 +71,7 @@ class MemoryStore:
         """`append`, without a checkpoint."""
         size = sum(map(len, entries))
         session = self._changed(key, expected_version)
-        session.entries.extend(map(_exactly, entries))
+        session.entries += _exactly(entries)
         session.bytes += size
         return session.version
 
@@ -80,7 +80,7 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         size = sum(map(len, entries))
         session = self._changed(key, expected_version)
-        session.entries = list(map(_exactly, entries))
+        session.entries = _exactly(entries)
         session.bytes = size
         return session.version
 
@@ -126,6 +126,6 @@ class MemoryStore:
         return session
 
 
-def _exactly(entry: bytes) -> bytes:
-    """A copy: what an encoder gives has up to its length once more behind it, for as long as it is kept."""
-    return bytes(memoryview(entry))
+def _exactly(entries: Sequence[bytes]) -> list[bytes]:
+    """Copies: what an encoder gives has up to its length once more behind it, for as long as it is kept."""
+    return [bytes(memoryview(entry)) for entry in entries]
