@@ -9,7 +9,7 @@ In the moment of a refusal, the other side is full: of all requests in flight th
 answered in the end are as many as it takes. A *mark* counts them. Once the last of them has ended the
 capacity is known, and the next cut goes a little below it at once, however far that is: below the larger of
 the last two counts. A refusal that comes late, in a pause in which those that have ended were not followed by
-others, would count too few: there is a mark only where the limit is used up.
+others, would count too few: there is a mark only where about as many are in flight as there were lately.
 
 After the cooldown the limit grows again: by one a round trip up to the *ceiling* at which it was refused
 and one beyond, then faster and faster. Failures (5xx) say nothing of capacity: they only hold growth back
@@ -40,6 +40,7 @@ class AdaptiveLimit:
         "_marked_served",
         "_measured",
         "_most",
+        "_peak",
         "_quiet_until",
         "_round_left",
         "_step",
@@ -55,6 +56,8 @@ class AdaptiveLimit:
         self._least = least
         self._most = most
         self._marked_left = self._marked_served = 0
+        # The most in flight since the last cut.
+        self._peak = 0
         self._measured: tuple[int, ...] = ()
         self._ceiling: float = math.inf
         self._quiet_until = -math.inf
@@ -63,6 +66,7 @@ class AdaptiveLimit:
 
     def succeed(self, now: float, *, in_flight: int) -> None:
         """A request was answered; `in_flight` are those that run now, without it."""
+        self._peak = max(self._peak, in_flight)
         if in_flight < self.limit or self.limit >= self._most or now < self._quiet_until:
             return
         if not self.cuts:
@@ -79,7 +83,8 @@ class AdaptiveLimit:
         """
         if in_flight <= 1:
             return False
-        is_full = in_flight >= self.limit * _FULL
+        self._peak = max(self._peak, in_flight)
+        is_full = in_flight >= _FULL * min(self._peak, self.limit)
         if is_full and (self.marked_at is None or now - self.marked_at > _MARK_S):
             self.marked_at = now
             self._marked_left, self._marked_served = in_flight, 0
@@ -96,6 +101,7 @@ class AdaptiveLimit:
         self._quiet_until = now + _COOLDOWN_S
         self._step = 1
         self._round_left = self.limit
+        self._peak = in_flight
         self.cuts += 1
         return True
 

@@ -110,8 +110,13 @@ def test_it_stays_within_its_bounds(events: list[tuple[str, float, int]]) -> Non
         assert 2 <= limit.limit <= 200
 
 
-def follow(capacities: list[int], *, took_s: float, seed: int, each_s: float = 90.0) -> list[tuple[float, int, bool]]:
-    """A provider with these capacities, one after the other, asked without end: time, limit, refused, of each reply."""
+def follow(
+    capacities: list[int], *, took_s: float, seed: int, each_s: float = 90.0, loads: tuple[int, ...] = (1_000,)
+) -> list[tuple[float, int, bool]]:
+    """A provider with these capacities, one after the other, asked without end: time, limit, refused, of each reply.
+
+    At most as many as its load are asked at a time; the last one holds for those that follow.
+    """
     rng = random.Random(seed)
     limit = AdaptiveLimit(32, most=256)
     running: list[tuple[float, float, bool]] = []
@@ -119,7 +124,8 @@ def follow(capacities: list[int], *, took_s: float, seed: int, each_s: float = 9
     now, paused_until, in_flight, taken = 0.0, 0.0, 0, 0
     while now < each_s * len(capacities):
         capacity = capacities[int(now / each_s)]
-        while in_flight < limit.limit and now >= paused_until:
+        load = loads[min(int(now / each_s), len(loads) - 1)]
+        while in_flight < min(limit.limit, load) and now >= paused_until:
             in_flight += 1
             refused = taken >= capacity
             taken += not refused
@@ -158,3 +164,15 @@ def test_a_capacity_that_moves_is_followed(took_s: float, seed: int, record_prop
         assert off <= 0.2
         assert share <= 0.05
     record_property("figure", f"{took_s:g} s a request: " + "; ".join(figures))
+
+
+@pytest.mark.parametrize("load", [12, 20, 60])
+def test_a_capacity_that_falls_below_the_load(load: int, seed: int, record_property) -> None:
+    """Where the limit was far above what is asked for, it comes down to what is taken within a minute as well."""
+    seen = follow([80, 5], took_s=1.0, seed=seed, loads=(1_000, load))
+    late = [(limit, refused) for at, limit, refused in seen if at >= 90.0 + 60]
+    off = max(abs(limit - 5) / 5 for limit, _ in late)
+    share = sum(refused for _, refused in late) / len(late)
+    record_property("figure", f"{load} asked at a time: 5 within {off:.0%}, {share:.1%} refused")
+    assert off <= 0.2
+    assert share <= 0.05
