@@ -92,9 +92,11 @@ class Bench:
         return outcome
 
     async def settle(self) -> None:
-        with trio.fail_after(10):
+        with trio.move_on_after(30):
             while self.proxy.statistics().open or self.simulator.statistics().in_flight:
                 await trio.sleep(0.0005)
+            return
+        pytest.fail(f"not settled: {self.proxy.statistics()}, {self.simulator.statistics()}")
 
     def statistics(self) -> SimulatorStatistics:
         return self.simulator.statistics()
@@ -333,7 +335,11 @@ async def _random_faults(rng: random.Random, count: int, totals: Counter[str], k
                 for share in (1.0, 0.4, 0.4)
             ]
             stream, ambiguous_retries = rng.random() < 0.5, rng.choice((0, 1, 1, 2))
-            outcome = await bench.run(plan, stream=stream, ambiguous_retries=ambiguous_retries, wait_s=0.03)
+            try:
+                outcome = await bench.run(plan, stream=stream, ambiguous_retries=ambiguous_retries, wait_s=0.03)
+            except BaseException as exc:
+                exc.add_note(f"request {number}: {stream=} {ambiguous_retries=} {plan=}")
+                raise
             try:
                 check_money(plan, outcome, stream=stream, ambiguous_retries=ambiguous_retries)
             except AssertionError as exc:
