@@ -14,6 +14,7 @@ import math
 import random
 import socket
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final, Literal, TypeAlias, assert_never, final
@@ -457,6 +458,7 @@ class FaultProxy:
         self._stopped = trio.Event()
         self._links: set[_Link] = set()
         self._strikes: list[Strike] = []
+        self._struck: Counter[str] = Counter()
         self._bytes = {"up": 0, "down": 0}
         self._accepted = self._open = self._unreachable = 0
 
@@ -470,17 +472,13 @@ class FaultProxy:
 
     def statistics(self) -> ProxyStatistics:
         """A snapshot of the counters."""
-        struck: dict[str, int] = {}
-        for strike in self._strikes:
-            name = type(strike.fault).__name__
-            struck[name] = struck.get(name, 0) + 1
         return ProxyStatistics(
             connections=self._accepted,
             open=self._open,
             unreachable=self._unreachable,
             bytes_up=self._bytes["up"],
             bytes_down=self._bytes["down"],
-            struck=struck,
+            struck=dict(self._struck),
         )
 
     def set_plan(self, plan: Plan) -> None:
@@ -523,6 +521,7 @@ class FaultProxy:
     def note(self, strike: Strike) -> None:
         """A fault has struck."""
         self._strikes.append(strike)
+        self._struck[type(strike.fault).__name__] += 1
 
     async def _accept(self, listeners: list[trio.SocketListener], scope: trio.CancelScope) -> None:
         stopped = self._stopped
