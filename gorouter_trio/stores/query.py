@@ -311,7 +311,7 @@ class HistoryAnalyzer:
                 if entry.call is not None and only.admits(entry):
                     at_s = entry.at_s // width * width
                     points.setdefault(at_s, CostPoint(at_s=at_s)).merge(_usage_of(entry.call))
-            if log.compacted.calls and only == _EVERYTHING:
+            if log.compacted != ModelUsage() and only == _EVERYTHING:
                 points.setdefault(0.0, CostPoint(at_s=0.0)).merge(log.compacted)
         return [points[at_s] for at_s in sorted(points)]
 
@@ -338,7 +338,7 @@ def _add_log(total: HistoryStatistics, entries: Sequence[bytes], only: HistoryFi
         total.total_entries += 1
         if only.admits(entry):
             _add_entry(total, entry)
-    if log.compacted.calls and only == _EVERYTHING:
+    if log.compacted != ModelUsage() and only == _EVERYTHING:
         total.count_calls(log.compacted, model=COMPACTED, reason=COMPACTED)
     total.sessions += 1
     total.unreadable += log.unreadable

@@ -187,7 +187,7 @@ def summarize(connection: Connection, *, asked: Question) -> HistoryStatistics:
     total.see_time(first_s)
     total.see_time(last_s)
     compacted = _compacted(connection, asked)
-    if compacted.calls:
+    if compacted != ModelUsage():
         total.count_calls(compacted, model=COMPACTED, reason=COMPACTED)
     counts = connection.execute(_COUNTS, asked).fetchone()
     total.sessions, total.unreadable, total.abandoned, total.in_doubt, calls = counts
@@ -206,7 +206,7 @@ def summarize_over_time(connection: Connection, *, asked: Question, width_s: int
         point.merge(_usage(sums))
         points.append(point)
     compacted = _compacted(connection, asked)
-    if compacted.calls:
+    if compacted != ModelUsage():
         if not points or points[0].at_s != 0:
             points.insert(0, CostPoint(at_s=0.0))
         points[0].merge(compacted)

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import gorouter_trio as gr
@@ -97,6 +97,12 @@ class OneByOne:
         return await self._store.list_keys(prefix, after=after, limit=limit)
 
 
+@example(
+    logs={"a": [b'{"type":"compacted","calls":1}'], "b": [b'{"type":"compacted","cost_usd":1E-12}']},
+    only=HistoryFilter(),
+    prefix="",
+    key=None,
+)
 @given(logs=histories, only=filters, prefix=st.sampled_from(["", "a", "c"]), key=st.sampled_from([None, "a", "c"]))
 def test_both_ways_give_the_same(logs, only, prefix, key):
     """Whatever is in the logs and in the filter, to the last digit."""
