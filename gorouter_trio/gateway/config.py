@@ -34,7 +34,10 @@ class GatewayLimits(Struct, frozen=True, kw_only=True):
     max_http_connections: int = 2_000
     """Plain HTTP connections at once; one more is answered 503."""
     authenticate_s: float = 5.0
-    """From the accept to the `hello`, handshakes of TLS and WebSocket included; then the connection is closed."""
+    """From the accept to the `hello`, handshakes of TLS and WebSocket included; then the connection is closed.
+
+    At most: a connection has 0.7 to 1.0 of it, so that a crowd that came together does not have to be closed together.
+    """
     max_message_bytes: int = 1_048_576
     """A message of a client; a longer one closes with 1009, as soon as its frames say so."""
     max_fragments: int = 256

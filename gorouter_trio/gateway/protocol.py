@@ -122,7 +122,7 @@ class _Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, om
 
 
 class Hello(_Message, frozen=True, kw_only=True, tag="hello"):
-    """The first message, within 5 s. `token` says who speaks, unless the header of the upgrade did."""
+    """The first message, within 3.5 s. `token` says who speaks, unless the header of the upgrade did."""
 
     version: int
     token: str | None = None
