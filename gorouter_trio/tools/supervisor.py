@@ -315,9 +315,9 @@ class ToolSupervisor:
         decision = turn.decision_on(request)
         if decision is None and turn.approve is not None:
             job.phase = "approval"
-            job.scope.deadline = trio.current_time() + turn.limits.approval_s
+            job.set_deadline(trio.current_time() + turn.limits.approval_s)
             decision = await turn.approve(request)
-            job.scope.deadline = math.inf
+            job.set_deadline(math.inf)
             if decision is None:
                 job.leave_open(request)
                 return None
@@ -414,6 +414,7 @@ class ToolRound:
         self._turn = turn
         self._on_event = on_event
         self._changed = trio.Event()
+        self._wakes_at = math.inf
         self._has_run = False
         self._unwritten: list[ToolOutcome] = []
         self._jobs = [_Job(self, call, turn=turn, tool=tools.find(call.function.name)) for call in unique_calls(calls)]
@@ -464,6 +465,11 @@ class ToolRound:
         """A job was settled, or left open."""
         self._changed.set()
 
+    def note_due(self, due_at: float) -> None:
+        """A job has a deadline now, which may be before the one that the round waits for."""
+        if due_at < self._wakes_at:
+            self._changed.set()
+
     def note_settled(self, settled: ToolOutcome, spans: ToolSpans | None) -> None:
         """A job was settled: tell everybody."""
         self._supervisor.note_settled(settled.report, self._turn, spans=spans)
@@ -491,8 +497,8 @@ class ToolRound:
                 room -= not job.is_settled
 
     async def _wait_for_change(self) -> None:
-        due = min((job.due_at for job in self._jobs if not job.is_settled), default=math.inf)
-        with trio.move_on_at(due):
+        self._wakes_at = min((job.due_at for job in self._jobs if not job.is_settled), default=math.inf)
+        with trio.move_on_at(self._wakes_at):
             await self._changed.wait()
         self._changed = trio.Event()
 
@@ -615,9 +621,14 @@ class _Job:
         self._round.note_change()
 
     def begin(self, deadline: float) -> None:
-        """Set the deadline of the call."""
-        self.scope.deadline = deadline
+        """Set the deadline of the call, of which its tool is told."""
+        self.set_deadline(deadline)
         cast("ToolContext", self.context).deadline = min(deadline, self.caller_deadline)
+
+    def set_deadline(self, deadline: float) -> None:
+        """Set when the call is cancelled, and with it when the round gives it up."""
+        self.scope.deadline = deadline
+        self._round.note_due(self.due_at)
 
     # The tool itself
 

@@ -351,6 +351,20 @@ async def test_hanging_tools(autojump_clock: trio.testing.MockClock, function: A
     gc.collect()
 
 
+@pytest.mark.parametrize("function", HANGING, ids=lambda function: function.__name__)
+async def test_hanging_tools_alone(autojump_clock: trio.testing.MockClock, function: Any) -> None:
+    """Likewise where no other call of the round ends and wakes it."""
+    async with open_bench(gr.Tool(function, name="hang"), timeout_s=5) as bench:
+        begin = trio.current_time()
+        with trio.fail_after(10):
+            row = await bench.one(call("hang"))
+        assert trio.current_time() - begin <= 6
+        assert row.status == "error_timeout"
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.supervisor.statistics().running == 0
+    gc.collect()
+
+
 async def test_spinning_task() -> None:
     """A task that only ever checkpoints is cancelled like any other."""
     async with open_bench(gr.Tool(_spin, name="spin", timeout_s=0.05)) as bench:
@@ -789,6 +803,19 @@ async def test_nobody_to_approve(autojump_clock: trio.testing.MockClock) -> None
         assert row.error is not None
         assert (row.status, row.error.message) == ("error_security", "nobody answered in time")
         assert row.duration_s == 300
+
+
+async def test_an_approver_that_hides(autojump_clock: trio.testing.MockClock) -> None:
+    """Who is asked, and lets no cancel through, is given up as a tool is, and so is the call."""
+
+    async def approve(_request: gr.ApprovalRequest) -> None:
+        await _shield()
+
+    async with open_bench(SENSITIVE, guard=LoggingGuard()) as bench:
+        with trio.fail_after(10):
+            row = await bench.one(call("pay"), turn(gr.ToolLimits(approval_s=5), approve=approve))
+        assert row.status == "error_security"
+        assert "not approved" in told(row)
 
 
 async def test_approval_that_comes_later(autojump_clock: trio.testing.MockClock) -> None:
