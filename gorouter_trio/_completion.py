@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from msgspec import UNSET
 
-from ._chain import ChatState
-from ._turns import TurnRequest
+from ._turns.chain import ChatState
+from ._turns.request import TurnRequest
 from .errors import BadRequestError, GorouterError
 from .wire.codec import decode_json, encode_call, encode_message, encode_text_prompt
 from .wire.messages import AssistantMessage, UserMessage
@@ -20,8 +20,8 @@ from .wire.result import ChatResult, CompletionResult
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from ._chain import Chain
     from ._pipeline import ChatPipeline
+    from ._turns.chain import Chain
     from .runtime_events import ChatContext
     from .wire.mail import CallSettings
 

@@ -18,7 +18,7 @@ from .security.simple import SimpleGuard
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ._gate import Gate
+    from ._turns.gate import Gate
     from .security.rules import ToolGuard
     from .tools.supervisor import ToolSupervisor
 

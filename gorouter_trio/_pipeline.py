@@ -6,12 +6,12 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from ._chain import ChatState
-from ._loan import TurnLoan, patience
-from ._loop import LoopServices, TurnLoop
-from ._plain import ChatJournal, StreamJournal
-from ._stream import ChatStream
-from ._turns import TurnRequest
+from ._turns.chain import ChatState
+from ._turns.loan import TurnLoan, patience
+from ._turns.loop import LoopServices, TurnLoop
+from ._turns.plain import ChatJournal, StreamJournal
+from ._turns.request import TurnRequest
+from ._turns.stream import ChatStream
 from .errors import GorouterError, StreamNotFinishedError
 from .pool.streams import ChatReader, begin_reading
 from .wire.codec import decode_completion, encode_json, kept, split_object, to_message
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     import trio
 
-    from ._gate import Gate
-    from ._turns import TurnExtras
+    from ._turns.gate import Gate
+    from ._turns.request import TurnExtras
     from .pool.tracing import Tracers
     from .pool.workers import Exchange, Lease, Pool
     from .runtime_events import ChatContext

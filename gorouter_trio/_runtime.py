@@ -14,16 +14,16 @@ import msgspec
 import trio
 
 from ._bus import EventBus
-from ._chain import Chain
 from ._contain import contain_sync
-from ._defaults import CallDefaults
-from ._gate import Gate
 from ._guards import Guards, guard_of
-from ._loop import LoopServices
 from ._pipeline import ChatPipeline
 from ._plugin_host import PluginHost, open_plugin_host
 from ._services import Services
-from ._turns import TurnEncoder
+from ._turns.chain import Chain
+from ._turns.defaults import CallDefaults
+from ._turns.gate import Gate
+from ._turns.loop import LoopServices
+from ._turns.request import TurnEncoder
 from .config import DIRECT
 from .errors import ConfigError, PermissionDeniedError
 from .pool.accounting import Accounting, AccountingReports, AccountingService, open_accounting

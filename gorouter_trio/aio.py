@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 import outcome
 import trio
 
-from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, holding
+from ._fronts.common import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, holding
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
@@ -37,10 +37,10 @@ if TYPE_CHECKING:
 
     from ._bus import EventFeed as RuntimeFeed
     from ._bus import Handler, HandlerId
-    from ._front import LotReader, Signal
-    from ._portal import Portal
-    from ._stream import ChatStream as RuntimeStream
-    from ._turns import AskTurnKeywords, TurnKeywords
+    from ._fronts.common import LotReader, Signal
+    from ._fronts.portal import Portal
+    from ._turns.request import AskTurnKeywords, TurnKeywords
+    from ._turns.stream import ChatStream as RuntimeStream
     from .batch.estimate import JobEstimate
     from .batch.runner import Batch as RuntimeBatch
     from .batch.runner import BatchRequest, BatchResult, BatchStatistics

@@ -25,7 +25,17 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar, cast, overload
 
 import trio
 
-from ._front import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, drive, holding
+from ._fronts.common import (
+    Bridge,
+    BridgedStore,
+    Core,
+    FrontClient,
+    FrontJob,
+    StreamCore,
+    checked_config,
+    drive,
+    holding,
+)
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
@@ -40,10 +50,10 @@ if TYPE_CHECKING:
 
     from ._bus import EventFeed as RuntimeFeed
     from ._bus import HandlerId
-    from ._front import LotReader, Signal
-    from ._output import OutputPolicy
-    from ._portal import Portal
-    from ._stream import ChatStream as RuntimeStream
+    from ._fronts.common import LotReader, Signal
+    from ._fronts.portal import Portal
+    from ._turns.output import OutputPolicy
+    from ._turns.stream import ChatStream as RuntimeStream
     from .batch.estimate import JobEstimate
     from .batch.runner import Batch as RuntimeBatch
     from .batch.runner import BatchRequest, BatchResult, BatchStatistics

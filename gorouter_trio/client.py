@@ -15,7 +15,7 @@ from ._completion import run_completion
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
-from ._turns import TurnExtras, TurnRequest, access_secret
+from ._turns.request import TurnExtras, TurnRequest, access_secret
 from .batch.cache import AnswerCache, MemoryAnswers
 from .batch.runner import open_batch
 from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
     from typing import TypeVar, Unpack
 
     from ._bus import EventFeed, Handler, HandlerId
-    from ._chain import Hook, Middleware
     from ._feed import Observer
     from ._inspect import ClientSnapshot
-    from ._observing import EndedChat
     from ._runtime import MetricsSource
-    from ._stream import ChatStream
-    from ._turns import AskTurnKeywords, TurnKeywords
+    from ._turns.chain import Hook, Middleware
+    from ._turns.observing import EndedChat
+    from ._turns.request import AskTurnKeywords, TurnKeywords
+    from ._turns.stream import ChatStream
     from .abc import HistoryStore
     from .batch.estimate import JobEstimate
     from .batch.job import RunningJob

@@ -18,8 +18,8 @@ from uuid import uuid4
 import msgspec
 import trio
 
-from ._output import FormCache
-from ._stream import ChatStream, ChunkSource
+from ._turns.output import FormCache
+from ._turns.stream import ChatStream, ChunkSource
 from .client import session_key
 from .errors import (
     BadRequestError,
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import Literal, TypeVar, Unpack
 
-    from ._output import AnswerForm
+    from ._turns.output import AnswerForm
     from .abc import TurnOptions
     from .events import StreamEvent
     from .gateway.link import Call, Link

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from .._runtime import Runtime
-    from .._turns import TurnKeywords
+    from .._turns.request import TurnKeywords
 
 __all__ = ["make_worker"]
 

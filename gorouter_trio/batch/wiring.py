@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from .._turns import Rounds, TurnExtras
+from .._turns.request import Rounds, TurnExtras
 from ..wire.codec import decode_json, encode_request
 from .api import ApiMoney, ApiServices
 from .job import JobServices
 
 if TYPE_CHECKING:
     from .._runtime import Runtime
-    from .._turns import TurnKeywords
+    from .._turns.request import TurnKeywords
     from ..wire.result import ChatResult
     from .runner import EncodeRequest
 

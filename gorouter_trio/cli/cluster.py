@@ -28,7 +28,7 @@ from .terminal import facts_table, format_cost, print_json, print_text, show
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
-    from .._turns import TurnKeywords
+    from .._turns.request import TurnKeywords
     from ..batch.cluster import ClusterStatus
 
 _HOW_ON: Mapping[str, str] = {"budget": "submit it again with a larger --budget-usd, and work goes on"}

@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import AbstractAsyncContextManager
 
-    from .._stream import ChatStream
-    from .._turns import TurnKeywords
+    from .._turns.request import TurnKeywords
+    from .._turns.stream import ChatStream
     from ..client import Client
     from ..session.directory import SessionRef
     from ..tools.turn import ApprovalDecision, ApprovalRequest

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import msgspec
 import trio
 
-from .._gate import Gate
+from .._turns.gate import Gate
 from ..errors import AuthenticationRequiredError, ConfigError
 from .backend import Backend
 from .census import Census

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from contextlib import AbstractAsyncContextManager
 
-    from .._stream import ChatStream
+    from .._turns.stream import ChatStream
     from ..transport.http_server import ServerReply, ServerRequest
     from ..wire.result import ChatResult
     from .core import GatewayCore

@@ -14,7 +14,7 @@ from ..errors import ApiError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from .._observing import EndedChat
+    from .._turns.observing import EndedChat
     from ..client import Client
     from ..errors import GorouterError
     from ..runtime_events import ChatContext

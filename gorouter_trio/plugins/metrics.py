@@ -14,7 +14,7 @@ from ..runtime_events import AskerRefused, ToolCallDenied
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .._observing import EndedChat
+    from .._turns.observing import EndedChat
     from ..client import Client
     from ..wire.responses import Usage
     from ..wire.result import ChatResult

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
     from opentelemetry.util.types import AttributeValue
 
-    from .._chain import ChatState, Next
+    from .._turns.chain import ChatState, Next
     from ..client import Client
     from ..pool.attempts import AttemptRecord
     from ..pool.tracing import ToolStart

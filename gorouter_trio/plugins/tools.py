@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from .._callables import can_take
-from .._chain import ChatState, Hook
+from .._turns.chain import ChatState, Hook
 from ..errors import ConfigError, ExtensionError
 from ..runtime_events import ChatContext
 from ..tools.registry import ToolSet, ToolSource

@@ -41,10 +41,10 @@ from msgspec import Struct
 
 from .._contain import contain
 from .._contexts import adopted
-from .._loan import TurnLoan, patience
 from .._mailbox import Mailbox
-from .._rounds import has_tools
-from .._turns import TurnExtras, TurnRequest
+from .._turns.loan import TurnLoan, patience
+from .._turns.request import TurnExtras, TurnRequest
+from .._turns.rounds import has_tools
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from .._pipeline import ChatPipeline
-    from .._rounds import TakeRounds
+    from .._turns.rounds import TakeRounds
     from ..abc import HistoryStore, ImmediateStore
     from ..config import SessionConfig, Summarise
     from ..wire.messages import AssistantMessage

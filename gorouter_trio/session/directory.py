@@ -13,10 +13,10 @@ import msgspec
 import trio
 
 from .._contexts import start_clean
-from .._loan import TurnLoan, patience
-from .._rounds import has_tools
-from .._stream import ChatStream
-from .._turns import TurnExtras
+from .._turns.loan import TurnLoan, patience
+from .._turns.request import TurnExtras
+from .._turns.rounds import has_tools
+from .._turns.stream import ChatStream
 from ..errors import (
     ActorGoneError,
     BadRequestError,
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from typing import Literal, Unpack
 
-    from .._defaults import CallDefaults
-    from .._gate import Gate
     from .._pipeline import ChatPipeline
-    from .._rounds import TakeRounds
-    from .._turns import TurnEncoder, TurnKeywords
+    from .._turns.defaults import CallDefaults
+    from .._turns.gate import Gate
+    from .._turns.request import TurnEncoder, TurnKeywords
+    from .._turns.rounds import TakeRounds
     from ..abc import HistoryStore
     from ..config import Seams, SessionConfig
     from ..secret import Secret

@@ -19,8 +19,8 @@ from .turn import EntryOutOfOrderError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .._rounds import Question, RoundJournal
-    from .._turns import TurnRequest
+    from .._turns.request import TurnRequest
+    from .._turns.rounds import Question, RoundJournal
     from ..events import StreamEvent
     from ..wire.messages import AssistantMessage
     from ..wire.result import ChatResult

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import msgspec
 import trio
 
-from .._loan import TurnLoan, interrupted
 from .._mailbox import ReplySlot
+from .._turns.loan import TurnLoan, interrupted
 from ..errors import (
     ActorGoneError,
     DeadlineExceededError,
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
 
-    from .._rounds import TakeRounds
-    from .._turns import TurnRequest
+    from .._turns.request import TurnRequest
+    from .._turns.rounds import TakeRounds
     from ..wire.toolcalls import ToolCallReport
     from .turn import TurnMachine
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from worlds import DONE, EVENTS, chunk, open_world, streams
 
 import gorouter_trio as gr
-from gorouter_trio._partial import PartialValue
+from gorouter_trio._turns.partial import PartialValue
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(10**15), 10**15) | st.text() | st.floats(allow_nan=False, width=32),

@@ -11,7 +11,7 @@ import trio.testing
 from worlds import DONE, EVENTS, JSON, chunk, open_quiet_client, open_world, streams, there
 
 import gorouter_trio as gr
-from gorouter_trio._stream import ChunkSource
+from gorouter_trio._turns.stream import ChunkSource
 from gorouter_trio.simulator import Simulator, SimulatorConfig, serve_simulator
 from gorouter_trio.transport.http_server import encode_headers
 from gorouter_trio.wire.responses import ReplyFunction, ReplyToolCall

@@ -16,7 +16,8 @@ import pytest
 from fronted import OWN_THREAD, Stage, settings, simulator_in_thread, staged
 
 import gorouter_trio as gr
-from gorouter_trio import _portal, aio
+from gorouter_trio import aio
+from gorouter_trio._fronts import portal
 
 pytestmark = pytest.mark.net
 
@@ -621,7 +622,7 @@ def test_nothing_is_left_to_the_collector(base_url: str) -> None:
                 async with client.stream("[[say x]]") as stream:
                     await stream.collect()
 
-            kinds = (_portal.Call, _portal.Lent, gr.BadRequestError, aio.ChatStream)
+            kinds = (portal.Call, portal.Lent, gr.BadRequestError, aio.ChatStream)
             await work()
             gc.collect()
             before = {id(each) for each in gc.get_objects() if isinstance(each, kinds)}

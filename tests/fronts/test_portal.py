@@ -16,7 +16,7 @@ from fronted import OWN_THREAD, settings, simulator_in_thread
 
 import gorouter_trio as gr
 from gorouter_trio import aio, blocking
-from gorouter_trio._portal import Call, Lent, Portal
+from gorouter_trio._fronts.portal import Call, Lent, Portal
 
 
 @pytest.fixture(scope="module")

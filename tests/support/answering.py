@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import trio
 
-from gorouter_trio._gate import Gate
-from gorouter_trio._turns import TurnEncoder
+from gorouter_trio._turns.gate import Gate
+from gorouter_trio._turns.request import TurnEncoder
 from gorouter_trio.abc import HistoryStore, StoredHistory
 from gorouter_trio.config import Seams, SessionConfig
 from gorouter_trio.session.actor import SessionOptions

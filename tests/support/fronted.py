@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import trio
 
 import gorouter_trio as gr
-from gorouter_trio._front import drive
+from gorouter_trio._fronts.common import drive
 from gorouter_trio.simulator import Simulator, SimulatorConfig, serve_simulator
 
 Kind = Literal["trio", "aio", "blocking"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from gorouter_trio._rounds import Question, RoundJournal
+from gorouter_trio._turns.rounds import Question, RoundJournal
 from gorouter_trio.events import TextDelta
 from gorouter_trio.wire.messages import AssistantMessage, ToolCall, ToolMessage
 from gorouter_trio.wire.result import ChatResult

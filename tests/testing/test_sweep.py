@@ -11,7 +11,7 @@ import pytest
 import trio
 
 import gorouter_trio as gr
-from gorouter_trio._stream import ChatStream
+from gorouter_trio._turns.stream import ChatStream
 from gorouter_trio.client import Client
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore

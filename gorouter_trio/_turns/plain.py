@@ -14,23 +14,23 @@ import msgspec
 import trio
 from msgspec import UNSET
 
-from ._contain import contain
-from ._loan import TurnLoan
-from ._mailbox import ReplySlot
-from .errors import ActorGoneError, GorouterError
-from .wire.codec import encode_message
+from .._contain import contain
+from .._mailbox import ReplySlot
+from ..errors import ActorGoneError, GorouterError
+from ..wire.codec import encode_message
+from .loan import TurnLoan
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from ._rounds import Question, TakeRounds
-    from ._turns import TurnRequest
-    from .events import StreamEvent
-    from .pool.streams import ChatReader
-    from .wire.mail import HttpCall
-    from .wire.messages import AssistantMessage, ToolMessage
-    from .wire.result import ChatResult
-    from .wire.toolcalls import ToolCallReport
+    from ..events import StreamEvent
+    from ..pool.streams import ChatReader
+    from ..wire.mail import HttpCall
+    from ..wire.messages import AssistantMessage, ToolMessage
+    from ..wire.result import ChatResult
+    from ..wire.toolcalls import ToolCallReport
+    from .request import TurnRequest
+    from .rounds import Question, TakeRounds
 
 __all__ = ["ChatJournal", "StreamJournal"]
 

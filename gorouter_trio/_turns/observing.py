@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from msgspec import Struct
 
-from .errors import GorouterError
-from .runtime_events import ChatContext
-from .wire.codec import split_list, split_object
-from .wire.result import ChatResult
+from ..errors import GorouterError
+from ..runtime_events import ChatContext
+from ..wire.codec import split_list, split_object
+from ..wire.result import ChatResult
 
 if TYPE_CHECKING:
-    from ._turns import TurnRequest
+    from .request import TurnRequest
 
 __all__ = ["EndedChat", "NotedChat"]
 

@@ -26,22 +26,22 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
 
 from msgspec import Struct
 
-from ._callables import can_take
-from ._contain import contain, contain_sync
-from ._feed import Feed
-from ._observing import EndedChat
-from .errors import BadRequestError, ConfigError, ExtensionError, GorouterError
-from .runtime_events import ChatContext, ChatFailed, ChatFinished, ChatStarted, HookFailed
-from .wire.codec import decode_json, encode_json, encode_message, encode_options, split_list
+from .._callables import can_take
+from .._contain import contain, contain_sync
+from .._feed import Feed
+from ..errors import BadRequestError, ConfigError, ExtensionError, GorouterError
+from ..runtime_events import ChatContext, ChatFailed, ChatFinished, ChatStarted, HookFailed
+from ..wire.codec import decode_json, encode_json, encode_message, encode_options, split_list
+from .observing import EndedChat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ._bus import EventBus
-    from ._observing import NotedChat
-    from ._turns import TurnRequest
-    from .tools.registry import ToolSet
-    from .wire.result import ChatResult
+    from .._bus import EventBus
+    from ..tools.registry import ToolSet
+    from ..wire.result import ChatResult
+    from .observing import NotedChat
+    from .request import TurnRequest
 
 __all__ = ["Chain", "ChatState", "Hook", "Middleware", "Next"]
 

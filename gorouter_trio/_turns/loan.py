@@ -13,17 +13,17 @@ import msgspec
 import trio
 from msgspec import UNSET
 
-from ._mailbox import ReplySlot
-from .errors import GorouterError, TurnInterruptedError
+from .._mailbox import ReplySlot
+from ..errors import GorouterError, TurnInterruptedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .events import StreamEvent
-    from .pool.streams import ChatReader
-    from .wire.messages import AssistantMessage
-    from .wire.result import ChatResult
-    from .wire.stream import ChatChunk
+    from ..events import StreamEvent
+    from ..pool.streams import ChatReader
+    from ..wire.messages import AssistantMessage
+    from ..wire.result import ChatResult
+    from ..wire.stream import ChatChunk
 
 __all__ = ["TurnLoan", "interrupted", "patience"]
 

@@ -13,30 +13,30 @@ from typing import TYPE_CHECKING, assert_never, cast
 
 from msgspec import UNSET
 
-from ._chain import ChatState
-from ._rounds import Question
-from ._turns import AskAgain, CallTools, Finish, Rounds, TurnExtras
-from .errors import DecodeError, GorouterError
-from .pool.retry import warrants_fallback
-from .tools.outcomes import unique_calls
-from .tools.registry import ToolSet
-from .tools.turn import ApprovalDecision, ToolTurn
-from .wire.codec import decode_json, encode_call, join_options
-from .wire.messages import ToolMessage
-from .wire.toolcalls import ToolCallReport
+from ..errors import DecodeError, GorouterError
+from ..pool.retry import warrants_fallback
+from ..tools.outcomes import unique_calls
+from ..tools.registry import ToolSet
+from ..tools.turn import ApprovalDecision, ToolTurn
+from ..wire.codec import decode_json, encode_call, join_options
+from ..wire.messages import ToolMessage
+from ..wire.toolcalls import ToolCallReport
+from .chain import ChatState
+from .request import AskAgain, CallTools, Finish, Rounds, TurnExtras
+from .rounds import Question
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ._chain import Chain
-    from ._rounds import RoundJournal
-    from ._turns import TurnRequest
-    from .config import ToolLimits
-    from .tools.outcomes import ToolOutcome
-    from .tools.supervisor import ToolRound, ToolSupervisor
-    from .tools.turn import ApprovalRequest
-    from .wire.messages import AssistantMessage, ToolCall
-    from .wire.result import ChatResult
+    from ..config import ToolLimits
+    from ..tools.outcomes import ToolOutcome
+    from ..tools.supervisor import ToolRound, ToolSupervisor
+    from ..tools.turn import ApprovalRequest
+    from ..wire.messages import AssistantMessage, ToolCall
+    from ..wire.result import ChatResult
+    from .chain import Chain
+    from .request import TurnRequest
+    from .rounds import RoundJournal
 
 __all__ = ["LoopServices", "TurnLoop"]
 

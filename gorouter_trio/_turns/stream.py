@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, cast
 import trio
 from msgspec import UNSET
 
-from ._partial import PartialValue
-from .errors import GorouterError, StreamNotFinishedError
-from .events import (
+from ..errors import GorouterError, StreamNotFinishedError
+from ..events import (
     AnnotationDelta,
     AudioDelta,
     ImageDelta,
@@ -25,9 +24,10 @@ from .events import (
     ToolFinished,
     ToolStarted,
 )
-from .wire.attachments import read_annotations, read_audio, read_images, read_texts, read_thoughts
-from .wire.merge import CallMerge
-from .wire.result import T_co
+from ..wire.attachments import read_annotations, read_audio, read_images, read_texts, read_thoughts
+from ..wire.merge import CallMerge
+from ..wire.result import T_co
+from .partial import PartialValue
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     import msgspec
 
-    from .wire.responses import ReplyToolCall
-    from .wire.result import ChatResult
-    from .wire.stream import ChatChunk, Delta
+    from ..wire.responses import ReplyToolCall
+    from ..wire.result import ChatResult
+    from ..wire.stream import ChatChunk, Delta
 
     T = TypeVar("T")
     Handler: TypeAlias = Callable[[T], Awaitable[object] | object]

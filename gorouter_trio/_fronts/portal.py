@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import outcome
 import trio
 
-from .errors import ConfigError, DeadlineExceededError, PoolClosedError
+from ..errors import ConfigError, DeadlineExceededError, PoolClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

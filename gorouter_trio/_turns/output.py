@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from msgspec import Struct
 
-from .errors import ConfigError, DecodeError
-from .wire.codec import decode_json, encode_json
-from .wire.schema import JsonType, make_strict
-from .wire.schema_check import SchemaCheck
+from ..errors import ConfigError, DecodeError
+from ..wire.codec import decode_json, encode_json
+from ..wire.schema import JsonType, make_strict
+from ..wire.schema_check import SchemaCheck
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Final, TypeAlias, cast
 import msgspec
 from msgspec import UNSET, Struct
 
-from ._output import AnswerForm, FormCache, OutputPolicy
-from .config import ToolLimits
-from .errors import BadRequestError, DecodeError, InvalidOutputError
-from .secret import Secret
-from .security.rules import Principal
-from .tools.registry import Tool, ToolSet
-from .tools.turn import ApprovalDecision, ApprovalRequest
-from .wire.codec import decode_json, encode_call, encode_message, join_body, join_options
-from .wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
-from .wire.messages import AssistantMessage, ToolCall, UserMessage
-from .wire.requests import AskKeywords, ChatKeywords, JsonObject
-from .wire.result import CallRecord, ChatResult
+from ..config import ToolLimits
+from ..errors import BadRequestError, DecodeError, InvalidOutputError
+from ..secret import Secret
+from ..security.rules import Principal
+from ..tools.registry import Tool, ToolSet
+from ..tools.turn import ApprovalDecision, ApprovalRequest
+from ..wire.codec import decode_json, encode_call, encode_message, join_body, join_options
+from ..wire.mail import DEFAULT_SETTINGS, CallSettings, HttpCall
+from ..wire.messages import AssistantMessage, ToolCall, UserMessage
+from ..wire.requests import AskKeywords, ChatKeywords, JsonObject
+from ..wire.result import CallRecord, ChatResult
+from .output import AnswerForm, FormCache, OutputPolicy
 
 if TYPE_CHECKING:
     from typing import Literal
 
-    from .wire.toolcalls import ToolCallReport
+    from ..wire.toolcalls import ToolCallReport
 
 __all__ = [
     "Approve",

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextlib import AbstractContextManager
 
-    from ._turns import TurnRequest
-    from .events import StreamEvent
-    from .wire.messages import AssistantMessage, ToolMessage
-    from .wire.result import ChatResult
-    from .wire.toolcalls import ToolCallReport
+    from ..events import StreamEvent
+    from ..wire.messages import AssistantMessage, ToolMessage
+    from ..wire.result import ChatResult
+    from ..wire.toolcalls import ToolCallReport
+    from .request import TurnRequest
 
 __all__ = ["Question", "RoundJournal", "TakeRounds", "has_tools"]
 

@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, cast
 import msgspec
 import trio
 
-from ._turns import TurnExtras
-from .errors import ConfigError, SecurityError, SessionNotFoundError
-from .runtime_events import AskerRefused
-from .security.sessions import SessionPolicy, resolve_session
-from .stores.keys import SessionKey
+from ..errors import ConfigError, SecurityError, SessionNotFoundError
+from ..runtime_events import AskerRefused
+from ..security.sessions import SessionPolicy, resolve_session
+from ..stores.keys import SessionKey
+from .request import TurnExtras
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .errors import GorouterError
-    from .secret import Secret
-    from .security.rules import Authenticator, Principal
-    from .security.sessions import Owner
+    from ..errors import GorouterError
+    from ..secret import Secret
+    from ..security.rules import Authenticator, Principal
+    from ..security.sessions import Owner
 
 __all__ = ["Gate"]
 

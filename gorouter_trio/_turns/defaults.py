@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .wire.codec import encode_call, encode_json, join_options
-from .wire.messages import SystemMessage
+from ..wire.codec import encode_call, encode_json, join_options
+from ..wire.messages import SystemMessage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from ._turns import EncodedTurn, TurnEncoder
-    from .config import ClientConfig
-    from .wire.mail import CallSettings
-    from .wire.requests import ChatKeywords
+    from ..config import ClientConfig
+    from ..wire.mail import CallSettings
+    from ..wire.requests import ChatKeywords
+    from .request import EncodedTurn, TurnEncoder
 
 __all__ = ["CallDefaults"]
 

@@ -1,6 +1,6 @@
 """What the fronts for asyncio and for threads have in common: everything but how they wait.
 
-Theory of operation. A front is a client of the runtime in another thread (`_portal`). `Core` has the ways to use it:
+Theory of operation. A front is a client of the runtime in another thread (`portal`). `Core` has the ways to use it:
 a call with one answer, a stream, a batch, a look at a snapshot. It is written once, as async functions that wait for
 nothing but a `Signal`. On asyncio that is a future of the loop; for threads it blocks the thread, so that such an async
 function never waits where anybody could see it, and `drive` runs it like any other function.
@@ -30,47 +30,47 @@ import msgspec
 import outcome
 import trio
 
-from ._chain import Hook
-from ._plugin_host import opener_of
-from ._portal import Call, Lent, Portal
-from ._stream import ChatStream, ChunkSource
-from .client import Client, merged_config, open_client, without_secrets
-from .config import hide_keys
-from .errors import ConfigError, DeadlineExceededError, PoolClosedError, SessionBusyError
-from .events import StreamEvent, StreamFinished
-from .runtime_events import RuntimeEvent
-from .tools.registry import Tool
-from .wire.result import T_co
+from .._plugin_host import opener_of
+from .._turns.chain import Hook
+from .._turns.stream import ChatStream, ChunkSource
+from ..client import Client, merged_config, open_client, without_secrets
+from ..config import hide_keys
+from ..errors import ConfigError, DeadlineExceededError, PoolClosedError, SessionBusyError
+from ..events import StreamEvent, StreamFinished
+from ..runtime_events import RuntimeEvent
+from ..tools.registry import Tool
+from ..wire.result import T_co
+from .portal import Call, Lent, Portal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
 
-    from ._bus import EventFeed, HandlerId
-    from ._chain import ChatState, Middleware, Next
-    from ._feed import Observer
-    from ._inspect import ClientSnapshot
-    from ._observing import EndedChat
-    from ._runtime import MetricsSource
-    from .abc import HistoryStore, StoredHistory, StoredSession
-    from .batch.job import JobProgress, RunningJob
-    from .batch.runner import Batch, BatchRequest, BatchResult
-    from .batch.settings import StopReason
-    from .config import ApiKey, ClientConfig, ContextPolicy
-    from .pool.budget import AccountStatistics, BudgetStatistics
-    from .pool.costs import CostSnapshot, CostTracker
-    from .pool.ledger import LedgerChange
-    from .pool.tracing import Tracer
-    from .pool.workers import PoolStatistics
-    from .runtime_events import ChatContext
-    from .secret import Secret
-    from .security.rules import ToolGuard
-    from .session.actor import SessionStatistics
-    from .tools.context import ToolContext
-    from .tools.registry import AnyTool
-    from .wire.catalog import Pricing
-    from .wire.ledger import LedgerRow
-    from .wire.result import ChatResult
-    from .wire.stream import ChatChunk
+    from .._bus import EventFeed, HandlerId
+    from .._feed import Observer
+    from .._inspect import ClientSnapshot
+    from .._runtime import MetricsSource
+    from .._turns.chain import ChatState, Middleware, Next
+    from .._turns.observing import EndedChat
+    from ..abc import HistoryStore, StoredHistory, StoredSession
+    from ..batch.job import JobProgress, RunningJob
+    from ..batch.runner import Batch, BatchRequest, BatchResult
+    from ..batch.settings import StopReason
+    from ..config import ApiKey, ClientConfig, ContextPolicy
+    from ..pool.budget import AccountStatistics, BudgetStatistics
+    from ..pool.costs import CostSnapshot, CostTracker
+    from ..pool.ledger import LedgerChange
+    from ..pool.tracing import Tracer
+    from ..pool.workers import PoolStatistics
+    from ..runtime_events import ChatContext
+    from ..secret import Secret
+    from ..security.rules import ToolGuard
+    from ..session.actor import SessionStatistics
+    from ..tools.context import ToolContext
+    from ..tools.registry import AnyTool
+    from ..wire.catalog import Pricing
+    from ..wire.ledger import LedgerRow
+    from ..wire.result import ChatResult
+    from ..wire.stream import ChatChunk
 
     _Lot: TypeAlias = tuple[list[BatchRequest], outcome.Outcome[object] | None]
 

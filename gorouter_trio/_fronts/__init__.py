@@ -1,0 +1,1 @@
+"""What the fronts for asyncio and for threads stand on."""

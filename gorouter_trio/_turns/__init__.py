@@ -1,0 +1,1 @@
+"""Turns: their requests, rounds, journals and streams, and what users put around them."""
