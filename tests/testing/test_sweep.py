@@ -97,7 +97,7 @@ async def _with_limits(world: World) -> AsyncIterator[None]:
     rates = gr.RateLimits(requests_per_minute=120, tokens_per_minute=12_000, max_in_flight=1)
     async with world.open_client(api_key={"sk-a": 1, "sk-b": 1}, rates=rates):
         yield
-        # What was taken and not used is given back, if not at once: the client may be asking what a lost answer has cost.
+        # What was taken and not used is given back, if not at once: the cost of a lost answer may be looked up now.
         with trio.fail_after(60):
             while any(key.in_flight for key in world.client.statistics().keys):
                 await trio.sleep(0.1)
