@@ -59,7 +59,7 @@ class GatewayLimits(Struct, frozen=True, kw_only=True):
     max_turns_per_principal: int = 256
     """Turns at once of one principal, over all connections; one more is refused."""
     buffer_bytes: int = 262_144
-    """Messages about one turn that are kept for whoever reads slowly or comes back; the oldest go first."""
+    """Memory for messages about one turn, kept for whoever reads slowly or comes back; the oldest go first."""
     max_kept_bytes: int = 67_108_864
     """The same for all turns that have ended, together."""
     resume_s: float = 60.0

@@ -7,10 +7,12 @@ from array import array
 __all__ = ["TurnLog"]
 
 _MANY = 512
+# Places are counted up to here and then from 0 again: no more than this is ever kept.
+_WRAP = 2**32
 
 
 class TurnLog:
-    """Encoded messages by `seq`, from 1 on: the last ones, up to so many bytes, and the end, which is always kept.
+    """Encoded messages by `seq`, from 1 on: the last ones, in so many bytes of memory, and the end, always kept.
 
     `after` is the last message of an earlier life, whose asker has it already.
     """
@@ -23,7 +25,7 @@ class TurnLog:
         # messages each would take a third more as objects, and leave the heap in shreds.
         self._data = bytearray()
         # Where messages begin, counted from the first one ever; those of the first `_gone` are not kept any more.
-        self._starts = array("Q")
+        self._starts = array("I")
         self._base = self._gone = 0
         self._first = after + 1
         self.last_seq = after
@@ -42,9 +44,9 @@ class TurnLog:
     def append(self, body: bytes) -> int:
         """Keep one more message, in place of the oldest ones where there is no room; returns its seq."""
         self.last_seq += 1
-        self._starts.append(self._base + len(self._data))
+        self._starts.append((self._base + len(self._data)) % _WRAP)
         self._data += body
-        while len(self._data) > self._limit:
+        while self._data and self._taken() > self._limit:
             self._drop_first()
         return self.last_seq
 
@@ -61,10 +63,15 @@ class TurnLog:
         start, end = self._place(self._gone + seq - self._first)
         return bytes(self._data[start:end])
 
+    def _taken(self) -> int:
+        """Bytes of memory: a bytearray has up to an eighth more than it holds, to grow into."""
+        places = len(self._starts) - self._gone
+        return len(self._data) * 9 // 8 + places * self._starts.itemsize
+
     def _place(self, index: int) -> tuple[int, int]:
         starts = self._starts
-        end = starts[index + 1] - self._base if index + 1 < len(starts) else len(self._data)
-        return starts[index] - self._base, end
+        end = (starts[index + 1] - self._base) % _WRAP if index + 1 < len(starts) else len(self._data)
+        return (starts[index] - self._base) % _WRAP, end
 
     def _drop_first(self) -> None:
         size = self._place(self._gone)[1]

@@ -27,6 +27,8 @@ __all__ = ["CallMerge", "ChunkMerge"]
 _NULL = b"null"
 _DETAIL_TEXTS = frozenset({"text", "summary", "data"})
 _AUDIO_TEXTS = frozenset({"data", "transcript"})
+# So many pieces of a text are joined: as objects of their own they take ten times as much.
+_MANY = 256
 # Details that may come without an index and still in pieces; the others are whole.
 _LOOSE_KINDS = frozenset({b'"reasoning.text"', b'"reasoning.summary"'})
 
@@ -202,8 +204,10 @@ class ChunkMerge:
         "_loose",
         "_parts",
         "_reasoning",
+        "_reasoning_blocks",
         "_refusal",
         "_text",
+        "_text_blocks",
         "alignment",
         "error",
         "finish_reason",
@@ -232,6 +236,8 @@ class ChunkMerge:
         self.alignment: msgspec.Raw | UnsetType = UNSET
         self.safeguard_results: msgspec.Raw | UnsetType = UNSET
         self._text: list[str] = []
+        # How many at the front of a list are joined ones.
+        self._text_blocks = self._reasoning_blocks = 0
         self._parts: list[msgspec.Raw] = []
         self._reasoning: list[str] = []
         self._refusal: list[str] = []
@@ -273,6 +279,8 @@ class ChunkMerge:
                 self._add_thought(delta)
             if delta.refusal or delta.annotations or delta.images or delta.audio:
                 self._add_rare(delta)
+        if len(text) - self._text_blocks > _MANY:
+            self._text_blocks = _fold(text, self._text_blocks)
 
     @property
     def has_data(self) -> bool:
@@ -306,6 +314,7 @@ class ChunkMerge:
         if text:
             # The pieces are as much again, for as long as the stream is kept.
             self._text[:] = [text]
+            self._text_blocks = 1
         if self._parts:
             before = [msgspec.Raw(encode_json({"type": "text", "text": text}))] if text else []
             return before + self._parts
@@ -337,6 +346,8 @@ class ChunkMerge:
     def _add_thought(self, delta: Delta) -> None:
         if delta.reasoning:
             self._reasoning.append(delta.reasoning)
+            if len(self._reasoning) - self._reasoning_blocks > _MANY:
+                self._reasoning_blocks = _fold(self._reasoning, self._reasoning_blocks)
         if delta.tool_calls:
             self._calls.add(delta.tool_calls)
         if delta.reasoning_details:
@@ -367,6 +378,12 @@ class ChunkMerge:
         self._images += keep_raw(delta.images or [])
         if delta.audio:
             self._audio.add(_fields_of(delta.audio))
+
+
+def _fold(pieces: list[str], blocks: int) -> int:
+    """Join what is behind the first `blocks`; how many there are then. Each piece is copied once, however many come."""
+    pieces[blocks:] = ["".join(pieces[blocks:])]
+    return blocks + 1
 
 
 def _fields_of(raw: msgspec.Raw) -> dict[str, msgspec.Raw]:

@@ -27,7 +27,11 @@ def test_the_newest_are_kept(bodies, limit, after):
     kept = [log.get(seq) for seq in range(log.first_seq, log.last_seq + 1)]
     assert log.last_seq == after + len(bodies)
     assert kept == (bodies[-len(kept) :] if kept else [])
-    assert log.size == sum(len(body or b"") for body in kept) <= limit
+    assert log.size == sum(len(body or b"") for body in kept)
+    # No more memory than the bound, and none left that one more message would have had room in.
+    assert log.size * 9 // 8 + 4 * len(kept) <= limit or not log.size
+    more = bodies[len(bodies) - len(kept) - 1 :] if len(kept) < len(bodies) else None
+    assert more is None or sum(map(len, more)) * 9 // 8 + 4 * len(more) > limit
     assert log.get(log.first_seq - 1) is None
     assert log.get(log.last_seq + 1) is None
 
@@ -37,14 +41,15 @@ def test_a_long_turn_costs_what_is_kept():
     log = TurnLog(4_000)
     for number in range(20_000):
         log.append(b"%08d" % number)
-    assert (log.first_seq, log.last_seq, log.size) == (19_501, 20_000, 4_000)
-    assert [log.get(seq) for seq in (19_500, 19_501, 20_000)] == [None, b"00019500", b"00019999"]
+    # 13 bytes each: an eighth for the room to grow, and four for where it begins.
+    assert (log.first_seq, log.last_seq, log.size) == (19_694, 20_000, 307 * 8)
+    assert [log.get(seq) for seq in (19_693, 19_694, 20_000)] == [None, b"00019693", b"00019999"]
     assert len(log._starts) <= 2_000
 
 
 def test_the_end_is_always_kept():
     """However long it is."""
-    log = TurnLog(10)
+    log = TurnLog(20)
     log.append(b"x" * 8)
     assert log.finish(b"y" * 50) == 2
     assert log.get(1) == b"x" * 8

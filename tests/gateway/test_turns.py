@@ -194,7 +194,7 @@ async def test_a_thousand_slow_readers(figure, tmp_path):
     # is what the readers take.
     store, sessions = SqliteStore(tmp_path / "slow.db"), gr.SessionConfig(max_active=100, idle_s=2.0)
     async with (
-        open_endless_api(1_000, words=40) as url,
+        open_endless_api(3_500, words=2) as url,
         store,
         open_gateway(usual, base_url=url, transport=None, store=store, sessions=sessions) as behind,
     ):
@@ -207,7 +207,7 @@ async def test_a_thousand_slow_readers(figure, tmp_path):
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(measure)
-            longest = await check_slow_readers(behind, 1_000, healthy=100, text="word " * 40_000)
+            longest = await check_slow_readers(behind, 1_000, healthy=100, text="word " * 7_000)
             nursery.cancel_scope.cancel()
     assert most < 300 * 2**20
     figure(
