@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
@@ -320,8 +319,9 @@ def test_import_time(tmp_path: Path, record_property: Callable[[str, object], No
         "PYTHONPYCACHEPREFIX": str(tmp_path)
     }
     _python(ours, kept)
-    pairs = [(float(_python(ours, kept)), float(_python(floor, kept))) for _ in range(5)]
-    ratio = statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+    # Noise only ever adds, so the least of several is what it takes.
+    pairs = [(float(_python(ours, kept)), float(_python(floor, kept))) for _ in range(7)]
+    ratio = min(a for a, _ in pairs) / min(b for _, b in pairs)
     record_property("figure", f"import takes {ratio:.2f} of the CPU of trio, httpx and msgspec alone (goal 1.3)")
     assert ratio <= 1.5
 
