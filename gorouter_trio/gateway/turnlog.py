@@ -46,7 +46,7 @@ class TurnLog:
         self.last_seq += 1
         self._starts.append((self._base + len(self._data)) % _WRAP)
         self._data += body
-        while self._data and self._taken() > self._limit:
+        while len(self._starts) > self._gone and self._taken() > self._limit:
             self._drop_first()
         return self.last_seq
 

@@ -29,7 +29,7 @@ def test_the_newest_are_kept(bodies, limit, after):
     assert kept == (bodies[-len(kept) :] if kept else [])
     assert log.size == sum(len(body or b"") for body in kept)
     # No more memory than the bound, and none left that one more message would have had room in.
-    assert log.size * 9 // 8 + 4 * len(kept) <= limit or not log.size
+    assert log.size * 9 // 8 + 4 * len(kept) <= limit
     more = bodies[len(bodies) - len(kept) - 1 :] if len(kept) < len(bodies) else None
     assert more is None or sum(map(len, more)) * 9 // 8 + 4 * len(more) > limit
     assert log.get(log.first_seq - 1) is None

@@ -59,6 +59,21 @@ def test_text_is_joined_and_the_role_is_not() -> None:
     assert (merge.generation_id, merge.model, merge.provider) == ("gen-1", "m/x-2026", "P")
 
 
+def test_a_long_text_takes_its_length() -> None:
+    """Thousands of pieces, of what is said and of what was thought, are not kept as so many objects; none is lost."""
+    said = [f"{number} " for number in range(5_000)]
+    merge = ChunkMerge()
+    for position, each in enumerate(said):
+        merge.add([decode_chunk(json.dumps(chunk({"content": each, "reasoning": each.upper() + "."})).encode())])
+        if position == 2_500:
+            assert merge.message().content == "".join(said[:2_501])
+    assert len(merge._text) < 300
+    assert len(merge._reasoning) < 300
+    message = merge.message()
+    assert message.content == "".join(said)
+    assert message.reasoning == "".join(each + "." for each in said)
+
+
 def test_the_finish_comes_twice() -> None:
     """The second finish changes nothing, and the usage that comes with it is taken."""
     usage = {"prompt_tokens": 14, "completion_tokens": 6, "total_tokens": 20, "cost": 0.0000057}
