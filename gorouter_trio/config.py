@@ -582,8 +582,9 @@ class SessionConfig(Struct, frozen=True, kw_only=True):
     above the cap go as they come to rest.
 
     Where processes share a store that can lease sessions (`RedisStore`), a session is owned while a turn of it runs.
-    `lease_s` is how long the owner has it without a sign of life: another process takes it over then. Owners renew
-    theirs three times as often. None goes without: the version of a session alone decides who may write.
+    A session whose owner gives no sign of life answers again in another process within `lease_s`: leases last nine
+    tenths of it, and are renewed three times as often. None goes without: the version of a session alone decides who
+    may write.
     """
 
     mailbox: int = 16

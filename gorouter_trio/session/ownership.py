@@ -34,6 +34,10 @@ _LOG = logging.getLogger("gorouter_trio.sessions")
 _RENEWALS = 3
 _FIRST_POLL_S = 0.01
 _MOST_POLL_S = 0.1
+# Redis ends leases by the millisecond.
+_TICK_S = 0.002
+# A lease of the store is shorter than `lease_s`, so that whoever takes over has answered by then.
+_TERM = 0.9
 _POLL_GROWTH = 1.5
 _CLOSE_S = 2.0
 _MARGIN_S = 1.0
@@ -95,6 +99,7 @@ class SessionOwnership:
     def __init__(self, store: HistoryStore, *, seams: Seams, lease_s: float) -> None:
         self.owner = seams.new_id()
         self.lease_s = lease_s
+        self._term_s = _TERM * lease_s
         self._store = store
         self._leasing = cast("LeasingStore", store)
         self._rng = seams.random
@@ -127,19 +132,22 @@ class SessionOwnership:
                 if key in self._returned:
                     # Given back first, or who waits for it would never have it from one who always asks again.
                     await self.give_back()
-                offer = await self._leasing.acquire_lease(key, owner=self.owner, lease_s=self.lease_s)
+                offer = await self._leasing.acquire_lease(key, owner=self.owner, lease_s=self._term_s)
             except BaseException:
                 self.release(key)
                 raise
             if offer.lease is not None:
                 self._held[key] = offer.lease
                 self._taken += 1
-                return _OwnedLog(self._store, offer.lease, lease_s=self.lease_s), offer.version
+                return _OwnedLog(self._store, offer.lease, lease_s=self._term_s), offer.version
             del self._held[key]
             left_s = until - trio.current_time()
             if left_s <= 0:
                 raise SessionConflictError(f"session {key!r} is being used by another process")
-            await trio.sleep(min(poll_s * self._rng.uniform(0.5, 1.0), left_s))
+            pause_s = min(poll_s * self._rng.uniform(0.5, 1.0), left_s)
+            if 0 < offer.held_s < pause_s:
+                pause_s = offer.held_s + _TICK_S
+            await trio.sleep(pause_s)
             poll_s = min(poll_s * _POLL_GROWTH, _MOST_POLL_S)
 
     def release(self, key: str) -> None:
@@ -152,7 +160,7 @@ class SessionOwnership:
     async def run_renewal(self) -> None:
         """Renew what is held, until cancelled."""
         while True:
-            await trio.sleep(self.lease_s / _RENEWALS)
+            await trio.sleep(self._term_s / _RENEWALS)
             await contain(self._renew, report=self._note)
 
     async def run_returns(self) -> None:
@@ -173,7 +181,7 @@ class SessionOwnership:
         held = [lease for lease in self._held.values() if lease.token != _ANY_TOKEN]
         if not held:
             return
-        lost = await self._leasing.renew_leases(held, lease_s=self.lease_s)
+        lost = await self._leasing.renew_leases(held, lease_s=self._term_s)
         self._is_down = False
         for lease in lost:
             if self._held.get(lease.key) is lease:

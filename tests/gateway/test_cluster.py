@@ -300,7 +300,7 @@ class Killing:
         # Each of the sessions that died had one turn under way.
         assert self.in_doubt <= self.rounds * self._sessions / 2
         for again, slow in zip(self.again, self.slow, strict=True):
-            assert again < self.lease_s + 1.0 + 2 * slow, (again, slow)
+            assert again < self.lease_s + 2 * slow, (again, slow)
 
     def figure(self, paid):
         """What came of it, in a line."""

@@ -25,7 +25,7 @@ async def serve(base_url: str, redis_url: str | None, lease_s: float) -> None:
     """Until SIGTERM."""
     cluster = None
     if redis_url is not None:
-        cluster = ClusterConfig(redis=redis_url, secret=Secret("a secret of this test"), member_s=min(1.0, lease_s))
+        cluster = ClusterConfig(redis=redis_url, secret=Secret("a secret of this test"), member_s=min(1.0, lease_s / 2))
     config = GatewayConfig(anonymous=True, limits=ROOMY, cluster=cluster)
     async with (
         open_client(
