@@ -112,7 +112,7 @@ class Accounting:
         batch: str = "",
     ) -> Spending:
         """What a request with this body, an encoded object whose messages come last, can come to cost."""
-        bound = self.tokens.bound_prompt(model, body)
+        bound = self.tokens.bound_prompt(model, body, fallbacks=fallbacks)
         quote = self.prices.table.quote(model, *fallbacks, prompt_tokens=bound.tokens, shape=bound.shape)
         return Spending(quote=quote, max_tokens=max_tokens, model=model, tenant=tenant, session=session, batch=batch)
 

@@ -256,7 +256,8 @@ class Admission:
         route = gate.routes.get(key.index)
         if route is None:
             if self.ring.provider is not None:
-                gate.routes = {number: old for number, old in gate.routes.items() if old.in_flight}
+                known = {known.index for known in self.ring}
+                gate.routes = {number: old for number, old in gate.routes.items() if old.in_flight or number in known}
             is_service = gate is getattr(self, "service", gate)
             start, most = (_UNLIMITED, _UNLIMITED) if is_service else (self._start, self._most)
             route = gate.routes[key.index] = Route(gate, key, start=start, most=most)
@@ -279,7 +280,7 @@ class Admission:
             if usable:
                 self._take(applicant, self.ring.choose(usable), now)
                 return None
-            hold = _together(holds)
+            hold = _together(holds, is_choice=applicant.key is None)
         if hold.error is not None and (hold.is_latch or hold.until >= applicant.gives_up_at):
             raise _again(hold.error, None if hold.is_latch else hold.until - now)
         applicant.gate.held_by = hold.by
@@ -447,7 +448,7 @@ class Admission:
         elif isinstance(error, (AuthenticationError, InsufficientCreditsError, PermissionDeniedError)):
             self._leave_alone(route.key, error, now)
         elif isinstance(error, ApiError) and error.retry_after_s is not None:
-            route.gate.pause = self._pause(error, error.retry_after_s, now)
+            route.gate.pause = _later(route.gate.pause, self._pause(error, error.retry_after_s, now))
         if _is_models_fault(error):
             route.adaptive.fail(now)
             route.gate.breaker.fail(now, is_retry=is_retry, is_probe=applicant.is_probe)
@@ -481,18 +482,18 @@ class Admission:
         wait_s = error.retry_after_s
         if is_daily(error):
             until = now + (_BLIND_LATCH_S if wait_s is None else wait_s)
-            route.key.free_latch = Pause(until, error, is_latch=True)
+            route.key.free_latch = _later(route.key.free_latch, Pause(until, error, is_latch=True))
             return
         pause = self._pause(error, _NO_HINT_S if wait_s is None else wait_s, now)
         if is_free_tier(error):
-            self._free.pause = pause
+            self._free.pause = _later(self._free.pause, pause)
             self._free.meter = self._free.meter or gcra(self._rates, self._rates.free_requests_per_minute)
             return
         is_providers = wait_s is None or "provider_name" in error.metadata
         if is_providers:
-            route.gate.pause = pause
+            route.gate.pause = _later(route.gate.pause, pause)
         else:
-            route.key.pause = pause
+            route.key.pause = _later(route.key.pause, pause)
         # Where the rate is known and kept, a window that was overdrawn all the same is no matter of concurrency.
         if is_providers or not (route.key.has_rates or route.has_rates):
             route.adaptive.throttle(now, in_flight=route.in_flight)
@@ -507,7 +508,7 @@ class Admission:
             key.governor = AdaptiveLimit(min(self._most, max(1, key.in_flight)), most=self._most)
         key.governor.throttle(now, in_flight=key.in_flight)
         if key.in_flight <= 1:
-            key.pause = self._pause(error, error.retry_after_s or _NO_HINT_S, now)
+            key.pause = _later(key.pause, self._pause(error, error.retry_after_s or _NO_HINT_S, now))
 
     def _grow_credit(self, key: KeyState, now: float) -> None:
         governor = key.governor
@@ -557,16 +558,27 @@ def _until(pause: Pause | None) -> float:
     return -math.inf if pause is None else pause.until
 
 
+def _later(old: Pause | None, new: Pause) -> Pause:
+    """The one that ends last: a refusal without a hint says nothing against the wait that another one asked for."""
+    return old if old is not None and old.until > new.until else new
+
+
 def _hold_of(pause: Pause, by: str, *, is_for_all: bool = False) -> Hold:
     return Hold(pause.until, by, is_for_all=is_for_all, error=pause.error, is_latch=pause.is_latch)
 
 
-def _together(holds: list[Hold]) -> Hold:
-    """What keeps a request from every key: it ends with the first of them, and refuses only if all do."""
+def _together(holds: list[Hold], *, is_choice: bool) -> Hold:
+    """What keeps a request from every key: it ends with the first of them, and refuses only if all do.
+
+    Without a choice, they are those of the one key that the request can be sent with, and keep no other key's.
+    """
     first = min(holds, key=lambda hold: (hold.is_latch, hold.until))
-    if first.is_for_all and not all(hold.is_for_all for hold in holds):
-        return msgspec.structs.replace(first, is_for_all=False, is_of_key=True)
-    return first
+    if is_choice and all(hold.is_for_all for hold in holds):
+        return first
+    is_of_key = any(hold.is_for_all or hold.is_of_key for hold in holds)
+    if (first.is_for_all, first.is_of_key) == (False, is_of_key):
+        return first
+    return msgspec.structs.replace(first, is_for_all=False, is_of_key=is_of_key)
 
 
 def _again(error: ApiError, retry_after_s: float | None) -> ApiError:

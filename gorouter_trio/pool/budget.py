@@ -308,13 +308,14 @@ class BudgetBook:
         account.is_open = False
         return account.spent_usd
 
-    def bound_client(self, remaining_usd: Decimal, *, spent_usd: Decimal) -> bool:
+    def bound_client(self, remaining_usd: Decimal | None, *, spent_usd: Decimal) -> bool:
         """Bound the client's budget by what the API says is left; True when that leaves more than before.
 
+        None is no bound of the API: that of the settings is left.
         `spent_usd` is what the client's account had spent before the API was asked. What was charged meanwhile counts
         twice until the API is asked again, so this errs on the low side.
         """
-        limit = add_usd(spent_usd, max(remaining_usd, ZERO))
+        limit = _ENDLESS if remaining_usd is None else add_usd(spent_usd, max(remaining_usd, ZERO))
         if self._usd is not None:
             limit = min(limit, self._usd)
         is_more = limit > self.client.limit_usd

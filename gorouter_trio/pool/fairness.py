@@ -6,7 +6,8 @@ so that every flow gets the same share whatever its model is (deficit round robi
 several times as much as others waits for several turns. Lanes share by weight: the one that was served
 least, for its weight, is next, and who had nothing to send saves nothing up.
 
-A group whose model can take nothing now is held, and with it nobody else. Every operation is O(1): turns
+A group whose model can take nothing now is held, and with it nobody else. Where requests have their keys already, those
+with one key are a *part* of the group, which is held and takes turns by itself. Every operation is O(1): turns
 are kept in ordered dicts, where the first is found, the last is appended and any is removed at once. Only
 timed holds are kept in a heap.
 """
@@ -55,12 +56,13 @@ class Flow:
 
 
 class _Group:
-    """The flows of a lane that want the same model, the one whose turn it is first."""
+    """The flows of a lane that want the same model, or a part of them, the one whose turn it is first."""
 
-    __slots__ = ("alarm_at", "deficit", "flows", "held_until", "is_held", "lane", "name")
+    __slots__ = ("alarm_at", "deficit", "flows", "held_until", "is_held", "lane", "name", "part")
 
-    def __init__(self, name: str, lane: _Lane) -> None:
+    def __init__(self, name: str, part: int | None, lane: _Lane) -> None:
         self.name = name
+        self.part = part
         self.lane = lane
         self.flows: OrderedDict[str, Flow] = OrderedDict()
         self.deficit = 0.0
@@ -90,22 +92,27 @@ class _Lane:
     def __init__(self, name: str, weight: float) -> None:
         self.name = name
         self.weight = max(weight, _LEAST_WEIGHT)
-        self.groups: dict[str, _Group] = {}
-        self.ready: OrderedDict[str, _Group] = OrderedDict()
+        self.groups: dict[str, dict[int | None, _Group]] = {}
+        self.ready: OrderedDict[_Group, None] = OrderedDict()
         self.served = 0.0
         self.size = 0
+
+    def all_groups(self) -> Iterator[_Group]:
+        """Those that are held as well."""
+        for parts in self.groups.values():
+            yield from parts.values()
 
     def settle(self) -> _Group:
         """Give turns, one a flow, until the first group may send."""
         ready = self.ready
         while True:
-            group = next(iter(ready.values()))
+            group = next(iter(ready))
             if group.deficit > 0.0:
                 return group
             group.deficit += len(group.flows)
             if group.deficit > 0.0:
                 return group
-            ready.move_to_end(group.name)
+            ready.move_to_end(group)
 
 
 class FairQueue(Generic[Q]):
@@ -126,7 +133,7 @@ class FairQueue(Generic[Q]):
     def __iter__(self) -> Iterator[Q]:
         """Everything that is queued, in no order of meaning."""
         for lane in self._lanes.values():
-            for group in lane.groups.values():
+            for group in lane.all_groups():
                 for flow in group.flows.values():
                     yield from flow.items  # type: ignore[misc]  # nothing but Q is pushed
 
@@ -134,12 +141,24 @@ class FairQueue(Generic[Q]):
         """How many are queued in a lane."""
         return self._lanes[lane].size
 
-    def push(self, item: Q, *, lane: str, group: str, flow: str) -> None:
+    def first_of(self, group: str) -> Q | None:
+        """The first item of a group, of whatever lane, held or not. It stays where it is."""
+        for lane in self._lanes.values():
+            found = lane.groups.get(group)
+            if found is not None:
+                members = next(iter(found.values()))
+                return next(iter(members.flows.values())).first()  # type: ignore[return-value]  # nothing but Q is pushed
+        return None
+
+    def push(self, item: Q, *, lane: str, group: str, flow: str, part: int | None = None) -> None:
         """Queue an item behind those of its flow."""
         at = self._lanes[lane]
-        members = at.groups.get(group)
+        parts = at.groups.get(group)
+        if parts is None:
+            parts = at.groups[group] = {}
+        members = parts.get(part)
         if members is None:
-            members = at.groups[group] = _Group(group, at)
+            members = parts[part] = _Group(group, part, at)
             self._make_ready(members)
         found = members.flows.get(flow)
         if found is None:
@@ -181,7 +200,7 @@ class FairQueue(Generic[Q]):
         if flow.items and flow.deficit < flow.first().cost:
             group.flows.move_to_end(flow.name)
         if group.deficit <= 0.0:
-            lane.ready.move_to_end(group.name)
+            lane.ready.move_to_end(group)
         self._left(item, flow)
 
     def hold_head(self, until: float) -> None:
@@ -190,22 +209,25 @@ class FairQueue(Generic[Q]):
         if lane is None:
             return
         group = lane.settle()
-        del lane.ready[group.name]
+        del lane.ready[group]
         group.is_held = True
         group.held_until = until
         self._set_alarm(group)
 
-    def free(self, group: str) -> None:
-        """The model of a group can take something again."""
+    def free(self, group: str, part: int | None = None) -> None:
+        """The model of a group can take something again, with any key or, where a part is named, with that one."""
         for lane in self._lanes.values():
-            found = lane.groups.get(group)
-            if found is not None and found.is_held:
-                self._make_ready(found)
+            parts = lane.groups.get(group)
+            if parts is None:
+                continue
+            for found in parts.values():
+                if found.is_held and (part is None or found.part == part):
+                    self._make_ready(found)
 
     def free_all(self) -> None:
         """Let everything be looked at again."""
         for lane in self._lanes.values():
-            for group in lane.groups.values():
+            for group in lane.all_groups():
                 if group.is_held:
                     self._make_ready(group)
 
@@ -251,7 +273,7 @@ class FairQueue(Generic[Q]):
         lane = group.lane
         if not lane.ready:
             lane.served = max(lane.served, self._served)
-        lane.ready[group.name] = group
+        lane.ready[group] = None
 
     def _left(self, item: Queued, flow: Flow) -> None:
         """An item is out of its flow: what is empty now goes as well."""
@@ -264,5 +286,8 @@ class FairQueue(Generic[Q]):
             return
         del group.flows[flow.name]
         if not group.flows:
-            del lane.groups[group.name]
-            lane.ready.pop(group.name, None)
+            parts = lane.groups[group.name]
+            del parts[group.part]
+            if not parts:
+                del lane.groups[group.name]
+            lane.ready.pop(group, None)

@@ -9,7 +9,7 @@ its weight is next.
 from __future__ import annotations
 
 import hashlib
-import inspect
+import itertools
 import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Protocol, cast
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 __all__ = ["HeadMaker", "KeyRing", "KeyState", "KeyStatistics", "Pause", "gcra", "pause_until"]
 
 _LEAST_WEIGHT = 1e-9
-_MOST_PROVIDED = 8
+# Of the keys that a function gave, the last few are remembered, and those about which there is something to remember.
+_MOST_IDLE = 8
+_MOST_PROVIDED = 1024
 _UNLIMITED = 2**31
 
 
@@ -89,10 +91,10 @@ class KeyState:
         "weight",
     )
 
-    def __init__(self, key: ApiKey, *, index: int, rates: RateLimits) -> None:
+    def __init__(self, key: ApiKey, *, index: int, name: str, rates: RateLimits) -> None:
         rates = key.rates or rates
         self.index = index
-        self.name = key.name or str(index)
+        self.name = key.name or name
         self.secret = key.secret
         self.weight = max(key.weight, _LEAST_WEIGHT)
         self.rates = rates
@@ -120,6 +122,17 @@ class KeyState:
     def has_rates(self) -> bool:
         """Whether there is a rate to keep."""
         return self.requests is not None or self.tokens is not None
+
+    def is_forgettable(self, now: float) -> bool:
+        """Whether a state made anew would let nothing more through than this one."""
+        pauses = (self.pause, self.free_latch, self.out)
+        meters = (meter for meter in (self.requests, self.tokens) if meter is not None)
+        return (
+            not self.in_flight
+            and self.governor is None
+            and all(pause_until(pause, now) <= now for pause in pauses)
+            and all(meter.is_full(now) for meter in meters)
+        )
 
     def __repr__(self) -> str:
         return f"<KeyState {self.name}: {self.in_flight} in flight>"
@@ -160,19 +173,26 @@ def gcra(rates: RateLimits, per_minute: float | None) -> Gcra | None:
 
 
 class KeyRing:
-    """The keys of a client. With a `provider`, the last few that it gave are remembered."""
+    """The keys of a client. With a `provider`, those that it gave last are remembered, and those that have to wait.
 
-    __slots__ = ("_provided", "_rates", "_served", "keys", "provider")
+    The `index` of a key is no other's, also after a `change`; `changes` counts those.
+    """
+
+    __slots__ = ("_indexes", "_provided", "_rates", "_served", "changes", "keys", "provider")
 
     def __init__(self, config: ClientConfig) -> None:
         self._rates = config.rates
+        self._indexes = itertools.count()
+        self.changes = -1
         self._provided: OrderedDict[Secret, KeyState] = OrderedDict()
         self.change(config)
 
     def change(self, config: ClientConfig) -> None:
         """Take the keys of `config`, about which nothing is known yet."""
+        self.changes += 1
         self.keys: tuple[KeyState, ...] = tuple(
-            KeyState(key, index=number, rates=config.rates) for number, key in enumerate(config.keys)
+            KeyState(key, index=next(self._indexes), name=str(number), rates=config.rates)
+            for number, key in enumerate(config.keys)
         )
         self.provider = cast("KeyProvider", config.api_key) if not self.keys else None
         self._provided.clear()
@@ -186,18 +206,12 @@ class KeyRing:
         """Whether there is one key only, or one at a time."""
         return len(self.keys) <= 1
 
-    async def provide(self) -> KeyState:
-        """The key that the provider gives now.
+    def ask(self) -> object:
+        """What the provider gives now, or what to await for it; raises what it raises."""
+        return cast("KeyProvider", self.provider)()
 
-        Raises what the provider raises, and `ConfigError` for what is no key. A checkpoint if the provider is one.
-        """
-        provider = cast("KeyProvider", self.provider)
-        given = provider()
-        if inspect.isawaitable(given):
-            given = await given
-        return self._state_of(given)
-
-    def _state_of(self, given: object) -> KeyState:
+    def state_of(self, given: object, *, now: float) -> KeyState:
+        """The key that the provider gave; raises `ConfigError` for what is no key."""
         if isinstance(given, str):
             given = Secret(given)
         if not isinstance(given, Secret):
@@ -206,16 +220,22 @@ class KeyRing:
         state = self._provided.get(secret)
         if state is None:
             check_key(secret, "api_key: what the function gave")
-            index = 1 + max((state.index for state in self._provided.values()), default=-1)
-            state = self._provided[secret] = KeyState(ApiKey(key=secret), index=index, rates=self._rates)
-            self._forget_old()
+            index = next(self._indexes)
+            state = KeyState(ApiKey(key=secret), index=index, name=str(index), rates=self._rates)
+            self._forget_old(now)
+            self._provided[secret] = state
         self._provided.move_to_end(secret)
         return state
 
-    def _forget_old(self) -> None:
-        if len(self._provided) > _MOST_PROVIDED:
-            oldest = next(iter(self._provided))
-            del self._provided[oldest]
+    def _forget_old(self, now: float) -> None:
+        """Make room for one more."""
+        provided = self._provided
+        if len(provided) >= _MOST_IDLE:
+            forgettable = [secret for secret, state in provided.items() if state.is_forgettable(now)]
+            for secret in forgettable[: len(provided) + 1 - _MOST_IDLE]:
+                del provided[secret]
+        if len(provided) >= _MOST_PROVIDED:
+            provided.popitem(last=False)
 
     def choose(self, usable: list[KeyState]) -> KeyState:
         """The one of these that is next by weight, which is charged for it."""

@@ -42,6 +42,8 @@ BATCHES: Final = "/batches"
 """Where batches are handed in: their requests are paid for and entered one by one, by whoever does that."""
 
 _NO_ATTEMPT: Final = float("inf")
+# Beyond this many, the wait is long since the longest one, and the number grows without end.
+_MOST_DOUBLINGS: Final = 60
 
 
 class Attempt(Protocol):
@@ -283,7 +285,7 @@ class Ledger:
         config = self.config
         if search.tries >= config.lookups:
             return self._give_up(row.row)
-        longest = min(config.first_lookup_s * 2.0**search.tries, config.last_lookup_s)
+        longest = min(config.first_lookup_s * 2.0 ** min(search.tries, _MOST_DOUBLINGS), config.last_lookup_s)
         heapq.heappush(self._due, (now + longest * (0.5 + rng.random() / 2), row.row))
         return None
 

@@ -46,6 +46,7 @@ class LedgerFile:
         self._lines: deque[bytes] = deque()
         self._unwritten = bytearray()
         self._writing = threading.Lock()
+        self._is_begun = False
         self._has_lines = trio.Event()
         self.dropped = 0
         self.written = 0
@@ -109,11 +110,30 @@ class LedgerFile:
             # Append mode, so that the lines of several processes do not overwrite each other.
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
+                if not self._is_begun:
+                    self._is_begun = True
+                    # What a crash has torn stays a line by itself, and takes none of ours along.
+                    self._unwritten[:0] = b"\n" if _is_torn(self.path) else b""
                 while self._unwritten:
                     count = os.write(descriptor, self._unwritten)
                     del self._unwritten[:count]
             finally:
                 os.close(descriptor)
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether a file ends in the middle of a line; what is no file, or cannot be read, does not."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            if not file.tell():
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except OSError:
+        return False
 
 
 class LedgerReader:

@@ -39,6 +39,9 @@ class Meter(Protocol):
     def available(self, now: float) -> float:
         """What may be taken at once now."""
 
+    def is_full(self, now: float) -> bool:
+        """Whether all that was ever taken is made up for."""
+
 
 class Gcra:
     """A rate a minute, of requests or tokens.
@@ -70,6 +73,10 @@ class Gcra:
     def available(self, now: float) -> float:
         """What may be taken at once now, in its unit; negative when more was taken than there was."""
         return (self._tolerance_s - max(0.0, self._due_at - now)) / self._interval_s
+
+    def is_full(self, now: float) -> bool:
+        """Whether all that was ever taken is made up for."""
+        return self._due_at <= now
 
 
 class TokenScale:

@@ -201,7 +201,7 @@ class CreditRefresh:
         """Ask now, in the caller's task; raises what asking raises."""
         spent_usd = self._gate.book.client.spent_usd
         left_usd = await self._fetch()
-        if left_usd is not None and self._gate.book.bound_client(left_usd, spent_usd=spent_usd):
+        if self._gate.book.bound_client(left_usd, spent_usd=spent_usd):
             self._gate.recheck()
         return left_usd
 

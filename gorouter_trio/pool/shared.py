@@ -12,7 +12,8 @@ when it is a little old goes back.
 Whatever a process has, it has for a time, and renews it. What a process that has died had in flight others may use
 when that is over. Its money nobody can know about: by default it counts as spent, like any charge that stays unknown.
 
-When the backend cannot be reached, what is at hand can be used up; then requests wait, until their deadlines.
+When the backend cannot be reached, what is at hand can be used up; then requests wait, until their deadlines. Places
+in flight are at hand for as long as they were given: after that others may have them.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ import trio
 from msgspec import Struct
 
 from .._contain import contain
-from ..errors import ConfigError
+from ..errors import ConfigError, StoreError
 from .money import ZERO, add_usd, subtract_usd
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ _IDLE_S = 2.0
 _SHARE = 8
 _AHEAD = 4
 _CLOSE_S = 2.0
+# What a backend may take for one answer; it holds up the renewal of everything else.
+_ANSWER_S = 5.0
 _NANO = Decimal(10) ** 9
 
 
@@ -255,6 +258,10 @@ class SharedMeter:
         """What may be taken at once now, in its unit."""
         return sum(piece for at, piece in self._stock if at <= now)
 
+    def is_full(self, now: float) -> bool:
+        """Whether all that was ever taken is made up for: the backend alone knows."""
+        return False
+
     def due_at(self) -> float:
         """When the backend should be asked."""
         if self._is_short or len(self._stock) < self._taken // 2:
@@ -329,6 +336,7 @@ class SharedSlots:
         self._is_short = False
         self._next_at = -math.inf
         self._renew_at = math.inf
+        self._until = -math.inf
         key.max_in_flight = 0
         key.on_full = self._note_full
 
@@ -344,7 +352,10 @@ class SharedSlots:
         return max(self._next_at, self._renew_at)
 
     async def sync(self, backend: SharedBackend) -> None:
-        """Have as many as are needed, as far as there are, and give back the others."""
+        """Have as many as are needed, as far as there are, and give back the others.
+
+        Raises what the backend raises, and `StoreError` when it has not answered by when others may have the places.
+        """
         key, now = self._key, self._now()
         is_short, self._is_short = self._is_short, False
         waiting = self._queued() if is_short else 0
@@ -356,12 +367,25 @@ class SharedSlots:
             most=self._most,
             ttl_s=_SLOTS_TTL_S,
         )
-        grant = await backend.take_slots(self._name, ask)
+        grant = await self._take(backend, ask, now)
         key.max_in_flight = grant.count
+        # Given when it was asked for at the earliest: counted from the answer on, it would be too long.
+        self._until = now + _SLOTS_TTL_S
         # Of others who wait one hears by asking; what ends meanwhile is theirs, up to their part.
         wait_s = _SPACING_S * 2 if grant.others_wait else 1.0 if key.in_flight else _SLOTS_TTL_S / _RENEWALS
         is_idle = not grant.count and not key.in_flight
         self._renew_at = math.inf if is_idle else self._now() + wait_s
+
+    async def _take(self, backend: SharedBackend, ask: SlotAsk, now: float) -> SlotGrant:
+        ends_at = self._until if self._until > now else now + _SLOTS_TTL_S
+        try:
+            with trio.CancelScope(deadline=ends_at):
+                return await backend.take_slots(self._name, ask)
+            # Nobody has ended it but the deadline.
+            raise StoreError("places in flight were not renewed in time", kind="timeout")
+        finally:
+            if self._now() >= self._until:
+                self._key.max_in_flight = 0
 
     async def close(self, backend: SharedBackend) -> None:
         """Give all back."""
@@ -480,7 +504,7 @@ class SharedLimits:
         self._gate: BudgetGate | None = None
         self.on_refill: Callable[[], None] = _do_nothing
         """Called when more may be at hand; set by the pool."""
-        self.gates: set[str] = set()
+        self.gates: dict[str, None] = {}
         """The models with limits of their own."""
         self.queued: Callable[[], int] = _none
         """How many requests wait; set by the pool."""
@@ -514,7 +538,7 @@ class SharedLimits:
         """The same of one model with one key; its places in flight stay each process's own."""
         rates = route.key.rates.models.get(route.gate.name)
         if rates is not None:
-            self.gates.add(route.gate.name)
+            self.gates[route.gate.name] = None
             name = f"{route.key.fingerprint}:{route.gate.name}"
             route.requests = self._meter(f"{name}:requests", rates, rates.requests_per_minute)
             route.tokens = self._meter(f"{name}:tokens", rates, rates.tokens_per_minute)
@@ -583,7 +607,10 @@ class SharedLimits:
     async def _sync_one(self, part: _Part) -> None:
         self._asked += 1
         failed = self._failed
-        await contain(partial(part.sync, self.backend), report=self._note)
+        with trio.move_on_after(_ANSWER_S) as scope:
+            await contain(partial(part.sync, self.backend), report=self._note)
+        if scope.cancelled_caught:
+            self._note(StoreError(f"no answer within {_ANSWER_S:g} s", kind="timeout"))
         if self._failed == failed:
             self._is_down = False
         else:

@@ -143,8 +143,27 @@ for at = 1, #all, 2 do
   if hand and tonumber(till) >= now then held = held + hand
   elseif hand and ARGV[1] == 'spent' then spent, assumed = spent + hand, assumed + hand end
 end
+if spent + assumed + held == 0 then return {} end
 local function whole(number) return string.format('%.0f', number) end
 return {whole(spent), whole(assumed), whole(held)}
+"""
+)
+
+# Who lives goes on telling what it spent since its own beginning, so what it has told stays; what it has at hand, too.
+_FORGET: Final = _script(
+    """
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
+local all, was_used = redis.call('HGETALL', KEYS[1]), 0
+for at = 1, #all, 2 do
+  local hand, so_far, till = string.match(all[at + 1], '^(%d+) (%d+) (%d+)$')
+  if hand and tonumber(hand) > 0 and tonumber(till) < now then
+    was_used = 1
+    redis.call('HSET', KEYS[1], all[at], '0 ' .. so_far .. ' ' .. till)
+  elseif not hand and all[at + 1] ~= '0' then was_used = 1 end
+end
+if #all > 0 then redis.call('HSET', KEYS[1], 'spent', '0', 'assumed', '0') end
+return was_used
 """
 )
 
@@ -248,7 +267,7 @@ class RedisLimits:
         return MoneyGrant(int(mine), int(spent))
 
     async def read_budget(self, kind: BudgetKind, name: str = "") -> SharedBudget | None:
-        """What was spent of a budget, and what is at hand; None where nobody has asked for any of it yet."""
+        """What was spent of a budget, and what is at hand; None where nothing is."""
         found = cast("list[bytes]", await self._run(_LOOK, f"budget:{kind}:{name}", (self._lost,)))
         if not found:
             return None
@@ -256,11 +275,11 @@ class RedisLimits:
         return SharedBudget(spent_usd=spent, assumed_usd=assumed, held_usd=held)
 
     async def forget_budget(self, kind: BudgetKind, name: str = "") -> bool:
-        """Begin a budget anew, as for the next month: what was spent is forgotten. False when there was none.
+        """Begin a budget anew, as for the next month: what was spent is forgotten. False when nothing was.
 
-        What processes have at hand then is theirs still, for `lost_after_s` at most.
+        What living processes have at hand then is theirs still, and counts as it is spent.
         """
-        return bool(await self._client.execute("DEL", f"{{{self._prefix}}}:budget:{kind}:{name}"))
+        return bool(await self._run(_FORGET, f"budget:{kind}:{name}", ()))
 
     async def aclose(self) -> None:
         """Close the connection where it is its own."""

@@ -21,6 +21,8 @@ import msgspec
 from .prices import TEXT_ONLY, RequestShape
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..wire.responses import Usage
 
 __all__ = ["PromptBound", "TokenEstimator"]
@@ -48,7 +50,10 @@ _MOST_SEARCHES: Final = 10
 
 _PARTS: Final = b'"content":['
 _MEDIA: Final = re.compile(rb'"type":"(image_url|input_audio|file|video_url|input_video)"')
-_DATA: Final = re.compile(rb'"(?:data:[^"\\]{0,80},)?([A-Za-z0-9+/=]{200,})"')
+# By the names of their fields: a text may look like base64, or like the URL of some data.
+_DATA: Final = re.compile(
+    rb'"(?:(?:url|image_url|video_url|file_data|data)":"data:[^"\\]{1,80},|(?:file_data|data)":")([A-Za-z0-9+/=]{200,})"'
+)
 _ADDRESS: Final = re.compile(rb'"(?:file_data|url)":"https?:|"file_id":')
 _IMAGE_DATA: Final = b'"url":"data:image'
 
@@ -100,13 +105,13 @@ class TokenEstimator:
         media = _media_of(model, body)
         return int((len(body) - media.data_bytes) * ratio) + media.expected_tokens + 1
 
-    def bound_prompt(self, model: str, body: bytes) -> PromptBound:
-        """The most prompt tokens that the request can have, whatever the text is."""
+    def bound_prompt(self, model: str, body: bytes, *, fallbacks: Sequence[str] = ()) -> PromptBound:
+        """The most prompt tokens that the request can have, whatever the text is, whichever of the models answers."""
         options = body[: body.find(_MESSAGES)]
         tokens = len(body) + (_REQUEST_TOKENS if _TOOLS not in options else _TOOLS_TOKENS)
         if _PARTS not in body:
             return PromptBound(tokens, _shape_of(options))
-        media = _media_of(model, body)
+        media = _media_of(model, body, fallbacks)
         return PromptBound(tokens - media.data_bytes + media.most_tokens, media.shape)
 
     def observe(self, model: str, body: bytes, *, usage: Usage) -> None:
@@ -144,7 +149,7 @@ def _shape_of(options: bytes) -> RequestShape:
     )
 
 
-def _media_of(model: str, body: bytes) -> _Media:
+def _media_of(model: str, body: bytes, fallbacks: Sequence[str] = ()) -> _Media:
     """Measure what is no text. Data are told by their length: base64 has no space and no other sign for 200 bytes."""
     shape = _shape_of(body[: body.find(_MESSAGES)])
     if _LONG_CACHE in body and not shape.long_cache:
@@ -158,7 +163,8 @@ def _media_of(model: str, body: bytes) -> _Media:
     # Which data belong to which part is not looked at: all of them count as the dearest kind that is there.
     expected_bytes = min((_BYTES_A_TOKEN[kind][0] for kind in others), default=0)
     least_bytes = min((_BYTES_A_TOKEN[kind][1] for kind in others), default=0)
-    image_bound = _DEAR_IMAGES[1] if model.startswith(_DEAR_IMAGES[0]) else _IMAGE_BOUND
+    is_dear = any(name.startswith(_DEAR_IMAGES[0]) for name in (model, *fallbacks))
+    image_bound = _DEAR_IMAGES[1] if is_dear else _IMAGE_BOUND
     return _Media(
         data_bytes,
         images * _IMAGE_ESTIMATE + (data_bytes // expected_bytes if others else 0),

@@ -18,6 +18,7 @@ end a request in the same way; one keeper watches them all.
 
 from __future__ import annotations
 
+import inspect
 import math
 from contextlib import asynccontextmanager
 from functools import partial
@@ -80,6 +81,10 @@ _CLEANUP_S = 2.0
 _NEVER = -math.inf
 _TOKENS_A_TURN = 1024
 _LAG_MASK = 63
+
+
+class _KeysChangedError(Exception):
+    """A request that waits in the queue has to ask for its key again."""
 
 
 class Ticket(ReplySlot[None]):
@@ -338,7 +343,9 @@ class Pool:
         self.queue_keeper = DeadlineKeeper(self._queue, lag=self.lag)
         self._waits = {lane: WaitMeter() for lane in LANES}
         self._admitted = dict.fromkeys(LANES, 0)
-        self._held_by_keys: set[str] = set()
+        self._held_by_keys: dict[str, None] = {}
+        # What waits for something before the queue, each in a scope of its own.
+        self._early: dict[trio.CancelScope, None] = {}
         self._nursery: trio.Nursery | None = nursery
         self._shared = shared
         if shared is not None:
@@ -366,7 +373,7 @@ class Pool:
         self._estimate = estimate
 
     def change_keys(self, config: ClientConfig) -> None:
-        """Use the keys of `config` for what is sent from now on; requests in flight keep theirs.
+        """Use the keys of `config` for what is sent from now on, by those that wait as well.
 
         Raises `ConfigError` where the limits of the keys are kept together with other processes.
         """
@@ -376,9 +383,19 @@ class Pool:
         self._has_provider = self._ring.provider is not None
         self._admission.forget_keys(config)
         self._held_by_keys.clear()
+        self._take_keys_back()
         self._queue.free_all()
         if self._nursery is not None:
             self._let_go(self.now())
+
+    def _take_keys_back(self) -> None:
+        """None of those that wait goes with a key of before; where a function gives them, it is asked again."""
+        for ticket in list(self._queue):
+            ticket.key = None
+            if self._has_provider:
+                self._queue.remove(ticket)
+                self._submitted -= 1
+                ticket.fail(_KeysChangedError())
 
     def statistics(self) -> PoolStatistics:
         """A snapshot; cheap."""
@@ -516,33 +533,65 @@ class Pool:
         An attempt that a budget refuses was none: a retry that is not paid for ends in the error that it was to mend.
         """
         try:
-            call, exchange.reservation = await accounting.admit(call)
-        except BudgetError as exc:
+            call, exchange.reservation = await self._within(exchange.deadline, lambda: accounting.admit(call))
+        except (BudgetError, DeadlineExceededError, PoolClosedError) as exc:
             if exchange.error is None:
                 raise
             exchange.error.add_note(f"and it was not sent again: {exc}")
             raise exchange.error from None
         return call
 
+    async def _within(self, deadline: float, work: Callable[[], Awaitable[T]]) -> T:
+        """Do what comes before the queue, until the deadline of the request or the end of the client."""
+        if self._nursery is None:
+            raise PoolClosedError("the client is closed")
+        with trio.CancelScope(deadline=deadline) as scope:
+            self._early[scope] = None
+            try:
+                return await work()
+            finally:
+                del self._early[scope]
+        if self._nursery is None:
+            raise PoolClosedError("the client was closed before the request was queued")
+        raise _too_late("queue")
+
+    async def _provide(self, exchange: Exchange) -> KeyState | None:
+        """The key that the function gives now; None where keys were given meanwhile instead of a function.
+
+        Raises what the function raises, and `ConfigError` for what is no key. A checkpoint if the function is one.
+        """
+        while self._has_provider:
+            changes = self._ring.changes
+            given = self._ring.ask()
+            if inspect.isawaitable(given):
+                given = await self._within(exchange.deadline, partial(_await, given))
+            if self._ring.changes == changes:
+                return self._ring.state_of(given, now=self.now())
+        return None
+
     async def _attempt(self, call: HttpCall, exchange: Exchange, on_sent: Callable[[], None] | None) -> None:
         """One trip through the queue and a worker; raises for every status outside 2xx."""
-        ticket = exchange.ticket = Ticket(self, call, now=self.now(), deadline=exchange.deadline)
         exchange.tries += 1
         if exchange.tries > 1:
-            ticket.is_retry = True
             exchange.usage = exchange.reply_id = exchange.answered_by = exchange.first_data_at = None
-        if exchange.deadline <= ticket.queued_at:
-            raise _too_late("total")
-        if on_sent is not None:
-            ticket.on_sent = on_sent
-        if self._has_provider:
-            ticket.key = await self._ring.provide()
-        try:
-            self._submit(ticket)
-            await ticket.wait()
-        finally:
-            exchange.queue_wait_s += ticket.started_at - ticket.queued_at
-            exchange.attempts += ticket.sent_at is not _NEVER
+        while True:
+            ticket = exchange.ticket = Ticket(self, call, now=self.now(), deadline=exchange.deadline)
+            ticket.is_retry = exchange.tries > 1
+            if exchange.deadline <= ticket.queued_at:
+                raise _too_late("total")
+            if on_sent is not None:
+                ticket.on_sent = on_sent
+            if self._has_provider:
+                ticket.key = await self._provide(exchange)
+            try:
+                self._submit(ticket)
+                await ticket.wait()
+                break
+            except _KeysChangedError:
+                continue
+            finally:
+                exchange.queue_wait_s += ticket.started_at - ticket.queued_at
+                exchange.attempts += ticket.sent_at is not _NEVER
         if ticket.resolved_at is not _NEVER:
             self.lag.add(self.now() - ticket.resolved_at)
         if ticket.error is not None:
@@ -582,7 +631,10 @@ class Pool:
             return self._admission.has_other_key(ticket, self.now())
         if not isinstance(error, AuthenticationError):
             return False
-        return await self._ring.provide() is not ticket.key
+        try:
+            return await self._provide(exchange) is not ticket.key
+        except (DeadlineExceededError, PoolClosedError):
+            return False
 
     def _cooldown_s(self, ticket: Ticket, now: float) -> float:
         """How long everybody waits who wants the same."""
@@ -699,7 +751,8 @@ class Pool:
         if self._admission.counts_tokens and ticket.call.method != "GET":
             ticket.tokens = self._estimate(ticket.call)
             ticket.cost = min(max(ticket.tokens / _TOKENS_A_TURN, 1.0), MOST_COST)
-        self._queue.push(ticket, lane=lane, group=ticket.gate.name, flow=ticket.flow)
+        part = None if ticket.key is None else ticket.key.index
+        self._queue.push(ticket, lane=lane, group=ticket.gate.name, part=part, flow=ticket.flow)
         self._submitted += 1
         self._let_go(self.now())
         if ticket.place is None:
@@ -739,11 +792,20 @@ class Pool:
                 return ticket
             if hold.is_for_all:
                 self.alarm.set(hold.until)
-                return None
+                return self._next_service(now)
             if hold.is_of_key:
-                self._held_by_keys.add(ticket.gate.name)
+                self._held_by_keys[ticket.gate.name] = None
             queue.hold_head(hold.until)
         self.alarm.set(queue.next_due())
+        return None
+
+    def _next_service(self, now: float) -> Ticket | None:
+        """The next request that is for no model, which passes what keeps all those that are."""
+        while (ticket := self._queue.first_of(self._admission.service.name)) is not None:
+            self._try_to_admit(ticket, now)
+            self._queue.remove(ticket)
+            if not ticket.is_resolved:
+                return ticket
         return None
 
     def _try_to_admit(self, ticket: Ticket, now: float) -> Hold | None:
@@ -825,9 +887,9 @@ class Pool:
         if key.governor is not None:
             key.governor.end(sent_at=ticket.started_at, is_refused=ticket.status == 402)
         if self._queue.size:
-            self._queue.free(route.gate.name)
+            self._queue.free(route.gate.name, key.index if self._has_provider else None)
             while self._held_by_keys:
-                self._queue.free(self._held_by_keys.pop())
+                self._queue.free(self._held_by_keys.popitem()[0])
 
     def next_ticket(self) -> Ticket | None:
         """The ticket a worker should take now; used by workers."""
@@ -860,12 +922,14 @@ class Pool:
                 await trio.sleep_until(cold_at)
                 now = self.now()
                 for worker in [worker for worker in self.idle if worker.cold_at <= now]:
-                    await worker.close_idle_connection()
+                    await worker.close_cold_connection(now)
             self._went_idle = trio.Event()
 
     def close(self) -> None:
-        """Refuse new requests and answer the queued ones with `PoolClosedError`."""
+        """Refuse new requests; those that are queued, or will be, end with `PoolClosedError`."""
         self._nursery = None
+        for scope in self._early:
+            scope.cancel()
         for ticket in self._queue.clear():
             self.failed += ticket.fail(PoolClosedError("the client was closed while the request was queued"))
 
@@ -992,10 +1056,10 @@ class _Worker:
         if self.connection is not None:
             self.connection.close()
 
-    async def close_idle_connection(self) -> None:
-        """Close the connection of a worker that is idle; it may be woken meanwhile."""
+    async def close_cold_connection(self, now: float) -> None:
+        """Close the connection, unless the worker has been woken since; it may be woken meanwhile."""
         connection = self.connection
-        if connection is not None:
+        if connection is not None and self.cold_at <= now:
             await _close(connection)
 
     async def _serve_tickets(self) -> None:
@@ -1127,6 +1191,10 @@ async def _close(connection: Connection) -> None:
     connection.close()
     with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
         await connection.aclose()
+
+
+async def _await(given: Awaitable[T]) -> T:
+    return await given
 
 
 def _too_late(phase: DeadlinePhase) -> DeadlineExceededError:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
 from pooled import Place, open_place, together
-from scripted import Network, Request, answering, chat, error, shown_by
+from scripted import Network, Peer, Request, answering, chat, error, shown_by
 
-from gorouter_trio.config import ApiKey, PoolLimits, RateLimits, RetryPolicy, Secret
+from gorouter_trio.config import ApiKey, ClientConfig, PoolLimits, RateLimits, RetryPolicy, Secret
 from gorouter_trio.errors import (
     AuthenticationError,
     ConfigError,
@@ -33,6 +35,17 @@ def keys_of(network: Network) -> list[str]:
 def refusing(key: str, refusal: bytes):
     """A server that refuses one key and answers the others."""
     return answering(lambda request: refusal if key_of(request) == key else chat(key_of(request)))
+
+
+def held_back(go: trio.Event):
+    """A server that answers chats when it may, and all else at once."""
+
+    async def late(request: Request) -> bytes:
+        if request.method == "POST":
+            await go.wait()
+        return chat()
+
+    return answering(late)
 
 
 async def ask(place: Place, count: int, *, model: str = "") -> Counter[str]:
@@ -295,3 +308,160 @@ async def test_keys_that_cannot_be(keys: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         raise error_
     assert "canary" not in str(error_)
+
+
+async def test_a_function_is_exchanged_while_requests_wait(autojump_clock: trio.testing.MockClock) -> None:
+    """Those that wait go with a key of the new settings, and every place comes back."""
+    for after in (lambda: "new", ["new", "newer"]):
+        go = trio.Event()
+        async with open_place(held_back(go), api_key=lambda: "old", pool=PoolLimits(adaptive_from=1)) as place:
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(partial(place.ask, model="m"))
+                    await trio.testing.wait_all_tasks_blocked()
+                assert keys_of(place.network) == ["old"]
+                place.pool.change_keys(
+                    ClientConfig(api_key=after, base_url="http://localhost", pool=PoolLimits(adaptive_from=1))
+                )
+                go.set()
+            assert await ask(place, 4, model="m") <= Counter({"new": 4, "newer": 2})
+            assert "old" not in keys_of(place.network)[1:]
+            assert [key.in_flight for key in place.statistics.keys] == [0] * len(place.statistics.keys)
+            await place.check_clean()
+
+
+async def test_keys_are_exchanged_for_a_function(autojump_clock: trio.testing.MockClock) -> None:
+    """What waits without a key asks the function for one, also where the one of before does not come back."""
+    go = trio.Event()
+
+    async def hangs() -> str:
+        await trio.sleep_forever()
+        return ""
+
+    async with open_place(held_back(go), api_key=["a", "b"], pool=PoolLimits(adaptive_from=1)) as place:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(partial(place.ask, model="m"))
+            await trio.testing.wait_all_tasks_blocked()
+            for function in (hangs, lambda: "new"):
+                place.pool.change_keys(ClientConfig(api_key=function, base_url="http://localhost"))
+            await trio.testing.wait_all_tasks_blocked()
+            go.set()
+        assert Counter(keys_of(place.network)) == {"a": 1, "b": 1, "new": 2}
+
+
+async def test_a_key_that_waits_keeps_no_other(autojump_clock: trio.testing.MockClock) -> None:
+    """With a function, the requests of one key wait for it, and those of another one go, for whatever model."""
+    given = ["slow"]
+    server = answering(
+        lambda r: (
+            error(429, headers=["Retry-After: 50"]) if key_of(r) == "slow" and trio.current_time() < 40 else chat()
+        )
+    )
+    async with open_place(server, api_key=lambda: given[0], retry=NEVER) as place:
+        with pytest.raises(RateLimitError):
+            await place.ask(model="m")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(place.ask, model="m"))
+            await trio.sleep(1)
+            given[0] = "other"
+            for model in ("m", "another"):
+                await place.ask(model=model)
+                assert trio.current_time() == 1
+        assert trio.current_time() == 50
+
+
+@pytest.mark.parametrize("count", [8, 9, 40])
+async def test_limits_of_many_keys_of_a_function(autojump_clock: trio.testing.MockClock, count: int) -> None:
+    """The limits are those of each key, however many a function gives in turn."""
+    keys = itertools.cycle([f"k{number}" for number in range(count)])
+    rates = RateLimits(requests_per_minute=1, margin=0, burst=0)
+    async with open_place(answering(lambda r: chat()), api_key=lambda: next(keys), rates=rates) as place:
+        for _ in range(3 * count):
+            await place.ask(model="m")
+        assert trio.current_time() >= 120
+        # Those that have nothing to remember are forgotten in time.
+        await trio.sleep(100)
+        for number in range(50):
+            keys = iter([f"another{number}"])
+            await place.ask(model="m")
+            await trio.sleep(61)
+        assert len(place.statistics.keys) <= 8
+
+
+async def test_the_same_of_a_models_own_rate(autojump_clock: trio.testing.MockClock) -> None:
+    """A model's rate with one key is not forgotten while another key is used."""
+    keys = itertools.cycle(["a", "b"])
+    rates = RateLimits(models={"m": RateLimits(requests_per_minute=1, margin=0, burst=0)})
+    async with open_place(answering(lambda r: chat()), api_key=lambda: next(keys), rates=rates) as place:
+        for _ in range(6):
+            await place.ask(model="m")
+        assert trio.current_time() >= 120
+
+
+@pytest.mark.parametrize("keys", ["a", ["a", "b"]])
+async def test_what_is_for_no_model_waits_for_none(autojump_clock: trio.testing.MockClock, keys: object) -> None:
+    """A GET goes at once while a chat is kept by its key, or by all of them."""
+    go = trio.Event()
+    server = held_back(go)
+    async with open_place(server, api_key=keys, rates=RateLimits(max_in_flight=1)) as place:
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(partial(place.ask, model="m"))
+            await trio.testing.wait_all_tasks_blocked()
+            assert place.statistics.queued
+            with trio.fail_after(1):
+                await place.ask(method="GET", model="m")
+            assert place.statistics.queued
+            go.set()
+        await place.check_clean()
+
+
+@pytest.mark.parametrize("first", ["a", "b"])
+async def test_room_on_another_key_is_noticed(autojump_clock: trio.testing.MockClock, first: str) -> None:
+    """A request that two keys keep for different reasons goes when either of them has room, whichever comes first."""
+    taken = ApiKey(key="a", name="a", rates=RateLimits(max_in_flight=1))
+    models = ApiKey(key="b", name="b", rates=RateLimits(models={"y": RateLimits(max_in_flight=1)}))
+    sent: list[tuple[str, float]] = []
+
+    async def serve(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            text = request.json()["q"]
+            sent.append((text, trio.current_time()))
+            await trio.sleep({"long": 80, "short": 10}.get(text, 0))
+            await peer.send(chat())
+
+    keys = [taken, models] if first == "a" else [models, taken]
+    async with open_place(serve, api_key=keys) as place:
+        async with trio.open_nursery() as nursery:
+            # One place of y for each of the keys is all that there is.
+            for text, model in (("long", "y"), ("short", "x" if first == "b" else "y"), ("next", "y")):
+                nursery.start_soon(partial(place.ask, text, model=model))
+                await trio.testing.wait_all_tasks_blocked()
+        assert ("next", 10.0) in sent
+
+
+async def test_a_refusal_without_a_hint_ends_no_wait(autojump_clock: trio.testing.MockClock) -> None:
+    """The wait that a provider has asked for holds, whatever the replies say that were under way."""
+
+    async def serve(peer: Peer) -> None:
+        while (request := await peer.request()) is not None:
+            text = request.json()["q"]
+            if text == "hint":
+                await peer.send(error(429, headers=["Retry-After: 50"], provider_name="P"))
+            elif text == "none":
+                await trio.sleep(1)
+                await peer.send(error(429, provider_name="P"))
+            else:
+                await peer.send(chat())
+
+    async with open_place(serve, retry=NEVER) as place:
+
+        async def refused(text: str) -> None:
+            with pytest.raises(RateLimitError):
+                await place.ask(text, model="m")
+
+        await together(partial(refused, "none"), partial(refused, "hint"))
+        assert place.statistics.models[0].paused_s == 49
+        await place.ask("now", model="m")
+        assert trio.current_time() == 50

@@ -189,6 +189,15 @@ def test_never_found() -> None:
     assert (bank.ledger.statistics().unreconciled, bank.ledger.statistics().lookups) == (1, 4)
 
 
+def test_a_search_without_end() -> None:
+    """However often a row is looked up, the wait stays within the longest one."""
+    bank = Bank(lookups=3000, first_lookup_s=1.0, last_lookup_s=3.0)
+    row, now = bank.enter(lost()), 0.0
+    for _ in range(2000):
+        assert bank.ledger.missed(row, now=now, rng=RNG) is None
+        assert bank.ledger.next_lookup_at() <= now + 3.0
+
+
 def test_the_search_is_bounded() -> None:
     """A row too many is unreconciled at once, and so is everything that is lost after the end."""
     bank = Bank(searches=1, names=10)

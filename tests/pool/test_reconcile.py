@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from attempts import answered, lost
@@ -199,6 +200,17 @@ async def test_a_torn_file(tmp_path: Path) -> None:
     path.write_bytes(b'{"run": 5}\n\n' + whole[: len(whole) - 20])
     found, unreadable = read(path)
     assert ([row.row for row in found], unreadable) == ([1, 2], 2)
+    # Whoever appends to it begins a line of its own, and only where one was torn.
+    for size in (3, 6):
+        file = LedgerFile(path, report=lambda _error: None)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(file.run)
+            for row in rows(3):
+                file.write(msgspec.structs.replace(row, run=f"after{size}"))
+            nursery.cancel_scope.cancel()
+        found, unreadable = read(path)
+        assert (len(found), unreadable) == (2 + size, 2)
+    assert path.read_bytes().count(b"\n\n") == 1
 
 
 async def test_no_such_folder(tmp_path: Path) -> None:

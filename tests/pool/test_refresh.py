@@ -218,16 +218,32 @@ async def test_credits_are_followed(autojump_clock) -> None:
         await nursery.start(refresh.schedule.run)
         await trio.sleep(1)
         assert gate.book.client.limit_usd == 3
-        for answer in (lambda: left(None), fails, hangs):
+        for answer in (fails, hangs):
             answers[0] = answer
             await trio.sleep(200)
             assert gate.book.client.limit_usd == 3
+        # A limit that was lifted is none any more: what is left is that of the settings.
+        answers[0] = lambda: left(None)
+        await trio.sleep(200)
+        assert gate.book.client.limit_usd == 10
+        answers[0] = lambda: left("2")
+        await trio.sleep(200)
+        assert gate.book.client.limit_usd == 2
         answers[0] = lambda: left("50")
         await trio.sleep(300)
         assert gate.book.client.limit_usd == 10
         nursery.cancel_scope.cancel()
     kinds = {type(error).__name__ for error in errors}
     assert kinds == {"ProviderError", "DeadlineExceededError"}
+
+
+def test_a_bound_that_is_lifted() -> None:
+    """Where the settings bound nothing, nothing is bound any more, and those who wait are looked at again."""
+    book = BudgetBook(Budget(from_credits=True))
+    assert not book.bound_client(D(1), spent_usd=D(0))
+    assert book.client.statistics().limit_usd == 1
+    assert book.bound_client(None, spent_usd=D("0.5"))
+    assert book.client.statistics().limit_usd is None
 
 
 def test_what_remains() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import statistics
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -15,8 +16,8 @@ from scripted import chat
 from shared_backend import MemoryBackend
 
 import gorouter_trio as gr
-from gorouter_trio.config import Budget
-from gorouter_trio.errors import BudgetExceededError, ConfigError
+from gorouter_trio.config import Budget, RateLimits
+from gorouter_trio.errors import BudgetExceededError, ConfigError, DeadlineExceededError
 from gorouter_trio.pool.budget import BudgetBook, Spending
 from gorouter_trio.pool.budget_gate import BudgetGate
 from gorouter_trio.pool.prices import PriceBook
@@ -160,6 +161,17 @@ async def test_a_budget_begun_anew(limits):
 
 
 @pytest.mark.net
+async def test_a_budget_begun_anew_while_it_is_used(limits):
+    """Who lives tells all that it ever spent: what it told before does not count again."""
+    await limits.take_money("client:", ask_money("a", 1000, 0))
+    assert await limits.forget_budget("client")
+    assert await limits.read_budget("client") is None
+    assert (await limits.take_money("client:", ask_money("a", 1000, 0))).spent_nano == 0
+    assert (await limits.take_money("client:", ask_money("a", 1250, 0))).spent_nano == 250
+    assert not await limits.forget_budget("client", "another")
+
+
+@pytest.mark.net
 @pytest.mark.parametrize(("lost", "spent"), [("spent", 500), ("free", 100)])
 async def test_a_look_at_a_budget(lost, spent):
     """What all spent, what of it the dead may have, and what the living have at hand; looking changes nothing."""
@@ -240,7 +252,8 @@ def test_three_clients_on_tokens(seed, record_property):
         "figure", f"{statistics.mean(used):.2%} used, at most {max(used):.1%}; {answered}; {calls} questions"
     )
     assert statistics.mean(used) >= 0.94
-    assert max(used) <= 1.01
+    # The service counts a reply when it ends: a few of those under way, a tenth of a minute's tokens, end in the next.
+    assert max(used) <= 1.03
 
 
 def test_the_rate_of_one_that_went(seed):
@@ -297,6 +310,24 @@ async def test_places_are_shared_out(autojump_clock):
 
 
 QUOTES = PriceBook(gr.PricePolicy(own={"m": {"prompt": "0.000001", "completion": "0.000001"}}))
+
+
+class Cut:
+    """A backend that one process cannot reach: it fails, or does not answer."""
+
+    def __init__(self, *, is_hung):
+        self.is_hung = is_hung
+        self.is_cut = False
+
+    def __getattr__(self, name):
+        async def call(*args):
+            if self.is_cut and self.is_hung:
+                await trio.sleep_forever()
+            if self.is_cut:
+                raise OSError("no way there")
+            return await getattr(self.inner, name)(*args)
+
+        return call
 
 
 def spending(**fields):
@@ -409,6 +440,52 @@ async def test_a_backend_that_is_gone(autojump_clock, rng, caplog):
         backend.is_broken = False
         with trio.fail_after(2):
             await gate.wait(spending())
+
+
+@pytest.mark.parametrize("is_hung", [False, True])
+async def test_places_that_cannot_be_renewed(autojump_clock, is_hung):
+    """A process that the backend cannot hear from has its places for as long as it was given them, and no longer."""
+    busy = most = 0
+
+    async def serve(peer):
+        nonlocal busy, most
+        while await peer.request() is not None:
+            busy += 1
+            most = max(most, busy)
+            await trio.sleep(1)
+            busy -= 1
+            await peer.send(chat("x"))
+
+    backend, cut = MemoryBackend(), Cut(is_hung=is_hung)
+    cut.inner = backend
+    rates = RateLimits(max_in_flight=4)
+    async with (
+        open_shared_limits(cut, holder="a", rng=random.Random(1)) as first,
+        open_shared_limits(backend, holder="b", rng=random.Random(2)) as second,
+        open_place(serve, shared=first, rates=rates) as lone,
+        open_place(serve, shared=second, rates=rates) as other,
+    ):
+
+        async def load(place):
+            with suppress(DeadlineExceededError):
+                while True:
+                    await place.ask("x", model="m", deadline=60)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(load, lone)
+            await trio.sleep(5)
+            assert most == 4
+            cut.is_cut = True
+            for _ in range(8):
+                nursery.start_soon(load, other)
+            await trio.sleep(20)
+            # The places of the one are the other's by now, and what it had begun with them has ended.
+            most = 0
+            await trio.sleep(20)
+            assert other.statistics.in_flight == 4
+            assert lone.statistics.in_flight == 0
+            assert most == 4
 
 
 async def test_what_cannot_be_shared(autojump_clock, rng):

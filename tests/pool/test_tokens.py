@@ -106,6 +106,7 @@ def test_media() -> None:
     assert 12_000 < bound.tokens < 13_000
     assert 2_400 < estimator.estimate_prompt("m", body) < 2_600
     assert estimator.bound_prompt("openai/gpt-4o-mini", body).tokens > 73_000
+    assert estimator.bound_prompt("m", body, fallbacks=["x", "openai/gpt-4o-mini"]).tokens > 73_000
     estimator.observe("m", body, usage=Usage(prompt_tokens=2_000))
     assert estimator.ratio("m") == 0.25, "media say nothing about text"
 
@@ -123,6 +124,16 @@ def test_media() -> None:
         assert estimator.bound_prompt("m", body_of([picture, part])).shape.unbounded, part
     inline = {"type": "file", "file": {"file_data": f"data:application/pdf;base64,{data(3_000)}"}}
     assert not estimator.bound_prompt("m", body_of([address, inline])).shape.unbounded
+
+
+@pytest.mark.parametrize("text", [data(100_000), f"data:image/png;base64,{data(100_000)}"], ids=["base64", "data URL"])
+def test_a_text_that_looks_like_data(text: str) -> None:
+    """Beside a picture or sound, a text counts as one whatever it is made of."""
+    picture = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data(300)}"}}
+    sound = {"type": "input_audio", "input_audio": {"data": data(300), "format": "wav"}}
+    for part in (picture, sound):
+        bound = TokenEstimator().bound_prompt("m", body_of([{"type": "text", "text": text}, part]))
+        assert bound.tokens >= len(text), part["type"]
 
 
 def test_cost_of_the_hooks(record_property) -> None:

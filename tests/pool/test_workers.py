@@ -16,7 +16,9 @@ from gorouter_trio.config import PoolLimits, RetryPolicy, Seams
 from gorouter_trio.errors import (
     BadRequestError,
     ConnectError,
+    DeadlineExceededError,
     DecodeError,
+    GorouterError,
     InsufficientCreditsError,
     OverloadedError,
     PoolClosedError,
@@ -681,3 +683,58 @@ async def test_requests_together() -> None:
         assert place.statistics.answered == 400
         assert place.statistics.opened <= 7
         await place.check_clean()
+
+
+def close_slowly(connection: object) -> None:
+    """Closing takes its time, as it may with a transport of the user's."""
+
+    class Slow(type(connection)):  # type: ignore[misc]  # whatever it is
+        __slots__ = ()
+
+        async def aclose(self) -> None:
+            self.close()
+            await trio.sleep(0.5)
+
+    connection.__class__ = Slow
+
+
+async def test_a_connection_that_is_used_again_is_not_closed(autojump_clock: trio.testing.MockClock) -> None:
+    """Those that are cold are closed one after the other; one that is given a request meanwhile is not."""
+
+    async def serve(peer: Peer) -> None:
+        while await peer.request() is not None:
+            await trio.sleep(1)
+            await peer.send(chat())
+
+    async with open_place(serve, pool=PoolLimits(keepalive_s=10), retry=RetryPolicy(max_retries=0)) as place:
+        await together(*[place.ask] * 3)
+        for worker in place.pool.idle:
+            close_slowly(worker.connection)
+        await trio.sleep(10.1)
+        await together(*[place.ask] * 3)
+        await place.check_clean()
+
+
+async def test_what_comes_before_the_queue_has_an_end(autojump_clock: trio.testing.MockClock) -> None:
+    """A function that does not give a key is waited for until the request's deadline, or the end of the client."""
+
+    async def hangs() -> str:
+        await trio.sleep_forever()
+        return ""
+
+    errors: list[Exception] = []
+
+    async def ask(deadline: float) -> None:
+        try:
+            await place.ask(deadline=deadline)
+        except GorouterError as exc:
+            errors.append(exc)
+
+    async with trio.open_nursery() as nursery:
+        async with open_place(answering(lambda r: chat()), api_key=hangs) as place:
+            nursery.start_soon(ask, 5)
+            nursery.start_soon(ask, math.inf)
+            await trio.sleep(10)
+            assert [type(error) for error in errors] == [DeadlineExceededError]
+        await trio.sleep(1)
+        assert [type(error) for error in errors] == [DeadlineExceededError, PoolClosedError]
