@@ -341,10 +341,10 @@ def _checked_pricing(model: str, given: object) -> Pricing:
 class Budget(Struct, frozen=True, kw_only=True):
     """What may be spent, in USD. With any limit set, the worst case of a request is set aside before it is sent.
 
-    `usd` bounds the client, `tenant_usd`, `session_usd` and `batch_usd` each tenant, session and batch; `tenants` names
-    other bounds for some tenants. A request has to fit all the budgets that it belongs to. `from_credits` also bounds
-    the client by what the API says is left of the credits and of the key's limit, asked for every `credits_refresh_s`
-    seconds.
+    `usd` bounds the client, `tenant_usd`, `session_usd` and `batch_usd` each tenant, session and batch, which is a job
+    or a call of `client.batch`; `tenants` names other bounds for some tenants. A request has to fit all the budgets
+    that it belongs to. `from_credits` also bounds the client by what the API says is left of the credits and of the
+    key's limit, asked for every `credits_refresh_s` seconds.
 
     A request without a bound on its completion is given `max_tokens`, or fewer where the budget does not pay for that,
     down to `min_tokens`. One whose price is not known is refused with `UnpriceableRequestError`, unless
