@@ -492,7 +492,7 @@ class BreakerPolicy(Struct, frozen=True, kw_only=True):
     After `consecutive` requests in a row that failed at the provider (5xx, no answer in time, broken replies), or
     when `share` of at least `least_attempts` attempts within `window_s` did, its requests are refused with
     `CircuitOpenError` for `open_s`; those of the batch lane wait instead. Then one request is the probe: if it fails
-    as well, the time doubles, up to `most_open_s`.
+    as well, the time doubles, up to `most_open_s`; it never becomes less than `open_s`.
     """
 
     consecutive: int = 5
