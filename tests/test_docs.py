@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 
 import gorouter_trio as gr
+from gorouter_trio import errors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -21,3 +22,16 @@ def test_the_events_of_a_stream() -> None:
     assert found is not None
     named = set(re.findall(r"`([A-Z]\w+)`", found.group(0)))
     assert named - {"StreamEvent"} == {kind.__name__ for kind in typing.get_args(gr.StreamEvent)}
+
+
+def test_the_tree_of_errors() -> None:
+    """Every error is drawn, below a class that it is derived from."""
+    above: list[type] = [gr.GorouterError]
+    drawn = {gr.GorouterError}
+    for bars, name in re.findall(r"^ {4}((?:│   |    )*)[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE):
+        kind = getattr(errors, name)
+        del above[len(bars) // 4 + 1 :]
+        assert above[-1] in kind.__bases__, name
+        above.append(kind)
+        drawn.add(kind)
+    assert drawn == {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
