@@ -670,7 +670,7 @@ class Client:
     # What it costs
 
     def cost_snapshot(self) -> CostSnapshot:
-        """What everything cost so far: in all, by model, tenant, session, batch and key. Cheap."""
+        """What everything cost so far: in all, by model, tenant, session and batch. Cheap."""
         return self._runtime.accounting.cost_snapshot()
 
     def ledger_rows(self) -> list[LedgerRow]:

@@ -7,7 +7,7 @@ import typing
 from pathlib import Path
 
 import gorouter_trio as gr
-from gorouter_trio import errors
+from gorouter_trio import aio, blocking, errors
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -35,3 +35,12 @@ def test_the_tree_of_errors() -> None:
         above.append(kind)
         drawn.add(kind)
     assert drawn == {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+
+
+def test_the_sums_of_costs() -> None:
+    """What `cost_snapshot` says it adds up by are the sums that there are."""
+    sums = {name.removeprefix("by_") for name in gr.CostSnapshot.__struct_fields__ if name.startswith("by_")}
+    for client in (gr.Client, aio.Client, blocking.Client):
+        found = re.search(r"in all, by ([a-z, ]+)\.", client.cost_snapshot.__doc__ or "")
+        assert found is not None
+        assert set(re.split(r", | and ", found.group(1))) == sums
