@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import typing
 from pathlib import Path
+from statistics import median
+
+import pytest
 
 import gorouter_trio as gr
 from gorouter_trio import aio, blocking, errors
@@ -44,3 +48,14 @@ def test_the_sums_of_costs() -> None:
         found = re.search(r"in all, by ([a-z, ]+)\.", client.cost_snapshot.__doc__ or "")
         assert found is not None
         assert set(re.split(r", | and ", found.group(1))) == sums
+
+
+def test_what_the_fronts_cost() -> None:
+    """docs/fronts.md says what was measured, within a seventh."""
+    table = json.loads((REPOSITORY / "benchmarks" / "results" / "fronts.json").read_text("utf-8"))["tables"][0]
+    cost = {row["name"]: median(row["values"]) for row in table["rows"]}
+    pattern = r"([\d.]+) times .*? on asyncio, and ([\d.]+) times in threads.*?: 1/(\d+) and 1/(\d+)"
+    said = re.search(pattern, page("fronts.md"), re.DOTALL)
+    assert said is not None
+    ratios = [("aio", "chat"), ("blocking", "chat"), ("openai", "aio"), ("openai", "blocking")]
+    assert list(map(float, said.groups())) == pytest.approx([cost[a] / cost[b] for a, b in ratios], rel=1 / 7)
