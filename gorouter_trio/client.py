@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .batch.runner import Batch, BatchRequest
     from .batch.settings import BatchJob
     from .config import ApiKey, ContextPolicy
+    from .pool.accounting import Accounting
     from .pool.budget import AccountStatistics, BudgetStatistics
     from .pool.costs import CostSnapshot, CostTracker
     from .pool.ledger import LedgerChange
@@ -301,23 +302,27 @@ class Client:
         `ambiguous_retries` times, whatever the retry policy says. With `dedup`, equal requests are sent once, as far as
         the last 10,000 answers go; the results of the others are `cached`, and cost nothing.
 
+        The requests are a batch of their own, which `Budget.batch_usd` bounds, and a row of `cost_snapshot().by_batch`.
+
         Results come as they complete, or with `ordered` in the order of the requests, and a request that failed has its
         error there: iterating raises only what the input raised. A consumer that stops reading stops the input. Leaving
-        early cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests.
+        early cancels what runs. Raises `ConfigError`, and `TypeError` for what is no iterable of requests;
+        `BudgetExceededError` where so many budgets are open that there can be none for this batch.
         """
         defaults, settings, extras = self._defaults.turn({"lane": "batch", **options})
         pipeline = self._runtime.pipeline
         answers = AnswerCache(MemoryAnswers()) if dedup else None
         run = partial(pipeline.run_with_body, extras=extras, ambiguous_retries=ambiguous_retries, answers=answers)
-        return open_batch(
+        open_named = partial(
+            open_batch,
             requests,
             run=run,
             max_in_flight=max_in_flight,
             ordered=ordered,
             defaults=defaults,
-            settings=settings,
             system=self._defaults.system,
         )
+        return _own_batch(open_named, settings, accounting=self._runtime.accounting)
 
     @property
     def runtime(self) -> Runtime:
@@ -665,7 +670,7 @@ class Client:
     # What it costs
 
     def cost_snapshot(self) -> CostSnapshot:
-        """What everything cost so far: in all, by model, tenant, session, batch and key. Cheap."""
+        """What everything cost so far: in all, by model, tenant, session and batch. Cheap."""
         return self._runtime.accounting.cost_snapshot()
 
     def ledger_rows(self) -> list[LedgerRow]:
@@ -785,6 +790,16 @@ class _PluginClient(Client):
         """Take back everything that was registered through this client."""
         while self._undo:
             self._undo.pop()()
+
+
+@asynccontextmanager
+async def _own_batch(
+    open_named: Callable[..., AbstractAsyncContextManager[Batch]], settings: CallSettings, *, accounting: Accounting
+) -> AsyncIterator[Batch]:
+    """A batch whose requests are entered under a name of their own."""
+    with accounting.local_batch() as name:
+        async with open_named(settings=msgspec.structs.replace(settings, batch=name)) as results:
+            yield results
 
 
 def session_key(user: str, *, group: str | None = None) -> str:

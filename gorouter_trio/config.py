@@ -12,7 +12,7 @@ import random
 import ssl
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 from urllib.parse import urlsplit
@@ -138,6 +138,13 @@ def _check_type(name: str, value: object, kind: type | tuple[type, ...]) -> None
         kinds = kind if isinstance(kind, tuple) else (kind,)
         wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
         raise ConfigError(f"{name}: must be {wanted}, not a {type(value).__name__}")
+
+
+def _check_names(name: str, value: object, *, of: str) -> None:
+    """Refuse a text, whose letters would be taken for names, and what has no length or is no collection of texts."""
+    is_list = isinstance(value, Collection) and not isinstance(value, (str, bytes))
+    if not is_list or not all(isinstance(each, str) for each in cast("Collection[object]", value)):
+        raise ConfigError(f"{name}: must be names of {of}, not {value!r}")
 
 
 def _check_header(name: str, value: str | None) -> None:
@@ -341,10 +348,10 @@ def _checked_pricing(model: str, given: object) -> Pricing:
 class Budget(Struct, frozen=True, kw_only=True):
     """What may be spent, in USD. With any limit set, the worst case of a request is set aside before it is sent.
 
-    `usd` bounds the client, `tenant_usd`, `session_usd` and `batch_usd` each tenant, session and batch; `tenants` names
-    other bounds for some tenants. A request has to fit all the budgets that it belongs to. `from_credits` also bounds
-    the client by what the API says is left of the credits and of the key's limit, asked for every `credits_refresh_s`
-    seconds.
+    `usd` bounds the client, `tenant_usd`, `session_usd` and `batch_usd` each tenant, session and batch, which is a job
+    or a call of `client.batch`; `tenants` names other bounds for some tenants. A request has to fit all the budgets
+    that it belongs to. `from_credits` also bounds the client by what the API says is left of the credits and of the
+    key's limit, asked for every `credits_refresh_s` seconds.
 
     A request without a bound on its completion is given `max_tokens`, or fewer where the budget does not pay for that,
     down to `min_tokens`. One whose price is not known is refused with `UnpriceableRequestError`, unless
@@ -374,7 +381,7 @@ class Budget(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         for name in ("usd", "tenant_usd", "session_usd", "batch_usd", "unpriced_usd", "headroom"):
             value = getattr(self, name)
-            if value is not None:
+            if value is not None or name == "headroom":
                 msgspec.structs.force_setattr(self, name, _checked_usd(f"budget.{name}", value))
         _check_type("budget.tenants", self.tenants, Mapping)
         tenants = {name: _checked_usd(f"budget.tenants[{name!r}]", usd) for name, usd in self.tenants.items()}
@@ -492,7 +499,7 @@ class BreakerPolicy(Struct, frozen=True, kw_only=True):
     After `consecutive` requests in a row that failed at the provider (5xx, no answer in time, broken replies), or
     when `share` of at least `least_attempts` attempts within `window_s` did, its requests are refused with
     `CircuitOpenError` for `open_s`; those of the batch lane wait instead. Then one request is the probe: if it fails
-    as well, the time doubles, up to `most_open_s`.
+    as well, the time doubles, up to `most_open_s`; it never becomes less than `open_s`.
     """
 
     consecutive: int = 5
@@ -674,8 +681,7 @@ class ToolLimits(Struct, frozen=True, kw_only=True):
         _check_seconds("tools.grace_s", self.grace_s, endless=False)
         for name in ("parallel", "include_results"):
             _check_type(f"tools.{name}", getattr(self, name), bool)
-        if isinstance(self.process_env, str) or not all(isinstance(name, str) for name in self.process_env):
-            raise ConfigError(f"tools.process_env: must be names of variables, not {self.process_env!r}")
+        _check_names("tools.process_env", self.process_env, of="variables")
 
 
 class ClientConfig(Struct, frozen=True, kw_only=True):
@@ -758,6 +764,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         _check_type("model", self.model, str)
         if not self.model.strip():
             raise ConfigError("model: must not be blank")
+        _check_names("models", self.models, of="models")
         for name in ("app_name", "referer"):
             _check_header(name, getattr(self, name))
         _check_type("system", self.system, (str, type(None)))

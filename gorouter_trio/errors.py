@@ -11,8 +11,8 @@
     │   │   └── ModerationError       403 with the reasons of a moderation
     │   ├── NotFoundError             404
     │   ├── RateLimitError            429
-    │   ├── ProviderError             408, 409, 425, 5xx, an error inside a 200 or in a stream
-    │   └── OverloadedError           503, 529
+    │   └── ProviderError             408, 409, 425, 5xx, an error inside a 200 or in a stream
+    │       └── OverloadedError       503, 529
     ├── TransportError                no usable answer arrived
     │   ├── ConnectError              nothing was sent (DNS, TCP, TLS, proxy)
     │   ├── DeadlineExceededError     a wall-clock deadline passed; `phase` says which

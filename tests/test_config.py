@@ -10,24 +10,34 @@ import random
 import re
 import traceback
 import urllib.parse
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 import pytest
 
+from gorouter_trio._turns.output import OutputPolicy
 from gorouter_trio.config import (
     DEFAULT_BASE_URL,
+    ApiKey,
     BreakerPolicy,
+    Budget,
     ClientConfig,
+    ContextPolicy,
     Deadlines,
+    LedgerConfig,
     PoolLimits,
+    PricePolicy,
     RateLimits,
     RetryPolicy,
     Seams,
     Secret,
     SessionConfig,
+    ToolLimits,
 )
 from gorouter_trio.errors import ConfigError
+from gorouter_trio.network import TlsConfig
+from gorouter_trio.security import SecurityConfig, SessionPolicy, ToolPolicy, ToolRules
 
 KEY = "sk-or-v1-c4n4ry0f7h3m1n3"
 OTHER = "hunter2-of-the-environment"
@@ -130,6 +140,47 @@ def test_seams(field: str, values: list[object]) -> None:
     """What stands in for the world has the shape of it."""
     for value in values:
         assert refused(Seams, field, value).startswith(f"seams.{field}: ")
+
+
+SETTINGS: list[tuple[type[msgspec.Struct], dict[str, object]]] = [
+    *(
+        (kind, {})
+        for kind in (BreakerPolicy, Budget, ClientConfig, ContextPolicy, Deadlines, LedgerConfig, OutputPolicy)
+    ),
+    *((kind, {}) for kind in (PoolLimits, PricePolicy, RateLimits, RetryPolicy, Seams, SessionConfig, ToolLimits)),
+    *((kind, {}) for kind in (SecurityConfig, SessionPolicy, ToolPolicy, ToolRules, TlsConfig)),
+    (ApiKey, {"key": KEY}),
+]
+JUNK: list[object] = [
+    *(None, 0, -1, 1.5, True, "x", "", b"x", math.nan, math.inf, object()),
+    *([], {}, (), [None], {"x": None}, {None: 1}, (1,), {1}),
+]
+
+
+@pytest.mark.parametrize(("kind", "needed"), SETTINGS, ids=_id)
+def test_junk_in_every_field(kind: type[msgspec.Struct], needed: dict[str, object]) -> None:
+    """Whatever a field is given, it is taken or is a `ConfigError`, never another exception."""
+    for field in kind.__struct_fields__:
+        for value in JUNK:
+            with suppress(ConfigError):
+                kind(**{**needed, field: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "values", "message"),
+    [
+        (Budget, "headroom", [None, [], "x"], "budget.headroom: must be an amount"),
+        (ToolLimits, "process_env", ["HOME", b"HOME", None, 1, [1]], "tools.process_env: must be names of variables"),
+        (ClientConfig, "models", ["a/b", None, 1, [None]], "models: must be names of models"),
+        (OutputPolicy, "on_invalid", [[], {}, None, "stop"], "output.on_invalid: must be one of raise, none"),
+        (OutputPolicy, "reasks", [True, None, -1, [], 1.0], "output.reasks: must be a whole number"),
+    ],
+    ids=_id,
+)
+def test_fields_that_name_themselves(kind: type, field: str, values: list[object], message: str) -> None:
+    """The field is in the message; a text is no list of names."""
+    for value in values:
+        assert refused(kind, field, value).startswith(message)
 
 
 def test_defaults() -> None:

@@ -697,7 +697,7 @@ class FrontClient:
         return self._core.now(partial(self._core.client.off, handler_id))
 
     def cost_snapshot(self) -> CostSnapshot:
-        """What everything cost so far: in all, by model, tenant, session, batch and key."""
+        """What everything cost so far: in all, by model, tenant, session and batch."""
         return self._core.now(self._core.client.cost_snapshot)
 
     def ledger_rows(self) -> list[LedgerRow]:

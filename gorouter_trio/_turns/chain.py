@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from .._bus import EventBus
+    from ..security.rules import Principal
     from ..tools.registry import ToolSet
     from ..wire.result import ChatResult
     from .observing import NotedChat
@@ -55,7 +56,8 @@ class ChatState:
     `messages` and `options` are the request in wire names, decoded when they are first looked at; change
     them before the chat is sent, or put others in their place. `tools` are those that are run here, and may be
     exchanged as well: the request then offers the new ones. `result` is the answer: None until there is
-    one, and settable, also without anything having been sent. `meta` is free for notes between extensions.
+    one, and settable, also without anything having been sent. `principal` is who asks, where the client has
+    `security`. `meta` is free for notes between extensions.
     """
 
     __slots__ = (
@@ -65,12 +67,16 @@ class ChatState:
         "_options",
         "_tools",
         "meta",
+        "principal",
         "result",
         "tools_were_changed",
     )
 
-    def __init__(self, options: bytes, messages: bytes, tools: ToolSet | None = None) -> None:
+    def __init__(
+        self, options: bytes, messages: bytes, tools: ToolSet | None = None, *, principal: Principal | None = None
+    ) -> None:
         self._tools = tools
+        self.principal = principal
         self.tools_were_changed = False
         self._options = options
         self._messages = messages

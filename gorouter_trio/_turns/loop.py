@@ -87,7 +87,8 @@ class TurnLoop:
         if chain.is_empty:
             return await _Turn(self._services, self._extras, journal).run()
         request = journal.request()
-        state = ChatState(request.options, request.messages(), self._extras.tools)
+        extras = self._extras
+        state = ChatState(request.options, request.messages(), extras.tools, principal=extras.principal)
 
         async def innermost() -> None:
             turn = _Turn(self._services, self._extras, journal, state=state, base=request)

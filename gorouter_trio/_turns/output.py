@@ -43,9 +43,9 @@ class OutputPolicy(Struct, frozen=True, kw_only=True):
     on_invalid: Literal["raise", "none"] = "raise"
 
     def __post_init__(self) -> None:
-        if not isinstance(cast("object", self.reasks), int) or self.reasks < 0:
+        if isinstance(self.reasks, bool) or not isinstance(cast("object", self.reasks), int) or self.reasks < 0:
             raise ConfigError(f"output.reasks: must be a whole number of at least 0, not {self.reasks!r}")
-        if self.on_invalid not in {"raise", "none"}:
+        if self.on_invalid not in ("raise", "none"):
             raise ConfigError(f"output.on_invalid: must be one of raise, none, not {self.on_invalid!r}")
 
 

@@ -43,7 +43,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 
     from ..abc import StoredSession
     from ..wire.messages import Message
@@ -65,6 +65,7 @@ __all__ = [
 ]
 
 _PAGE = 500
+_MOST_NAMES = 5
 _DASH = Parameter(allow_leading_hyphen=True)
 _AGO = re.compile(r"(\d+)([dhm])")
 _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60}
@@ -126,7 +127,7 @@ class FilterOptions:
     until: str | None = None
     """Until before then."""
     model: Annotated[list[str] | None, _MANY] = None
-    """Only calls that this model has answered; may be given several times."""
+    """Only calls that this model has answered, by the name that stats lists, often with a date; several times too."""
     role: Annotated[list[str] | None, _MANY] = None
     """Only messages of this role; may be given several times."""
     finish_reason: Annotated[list[str] | None, _MANY] = None
@@ -372,6 +373,10 @@ async def show_statistics(
         found = await analyzer.statistics(key=key, prefix=which.start, only=chosen)
         bucket = bucket or choose_bucket(found.first_at_s, found.last_at_s)
         points = await analyzer.cost_over_time(bucket, key=key, prefix=which.start, only=chosen)
+        if missing := set(chosen.models) - set(found.by_model):
+            known = await analyzer.usage_by_model(key=key, prefix=which.start)
+            for model in sorted(missing - set(known)):
+                report(_no_call_of(model, known))
     if where.json:
         print_json(HistoryReport(statistics=found, bucket=bucket, over_time=points))
         return OK
@@ -383,6 +388,13 @@ async def show_statistics(
         print_text("\n")
         show(cost_table(points, bucket))
     return OK
+
+
+def _no_call_of(model: str, known: Collection[str]) -> str:
+    """That a model has answered nothing, with the names that may have been meant."""
+    meant = [name for name in known if name.startswith(model)] or list(known)
+    listed = ", ".join(meant[:_MOST_NAMES]) + (", ..." if len(meant) > _MOST_NAMES else "")
+    return f"no call was answered by {model!r}" + (f", but by {listed}" if listed else "")
 
 
 def _facts(s: HistoryStatistics) -> Iterator[tuple[str, str]]:

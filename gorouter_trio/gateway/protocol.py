@@ -187,6 +187,7 @@ class AskOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     prompt_cache_key: str | UnsetType = UNSET
     prompt_cache_options: _JsonObject | UnsetType = UNSET
     web_search_options: _JsonObject | UnsetType = UNSET
+    x_search_filter: _JsonObject | UnsetType = UNSET
 
     def keywords(self) -> dict[str, object]:
         """What was given, as the keyword arguments of a turn."""

@@ -9,7 +9,7 @@ A reservation is for one attempt: a retry takes one of its own, since what it re
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -29,7 +29,7 @@ from .tokens import TokenEstimator
 _WITH_COMPLETION = frozenset({"/chat/completions", "/completions"})
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from decimal import Decimal
 
     from ..config import ClientConfig
@@ -82,7 +82,7 @@ class Accounting:
             sink=sink,
             report=report,
         )
-        self._wall = config.seams.wall
+        self._wall, self._new_id = config.seams.wall, config.seams.new_id
         self._now = now or trio.lowlevel.current_clock().current_time
         self.price_refresh: PriceRefresh
         self.credit_refresh: CreditRefresh | None = None
@@ -167,6 +167,22 @@ class Accounting:
     def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal = ZERO) -> None:
         """Bound what requests of the batch `name` may cost in all; `spent_usd` of it was spent before."""
         self.gate.book.open_account("batch", name, usd=usd, spent_usd=spent_usd)
+
+    @contextmanager
+    def local_batch(self) -> Iterator[str]:
+        """A new batch of this process alone, by its name: until the end of the block, with an account where the
+        settings bound batches.
+
+        What is held there then is settled as ever, and closes the account. Raises `BudgetExceededError` when too many
+        accounts are open.
+        """
+        name, book = self._new_id(), self.gate.book
+        if book.budget.batch_usd is not None:
+            book.open_account("batch", name, is_local=True)
+        try:
+            yield name
+        finally:
+            book.end_account("batch", name)
 
     def forget_batch(self, name: str) -> None:
         """Close the account of the batch `name`, unless something is held there still, or other processes share it."""

@@ -88,7 +88,8 @@ class Breaker:
         """
         if not self.is_closed:
             if is_probe:
-                self._open_s = min(self._open_s * 2, self._policy.most_open_s)
+                # A first time that is longer than the longest stands for that as well.
+                self._open_s = max(min(self._open_s * 2, self._policy.most_open_s), self._policy.open_s)
                 self._open(now)
             return is_probe
         self._failures += 1

@@ -118,6 +118,7 @@ class Account:
         "assumed_usd",
         "beyond_usd",
         "held_usd",
+        "is_ending",
         "is_open",
         "kind",
         "limit_usd",
@@ -139,6 +140,7 @@ class Account:
         self.held_usd = self.assumed_usd = self.overrun_usd = ZERO
         self.reservations = 0
         self.is_open = True
+        self.is_ending = False
         # Of an account that is shared with other processes, `limit_usd` is what they let this one spend so far.
         self.total_usd = limit_usd
         self.beyond_usd = ZERO
@@ -281,16 +283,23 @@ class BudgetBook:
         return None if found is None else found.statistics()
 
     def open_account(
-        self, kind: BudgetKind, name: str, *, usd: Decimal | None = None, spent_usd: Decimal = ZERO
+        self,
+        kind: BudgetKind,
+        name: str,
+        *,
+        usd: Decimal | None = None,
+        spent_usd: Decimal = ZERO,
+        is_local: bool = False,
     ) -> Account:
         """Open an account, or set the limit of one that is open: `usd`, or what the settings give its kind.
 
         `spent_usd` is what was spent before it was closed the last time, for instance by what a session's history says;
-        it counts only where the account is not open. Raises `BudgetExceededError` when too many accounts are open.
+        it counts only where the account is not open. One that `is_local` has a name that no other process has, and is
+        not shared. Raises `BudgetExceededError` when too many accounts are open.
         """
         account = self._accounts.get((kind, name))
         if account is None:
-            return self._new_account(kind, name, usd=usd, spent_usd=spent_usd)
+            return self._new_account(kind, name, usd=usd, spent_usd=spent_usd, is_local=is_local)
         if usd is not None:
             was_bound = account.total_usd.is_finite()
             account.set_limit(usd)
@@ -307,6 +316,13 @@ class BudgetBook:
         del self._accounts[kind, name]
         account.is_open = False
         return account.spent_usd
+
+    def end_account(self, kind: BudgetKind, name: str) -> None:
+        """Nobody will spend of an account any more: it is closed as soon as it holds no reservation."""
+        account = self._accounts.get((kind, name))
+        if account is not None:
+            account.is_ending = True
+            self.close_account(kind, name)
 
     def bound_client(self, remaining_usd: Decimal | None, *, spent_usd: Decimal) -> bool:
         """Bound the client's budget by what the API says is left; True when that leaves more than before.
@@ -347,7 +363,13 @@ class BudgetBook:
         return self._tenants.get(name, self._limits[kind]) if kind == "tenant" else self._limits[kind]
 
     def _new_account(
-        self, kind: BudgetKind, name: str, *, usd: Decimal | None = None, spent_usd: Decimal = ZERO
+        self,
+        kind: BudgetKind,
+        name: str,
+        *,
+        usd: Decimal | None = None,
+        spent_usd: Decimal = ZERO,
+        is_local: bool = False,
     ) -> Account:
         if len(self._accounts) >= self.budget.max_accounts:
             raise BudgetExceededError(
@@ -358,7 +380,7 @@ class BudgetBook:
         limit = self._limit(kind, name) if usd is None else usd
         account = Account(kind, name, limit_usd=_ENDLESS if limit is None else limit, spent_usd=spent_usd)
         self._accounts[kind, name] = account
-        if self.on_account is not None:
+        if self.on_account is not None and not is_local:
             self.on_account(account)
         return account
 
@@ -414,6 +436,8 @@ class BudgetBook:
         for account in reservation.accounts:
             account.held_usd = subtract_usd(account.held_usd, reservation.usd)
             account.reservations -= 1
+            if account.is_ending:
+                self.close_account(account.kind, account.name)
 
     def _worst(self, spending: Spending, accounts: tuple[Account, ...]) -> tuple[Decimal, int | None]:
         """The most that a request can cost, and the bound on its completion where it is given one."""

@@ -64,6 +64,7 @@ _DAILY = "openrouter_free_tier_daily"
 _IN_FLIGHT = "openrouter_in_flight_budget"
 _KEY_LIMIT = "openrouter_key_limit"
 _CONTEXT_LENGTH = "context_length_exceeded"
+_UNKNOWN_MODEL = "is not a valid model ID"
 
 
 class Retry(Struct, frozen=True):
@@ -187,7 +188,8 @@ def warrants_fallback(error: GorouterError) -> bool:
     if error.maybe_billed or error.partial is not None:
         return False
     if isinstance(error, BadRequestError):
-        return error.metadata.get("error_type") == _CONTEXT_LENGTH
+        # Of a model that there is not the API says no more than this, and says it with a 400.
+        return error.metadata.get("error_type") == _CONTEXT_LENGTH or _UNKNOWN_MODEL in error.message
     return isinstance(error, (CircuitOpenError, ModerationError, NotFoundError, ProviderError, RateLimitError))
 
 

@@ -56,9 +56,9 @@ class HistoryFilter(Struct, frozen=True, kw_only=True):
     """Which entries count: all of these must hold.
 
     `start_s` (inclusive) and `end_s` (exclusive) are wall-clock seconds since the epoch; what has no time, as in
-    imported histories, counts only without them. `models` are the names that answered. `min_cost_usd` counts calls
-    that are known to have cost at least that. With a filter on models, cost or finish reasons only entries that a call
-    has made count.
+    imported histories, counts only without them. `models` are the names that answered, which may have a date that the
+    one asked for had not. `min_cost_usd` counts calls that are known to have cost at least that. With a filter on
+    models, cost or finish reasons only entries that a call has made count.
     """
 
     start_s: float | None = None

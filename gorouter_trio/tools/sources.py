@@ -1,4 +1,7 @@
-"""Registries: tools that are added to turns from one place, a fixed list or one that is made for each turn."""
+"""Registries: tools that are added to turns from one place, a fixed list or one that is made for each turn.
+
+A client takes one in a plugin, `plugins.ToolRegistryPlugin`.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,10 @@ from typing import Literal, TypeAlias, cast
 
 from msgspec import Struct
 
+from .._callables import can_take
 from ..errors import ConfigError
 from ..security.rules import Principal
-from .registry import ToolSet, ToolSource
+from .registry import Tool, ToolSet, ToolSource
 
 __all__ = ["RegistryMode", "ToolProvider", "ToolQuery", "ToolRegistry"]
 
@@ -22,7 +26,10 @@ _MODES = ("override", "merge", "if_empty")
 
 
 class ToolQuery(Struct, frozen=True, kw_only=True):
-    """Whom tools are wanted for: `own` are the tools that the turn has already."""
+    """Whom tools are wanted for: `own` are the tools that the turn has already.
+
+    `principal` is who asks, None for nobody, `session` the key of the session whose turn it is, None for a chat.
+    """
 
     own: ToolSet
     principal: Principal | None = None
@@ -36,16 +43,20 @@ ToolProvider: TypeAlias = Callable[[ToolQuery], Iterable[ToolSource] | Awaitable
 class ToolRegistry:
     """Tools for turns: `tools` is a fixed list, or a function that is asked before each turn.
 
-    A function that gives the very same tools again costs nothing but its own time. Raises `ConfigError` for tools
-    that are none, when this is made, or for those of a function, when they come.
+    `plugins.ToolRegistryPlugin(registry)` gives them to every chat, stream and session turn of a client. A function
+    that gives the very same tools again costs nothing but its own time. Raises `ConfigError` for tools that are none,
+    when this is made, or for those of a function, when they come.
     """
 
     def __init__(self, tools: Iterable[ToolSource] | ToolProvider, *, mode: RegistryMode = "merge") -> None:
         if mode not in _MODES:
             raise ConfigError(f"tool registry: mode must be one of {', '.join(_MODES)}, not {mode!r}")
         self.mode: RegistryMode = mode
-        self._provide = tools if callable(tools) else None
-        self._last: tuple[ToolSource, ...] = () if callable(tools) else tuple(tools)
+        is_function = callable(tools) and not isinstance(tools, Tool)
+        if is_function and not can_take(tools, 1):
+            raise ConfigError(f"tool registry: a provider of tools must be a function of (query), not {tools!r}")
+        self._provide = cast("ToolProvider", tools) if is_function else None
+        self._last: tuple[ToolSource, ...] = () if is_function else _listed(tools)
         self._set = ToolSet(self._last)
 
     async def tools_for(self, query: ToolQuery) -> ToolSet:
@@ -53,14 +64,22 @@ class ToolRegistry:
         if self.mode == "if_empty" and len(query.own):
             return query.own
         provided = self._set if self._provide is None else await self._ask(query)
-        return query.own.merged(provided) if self.mode == "merge" else provided
+        if self.mode == "override" or not len(query.own):
+            return provided
+        return query.own.merged(provided) if len(provided) else query.own
 
     async def _ask(self, query: ToolQuery) -> ToolSet:
         found = cast("ToolProvider", self._provide)(query)
         tools = await found if inspect.isawaitable(found) else found
         if isinstance(tools, ToolSet):
             return tools
-        wanted = tuple(tools)
+        wanted = _listed(tools)
         if len(wanted) != len(self._last) or any(a is not b for a, b in zip(wanted, self._last, strict=True)):
             self._last, self._set = wanted, ToolSet(wanted)
         return self._set
+
+
+def _listed(tools: object) -> tuple[ToolSource, ...]:
+    if isinstance(tools, (str, bytes)) or not isinstance(tools, Iterable):
+        raise ConfigError(f"tool registry: tools must be a list of tools, or a function for one, not {tools!r}")
+    return tuple(cast("Iterable[ToolSource]", tools))

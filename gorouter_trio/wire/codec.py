@@ -231,6 +231,7 @@ class _OptionKinds(msgspec.Struct, frozen=True):
     prompt_cache_key: str = ""
     prompt_cache_options: dict[str, object] = {}
     web_search_options: dict[str, object] = {}
+    x_search_filter: dict[str, object] = {}
     stop_server_tools_when: list[dict[str, object]] = []
     deferred_tools: dict[str, object] = {}
     debug: dict[str, object] = {}

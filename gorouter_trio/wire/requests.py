@@ -85,6 +85,7 @@ class ChatOptions(Struct, frozen=True, kw_only=True):
     prompt_cache_key: str | UnsetType = UNSET
     prompt_cache_options: PromptCacheOptions | JsonObject | UnsetType = UNSET
     web_search_options: WebSearchOptions | JsonObject | UnsetType = UNSET
+    x_search_filter: JsonObject | UnsetType = UNSET
     stop_server_tools_when: Sequence[JsonObject] | UnsetType = UNSET
     deferred_tools: JsonObject | UnsetType = UNSET
     debug: DebugOptions | JsonObject | UnsetType = UNSET
@@ -150,6 +151,7 @@ class AskKeywords(TypedDict, total=False):
     prompt_cache_key: str
     prompt_cache_options: PromptCacheOptions | JsonObject
     web_search_options: WebSearchOptions | JsonObject
+    x_search_filter: JsonObject
     stop_server_tools_when: Sequence[JsonObject]
     deferred_tools: JsonObject
     debug: DebugOptions | JsonObject

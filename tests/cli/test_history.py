@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import trio
+import trio.testing
+from worlds import open_world, there
 
 from gorouter_trio.cli import history
 from gorouter_trio.cli.plot import bar, cost_table
@@ -179,6 +181,36 @@ def test_stats_filters(inside, bot, options, calls) -> None:
     """Each filter counts what it names."""
     done = inside("history", "stats", "--store", bot, "--json", *options)
     assert json.loads(done.out)["statistics"]["calls"] == calls
+
+
+def test_the_stats_of_the_docs(inside, tmp_path) -> None:
+    """The command of docs/stores.md finds what a client asked the model for; a name without the date is told that."""
+
+    async def converse() -> list[bytes]:
+        async with open_world(model="openai/gpt-4o-mini") as world:
+            for number in range(3):
+                await world.client.session("user:42").ask(f"{number}?")
+            return list((await world.client.store.load("user:42")).entries)
+
+    path = tmp_path / "bot.db"
+    fill(path, {"user:42": trio.run(converse, clock=trio.testing.MockClock(autojump_threshold=0))})
+    page = (KIT.parents[2] / "docs" / "stores.md").read_text("utf-8")
+    dated = there(re.search(r"^gorouter-trio history stats .*--model (\S+)$", page, re.MULTILINE)).group(1)
+    done = inside("history", "stats", "--store", str(path), "--json", "--model", dated)
+    assert (json.loads(done.out)["statistics"]["calls"], done.err) == (3, "")
+    done = inside("history", "stats", "--store", str(path), "--json", "--model", "openai/gpt-4o-mini")
+    assert json.loads(done.out)["statistics"]["calls"] == 0
+    assert done.message == f"no call was answered by 'openai/gpt-4o-mini', but by {dated}"
+
+
+def test_stats_of_models_that_are_not_there(inside, bot) -> None:
+    """Each is told with the names that there are; one that other filters leave out is none of them."""
+    done = inside(
+        "history", "stats", "--store", bot, "--model", "c", "--model", "e/f", "--model", "a/b", "--since", "1d"
+    )
+    assert done.code == 0
+    lines = ["no call was answered by 'c', but by c/d", "no call was answered by 'e/f', but by c/d, a/b"]
+    assert done.err.splitlines() == [f"gorouter-trio: {line}" for line in lines]
 
 
 def test_export_and_import(inside, bot, tmp_path) -> None:

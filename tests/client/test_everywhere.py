@@ -186,6 +186,17 @@ async def test_fallbacks(way, autojump_clock):
     assert result.text == "yes"
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_fallbacks_from_an_unknown_model(way, autojump_clock):
+    """So does one that there is not, which the API answers as it does a wrong request."""
+    models = ["no/such", "openai/gpt-4o"]
+    async with open_world() as world:
+        result = await take(world.client, way, "[[say yes]]", model=models[0], fallbacks=models[1:])
+        assert [sent.body["model"] for sent in world.sent] == models
+    assert result.text == "yes"
+    assert there(result.model).startswith("openai/gpt-4o")
+
+
 @pytest.mark.net
 @pytest.mark.parametrize("way", ["stream", "session.ask", "session.stream"])
 async def test_tools_of_a_server(way):

@@ -135,6 +135,42 @@ def test_many_dollars(seed, record_property):
     assert min(spent) >= D("0.95")
 
 
+def rows_of(count: int) -> list[dict[str, object]]:
+    return [{"messages": [{"role": "user", "content": f"[[tokens 40]] tell me about {n}"}]} for n in range(count)]
+
+
+async def test_a_batch_has_a_budget(autojump_clock):
+    """`batch_usd` bounds each call of `client.batch`, which is a row of the costs, and an account while it runs."""
+    limit = D("0.0001")
+    async with open_world(notes=False, budget=gr.Budget(batch_usd=limit), **PRICED) as world:
+        await world.client.refresh_prices()
+        for _ in range(2):
+            async with world.client.batch(rows_of(20), max_tokens=50) as batch:
+                results = [result async for result in batch]
+                (account,) = world.client.budgets()
+            assert (account.kind, account.limit_usd) == ("batch", limit)
+            assert 0 < sum(result.error is None for result in results) < 20
+            assert {type(result.error) for result in results if result.error} == {gr.BudgetExceededError}
+            assert world.client.budget().accounts == 0
+        costs = world.client.cost_snapshot().by_batch
+        assert len(costs) == 2
+        assert all(0 < row.cost_usd <= limit for row in costs.values())
+        assert sum(row.cost_usd for row in costs.values()) == charged_usd(world)
+
+
+async def test_a_batch_that_is_left_keeps_no_account(autojump_clock):
+    """What its requests may have cost counts as spent, and its account is closed."""
+    simulated = SimulatorConfig(latency_s=5.0)
+    async with open_world(simulated, notes=False, budget=gr.Budget(batch_usd=1), **PRICED) as world:
+        await world.client.refresh_prices()
+        async with world.client.batch(rows_of(20), max_tokens=50, max_in_flight=4):
+            await trio.sleep(1)
+            assert world.client.budget().accounts == 1
+        await trio.sleep(1_800)
+        assert world.client.budget().assumed == 4
+        assert (world.client.budget().accounts, world.client.budget().open_reservations) == (0, 0)
+
+
 async def account_for(count: int, seed: int, *, tasks: int = 50) -> dict[str, int]:
     """So many turns with faults, cancels and streams left early; then our books against the server's."""
     rng = random.Random(seed)

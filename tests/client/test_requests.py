@@ -90,6 +90,36 @@ async def test_a_request_without_a_form_is_never_sent(autojump_clock, options):
         assert await session.history() == []
 
 
+# What the API's description of a request for a chat names, but for its messages and what says whether it is streamed.
+FIELDS = """
+    model models route transforms max_completion_tokens max_tokens temperature top_p top_k min_p top_a frequency_penalty
+    presence_penalty repetition_penalty seed stop logit_bias logprobs top_logprobs response_format structured_outputs
+    tools tool_choice parallel_tool_calls reasoning reasoning_effort include_reasoning verbosity prediction modalities
+    image_config audio service_tier session_id user metadata trace cache_control prompt_cache_key prompt_cache_options
+    provider plugins stop_server_tools_when deferred_tools debug web_search_options x_search_filter
+"""
+
+
+def test_every_field_has_a_keyword():
+    """Each is an option of a batch's request, and a keyword of a chat; the API's `session_id` is `routing_id` there."""
+    options = set(gr.ChatOptions.__struct_fields__)
+    assert options == set(FIELDS.split())
+    settings = {"extra_body", "extra_headers", "lane", "tenant"}
+    keywords = set(gr.ChatKeywords.__annotations__)
+    assert keywords - settings == options - {"session_id"} | {"routing_id"}
+
+
+async def test_a_filter_of_a_search(autojump_clock):
+    """It is sent as it is given, in a chat as in a batch."""
+    given = {"allowed_x_handles": ["gorouter"]}
+    async with open_world(answer=yes()) as world:
+        await world.client.chat("q", x_search_filter=given)
+        row = {"messages": [{"role": "user", "content": "q"}], "x_search_filter": given}
+        async with world.client.batch([row]) as results:
+            assert [result.error async for result in results] == [None]
+        assert [sent.body["x_search_filter"] for sent in world.sent] == [given, given]
+
+
 async def test_a_bad_row_fails_alone(autojump_clock):
     """A request of a batch without a form is its own result's error; the others are sent."""
     good = {"messages": [{"role": "user", "content": "q"}]}

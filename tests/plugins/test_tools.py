@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
-from worlds import Handler, completion, open_world, replies
+from worlds import Handler, completion, open_world, replies, there
 
 import gorouter_trio as gr
 from gorouter_trio.plugins import ToolRegistryPlugin
+from gorouter_trio.security import ApiKeyAuth, Principal, SecurityConfig
 
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tools.md").read_text("utf-8")
+ADA = "ada-has-a-long-key-1"
 YES = completion("Yes.")
 
 
@@ -48,9 +57,13 @@ def names(sent) -> list[str]:
     ],
 )
 @pytest.mark.parametrize("where", ["chat", "session", "stream"])
-async def test_modes(where, mode, given, offered, result, autojump_clock):
-    """What the model is offered, and whose tool runs, on every path."""
-    plugin = ToolRegistryPlugin([ours, our_same], mode=mode)
+@pytest.mark.parametrize("made_of", ["list", "registry"])
+async def test_modes(made_of, where, mode, given, offered, result, autojump_clock):
+    """What the model is offered, and whose tool runs, on every path; of a `gr.ToolRegistry` as of a list."""
+    tools = [ours, our_same]
+    plugin = ToolRegistryPlugin(tools, mode=mode)
+    if made_of == "registry":
+        plugin = ToolRegistryPlugin(gr.ToolRegistry(tools, mode=mode))
     fields = {"tools": given} if given else {}
     if where == "stream":
         async with (
@@ -122,3 +135,68 @@ def test_bad_registries(tools, mode, problem):
     """Each is refused, and named."""
     with pytest.raises(gr.ConfigError, match=problem):
         ToolRegistryPlugin(tools, mode=mode)
+
+
+@gr.tool
+async def weather() -> str:
+    """Tells the weather."""
+    return "rain"
+
+
+@gr.tool
+async def clock() -> str:
+    """Tells the time."""
+    return "noon"
+
+
+def called(name: str) -> bytes:
+    return completion("", tool_calls=[("1", name)])
+
+
+async def test_the_snippet_of_the_docs(autojump_clock):
+    """The registry of docs/tools.md gives its tools to a chat, and more of them to a session; the model calls them."""
+    snippet = there(re.search(r"```python\n(.*?)```", PAGE.partition("## Registries")[2], re.DOTALL)).group(1)
+    snippet += "    timely = await client.session('s').ask('When?')\n    return reply, timely\n"
+    async with open_world(answer=replies(called("weather"), YES, called("clock"), YES)) as world:
+        door = SimpleNamespace(**{**vars(gr), "open_client": world.another_client})
+        space: dict[str, Any] = {"gr": door, "weather": weather, "clock": clock}
+        exec(compile(f"async def run():\n{textwrap.indent(snippet, '    ')}", "docs/tools.md", "exec"), space)
+        reply, timely = await space["run"]()
+    assert [names(sent) for sent in world.sent] == [["weather"]] * 2 + [["weather", "clock"]] * 2
+    assert [call.text for each in (reply, timely) for call in each.tool_calls] == ["rain", "noon"]
+
+
+async def test_a_registry_is_told_who_asks(autojump_clock):
+    """Its function gets the principal, the session, and the tools that the turn brings."""
+    asked: list[gr.ToolQuery] = []
+
+    async def provide(query: gr.ToolQuery) -> list[gr.Tool[..., Any]]:
+        asked.append(query)
+        return []
+
+    auth = ApiKeyAuth(api_keys={ADA: Principal(id="ada", tenant="t1")})
+    fields: dict[str, Any] = {"security": SecurityConfig(default_policy="allow-all", auth=auth)}
+    plugin = ToolRegistryPlugin(gr.ToolRegistry(provide))
+    async with open_world(answer=replies(YES), plugins=[plugin], **fields) as world:
+        await world.client.chat("1", tools=[ours])
+        await world.client.session("s", access_token=ADA).ask("2")
+    assert [list(query.own) for query in asked] == [[ours], []]
+    assert (asked[0].principal, asked[0].session) == (None, None)
+    assert there(asked[1].principal).id == "ada"
+    assert there(asked[1].session).endswith("s")
+    assert [names(sent) for sent in world.sent] == [["ours"], []]
+
+
+async def test_a_registry_that_gives_no_tools(autojump_clock):
+    """What is no tool refuses the chat, as with any other provider."""
+    plugin = ToolRegistryPlugin(gr.ToolRegistry(lambda _query: "ours"))  # type: ignore[arg-type, return-value]  # on purpose
+    async with open_world(answer=replies(YES), plugins=[plugin]) as world:
+        with pytest.raises(gr.ExtensionError, match="list of tools"):
+            await world.client.chat("1")
+
+
+def test_the_mode_of_a_registry():
+    """It has one already: another one for the plugin is a contradiction."""
+    ToolRegistryPlugin(gr.ToolRegistry([ours], mode="override"), mode="override")
+    with pytest.raises(gr.ConfigError, match="is override, and cannot be merge"):
+        ToolRegistryPlugin(gr.ToolRegistry([ours], mode="override"), mode="merge")

@@ -53,6 +53,23 @@ def test_half_of_the_attempts() -> None:
     assert fewer.is_closed
 
 
+@pytest.mark.parametrize(
+    ("open_s", "most_open_s", "times"),
+    [(5.0, 10.0, [5, 10, 10]), (30.0, 10.0, [30, 30, 30]), (4.0, 10.0, [4, 8, 10]), (10.0, 10.0, [10, 10, 10])],
+)
+def test_it_stays_open_longer_and_longer(open_s: float, most_open_s: float, times: list[float]) -> None:
+    """Each probe that fails doubles the time up to the longest, and never makes it less than the first was."""
+    breaker = Breaker(BreakerPolicy(consecutive=1, open_s=open_s, most_open_s=most_open_s))
+    breaker.fail(0.0)
+    now, found = 0.0, []
+    for _ in times:
+        found.append(breaker.reopens_at - now)
+        now = breaker.reopens_at
+        breaker.begin_probe()
+        breaker.fail(now, is_probe=True)
+    assert found == times
+
+
 def test_old_failures_are_forgotten() -> None:
     """Nineteen failures an hour ago do not add to one now."""
     breaker = Breaker(BreakerPolicy(consecutive=100))

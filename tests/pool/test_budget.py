@@ -8,6 +8,7 @@ from decimal import Decimal
 import hypothesis.strategies as st
 import pytest
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from worlds import there
 
 from gorouter_trio.config import Budget
 from gorouter_trio.errors import BudgetExceededError, ConfigError, UnpriceableRequestError
@@ -149,6 +150,25 @@ def test_accounts_are_bounded() -> None:
     admitted(book, asked("0.4", session="c"))
     book.settle(admitted(book, asked("0.4", session="c")), D("0.4"))
     assert book.account("session", "a") is None
+
+
+def test_an_account_that_ends() -> None:
+    """It is closed at once, or with its last reservation; one of this process alone is not shared."""
+    book, shared = BudgetBook(Budget(batch_usd=1)), []
+    book.on_account = lambda account: shared.append(account.name)
+    held = admitted(book, asked("0.4", batch="everybody's"))
+    book.open_account("batch", "mine", is_local=True)
+    other = admitted(book, asked("0.4", batch="mine"))
+    assert shared == ["everybody's"]
+    book.end_account("batch", "mine")
+    book.end_account("batch", "nobody's")
+    assert there(book.account("batch", "mine")).held_usd == D("0.4")
+    book.settle(other, D("0.1"))
+    assert book.account("batch", "mine") is None
+    book.settle(held, D("0.1"))
+    assert book.account("batch", "everybody's") is not None
+    book.end_account("batch", "everybody's")
+    assert book.account("batch", "everybody's") is None
 
 
 def test_an_account_opened_again() -> None:

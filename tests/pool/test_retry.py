@@ -398,6 +398,7 @@ FALLBACK = [
     (answered(404), True),
     (answered(403, reasons=["violence"]), True),
     (answered(400, error_type="context_length_exceeded"), True),
+    (api_error(ErrorBody("no/such is not a valid model ID", 400), status=400), True),
     (CircuitOpenError("open", retry_after_s=5.0), True),
     (answered(400), False),
     (answered(401), False),

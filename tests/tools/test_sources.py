@@ -65,6 +65,9 @@ async def test_bad_registries() -> None:
         ToolRegistry([A], mode="replace")  # type: ignore[arg-type]  # the point
     with pytest.raises(gr.ConfigError, match="is there twice"):
         ToolRegistry([A, OTHER_A])
+    for no_tools in (A, "ab", 5, None, lambda a, b: [a, b]):
+        with pytest.raises(gr.ConfigError, match=r"tool registry: (tools must be a list|a provider of)"):
+            ToolRegistry(no_tools)  # type: ignore[arg-type]  # the point
     with pytest.raises(gr.ConfigError, match="is not a tool"):
         await ToolRegistry(lambda _query: [3]).tools_for(ToolQuery(own=NONE))  # type: ignore[list-item]  # the point
     with pytest.raises(ZeroDivisionError):
