@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from decimal import Decimal
 from functools import partial
 from typing import Unpack
 
@@ -13,6 +14,8 @@ import trio
 import gorouter_trio as gr
 from gorouter_trio._turns.stream import ChatStream
 from gorouter_trio.client import Client
+from gorouter_trio.pool.budget import BudgetBook, Reservation
+from gorouter_trio.pool.workers import Pool, Ticket
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.testing import (
@@ -248,6 +251,54 @@ def test_a_leaked_slot_is_caught() -> None:
     with pytest.raises(AssertionError, match="pool slots are taken"):
         report.raise_failures()
     assert sweep(_stream, **SETTINGS).is_clean
+
+
+def test_a_leaked_hold_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that keeps a place of the model and of the key for a cancelled request fails, for both of them."""
+    release = Pool.release
+
+    def forget(pool: Pool, ticket: Ticket) -> None:
+        release(pool, ticket)
+        if ticket.route is not None and not ticket.status:
+            ticket.route.in_flight += 1
+            ticket.route.key.in_flight += 1
+
+    monkeypatch.setattr(Pool, "release", forget)
+    report = sweep(_chat, **SETTINGS)
+    of_model = _failed_steps(report, "1 requests of model 'openai/gpt-4o-mini' are in flight, 0 were before")
+    assert of_model
+    assert 0 not in of_model
+    assert of_model == _failed_steps(report, "are in flight, 0 were before") == _failed_steps(report, "of key '0'")
+
+
+@asynccontextmanager
+async def _with_budget(world: World) -> AsyncIterator[None]:
+    async with world.open_client(budget=gr.Budget(usd=100, unpriced_usd="0.01")):
+        yield
+
+
+def test_a_leaked_reservation_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that goes on holding what was set aside for a cancelled request fails, with the count and the money."""
+    settle = BudgetBook.settle
+
+    def settle_if_known(book: BudgetBook, reservation: Reservation, usd: Decimal | None) -> None:
+        if usd is not None:
+            settle(book, reservation, usd)
+
+    sweep(_chat, setup=_with_budget, **SETTINGS).raise_failures()
+    monkeypatch.setattr(BudgetBook, "release", lambda _book, _reservation: None)
+    monkeypatch.setattr(BudgetBook, "settle", settle_if_known)
+    report = sweep(_chat, setup=_with_budget, **SETTINGS)
+    leaks = _failed_steps(report, "1 reservations are held, 0 were before")
+    assert leaks
+    assert 0 not in leaks
+    assert leaks == _failed_steps(report, "0.01 USD of the budget of the client are held, 0 were before")
+
+
+def test_the_cost_of_a_lost_answer_is_waited_for() -> None:
+    """What is set aside until the cost of a cancelled stream was looked up is not lost, however long that takes."""
+    slow = SimulatorConfig(latency_s=0.5, tokens_per_s=20, reply_tokens=8, generation_lag_s=60)
+    sweep(_stream, setup=_with_budget, simulator=slow).raise_failures()
 
 
 @pytest.mark.parametrize("at", ["all", "scenario"])
