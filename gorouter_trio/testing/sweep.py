@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Unpack
 
+    from .._inspect import ClientSnapshot
     from ..client import Client
     from ..pool.budget import AccountStatistics
 
@@ -61,8 +62,8 @@ _SETTLE_S: Final = 5.0
 # All lookups of the cost of a lost answer, by default, each as late and as long as it may be.
 _SEARCH_S: Final = 900.0
 _MOST_BUDGETS: Final = 10_000
-# What a scenario may leave to the client that it was given: idle workers and sessions, and the far end of connections.
-_LASTING: Final = ("_Worker.run", "SessionActor.run", "VirtualNetwork._serve")
+# What a scenario may leave to the client that it was given: idle workers and sessions.
+_LASTING: Final = ("_Worker.run", "SessionActor.run")
 _UNTIL_S: Final = 7 * 86_400.0
 
 
@@ -116,8 +117,8 @@ def sweep(
     called while it is open, after these checks: as many requests in flight as before, of each model and key too, none
     queued, no more money set aside in any budget, no connection open but the pool's idle ones, no tool call and no task
     left, what sessions would send next is valid, as was everything they sent. When it is closed: no connection, task,
-    thread or file descriptor more than before. Money is waited for while the cost of a lost answer is looked up: virtual
-    minutes, at most.
+    thread or file descriptor more than before. What the far end of a connection does that cannot know of its close is
+    not looked at. Money is waited for while the cost of a lost answer is looked up: virtual minutes, at most.
 
     A cancelled scenario must end cancelled: returning, or raising anything but `allow`, is a failure. An `error` is
     raised where a cancel could arrive, in the scenario's own task, once, or with `sticky` each time from there on; what
@@ -301,7 +302,7 @@ class _Visit:
 
     async def play(self, world: World) -> None:
         """Set up, strike, look, close, and look again."""
-        tasks = _tasks()
+        tasks = _tasks(world)
         async with self._inquiry.setup(world):
             await self._play(world)
         await _settle(lambda: _left_over(world, tasks))
@@ -377,8 +378,8 @@ class _Stand:
     """How things stood before a scenario: what its clients had under way and had set aside, and the tasks."""
 
     def __init__(self, world: World) -> None:
-        self.tasks = _tasks()
-        self.under_way = {client: _under_way(client) for client in world.clients}
+        self.tasks = _tasks(world)
+        self.under_way = {client: _under_way(client.inspect(sessions=0)) for client in world.clients}
         self.held = {client: _held(client) for client in world.clients}
 
 
@@ -387,21 +388,21 @@ def _unrest(world: World, before: _Stand) -> list[str]:
     found = []
     idle = 0
     for client in world.clients:
-        pool = client.statistics()
+        snapshot = client.inspect(sessions=0)
+        pool = snapshot.pool
         idle += pool.connections
-        found += _changes(_under_way(client), before.under_way.get(client, {}))
+        found += _changes(_under_way(snapshot), before.under_way.get(client, {}))
         if queued := pool.queued + pool.waiting:
             found.append(f"{queued} requests are queued")
     found += _more_held(world, before)
     if (connections := world.network.statistics().open) != idle:
         found.append(f"{connections} connections are open, {idle} of them in a pool")
-    lost = [task.name for task in _tasks() - before.tasks if not task.name.endswith(_LASTING)]
+    lost = [task.name for task in _tasks(world) - before.tasks if not task.name.endswith(_LASTING)]
     return found + [f"a task is left: {name}" for name in sorted(lost)]
 
 
-def _under_way(client: Client) -> dict[str, int]:
+def _under_way(snapshot: ClientSnapshot) -> dict[str, int]:
     """How many of what has begun and not ended."""
-    snapshot = client.inspect(sessions=0)
     pool = snapshot.pool
     return {
         "pool slots are taken": pool.in_flight,
@@ -440,10 +441,12 @@ def _more_held(world: World, before: _Stand) -> list[str]:
 
 def _left_over(world: World, tasks: set[trio.lowlevel.Task]) -> list[str]:
     """What should have gone with what `setup` opened."""
-    lost = sorted(task.name for task in _tasks() - tasks)
+    lost = sorted(task.name for task in _tasks(world) - tasks)
     found = [f"a task is left after the close: {name}" for name in lost]
     if connections := world.network.statistics().open:
         found.append(f"{connections} connections are left after the close")
+    if lingering := world.network.lingering:
+        found.append(f"{lingering} connections are served on, after the server has heard of their end")
     return found
 
 
@@ -463,15 +466,16 @@ async def _call(check: Check, world: World) -> None:
         await result
 
 
-def _tasks() -> set[trio.lowlevel.Task]:
-    """All tasks, trio's own among them."""
+def _tasks(world: World) -> set[trio.lowlevel.Task]:
+    """All tasks, trio's own among them, but those of the far end of the world's connections."""
     found: set[trio.lowlevel.Task] = set()
     root = trio.lowlevel.current_root_task()
     waiting = [] if root is None else [root]
     while waiting:
         task = waiting.pop()
         found.add(task)
-        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        near = [nursery for nursery in task.child_nurseries if not world.is_far(nursery)]
+        waiting += [child for nursery in near for child in nursery.child_tasks]
     return found
 
 

@@ -97,6 +97,7 @@ class World:
         self._bodies: list[bytes] = []
         # Set by open_world, before anybody else has the object.
         self.network = cast("VirtualNetwork", None)
+        self._far: tuple[trio.Nursery, ...] = ()
 
     def __repr__(self) -> str:
         return f"<World of seed {self.seed}: {len(self.log)} events, {len(self._clients)} clients>"
@@ -226,6 +227,10 @@ class World:
         fields = msgspec.to_builtins(record)
         self.log.record("served", **fields)
 
+    def is_far(self, nursery: trio.Nursery) -> bool:
+        """Whether the tasks in `nursery` are those of the far end: of the servers, and of their connections."""
+        return nursery in self._far
+
     # Histories
 
     async def next_requests(self, prompt: str = "And now?") -> dict[str, bytes]:
@@ -264,10 +269,12 @@ async def open_world(*, seed: int = 0, **settings: Unpack[WorldSettings]) -> Asy
 
 @asynccontextmanager
 async def _open_network(world: World, link: Link) -> AsyncIterator[None]:
+    around = len(trio.lowlevel.current_task().child_nurseries)
     async with (
         open_http_server(world.handler, limits=_LIMITS, on_error=world.fail) as server,
         trio.open_nursery() as nursery,
     ):
+        world._far = tuple(trio.lowlevel.current_task().child_nurseries[around:])  # noqa: SLF001 - set here only
         world.network = VirtualNetwork(server, nursery, link=link, plan=world.plan, rng=world.rng, log=world.log)
         try:
             yield

@@ -20,9 +20,11 @@ from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.testing import (
     FailStore,
+    Hang,
     Link,
     Say,
     ScriptedModel,
+    Stall,
     SweepReport,
     World,
     WorldSettings,
@@ -31,7 +33,9 @@ from gorouter_trio.testing import (
     sweep_io,
     use_tool,
 )
+from gorouter_trio.testing.faults import Direction
 from gorouter_trio.testing.sweep import Steps
+from gorouter_trio.transport.http_server import ServerReply, ServerRequest
 from gorouter_trio.wire.codec import encode_prompt, render_body
 from gorouter_trio.wire.mail import HttpCall
 from gorouter_trio.wire.requests import ChatKeywords
@@ -438,6 +442,37 @@ def test_a_task_that_stays_is_caught() -> None:
 
     report = sweep(scenario, setup=with_a_nursery, **SETTINGS)
     assert "linger" in report.failures[0].problem
+
+
+@pytest.mark.parametrize("direction", ["request", "reply"])
+@pytest.mark.parametrize("reply", ["Hello.", Hang()], ids=["text", "hang"])
+def test_a_stall_is_nobodys_fault(direction: Direction, reply: str | Hang) -> None:
+    """The server of a connection that stands still cannot hear that the client has closed it, and may go on."""
+
+    async def scenario(world: World) -> None:
+        world.serve(ScriptedModel([reply, reply, reply], loop=True))
+        await world.client.chat("Hello?")
+
+    stall = Stall(request=1, direction=direction)
+    sweep_io(scenario, faults=[stall], allow=(gr.GorouterError,)).raise_failures()
+
+
+def test_a_server_that_stays_is_caught() -> None:
+    """A server that heard of the end of its connection and does not let go of it is told, once all is closed."""
+
+    class Stubborn:
+        async def handler(self, _request: ServerRequest, _reply: ServerReply) -> None:
+            await trio.sleep_forever()
+
+    async def scenario(world: World) -> None:
+        world.serve(Stubborn())
+        with trio.move_on_after(1):
+            await world.client.chat("Hello?")
+
+    report = sweep(scenario, **SETTINGS)
+    assert [failure.problem for failure in report.failures] == [
+        "1 connections are served on, after the server has heard of their end"
+    ]
 
 
 def test_a_connection_that_stays_is_caught() -> None:
