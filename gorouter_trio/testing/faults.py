@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar, final, get_args
 
 from msgspec import Struct
 
@@ -52,6 +52,7 @@ __all__ = [
     "Stall",
     "StoreFault",
     "StoreOperation",
+    "check_faults",
 ]
 
 Direction = Literal["request", "reply"]
@@ -204,6 +205,21 @@ Fault: TypeAlias = (
     Drop | Delay | Cut | Corrupt | Duplicate | Stall | Refuse | FailStore | HangStore | SkewClock | FailOperation
 )
 
+_KINDS: Final[tuple[type[Fault], ...]] = get_args(Fault)
+_OF_STORES: Final = (FailStore, HangStore, FailOperation)
+
+
+def check_faults(faults: Sequence[object], *, of_store: bool = False) -> None:
+    """Raise `ConfigError` unless these are faults of a world, or of a store that is used alone."""
+    kinds = _OF_STORES if of_store else _KINDS
+    for fault in faults:
+        if not isinstance(fault, kinds):
+            raise ConfigError(
+                f"faults: {fault!r} of {type(fault).__module__} would never strike; "
+                f"{'a store' if of_store else 'a world'} has those of {__name__}: "
+                f"{', '.join(sorted(kind.__name__ for kind in kinds))}"
+            )
+
 
 @final
 class Aim:
@@ -238,9 +254,10 @@ class Aim:
 
 @final
 class FaultPlan:
-    """The faults of one world and what has become of them so far."""
+    """The faults of one world and what has become of them so far; raises `ConfigError` for what is none."""
 
     def __init__(self, faults: Sequence[Fault], *, rng: Callable[[str], random.Random], log: EventLog) -> None:
+        check_faults(faults)
         self._log = log
         self._aims = [
             Aim(fault, rng=rng(f"faults/{number}"), log=log)

@@ -160,6 +160,8 @@ def _settings(marks: Iterable[pytest.Mark]) -> dict[str, object]:
     """The settings of all marks, those closest to the test first."""
     found: dict[str, object] = {}
     for mark in marks:
+        if mark.args:
+            raise TypeError(f"@pytest.mark.gorouter takes settings by name, not {mark.args[0]!r}")
         found = {**mark.kwargs, **found}
     return found
 

@@ -17,7 +17,7 @@ from ..simulator.server import Simulator
 from ..stores.memory import MemoryStore
 from ..transport.http_server import HttpServerLimits, open_http_server
 from ._wire import Link
-from .faults import Fault, FaultPlan
+from .faults import Fault, FaultPlan, check_faults
 from .history import check_history
 from .log import EventLog
 from .network import VirtualNetwork
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..simulator.config import RequestRecord
     from ..transport.http_server import ServerReply, ServerRequest
 
-__all__ = ["START_S", "Serves", "World", "WorldSettings", "open_world", "unwrapped"]
+__all__ = ["START_S", "Serves", "World", "WorldSettings", "check_settings", "open_world", "unwrapped"]
 
 START_S: Final = 1_767_225_600.0
 """When worlds begin, unless they are told: 2026-01-01T00:00:00Z, in seconds since the epoch."""
@@ -69,6 +69,15 @@ class WorldSettings(TypedDict, total=False):
     strict: bool
 
 
+def check_settings(settings: WorldSettings) -> None:
+    """Raise `TypeError` for a setting that there is not, and `ConfigError` for a fault that would never strike."""
+    known = WorldSettings.__annotations__
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"{name!r} is no setting of a world; there are {', '.join(known)}")
+    check_faults(settings.get("faults", ()))
+
+
 @final
 class World:
     """Made by `open_world`, and by `run` and `sweep` for each run.
@@ -79,6 +88,7 @@ class World:
     """
 
     def __init__(self, seed: int, settings: WorldSettings) -> None:
+        check_settings(settings)
         self.seed = seed
         self.log = EventLog()
         self._streams: dict[str, random.Random] = {}
@@ -172,8 +182,9 @@ class World:
         return Seams(wall=self.wall, random=self.rng(name), new_id=self.new_id)
 
     def watch(self, store: HistoryStore) -> FaultyStore:
-        """`store` with this world's faults and log around it."""
-        return store if isinstance(store, FaultyStore) else FaultyStore(store, self.plan, log=self.log)
+        """`store` with this world's faults and log around it; the same where it has them already."""
+        is_watched = isinstance(store, FaultyStore) and store.has_plan(self.plan)
+        return cast("FaultyStore", store) if is_watched else FaultyStore(store, self.plan, log=self.log)
 
     def _fields(self, number: int, config: ClientConfig, fields: dict[str, object]) -> dict[str, object]:
         filled = {name: getattr(config, name) for name in ("api_key", "base_url", "transport", "store")}
@@ -258,7 +269,8 @@ async def open_world(*, seed: int = 0, **settings: Unpack[WorldSettings]) -> Asy
     """A world inside a trio run of your own, which should have a mock clock; `run` brings one, and repeats itself.
 
     An error of the body leaves as itself, not in an exception group; an exception that a server has raised meanwhile
-    takes its place, with the body's as its cause. Leaving ends all connections.
+    takes its place, with the body's as its cause. Leaving ends all connections. Raises `TypeError` for a setting that
+    there is not, and `ConfigError` for a fault that would never strike.
     """
     world = World(seed, settings)
     world.log.now()

@@ -173,6 +173,12 @@ async def _append(store: FaultyStore, *, times: int) -> list[str]:
     return results
 
 
+def test_a_store_takes_faults_of_stores_only() -> None:
+    """What could never strike a store that is used alone is refused."""
+    with pytest.raises(ConfigError, match=r"a store has those of .*: FailOperation, FailStore, HangStore"):
+        FaultyStore(MemoryStore(), [Cut()])
+
+
 async def test_the_nth_operation_fails_once() -> None:
     """Only the nth, and without having written anything."""
     store = FaultyStore(MemoryStore(), [FailStore(operation="append", nth=2)])

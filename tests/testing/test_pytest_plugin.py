@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -121,6 +122,25 @@ def test_a_failure_is_shown_with_its_log(run_pytest: Pytest) -> None:
     assert "assert reply.text == 'no'" in done.stdout
     assert "gorouter world of seed 5 (repeat with --gorouter-seed=5)" in done.stdout
     assert '"kind":"mine","answer":42}' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mark", "told"),
+    [
+        ("fault=[Refuse()]", "'fault' is no setting of a world; there are start"),
+        ("Link()", "@pytest.mark.gorouter takes settings by name, not Link("),
+    ],
+)
+def test_a_mark_with_a_mistake_is_told(run_pytest: Pytest, mark: str, told: str) -> None:
+    """A test whose faults would strike nobody does not pass."""
+    done = run_pytest(
+        "import pytest\nfrom gorouter_trio.testing import Link, Refuse\n"
+        f"@pytest.mark.gorouter({mark})\nasync def test_async(gorouter_world):\n    pass\n"
+        f"@pytest.mark.gorouter({mark})\ndef test_plain(gorouter_run):\n"
+        "    async def scenario(world):\n        pass\n    gorouter_run(scenario)\n"
+    )
+    assert "2 failed" in done.stdout, done.stdout
+    assert len(re.findall(rf"^E +TypeError: {re.escape(told)}", done.stdout, re.MULTILINE)) == 2, done.stdout
 
 
 def test_a_world_is_for_async_tests(run_pytest: Pytest) -> None:
