@@ -71,7 +71,9 @@ class Listener:
         """The next event; waits for one. Cancelling loses none."""
         while not self._queue:
             self._idle.set()
-            self._wakeup = trio.Event()
+            if self._wakeup.is_set():
+                # Only then: another reader may wait for the same one.
+                self._wakeup = trio.Event()
             await self._wakeup.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
         return self._queue.popleft()
@@ -82,7 +84,10 @@ class Listener:
 
 
 class EventFeed(Generic[E]):
-    """Events as an async iterator, inside `with client.events(...) as feed`. It ends when it is left, not by itself."""
+    """Events as an async iterator, inside `with client.events(...) as feed`. It ends when it is left, not by itself.
+
+    Several tasks may read it; each event goes to one of them.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener

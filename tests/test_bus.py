@@ -8,7 +8,7 @@ import pytest
 import trio
 
 import gorouter_trio as gr
-from gorouter_trio._bus import EventBus
+from gorouter_trio._bus import EventBus, EventFeed
 from gorouter_trio.runtime_events import ChatContext, ChatFailed, ChatStarted, HandlerFailed, RuntimeEvent
 
 CONTEXT = ChatContext(chat_id="1", model="m")
@@ -135,6 +135,34 @@ async def test_a_feed(autojump_clock):
             assert [(await anext(feed)).at_s, (await anext(feed)).at_s] == [1, 2]
             assert feed.dropped == 1
         assert not bus.has_listeners
+
+
+async def test_two_readers_of_a_feed(autojump_clock):
+    """Each event wakes whoever waits: a reader that came and went takes no wakeup of the others with it."""
+    got: list[tuple[str, float]] = []
+
+    async def read(name: str, feed: EventFeed[ChatStarted], scope: trio.CancelScope) -> None:
+        with scope:
+            async for event in feed:
+                got.append((name, event.at_s))  # noqa: PERF401 - the feed does not end
+
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        with bus.listen(ChatStarted) as feed:
+            scopes = [trio.CancelScope(), trio.CancelScope()]
+            for name, scope in zip("ab", scopes, strict=True):
+                nursery.start_soon(read, name, feed, scope)
+                await trio.testing.wait_all_tasks_blocked()
+            for number in range(3):
+                bus.emit(started(number))
+                await trio.testing.wait_all_tasks_blocked()
+            assert [at_s for _name, at_s in got] == [0, 1, 2]
+            scopes[1].cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            bus.emit(started(3))
+            await trio.testing.wait_all_tasks_blocked()
+            assert got[3:] == [("a", 3)]
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(
