@@ -79,8 +79,12 @@ class Listener:
         return self._queue.popleft()
 
     async def wait_idle(self) -> None:
-        """Wait until the reader has taken everything and wants more."""
+        """Wait until the reader has taken everything and wants more, or has left."""
         await self._idle.wait()
+
+    def leave(self) -> None:
+        """The reader has left: there is nothing to wait for any more."""
+        self._idle.set()
 
 
 class EventFeed(Generic[E]):
@@ -177,7 +181,7 @@ class EventBus:
             self._forget(number)
 
     async def drain(self) -> None:
-        """Wait until every handler has had what is queued for it; those that hang are waited for."""
+        """Wait until every handler has had what is queued for it, or is off; those that hang are waited for."""
         for number in list(self._scopes):
             listener = self._listeners.get(number)
             if listener is not None:
@@ -192,7 +196,9 @@ class EventBus:
         return self._last_number, listener
 
     def _forget(self, number: int) -> None:
-        self._listeners.pop(number, None)
+        listener = self._listeners.pop(number, None)
+        if listener is not None:
+            listener.leave()
         self._note_kinds()
 
     def _note_kinds(self) -> None:

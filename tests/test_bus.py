@@ -106,6 +106,24 @@ async def test_off_ends_a_handler_that_hangs(autojump_clock, no_leaks):
         assert not nursery.child_tasks
 
 
+async def test_off_while_it_is_drained(autojump_clock):
+    """Whoever waits for the handlers to be done does not wait for one that has been ended."""
+
+    async def once(event: ChatStarted) -> None:
+        await trio.sleep(1)
+        bus.off(number)
+
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        number = bus.on(ChatStarted, once)
+        bus.emit(started(1))
+        bus.emit(started(2))
+        with trio.fail_after(10):
+            await bus.drain()
+        assert trio.current_time() == 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_in_a_thread(no_leaks):
     """A handler that blocks can have a thread, where it still gets one event at a time, in order."""
     threads: list[int] = []
