@@ -165,9 +165,10 @@ class ScriptedModel:
     """A model that answers with `replies`, one a request, in the order of the requests.
 
     `replies` is any iterable, which is read as requests come, or one function that answers every request. With `loop`,
-    a sequence starts again at its end; otherwise one request too many raises `ScriptEndedError` in the handler, which
-    fails the world that it runs in. `World.serve` puts a model in the place of the simulator; `handler` is for an HTTP
-    server of your own. `requests` holds what was asked so far. Use an object in one world only.
+    they start again at their end, those of an iterator too; without it, or where there are none, one request too many
+    raises `ScriptEndedError` in the handler, which fails the world that it runs in. `World.serve` puts a model in the
+    place of the simulator; `handler` is for an HTTP server of your own. `requests` holds what was asked so far. Use an
+    object in one world only.
     """
 
     def __init__(self, replies: Iterable[Reply] | Callable[[ScriptedRequest], Reply], *, loop: bool = False) -> None:
@@ -209,9 +210,13 @@ def _every(replies: Iterable[Reply] | Callable[[ScriptedRequest], Reply], *, loo
     if callable(replies):
         while True:
             yield replies
-    yield from replies
-    while loop:
-        yield from replies
+    given: list[Reply] = []
+    for reply in replies:
+        if loop:
+            given.append(reply)
+        yield reply
+    while loop and given:
+        yield from given
 
 
 @final

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import trio
@@ -190,6 +191,20 @@ def test_what_is_no_reply_fails_the_run(reply: object) -> None:
             await client.chat("Hi")
 
     assert isinstance(run(chat).error, TypeError)
+
+
+def test_an_iterator_starts_again_too() -> None:
+    """With `loop`, what an iterator has given once is given again; of nothing, nothing can be."""
+
+    async def scenario(world: World, model: ScriptedModel) -> list[str]:
+        world.serve(model)
+        async with world.open_client() as client:
+            return [(await client.chat("Hi")).text for _ in range(5)]
+
+    model = ScriptedModel((text for text in ["a", "b"]), loop=True)
+    assert run(partial(scenario, model=model)).value == ["a", "b", "a", "b", "a"]
+    with pytest.raises(ScriptEndedError, match="its script has 0 replies"):
+        _ = run(partial(scenario, model=ScriptedModel([], loop=True))).value
 
 
 def test_a_text_is_no_script() -> None:
