@@ -9,12 +9,14 @@ the wire form of the simulator, whole or as a stream, whichever the request asks
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, final
 
 import trio
 from msgspec import Struct
 
+from ..errors import ConfigError
 from ..simulator import _tokens, forms
 from ..simulator._draws import Draws
 from ..simulator.catalog import MODELS, SimulatedModel
@@ -81,6 +83,10 @@ class Fail(Struct, frozen=True):
     retry_after_s: float | None = None
     metadata: Mapping[str, object] | None = None
     after_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.retry_after_s is not None and not 0 <= self.retry_after_s < math.inf:
+            raise ConfigError(f"Fail: retry_after_s must be 0 or more, and finite, not {self.retry_after_s!r}")
 
 
 class Break(Struct, frozen=True):
@@ -260,7 +266,7 @@ class _Answering:
 
     async def _fail(self, fail: Fail) -> None:
         await self._sleep_until(fail.after_s)
-        headers = () if fail.retry_after_s is None else (("Retry-After", f"{fail.retry_after_s:g}"),)
+        headers = () if fail.retry_after_s is None else (("Retry-After", _seconds(fail.retry_after_s)),)
         await send_error(self._reply, fail.status, message=fail.message, metadata=fail.metadata, headers=headers)
 
     async def _call(self, calls: list[ToolUse]) -> None:
@@ -354,6 +360,11 @@ def _model(name: str | None) -> SimulatedModel:
             return model
     name = name or "scripted/model"
     return SimulatedModel(id=name, name=name, provider="Scripted", served_as=name)
+
+
+def _seconds(value: float) -> str:
+    """Without an exponent, which no header may have."""
+    return str(int(value)) if value == int(value) else f"{value:.3f}"
 
 
 def _encoded(arguments: Mapping[str, object] | str) -> str:

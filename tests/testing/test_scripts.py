@@ -102,6 +102,23 @@ async def test_errors_have_their_status_and_wait(autojump_clock: MockClock) -> N
         assert caught.value.metadata == {"why": "x"}
 
 
+@pytest.mark.parametrize(("wait_s", "header"), [(2_592_000, "2592000"), (1e8, "100000000"), (0, "0"), (1.5, "1.500")])
+async def test_a_long_wait_is_written_out(autojump_clock: MockClock, wait_s: float, header: str) -> None:
+    """Whatever its size, a client can read the Retry-After."""
+    async with open_world() as world, world.open_client(retry=ONCE) as client:
+        world.serve(ScriptedModel([Fail(429, retry_after_s=wait_s)]))
+        with pytest.raises(gr.RateLimitError) as caught:
+            await client.chat("Hi")
+    assert caught.value.retry_after_s == float(header)
+
+
+@pytest.mark.parametrize("wait_s", [-1, float("inf"), float("nan")])
+def test_a_wait_that_no_header_can_hold_is_refused(wait_s: float) -> None:
+    """A mistake in a script is told where it is written."""
+    with pytest.raises(gr.ConfigError, match="retry_after_s must be 0 or more"):
+        Fail(429, retry_after_s=wait_s)
+
+
 async def test_pieces_come_at_their_times(autojump_clock: MockClock) -> None:
     """The first piece comes after its time and the others at their distance; a whole reply takes as long."""
     async with open_world() as world, world.open_client() as client:
