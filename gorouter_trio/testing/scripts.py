@@ -392,6 +392,8 @@ class ScriptedTool:
         description: str = "",
         parameters: Mapping[str, object] | None = None,
     ) -> None:
+        if isinstance(results, (str, bytes, Mapping)):
+            raise TypeError(f"results: a list of results, not one {type(results).__name__}")
         self.name = name
         self.calls: list[dict[str, object]] = []
         self._results = _results(results)

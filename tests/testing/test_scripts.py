@@ -242,6 +242,13 @@ async def test_a_scripted_tool_raises_and_ends() -> None:
     assert ScriptedTool("t", []).definition["type"] == "function"
 
 
+@pytest.mark.parametrize("results", ["sunny", b"sunny", {"celsius": 3}])
+def test_one_result_is_no_list_of_results(results: object) -> None:
+    """Letters and keys are not what was meant to be given out one by one."""
+    with pytest.raises(TypeError, match="results: a list of results, not one"):
+        ScriptedTool("weather", results)  # type: ignore[arg-type]  # that is the point
+
+
 async def test_scripts_take_the_networks_time(autojump_clock: MockClock) -> None:
     """A scripted reply crosses the same network."""
     async with open_world(link=Link(latency_s=1)) as world, world.open_client() as client:
