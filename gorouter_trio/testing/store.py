@@ -129,11 +129,12 @@ class FaultyStore:
         if key is not None:
             check_key(key)
         self.log.record("store", operation=operation, key=key)
+        # First, since it counts operations: one that fails for another reason is one as well.
+        aim = self._plan.on_store(operation=operation, key=key, now=self.log.now())
         if self._plan.on_operation(operation):
             self.struck += 1
             await trio.lowlevel.checkpoint()
             raise OSError(errno.EIO, "the store failed (simulated)")
-        aim = self._plan.on_store(operation=operation, key=key, now=self.log.now())
         if aim is None:
             return await work()
         self.struck += 1
