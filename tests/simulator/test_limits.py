@@ -340,7 +340,10 @@ async def test_holds_outlast_the_request_while_it_settles(autojump_clock) -> Non
         assert (await ask(network, max_tokens=900)).json()["error"]["metadata"][
             "reason"
         ] == "in_flight_budget_exhausted"
-        await trio.sleep(31)
+        await trio.sleep(29)
+        assert simulator.held_nanousd == worst_nanousd(PROMPT_TOKENS, 900)
+        await trio.sleep(2)
+        assert simulator.held_nanousd == 0
         assert (await ask(network, max_tokens=900)).status == 200
 
 
