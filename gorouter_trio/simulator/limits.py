@@ -86,15 +86,26 @@ class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class FreeTier(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limits of the `:free` models, counted for the whole account; the day ends at midnight UTC."""
+    """The limits of the `:free` models, counted for the whole account; the day ends at midnight UTC.
+
+    Raises `ConfigError` for one that admits nothing.
+    """
 
     requests_per_min: int = 20
     requests_per_day: int | None = None
     """None is 1,000 for an account that has bought 10 credits, else 50."""
 
+    def __post_init__(self) -> None:
+        for name in ("requests_per_min", "requests_per_day"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"free_tier.{name} must be at least 1, not {value!r}")
+
     def limits(self, credits_nanousd: int) -> tuple[Limit, Limit]:
         """The same as limits, for an account that has bought so much."""
-        day = self.requests_per_day or (1_000 if credits_nanousd >= 10 * _NS else 50)
+        day = self.requests_per_day
+        if day is None:
+            day = 1_000 if credits_nanousd >= 10 * _NS else 50
         free = (ALL_FREE,)
         return (
             Limit(requests=self.requests_per_min, per="account", models=free, source="free_tier"),

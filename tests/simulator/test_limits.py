@@ -294,6 +294,13 @@ def test_limits_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
         Limit(**fields)
 
 
+@pytest.mark.parametrize("fields", [{"requests_per_day": 0}, {"requests_per_min": 0}], ids=str)
+def test_a_free_tier_that_admits_nothing_is_refused(fields: dict[str, Any]) -> None:
+    """Zero is not taken for the default."""
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        FreeTier(**fields)
+
+
 # Credits: held, then settled.
 
 
