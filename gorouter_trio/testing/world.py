@@ -202,11 +202,11 @@ class World:
     # Servers
 
     def serve(self, model: Serves, *, host: str | None = None) -> None:
-        """From now on, `model` answers the chat requests; those to `host` only, if it is given.
+        """From now on, `model` answers the chat requests; those to `host` only, at whatever port, if it is given.
 
         The simulator goes on answering everything else.
         """
-        self._served[host] = model
+        self._served[None if host is None else host.lower()] = model
 
     async def handler(self, request: ServerRequest, reply: ServerReply) -> None:
         """Answer one request of any host."""
@@ -216,7 +216,7 @@ class World:
             if self._is_strict and (problems := check_history(request.body)):
                 await self._refuse(problems, reply)
                 return
-            server = self._served.get(request.get("host")) or self._served.get(None) or server
+            server = self._served.get(_without_port(request.get("host"))) or self._served.get(None) or server
         await server.handler(request, reply)
 
     def requests(self) -> list[bytes]:
@@ -323,6 +323,14 @@ class _with_failures:  # noqa: N801 - reads as the statement it is
     def __exit__(self, kind: object, exc: BaseException | None, traceback: TracebackType | None) -> None:
         if self._world.failures and (exc is None or isinstance(exc, Exception)):
             raise self._world.failures[0] from exc
+
+
+def _without_port(host: str | None) -> str | None:
+    """The name in a Host header, as it is compared."""
+    if host is None:
+        return None
+    name, _, port = host.rpartition(":")
+    return (name if port.isdecimal() and name else host).lower()
 
 
 def _epoch_s(start: float | datetime) -> float:

@@ -154,6 +154,16 @@ async def test_a_model_takes_the_place_of_the_simulator() -> None:
     assert world.simulator.statistics().received == 0
 
 
+@pytest.mark.parametrize("at", ["backup.test", "backup.test:8080", "BACKUP.test", "[2001:db8::1]", "[2001:db8::1]:81"])
+async def test_a_host_is_served_at_every_port(at: str) -> None:
+    """A model is for a host, however a base URL spells it."""
+    async with open_world() as world:
+        for host in ("Backup.test", "[2001:db8::1]"):
+            world.serve(ScriptedModel(["scripted"]), host=host)
+        async with world.open_client(base_url=f"http://{at}/api/v1") as client:
+            assert (await client.chat("Hi")).text == "scripted"
+
+
 async def test_the_seed_of_a_simulator_can_be_chosen() -> None:
     """A simulator without a seed of its own takes the world's, so that worlds differ in what is said."""
     async with open_world(seed=1) as world, open_world(seed=2) as other:
