@@ -71,18 +71,27 @@ class Listener:
         """The next event; waits for one. Cancelling loses none."""
         while not self._queue:
             self._idle.set()
-            self._wakeup = trio.Event()
+            if self._wakeup.is_set():
+                # Only then: another reader may wait for the same one.
+                self._wakeup = trio.Event()
             await self._wakeup.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
         return self._queue.popleft()
 
     async def wait_idle(self) -> None:
-        """Wait until the reader has taken everything and wants more."""
+        """Wait until the reader has taken everything and wants more, or has left."""
         await self._idle.wait()
+
+    def leave(self) -> None:
+        """The reader has left: there is nothing to wait for any more."""
+        self._idle.set()
 
 
 class EventFeed(Generic[E]):
-    """Events as an async iterator, inside `with client.events(...) as feed`. It ends when it is left, not by itself."""
+    """Events as an async iterator, inside `with client.events(...) as feed`. It ends when it is left, not by itself.
+
+    Several tasks may read it; each event goes to one of them.
+    """
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -172,7 +181,7 @@ class EventBus:
             self._forget(number)
 
     async def drain(self) -> None:
-        """Wait until every handler has had what is queued for it; those that hang are waited for."""
+        """Wait until every handler has had what is queued for it, or is off; those that hang are waited for."""
         for number in list(self._scopes):
             listener = self._listeners.get(number)
             if listener is not None:
@@ -187,7 +196,9 @@ class EventBus:
         return self._last_number, listener
 
     def _forget(self, number: int) -> None:
-        self._listeners.pop(number, None)
+        listener = self._listeners.pop(number, None)
+        if listener is not None:
+            listener.leave()
         self._note_kinds()
 
     def _note_kinds(self) -> None:

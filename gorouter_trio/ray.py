@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from ._contain import contain_sync
 from .batch.output import encode_row
 from .batch.rows import RowReader
 from .batch.template import Template
@@ -41,7 +42,8 @@ class ChatStage:
     run at a time; a limit is that of one actor, unless `shared` of the settings says otherwise.
 
     The client lives in a thread of its own until `close`, or the end of the process. Made with settings that cannot be,
-    it raises `ConfigError`.
+    it raises `ConfigError`; when the client does not open for another reason, `OSError`, or a `GorouterError` with its
+    cause.
     """
 
     def __init__(
@@ -56,17 +58,19 @@ class ChatStage:
         self._max_in_flight = max_in_flight
         self._options = dict(options or {})
         self._fields = fields
-        self._is_open = threading.Event()
-        self._failure: BaseException | None = None
+        # Set when the client is open, or never will be.
+        self._is_settled = threading.Event()
+        self._is_up = False
+        self._failure: Exception | None = None
         self._client: Client
         self._token: trio.lowlevel.TrioToken
         self._stop: trio.Event
         self._thread = threading.Thread(target=self._live, name="gorouter-trio stage", daemon=True)
         self._thread.start()
-        if not self._is_open.wait(_START_S):
+        if not self._is_settled.wait(_START_S):
             raise GorouterError("the client of the stage does not come up")
-        if self._failure is not None:
-            raise self._failure
+        if not self._is_up:
+            raise self._reason()
 
     def __repr__(self) -> str:
         return f"<ChatStage {'open' if self._thread.is_alive() else 'closed'}>"
@@ -103,16 +107,29 @@ class ChatStage:
 
     def _live(self) -> None:
         try:
-            trio.run(self._serve)
-        except (GorouterError, OSError, TypeError) as exc:
-            self._failure = exc
+            contain_sync(lambda: trio.run(self._serve), report=self._note)
         finally:
-            self._is_open.set()
+            self._is_settled.set()
+        if self._is_up and self._failure is not None:
+            # The constructor has returned: nobody but the thread's own hook can tell.
+            raise self._failure
+
+    def _note(self, error: Exception) -> None:
+        self._failure = error
+
+    def _reason(self) -> Exception:
+        """Why the client did not come up: what is of settings and the system as itself, the rest as the cause."""
+        if isinstance(self._failure, (GorouterError, OSError, TypeError)):
+            return self._failure
+        error = GorouterError(f"the client of the stage does not come up: {self._failure!r}")
+        error.__cause__ = self._failure
+        return error
 
     async def _serve(self) -> None:
         async with open_client(**self._fields) as client:
             self._client, self._token, self._stop = client, trio.lowlevel.current_trio_token(), trio.Event()
-            self._is_open.set()
+            self._is_up = True
+            self._is_settled.set()
             await self._stop.wait()
 
 

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 import gorouter_trio as gr
-from gorouter_trio._bus import EventBus
+from gorouter_trio._bus import EventBus, EventFeed
 from gorouter_trio.runtime_events import ChatContext, ChatFailed, ChatStarted, HandlerFailed, RuntimeEvent
 
 CONTEXT = ChatContext(chat_id="1", model="m")
@@ -106,6 +106,24 @@ async def test_off_ends_a_handler_that_hangs(autojump_clock, no_leaks):
         assert not nursery.child_tasks
 
 
+async def test_off_while_it_is_drained(autojump_clock):
+    """Whoever waits for the handlers to be done does not wait for one that has been ended."""
+
+    async def once(event: ChatStarted) -> None:
+        await trio.sleep(1)
+        bus.off(number)
+
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        number = bus.on(ChatStarted, once)
+        bus.emit(started(1))
+        bus.emit(started(2))
+        with trio.fail_after(10):
+            await bus.drain()
+        assert trio.current_time() == 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_in_a_thread(no_leaks):
     """A handler that blocks can have a thread, where it still gets one event at a time, in order."""
     threads: list[int] = []
@@ -135,6 +153,34 @@ async def test_a_feed(autojump_clock):
             assert [(await anext(feed)).at_s, (await anext(feed)).at_s] == [1, 2]
             assert feed.dropped == 1
         assert not bus.has_listeners
+
+
+async def test_two_readers_of_a_feed(autojump_clock):
+    """Each event wakes whoever waits: a reader that came and went takes no wakeup of the others with it."""
+    got: list[tuple[str, float]] = []
+
+    async def read(name: str, feed: EventFeed[ChatStarted], scope: trio.CancelScope) -> None:
+        with scope:
+            async for event in feed:
+                got.append((name, event.at_s))  # noqa: PERF401 - the feed does not end
+
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        with bus.listen(ChatStarted) as feed:
+            scopes = [trio.CancelScope(), trio.CancelScope()]
+            for name, scope in zip("ab", scopes, strict=True):
+                nursery.start_soon(read, name, feed, scope)
+                await trio.testing.wait_all_tasks_blocked()
+            for number in range(3):
+                bus.emit(started(number))
+                await trio.testing.wait_all_tasks_blocked()
+            assert [at_s for _name, at_s in got] == [0, 1, 2]
+            scopes[1].cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            bus.emit(started(3))
+            await trio.testing.wait_all_tasks_blocked()
+            assert got[3:] == [("a", 3)]
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ class Purse:
     """The credits that are neither spent nor held, in integer nano-dollars. Times are on the trio clock."""
 
     def __init__(self, config: SimulatorConfig, ledger: Ledger) -> None:
-        self.held_nanousd = 0
+        self._held_nanousd = 0
         self._config = config
         self._ledger = ledger
         self._settling: deque[tuple[float, int]] = deque()
@@ -49,20 +49,24 @@ class Purse:
 
     def may_hold(self, nanousd: int, now_s: float) -> bool:
         """Whether so much more can be held now."""
+        return self.held_nanousd(now_s) + nanousd <= self.budget_nanousd
+
+    def held_nanousd(self, now_s: float) -> int:
+        """What is held now: by requests in flight, and by those that settle."""
         while self._settling and self._settling[0][0] <= now_s:
-            self.held_nanousd -= self._settling.popleft()[1]
-        return self.held_nanousd + nanousd <= self.budget_nanousd
+            self._held_nanousd -= self._settling.popleft()[1]
+        return self._held_nanousd
 
     def hold(self, nanousd: int) -> None:
         """Set aside what a request may come to cost."""
-        self.held_nanousd += nanousd
+        self._held_nanousd += nanousd
 
     def release(self, nanousd: int, now_s: float) -> None:
         """Give it back, at once or after the settlement."""
         if self._config.settlement_s and nanousd:
             self._settling.append((now_s + self._config.settlement_s, nanousd))
         else:
-            self.held_nanousd -= nanousd
+            self._held_nanousd -= nanousd
 
 
 class Ticket(Struct, frozen=True):

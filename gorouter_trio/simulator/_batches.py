@@ -80,6 +80,7 @@ class BatchDesk:
     def __init__(self, world: World) -> None:
         self._world = world
         self._batches: OrderedDict[str, _Batch] = OrderedDict()
+        self._submitted = 0
 
     def submit(self, body: bytes, key: str) -> bytes | ErrorReply:
         """Take a batch in, and say what it is called."""
@@ -92,10 +93,11 @@ class BatchDesk:
         wall = self._world.wall()
         batch = _Batch(
             submission,
-            batch_id=f"batch_{Draws(b'batch %d:%b' % (len(self._batches), body[:4096])).alnum(24)}",
+            batch_id=f"batch_{Draws(b'batch %d:%b' % (self._submitted, body[:4096])).alnum(24)}",
             model=model,
             key=key,
         )
+        self._submitted += 1
         batch.created_at = int(wall)
         batch.expires_at = int(wall + self._world.config.batch_window_s)
         self._batches[batch.id] = batch

@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, cast
 
+import msgspec
 import trio
 
 from ..transport.http_server import encode_headers
@@ -71,10 +72,17 @@ def _usage_of(content: bytes) -> dict[str, object]:
     found: dict[str, object] = {}
     for line in content.splitlines() if content.lstrip()[:1] in {b":", b"d"} else [content]:
         text = line.removeprefix(b"data: ").strip()
-        if text[:1] == b"{":
-            usage = cast("dict[str, object]", _json.decode_any(text)).get("usage")
-            found = usage if isinstance(usage, dict) else found
+        usage = _field(text, "usage") if text[:1] == b"{" else None
+        found = usage if isinstance(usage, dict) else found
     return found
+
+
+def _field(text: bytes, name: str) -> object:
+    """A field of an object; None where it has none, or is none: what was recorded may be cut, or not of the API."""
+    try:
+        return cast("dict[str, object]", _json.decode_any(text)).get(name)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _count(usage: dict[str, object], name: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from msgspec import Struct
@@ -11,9 +11,12 @@ from msgspec import Struct
 from ..errors import ConfigError
 from .catalog import EMBEDDING_MODELS, MODELS, SimulatedModel
 from .faults import FaultKind
-from .limits import FreeTier, Limit
+from .limits import ALL_FREE, FreeTier, Limit
 from .recordings import Recording
 from .scenario import Scenario, check_rates
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = [
     "CancelBilling",
@@ -116,11 +119,21 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         ids = [model.id for model in (*self.models, *self.embedding_models)]
         if len(set(ids)) != len(ids):
             raise ConfigError("models: an id stands twice")
-        unknown = set(self.scenario.models) - set(ids) if self.scenario is not None else ()
-        if unknown:
-            raise ConfigError(f"scenario.models: {min(unknown)!r} is not among the models")
+        for place, names in self._named_models():
+            unknown = names - set(ids)
+            if unknown:
+                raise ConfigError(f"{place}: {min(unknown)!r} is not among the models")
         if self.default_model not in {model.id for model in self.models}:
             raise ConfigError(f"default_model {self.default_model!r} is not among the models")
+
+    def _named_models(self) -> Iterator[tuple[str, set[str]]]:
+        """The models that a setting is for, and where it stands."""
+        for number, limit in enumerate(self.limits):
+            yield f"limits[{number}].models", set(limit.models) - {ALL_FREE}
+        if self.scenario is not None:
+            yield "scenario.models", set(self.scenario.models)
+            for number, phase in enumerate(self.scenario.phases):
+                yield f"scenario.phases[{number}].models", set(phase.models)
 
 
 _NOT_NEGATIVE = (

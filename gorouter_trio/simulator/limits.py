@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = [
+    "ALL_FREE",
     "Demand",
     "FreeTier",
     "Grant",
@@ -39,6 +40,9 @@ LimitScope = Literal["key", "model", "key_model", "account"]
 
 LimitSource = Literal["platform", "upstream", "free_tier"]
 """Whose limit it is, which decides the form of the 429: OpenRouter's, a provider's shared pool, or the free models'."""
+
+ALL_FREE: Final = ":free"
+"""Stands for all free variants of models, where a limit names those it is for."""
 
 _NS: Final = 1_000_000_000
 _DAY_S: Final = 86_400.0
@@ -78,20 +82,31 @@ class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def covers(self, model: str) -> bool:
         """Whether it is for this model."""
-        return not self.models or model in self.models or (":free" in self.models and model.endswith(":free"))
+        return not self.models or model in self.models or (ALL_FREE in self.models and model.endswith(ALL_FREE))
 
 
 class FreeTier(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The limits of the `:free` models, counted for the whole account; the day ends at midnight UTC."""
+    """The limits of the `:free` models, counted for the whole account; the day ends at midnight UTC.
+
+    Raises `ConfigError` for one that admits nothing.
+    """
 
     requests_per_min: int = 20
     requests_per_day: int | None = None
     """None is 1,000 for an account that has bought 10 credits, else 50."""
 
+    def __post_init__(self) -> None:
+        for name in ("requests_per_min", "requests_per_day"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"free_tier.{name} must be at least 1, not {value!r}")
+
     def limits(self, credits_nanousd: int) -> tuple[Limit, Limit]:
         """The same as limits, for an account that has bought so much."""
-        day = self.requests_per_day or (1_000 if credits_nanousd >= 10 * _NS else 50)
-        free = (":free",)
+        day = self.requests_per_day
+        if day is None:
+            day = 1_000 if credits_nanousd >= 10 * _NS else 50
+        free = (ALL_FREE,)
         return (
             Limit(requests=self.requests_per_min, per="account", models=free, source="free_tier"),
             Limit(requests=day, window_s=_DAY_S, kind="fixed", per="account", models=free, source="free_tier"),

@@ -44,9 +44,10 @@ async def open_recorder(
                 await client.chat("What is a tide?")
 
     `transport` is how the API is reached, the built-in transport unless given; the recorder closes it. Exchanges are
-    written when the reply was read to its end, one a line, in that order; a stream that is left early, and a reply that
-    breaks off, are counted and not written. Keys are not written: nothing of the headers of a request is, and of a
-    reply's only those that clients look at. What was asked and answered is, as it was.
+    written when the reply was read to its end, one a line, in that order. A stream that is left early, and a reply that
+    breaks off, are not written, nor is what was answered to a request that is no JSON: no other could be told from it.
+    Keys are not written: nothing of the headers of a request is, and of a reply's only those that clients look at. What
+    was asked and answered is, as it was.
 
     Raises `ConfigError` when there is such a file already, and `OSError` where it cannot be made or, from the call that
     was recorded, written.
@@ -73,6 +74,8 @@ class Recorder:
         self._lock = trio.Lock()
         self.written = 0
         """How many exchanges are in the file."""
+        self.skipped = 0
+        """How many are not, because their request is no JSON."""
         self.transport: BaseTransport = TappedTransport(transport, self._write)
         """What goes into `open_client(transport=...)`, or `httpx.AsyncClient(transport=...)` on trio."""
 
@@ -80,7 +83,11 @@ class Recorder:
         return f"<Recorder, {self.written} exchanges>"
 
     async def _write(self, exchange: TappedExchange) -> None:
-        line = _json.encode(_entry(exchange)) + b"\n"
+        try:
+            line = _json.encode(_entry(exchange)) + b"\n"
+        except ValueError:
+            self.skipped += 1
+            return
         async with self._lock:
             # A line that was begun is written to its end: half of one would spoil the file.
             with trio.CancelScope(shield=True):
@@ -90,7 +97,7 @@ class Recorder:
 
 
 def _entry(exchange: TappedExchange) -> dict[str, object]:
-    entry: dict[str, object] = {"request": msgspec.Raw(exchange.request_body or b"null")}
+    entry: dict[str, object] = {"request": msgspec.Raw(_on_one_line(exchange.request_body or b"null"))}
     method, path = exchange.method, _path_of(exchange.target)
     if (method, path) != ("POST", "/chat/completions"):
         entry |= {"method": method, "path": path}
@@ -100,6 +107,12 @@ def _entry(exchange: TappedExchange) -> dict[str, object]:
         "headers": headers,
         "body": exchange.body.decode("utf-8", errors="replace"),
     }
+
+
+def _on_one_line(body: bytes) -> bytes:
+    """The JSON in a body as it can stand in a line of the file; raises `ValueError` for what is none."""
+    body.decode("utf-8")
+    return msgspec.json.format(body, indent=-1)
 
 
 def _path_of(target: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -128,8 +129,12 @@ class Simulator:
 
     @property
     def held_nanousd(self) -> int:
-        """The part of the credits that requests in flight hold."""
-        return self._world.admission.purse.held_nanousd
+        """The part of the credits that is held now: by requests in flight, and by those that settle.
+
+        After the run, what was held when it was looked at last.
+        """
+        now_s = trio.current_time() if trio.lowlevel.in_trio_run() else -math.inf
+        return self._world.admission.purse.held_nanousd(now_s)
 
     def recent_requests(self) -> list[RequestRecord]:
         """The last chat requests that ended, oldest first, as many as `SimulatorConfig.log_size` says."""

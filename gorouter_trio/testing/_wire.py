@@ -244,6 +244,11 @@ class WireConnection:
         """Whether both ends were closed."""
         return self.client.is_closed and self.server.is_closed
 
+    @property
+    def has_ended_at_server(self) -> bool:
+        """Whether the client's end of the stream has arrived, or a reset."""
+        return self._up.ends_at <= trio.current_time()
+
     def totals(self) -> dict[str, object]:
         """How much was sent either way, and what, as a digest."""
         return {

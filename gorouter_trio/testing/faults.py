@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, TypeVar, cast, final, get_args
 
 from msgspec import Struct
 
@@ -52,6 +52,7 @@ __all__ = [
     "Stall",
     "StoreFault",
     "StoreOperation",
+    "check_faults",
 ]
 
 Direction = Literal["request", "reply"]
@@ -157,7 +158,9 @@ class Refuse(NetworkFault, frozen=True, kw_only=True):
 
 
 class StoreFault(_Selector, frozen=True, kw_only=True):
-    """`nth` counts the operations that match otherwise; `sticky` strikes all from there on."""
+    """`nth` counts the operations that match otherwise, `since_s` and `until_s` included, also those that another fault
+    strikes; `sticky` strikes all from there on.
+    """
 
     operation: StoreOperation | None = None
     key: str | None = None
@@ -204,6 +207,21 @@ Fault: TypeAlias = (
     Drop | Delay | Cut | Corrupt | Duplicate | Stall | Refuse | FailStore | HangStore | SkewClock | FailOperation
 )
 
+_KINDS: Final[tuple[type[Fault], ...]] = get_args(Fault)
+_OF_STORES: Final = (FailStore, HangStore, FailOperation)
+
+
+def check_faults(faults: Sequence[object], *, of_store: bool = False) -> None:
+    """Raise `ConfigError` unless these are faults of a world, or of a store that is used alone."""
+    kinds = _OF_STORES if of_store else _KINDS
+    for fault in faults:
+        if not isinstance(fault, kinds):
+            raise ConfigError(
+                f"faults: {fault!r} of {type(fault).__module__} would never strike; "
+                f"{'a store' if of_store else 'a world'} has those of {__name__}: "
+                f"{', '.join(sorted(kind.__name__ for kind in kinds))}"
+            )
+
 
 @final
 class Aim:
@@ -216,20 +234,30 @@ class Aim:
         self._taken = 0
         self._seen = 0
 
-    def takes(self, now: float) -> bool:
-        """Whether the fault takes what matches it at `now`; counts it when it does."""
-        fault = self.fault
-        if not fault.since_s <= now < fault.until_s or (fault.times is not None and self._taken >= fault.times):
-            return False
-        if fault.probability < 1 and self.rng.random() >= fault.probability:
-            return False
-        self._taken += 1
-        return True
+    def is_due(self, now: float) -> bool:
+        """Whether the fault would strike what matches it otherwise, at `now`.
 
-    def counts(self, nth: int | None, *, sticky: bool) -> bool:
-        """Whether the next operation is the nth, or after it."""
+        That is counted, and chance drawn for it, also where another fault strikes in its place: no fault depends on the
+        others.
+        """
+        fault = self.fault
+        if not fault.since_s <= now < fault.until_s or not self._counts():
+            return False
+        if fault.times is not None and self._taken >= fault.times:
+            return False
+        return fault.probability >= 1 or self.rng.random() < fault.probability
+
+    def _counts(self) -> bool:
+        """Whether what matches now is the nth, or after it, where that matters."""
+        fault = self.fault
+        if not isinstance(fault, StoreFault) or fault.nth is None:
+            return True
         self._seen += 1
-        return nth is None or self._seen == nth or (sticky and self._seen > nth)
+        return self._seen == fault.nth or (fault.sticky and self._seen > fault.nth)
+
+    def take(self) -> None:
+        """The fault strikes what it was due for."""
+        self._taken += 1
 
     def strike(self, **where: object) -> None:
         """Write down that the fault has struck."""
@@ -238,9 +266,10 @@ class Aim:
 
 @final
 class FaultPlan:
-    """The faults of one world and what has become of them so far."""
+    """The faults of one world and what has become of them so far; raises `ConfigError` for what is none."""
 
     def __init__(self, faults: Sequence[Fault], *, rng: Callable[[str], random.Random], log: EventLog) -> None:
+        check_faults(faults)
         self._log = log
         self._aims = [
             Aim(fault, rng=rng(f"faults/{number}"), log=log)
@@ -254,12 +283,12 @@ class FaultPlan:
 
     def on_connect(self, *, connection: int, host: str, now: float) -> Refuse | None:
         """The refusal that this attempt to connect meets."""
-        for aim in self._aims:
-            fault = aim.fault
-            if isinstance(fault, Refuse) and _fits(fault, connection, host) and aim.takes(now):
-                aim.strike(connection=connection, how=fault.how)
-                return fault
-        return None
+        aim = _first([aim for aim in self._aims if _refuses(aim.fault, connection, host) and aim.is_due(now)])
+        if aim is None:
+            return None
+        refusal = cast("Refuse", aim.fault)
+        aim.strike(connection=connection, how=refusal.how)
+        return refusal
 
     def on_request(self, *, connection: int, host: str, request: int, now: float) -> dict[Direction, list[Aim]]:
         """The faults that are aimed at this request and at its reply, in the order of their bytes."""
@@ -268,21 +297,16 @@ class FaultPlan:
             fault = aim.fault
             if not isinstance(fault, MessageFault) or fault.request not in {None, request}:
                 continue
-            if _fits(fault, connection, host) and aim.takes(now):
+            if _fits(fault, connection, host) and aim.is_due(now):
+                aim.take()
                 aims[fault.direction].append(aim)
         for direction in aims.values():
             direction.sort(key=_position)
         return aims
 
     def on_store(self, *, operation: StoreOperation, key: str | None, now: float) -> Aim | None:
-        """The fault that this operation of the store meets."""
-        for aim in self._aims:
-            fault = aim.fault
-            if not isinstance(fault, StoreFault) or fault.operation not in {None, operation}:
-                continue
-            if fault.key in {None, key} and aim.counts(fault.nth, sticky=fault.sticky) and aim.takes(now):
-                return aim
-        return None
+        """The fault that this operation of the store meets: the first in the plan, of those that are due."""
+        return _first([aim for aim in self._aims if _is_for(aim.fault, operation, key) and aim.is_due(now)])
 
     def on_operation(self, operation: str) -> bool:
         """Whether this operation of a client on the outside world fails."""
@@ -307,6 +331,22 @@ class FaultPlan:
 
 def _fits(fault: NetworkFault, connection: int, host: str) -> bool:
     return fault.connection in {None, connection} and fault.host in {None, host}
+
+
+def _refuses(fault: _Selector, connection: int, host: str) -> bool:
+    return isinstance(fault, Refuse) and _fits(fault, connection, host)
+
+
+def _is_for(fault: _Selector, operation: StoreOperation, key: str | None) -> bool:
+    return isinstance(fault, StoreFault) and fault.operation in {None, operation} and fault.key in {None, key}
+
+
+def _first(due: list[Aim]) -> Aim | None:
+    """The one that strikes."""
+    if not due:
+        return None
+    due[0].take()
+    return due[0]
 
 
 def _position(aim: Aim) -> int:

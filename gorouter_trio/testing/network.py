@@ -61,6 +61,7 @@ class VirtualNetwork:
         self._log = log
         self._is_open = True
         self._connections: dict[int, WireConnection] = {}
+        self._served: dict[int, WireConnection] = {}
         self._connects = self._failed = self._requests = 0
 
     def __repr__(self) -> str:
@@ -75,6 +76,11 @@ class VirtualNetwork:
             open=sum(not connection.client.is_closed for connection in self._connections.values()),
             requests=self._requests,
         )
+
+    @property
+    def lingering(self) -> int:
+        """How many connections the server has not let go of, although it has heard of their end."""
+        return sum(connection.has_ended_at_server for connection in self._served.values())
 
     async def connect(self, host: str, port: int) -> trio.abc.Stream:
         """The client's end of a new connection, after a round trip; the caller closes it.
@@ -118,9 +124,11 @@ class VirtualNetwork:
         self._log.record("reply", connection=connection.number, request=connection.request)
 
     async def _serve(self, connection: WireConnection) -> None:
+        self._served[connection.number] = connection
         try:
             await self._server.serve_stream(connection.server)
         finally:
+            del self._served[connection.number]
             self._log.record("close", connection=connection.number, **connection.totals())
 
     def _forget_closed(self) -> None:

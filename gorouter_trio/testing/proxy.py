@@ -93,7 +93,11 @@ class HalfClose(_Aimed, frozen=True, kw_only=True):
 
 
 class Stall(_Aimed, frozen=True, kw_only=True):
-    """Nothing more is forwarded for `for_s` seconds; by default never again, until the client closes its side."""
+    """Nothing more is forwarded for `for_s` seconds; by default never again, until the client closes its side.
+
+    As on any line that stands still, what is sent backs up, and sends wait: the proxy takes about a MiB more. A client
+    that closes its side with more than that on the way is noticed when the stall is over, or with the proxy.
+    """
 
     for_s: float = math.inf
 

@@ -13,7 +13,7 @@ from msgspec import Struct
 from .._contain import contain
 from ._scheduler import StepCounter, deterministic_run
 from .log import LogEvent, read_log
-from .world import World, open_world, unwrapped
+from .world import World, check_settings, open_world, unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -93,8 +93,10 @@ def run(
     virtual seconds the scenario is cancelled. Without it, one in which nothing can happen any more ends with
     `StuckError`, and so does one that takes longer than ten years.
     Not to be called inside a trio run, nor while another thread runs one. Raises `RuntimeError` for a version of trio
-    whose scheduler cannot be seeded.
+    whose scheduler cannot be seeded, `TypeError` for a setting that there is not, and `ConfigError` for a fault that
+    would never strike.
     """
+    check_settings(settings)
     steps = StepCounter()
     playing = _Run(scenario, seed=seed, until_s=until_s, settings=settings)
     started_at = time.perf_counter()

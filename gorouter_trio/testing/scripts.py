@@ -9,12 +9,14 @@ the wire form of the simulator, whole or as a stream, whichever the request asks
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, final
 
 import trio
 from msgspec import Struct
 
+from ..errors import ConfigError
 from ..simulator import _tokens, forms
 from ..simulator._draws import Draws
 from ..simulator.catalog import MODELS, SimulatedModel
@@ -81,6 +83,10 @@ class Fail(Struct, frozen=True):
     retry_after_s: float | None = None
     metadata: Mapping[str, object] | None = None
     after_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.retry_after_s is not None and not 0 <= self.retry_after_s < math.inf:
+            raise ConfigError(f"Fail: retry_after_s must be 0 or more, and finite, not {self.retry_after_s!r}")
 
 
 class Break(Struct, frozen=True):
@@ -165,9 +171,10 @@ class ScriptedModel:
     """A model that answers with `replies`, one a request, in the order of the requests.
 
     `replies` is any iterable, which is read as requests come, or one function that answers every request. With `loop`,
-    a sequence starts again at its end; otherwise one request too many raises `ScriptEndedError` in the handler, which
-    fails the world that it runs in. `World.serve` puts a model in the place of the simulator; `handler` is for an HTTP
-    server of your own. `requests` holds what was asked so far. Use an object in one world only.
+    they start again at their end, those of an iterator too; without it, or where there are none, one request too many
+    raises `ScriptEndedError` in the handler, which fails the world that it runs in. `World.serve` puts a model in the
+    place of the simulator; `handler` is for an HTTP server of your own. `requests` holds what was asked so far. Use an
+    object in one world only.
     """
 
     def __init__(self, replies: Iterable[Reply] | Callable[[ScriptedRequest], Reply], *, loop: bool = False) -> None:
@@ -209,9 +216,13 @@ def _every(replies: Iterable[Reply] | Callable[[ScriptedRequest], Reply], *, loo
     if callable(replies):
         while True:
             yield replies
-    yield from replies
-    while loop:
-        yield from replies
+    given: list[Reply] = []
+    for reply in replies:
+        if loop:
+            given.append(reply)
+        yield reply
+    while loop and given:
+        yield from given
 
 
 @final
@@ -255,7 +266,7 @@ class _Answering:
 
     async def _fail(self, fail: Fail) -> None:
         await self._sleep_until(fail.after_s)
-        headers = () if fail.retry_after_s is None else (("Retry-After", f"{fail.retry_after_s:g}"),)
+        headers = () if fail.retry_after_s is None else (("Retry-After", _seconds(fail.retry_after_s)),)
         await send_error(self._reply, fail.status, message=fail.message, metadata=fail.metadata, headers=headers)
 
     async def _call(self, calls: list[ToolUse]) -> None:
@@ -351,6 +362,11 @@ def _model(name: str | None) -> SimulatedModel:
     return SimulatedModel(id=name, name=name, provider="Scripted", served_as=name)
 
 
+def _seconds(value: float) -> str:
+    """Without an exponent, which no header may have."""
+    return str(int(value)) if value == int(value) else f"{value:.3f}"
+
+
 def _encoded(arguments: Mapping[str, object] | str) -> str:
     return arguments if isinstance(arguments, str) else encode_json(arguments).decode("utf-8")
 
@@ -376,6 +392,8 @@ class ScriptedTool:
         description: str = "",
         parameters: Mapping[str, object] | None = None,
     ) -> None:
+        if isinstance(results, (str, bytes, Mapping)):
+            raise TypeError(f"results: a list of results, not one {type(results).__name__}")
         self.name = name
         self.calls: list[dict[str, object]] = []
         self._results = _results(results)

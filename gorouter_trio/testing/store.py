@@ -12,7 +12,7 @@ from ..errors import DecodeError
 from ..stores.keys import check_key
 from ..wire.codec import decode_log_entry
 from ..wire.journal import LogEntry, TurnAbandoned, TurnAnswered, TurnStarted
-from .faults import FailStore, FaultPlan, HangStore
+from .faults import FailStore, FaultPlan, HangStore, check_faults
 from .log import EventLog
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class FaultyStore:
 
     A world wraps the stores of its clients by itself. `rng` is what probabilities are drawn from, `log` where
     operations, turns and faults are written; both have defaults for a store used alone, whose times are counted from
-    its first operation.
+    its first operation. Raises `ConfigError` for faults that are none of a store.
     """
 
     def __init__(
@@ -54,6 +54,10 @@ class FaultyStore:
 
     def __repr__(self) -> str:
         return f"<FaultyStore around {self.inside!r}>"
+
+    def has_plan(self, plan: FaultPlan) -> bool:
+        """Whether the faults that it meets are those of `plan`."""
+        return self._plan is plan
 
     @property
     def durability(self) -> str:
@@ -125,11 +129,12 @@ class FaultyStore:
         if key is not None:
             check_key(key)
         self.log.record("store", operation=operation, key=key)
+        # First, since it counts operations: one that fails for another reason is one as well.
+        aim = self._plan.on_store(operation=operation, key=key, now=self.log.now())
         if self._plan.on_operation(operation):
             self.struck += 1
             await trio.lowlevel.checkpoint()
             raise OSError(errno.EIO, "the store failed (simulated)")
-        aim = self._plan.on_store(operation=operation, key=key, now=self.log.now())
         if aim is None:
             return await work()
         self.struck += 1
@@ -185,5 +190,6 @@ def _describe(entry: LogEntry) -> dict[str, object]:
 
 
 def _plan(faults: Sequence[Fault], rng: random.Random | None, log: EventLog) -> FaultPlan:
+    check_faults(faults, of_store=True)
     source = rng or random.Random(0)
     return FaultPlan(faults, rng=lambda _name: source, log=log)

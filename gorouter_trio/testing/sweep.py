@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from decimal import Decimal
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast, final
 
@@ -28,11 +29,13 @@ from .run import run
 from .world import World, WorldSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
     from types import TracebackType
     from typing import Unpack
 
-    from ..pool.workers import PoolStatistics
+    from .._inspect import ClientSnapshot
+    from ..client import Client
+    from ..pool.budget import AccountStatistics
 
 __all__ = [
     "Check",
@@ -54,9 +57,13 @@ Setup: TypeAlias = Callable[[World], AbstractAsyncContextManager[object]]
 Steps: TypeAlias = Literal["all", "scenario"]
 """Which steps are struck at: those of every task while the scenario runs, or those of its own task only."""
 
+_LOOKS: Final = 100
 _SETTLE_S: Final = 5.0
-# What a scenario may leave to the client that it was given: idle workers and sessions, and the far end of connections.
-_LASTING: Final = ("_Worker.run", "SessionActor.run", "VirtualNetwork._serve")
+# All lookups of the cost of a lost answer, by default, each as late and as long as it may be.
+_SEARCH_S: Final = 900.0
+_MOST_BUDGETS: Final = 10_000
+# What a scenario may leave to the client that it was given: idle workers and sessions.
+_LASTING: Final = ("_Worker.run", "SessionActor.run")
 _UNTIL_S: Final = 7 * 86_400.0
 
 
@@ -107,9 +114,11 @@ def sweep(
     """Cancel `scenario` at each of its steps, or raise `error()` there, and look the world over each time.
 
     `setup(world)` is entered before, and left after the first look; by default it opens `world.client`. `check` is
-    called while it is open, after these checks: no request in flight or queued, no connection open but the pool's idle
-    ones, no task left, what sessions would send next is valid, as was everything they sent. When it is closed: no
-    connection, task, thread or file descriptor more than before.
+    called while it is open, after these checks: as many requests in flight as before, of each model and key too, none
+    queued, no more money set aside in any budget, no connection open but the pool's idle ones, no tool call and no task
+    left, what sessions would send next is valid, as was everything they sent. When it is closed: no connection, task,
+    thread or file descriptor more than before. What the far end of a connection does that cannot know of its close is
+    not looked at. Money is waited for while the cost of a lost answer is looked up: virtual minutes, at most.
 
     A cancelled scenario must end cancelled: returning, or raising anything but `allow`, is a failure. An `error` is
     raised where a cancel could arrive, in the scenario's own task, once, or with `sticky` each time from there on; what
@@ -293,7 +302,7 @@ class _Visit:
 
     async def play(self, world: World) -> None:
         """Set up, strike, look, close, and look again."""
-        tasks = _tasks()
+        tasks = _tasks(world)
         async with self._inquiry.setup(world):
             await self._play(world)
         await _settle(lambda: _left_over(world, tasks))
@@ -301,12 +310,13 @@ class _Visit:
 
     async def _play(self, world: World) -> None:
         await trio.testing.wait_all_tasks_blocked()
-        tasks, pools, operations = _tasks(), _pools(world), world.plan.operations
+        before, operations = _Stand(world), world.plan.operations
         await self._run_scenario(world)
         self.operations = range(operations + 1, world.plan.operations + 1)
         world.plan.stop_failing()
-        await _settle(lambda: _unrest(world, tasks, pools))
-        self.problems += _unrest(world, tasks, pools)
+        await _settle(lambda: _unrest(world, before))
+        await _find_costs(world, before)
+        self.problems += _unrest(world, before)
         self.problems += await _invalid(world)
         for check in self._inquiry.checks:
             await contain(partial(_call, check, world), report=self._report)
@@ -346,35 +356,97 @@ class _Visit:
 # Looking
 
 
-async def _settle(find: Callable[[], list[str]]) -> None:
+async def _settle(find: Callable[[], list[str]], *, within_s: float = _SETTLE_S) -> None:
     """Give what ends by itself a little time for it."""
-    for _ in range(100):
+    for _ in range(_LOOKS):
         if not find():
             return
-        await trio.sleep(_SETTLE_S / 100)
+        await trio.sleep(within_s / _LOOKS)
 
 
-def _unrest(world: World, tasks: set[trio.lowlevel.Task], before: list[PoolStatistics]) -> list[str]:
+async def _find_costs(world: World, before: _Stand) -> None:
+    """What lost answers may have cost is set aside until that is known, or is given up."""
+    await _settle(lambda: _more_held(world, before) if _is_searching(world) else [], within_s=_SEARCH_S)
+
+
+def _is_searching(world: World) -> bool:
+    return any(client.inspect(sessions=0).ledger.reconciling for client in world.clients)
+
+
+@final
+class _Stand:
+    """How things stood before a scenario: what its clients had under way and had set aside, and the tasks."""
+
+    def __init__(self, world: World) -> None:
+        self.tasks = _tasks(world)
+        self.under_way = {client: _under_way(client.inspect(sessions=0)) for client in world.clients}
+        self.held = {client: _held(client) for client in world.clients}
+
+
+def _unrest(world: World, before: _Stand) -> list[str]:
     """What is not as it was, while clients are open."""
     found = []
     idle = 0
-    for pool, old in zip(_pools(world), before, strict=False):
+    for client in world.clients:
+        snapshot = client.inspect(sessions=0)
+        pool = snapshot.pool
         idle += pool.connections
-        if pool.in_flight != old.in_flight:
-            found.append(f"{pool.in_flight} pool slots are taken, {old.in_flight} were before")
-        if pool.queued:
-            found.append(f"{pool.queued} requests are queued")
+        found += _changes(_under_way(snapshot), before.under_way.get(client, {}))
+        if queued := pool.queued + pool.waiting:
+            found.append(f"{queued} requests are queued")
+    found += _more_held(world, before)
     if (connections := world.network.statistics().open) != idle:
         found.append(f"{connections} connections are open, {idle} of them in a pool")
-    lost = [task.name for task in _tasks() - tasks if not task.name.endswith(_LASTING)]
+    lost = [task.name for task in _tasks(world) - before.tasks if not task.name.endswith(_LASTING)]
     return found + [f"a task is left: {name}" for name in sorted(lost)]
+
+
+def _under_way(snapshot: ClientSnapshot) -> dict[str, int]:
+    """How many of what has begun and not ended."""
+    pool = snapshot.pool
+    return {
+        "pool slots are taken": pool.in_flight,
+        **{f"requests of model {model.name!r} are in flight": model.in_flight for model in pool.models},
+        **{f"requests of key {key.name!r} are in flight": key.in_flight for key in pool.keys},
+        "tool calls are running": snapshot.tools.running,
+    }
+
+
+def _changes(now: Mapping[str, int], before: Mapping[str, int]) -> list[str]:
+    counts = {what: (now.get(what, 0), before.get(what, 0)) for what in (*now, *before)}
+    return [f"{count} {what}, {old} were before" for what, (count, old) in counts.items() if count != old]
+
+
+def _held(client: Client) -> dict[str, Decimal]:
+    """What is set aside for requests whose cost is not known yet."""
+    budget = client.budget()
+    accounts = (budget.client, *client.budgets(most=_MOST_BUDGETS))
+    usd = {f"USD of the budget of {_owner(account)}": account.held_usd for account in accounts}
+    return {"reservations": Decimal(budget.open_reservations), **usd}
+
+
+def _owner(account: AccountStatistics) -> str:
+    return f"{account.kind} {account.name!r}" if account.name else f"the {account.kind}"
+
+
+def _more_held(world: World, before: _Stand) -> list[str]:
+    """Less than before is as good: what was held then may have been settled since."""
+    found = []
+    for client in world.clients:
+        old = before.held.get(client, {})
+        more = [(what, count) for what, count in _held(client).items() if count > old.get(what, 0)]
+        found += [f"{count} {what} are held, {old.get(what, 0)} were before" for what, count in more]
+    return found
 
 
 def _left_over(world: World, tasks: set[trio.lowlevel.Task]) -> list[str]:
     """What should have gone with what `setup` opened."""
-    found = [f"a task is left after the close: {name}" for name in sorted(task.name for task in _tasks() - tasks)]
+    lost = sorted(task.name for task in _tasks(world) - tasks)
+    found = [f"a task is left after the close: {name}" for name in lost]
     if connections := world.network.statistics().open:
         found.append(f"{connections} connections are left after the close")
+    if lingering := world.network.lingering:
+        found.append(f"{lingering} connections are served on, after the server has heard of their end")
     return found
 
 
@@ -394,19 +466,16 @@ async def _call(check: Check, world: World) -> None:
         await result
 
 
-def _pools(world: World) -> list[PoolStatistics]:
-    return [client.statistics() for client in world.clients]
-
-
-def _tasks() -> set[trio.lowlevel.Task]:
-    """All tasks, trio's own among them."""
+def _tasks(world: World) -> set[trio.lowlevel.Task]:
+    """All tasks, trio's own among them, but those of the far end of the world's connections."""
     found: set[trio.lowlevel.Task] = set()
     root = trio.lowlevel.current_root_task()
     waiting = [] if root is None else [root]
     while waiting:
         task = waiting.pop()
         found.add(task)
-        waiting += [child for nursery in task.child_nurseries for child in nursery.child_tasks]
+        near = [nursery for nursery in task.child_nurseries if not world.is_far(nursery)]
+        waiting += [child for nursery in near for child in nursery.child_tasks]
     return found
 
 

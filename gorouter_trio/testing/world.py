@@ -17,7 +17,7 @@ from ..simulator.server import Simulator
 from ..stores.memory import MemoryStore
 from ..transport.http_server import HttpServerLimits, open_http_server
 from ._wire import Link
-from .faults import Fault, FaultPlan
+from .faults import Fault, FaultPlan, check_faults
 from .history import check_history
 from .log import EventLog
 from .network import VirtualNetwork
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..simulator.config import RequestRecord
     from ..transport.http_server import ServerReply, ServerRequest
 
-__all__ = ["START_S", "Serves", "World", "WorldSettings", "open_world", "unwrapped"]
+__all__ = ["START_S", "Serves", "World", "WorldSettings", "check_settings", "open_world", "unwrapped"]
 
 START_S: Final = 1_767_225_600.0
 """When worlds begin, unless they are told: 2026-01-01T00:00:00Z, in seconds since the epoch."""
@@ -69,6 +69,15 @@ class WorldSettings(TypedDict, total=False):
     strict: bool
 
 
+def check_settings(settings: WorldSettings) -> None:
+    """Raise `TypeError` for a setting that there is not, and `ConfigError` for a fault that would never strike."""
+    known = WorldSettings.__annotations__
+    for name in settings:
+        if name not in known:
+            raise TypeError(f"{name!r} is no setting of a world; there are {', '.join(known)}")
+    check_faults(settings.get("faults", ()))
+
+
 @final
 class World:
     """Made by `open_world`, and by `run` and `sweep` for each run.
@@ -79,6 +88,7 @@ class World:
     """
 
     def __init__(self, seed: int, settings: WorldSettings) -> None:
+        check_settings(settings)
         self.seed = seed
         self.log = EventLog()
         self._streams: dict[str, random.Random] = {}
@@ -97,6 +107,7 @@ class World:
         self._bodies: list[bytes] = []
         # Set by open_world, before anybody else has the object.
         self.network = cast("VirtualNetwork", None)
+        self._far: tuple[trio.Nursery, ...] = ()
 
     def __repr__(self) -> str:
         return f"<World of seed {self.seed}: {len(self.log)} events, {len(self._clients)} clients>"
@@ -171,8 +182,9 @@ class World:
         return Seams(wall=self.wall, random=self.rng(name), new_id=self.new_id)
 
     def watch(self, store: HistoryStore) -> FaultyStore:
-        """`store` with this world's faults and log around it."""
-        return store if isinstance(store, FaultyStore) else FaultyStore(store, self.plan, log=self.log)
+        """`store` with this world's faults and log around it; the same where it has them already."""
+        is_watched = isinstance(store, FaultyStore) and store.has_plan(self.plan)
+        return cast("FaultyStore", store) if is_watched else FaultyStore(store, self.plan, log=self.log)
 
     def _fields(self, number: int, config: ClientConfig, fields: dict[str, object]) -> dict[str, object]:
         filled = {name: getattr(config, name) for name in ("api_key", "base_url", "transport", "store")}
@@ -190,11 +202,11 @@ class World:
     # Servers
 
     def serve(self, model: Serves, *, host: str | None = None) -> None:
-        """From now on, `model` answers the chat requests; those to `host` only, if it is given.
+        """From now on, `model` answers the chat requests; those to `host` only, at whatever port, if it is given.
 
         The simulator goes on answering everything else.
         """
-        self._served[host] = model
+        self._served[None if host is None else host.lower()] = model
 
     async def handler(self, request: ServerRequest, reply: ServerReply) -> None:
         """Answer one request of any host."""
@@ -204,7 +216,7 @@ class World:
             if self._is_strict and (problems := check_history(request.body)):
                 await self._refuse(problems, reply)
                 return
-            server = self._served.get(request.get("host")) or self._served.get(None) or server
+            server = self._served.get(_without_port(request.get("host"))) or self._served.get(None) or server
         await server.handler(request, reply)
 
     def requests(self) -> list[bytes]:
@@ -225,6 +237,10 @@ class World:
     def _tell_request(self, record: RequestRecord) -> None:
         fields = msgspec.to_builtins(record)
         self.log.record("served", **fields)
+
+    def is_far(self, nursery: trio.Nursery) -> bool:
+        """Whether the tasks in `nursery` are those of the far end: of the servers, and of their connections."""
+        return nursery in self._far
 
     # Histories
 
@@ -253,7 +269,8 @@ async def open_world(*, seed: int = 0, **settings: Unpack[WorldSettings]) -> Asy
     """A world inside a trio run of your own, which should have a mock clock; `run` brings one, and repeats itself.
 
     An error of the body leaves as itself, not in an exception group; an exception that a server has raised meanwhile
-    takes its place, with the body's as its cause. Leaving ends all connections.
+    takes its place, with the body's as its cause. Leaving ends all connections. Raises `TypeError` for a setting that
+    there is not, and `ConfigError` for a fault that would never strike.
     """
     world = World(seed, settings)
     world.log.now()
@@ -264,10 +281,12 @@ async def open_world(*, seed: int = 0, **settings: Unpack[WorldSettings]) -> Asy
 
 @asynccontextmanager
 async def _open_network(world: World, link: Link) -> AsyncIterator[None]:
+    around = len(trio.lowlevel.current_task().child_nurseries)
     async with (
         open_http_server(world.handler, limits=_LIMITS, on_error=world.fail) as server,
         trio.open_nursery() as nursery,
     ):
+        world._far = tuple(trio.lowlevel.current_task().child_nurseries[around:])  # noqa: SLF001 - set here only
         world.network = VirtualNetwork(server, nursery, link=link, plan=world.plan, rng=world.rng, log=world.log)
         try:
             yield
@@ -304,6 +323,14 @@ class _with_failures:  # noqa: N801 - reads as the statement it is
     def __exit__(self, kind: object, exc: BaseException | None, traceback: TracebackType | None) -> None:
         if self._world.failures and (exc is None or isinstance(exc, Exception)):
             raise self._world.failures[0] from exc
+
+
+def _without_port(host: str | None) -> str | None:
+    """The name in a Host header, as it is compared."""
+    if host is None:
+        return None
+    name, _, port = host.rpartition(":")
+    return (name if port.isdecimal() and name else host).lower()
 
 
 def _epoch_s(start: float | datetime) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gorouter_trio.errors import ConfigError
+from gorouter_trio.errors import ConfigError, GorouterError
 from gorouter_trio.ray import ChatStage
 
 pytestmark = pytest.mark.net
@@ -50,6 +50,30 @@ def test_stage(base_url: str) -> None:
     assert [json.loads(str(row))["custom_id"] for row in made["row"]] == ["a", "b", "c"]
     stage.close()
     stage.close()
+
+
+class Broken:
+    """A plugin that cannot start."""
+
+    name = "broken"
+
+    async def init(self, _client: object) -> None:
+        raise ValueError("no database")
+
+    async def destroy(self) -> None:
+        pass
+
+
+def test_a_client_that_does_not_open() -> None:
+    """Whatever keeps it from opening, the stage is not made, and the reason is told."""
+    with pytest.raises(GorouterError, match="does not come up") as caught:
+        ChatStage(api_key="sk-test", base_url="http://127.0.0.1:9/api/v1", insecure_http=True, plugins=[Broken()])
+    causes = []
+    error: BaseException | None = caught.value
+    while error is not None:
+        causes.append(str(error))
+        error = error.__cause__
+    assert "no database" in causes[-1]
 
 
 def test_wrong_settings() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
+import trio
 from worlds import open_world, there
 
 import gorouter_trio as gr
-from gorouter_trio.simulator import Scenario, SimulatorConfig, Wire
+from gorouter_trio.simulator import Scenario, Simulator, SimulatorConfig, Wire
 
 ASKED: dict[str, Any] = {
     "logprobs": True,
@@ -64,6 +66,23 @@ async def test_speech(autojump_clock):
     pieces = [event.audio for event in events if isinstance(event, gr.AudioDelta)]
     assert b"".join(there(piece.content) for piece in pieces if piece.data) == audio.content
     assert {piece.id for piece in pieces if piece.data} == {audio.id}
+
+
+async def test_a_batch_has_an_id_of_its_own(autojump_clock):
+    """Also one that equals an earlier one, when others were deleted in between."""
+    desk = Simulator(SimulatorConfig(batch_s=100))._desk
+
+    def submit(text):
+        ordered = {"custom_id": "1", "body": {"messages": [{"role": "user", "content": text}]}}
+        submission = {"endpoint": "/v1/chat/completions", "model": "openai/gpt-4o-mini", "requests": [ordered]}
+        return json.loads(desk.submit(json.dumps(submission).encode(), "sk-1"))["id"]
+
+    first = submit("X")
+    await trio.sleep(101)
+    second = submit("Y")
+    desk.delete(first)
+    assert submit("Y") != second
+    assert len(json.loads(desk.list(limit=10, after=None))["data"]) == 2
 
 
 @pytest.mark.parametrize("model", ["openai/gpt-4o-mini", "anthropic/claude-sonnet-4.5", "deepseek/deepseek-v3.2"])

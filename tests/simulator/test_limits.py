@@ -294,6 +294,13 @@ def test_limits_that_make_no_sense_are_refused(fields: dict[str, Any]) -> None:
         Limit(**fields)
 
 
+@pytest.mark.parametrize("fields", [{"requests_per_day": 0}, {"requests_per_min": 0}], ids=str)
+def test_a_free_tier_that_admits_nothing_is_refused(fields: dict[str, Any]) -> None:
+    """Zero is not taken for the default."""
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        FreeTier(**fields)
+
+
 # Credits: held, then settled.
 
 
@@ -340,7 +347,10 @@ async def test_holds_outlast_the_request_while_it_settles(autojump_clock) -> Non
         assert (await ask(network, max_tokens=900)).json()["error"]["metadata"][
             "reason"
         ] == "in_flight_budget_exhausted"
-        await trio.sleep(31)
+        await trio.sleep(29)
+        assert simulator.held_nanousd == worst_nanousd(PROMPT_TOKENS, 900)
+        await trio.sleep(2)
+        assert simulator.held_nanousd == 0
         assert (await ask(network, max_tokens=900)).status == 200
 
 

@@ -6,6 +6,8 @@ import json
 from contextlib import asynccontextmanager
 from decimal import Decimal
 
+import httpx
+import msgspec
 import pytest
 import trio
 from worlds import QUIET, open_world, there
@@ -21,6 +23,9 @@ from gorouter_trio.simulator import (
     open_simulated_network,
 )
 from gorouter_trio.simulator.files import parse_config
+from gorouter_trio.simulator.recordings import Recordings
+
+AUTHORIZED = {"Authorization": "Bearer sk-test"}
 
 
 def request(content, **more):
@@ -179,6 +184,55 @@ async def test_what_does_not_come_to_an_end_is_not_recorded(tmp_path):
         assert recorder.written == 1
     (recording,) = load_recordings(path)
     assert b"whole" in recording.content
+
+
+@asynccontextmanager
+async def recorded_requests(path):
+    """Any HTTP client, of a simulator, and the recorder of what it sends."""
+    async with (
+        open_simulated_network(Simulator(SimulatorConfig())) as network,
+        open_recorder(path, transport=gr.HttpTransport(network=network)) as recorder,
+        httpx.AsyncClient(transport=recorder.transport, base_url=network.base_url, headers=AUTHORIZED) as client,
+    ):
+        yield client, recorder
+
+
+@pytest.mark.parametrize("indent", [2, None])
+async def test_a_request_may_have_any_layout(tmp_path, indent):
+    """A program that sends JSON with spaces and line ends gets its replies again, whatever the layout then."""
+    path = tmp_path / "recorded.jsonl"
+    async with recorded_requests(path) as (client, _recorder):
+        answer = await client.post("/chat/completions", content=json.dumps(request("tides"), indent=indent))
+    (recording,) = load_recordings(path)
+    assert json.loads(bytes(recording.request)) == request("tides")
+    assert recording.content == answer.content
+    assert Recordings([recording]).take("POST", "/chat/completions", body=json.dumps(request("tides")).encode())
+
+
+@pytest.mark.parametrize("body", [b"--boundary\r\n", b'{"model": "\xff"}', b'{"model"'], ids=["file", "bytes", "cut"])
+async def test_a_request_that_is_no_json_is_not_recorded(tmp_path, body):
+    """It reaches the API, and the file can still be read; the recorder counts it."""
+    path = tmp_path / "recorded.jsonl"
+    async with recorded_requests(path) as (client, recorder):
+        assert (await client.post("/chat/completions", content=body)).status_code == 400
+        assert (await client.post("/chat/completions", json=request("tides"))).status_code == 200
+    assert (recorder.written, recorder.skipped) == (1, 1)
+    assert len(load_recordings(path)) == 1
+
+
+@pytest.mark.parametrize("body", [WHOLE[:60], EVENTS[:120], "{", "data: {"])
+async def test_a_reply_that_was_cut_is_in_the_books(autojump_clock, body):
+    """It is given out as it is, costs nothing, and is in flight no longer."""
+    recording = Recording(request=msgspec.Raw(json.dumps(request("tides")).encode()), body=body)
+    simulator = Simulator(SimulatorConfig(recordings=(recording,), only_recordings=True))
+    async with (
+        open_simulated_network(simulator) as network,
+        httpx.AsyncClient(transport=gr.HttpTransport(network=network), headers=AUTHORIZED) as client,
+    ):
+        answer = await client.post(f"{network.base_url}/chat/completions", json=request("tides"))
+    assert answer.text == body
+    s = simulator.statistics()
+    assert (s.in_flight, s.completed, s.charged_nanousd) == (0, 1, 0)
 
 
 async def test_a_recording_is_not_written_over(tmp_path):

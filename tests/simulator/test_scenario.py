@@ -376,7 +376,9 @@ def test_the_printed_file_has_every_default() -> None:
         ("[[limits]]\nrequests = 1\n[[limits]]\nrequests = 'x'", "limits[1]"),
         ("[[scenario.phases]]\nfrom_s = 3\nto_s = 1", "from_s"),
         ("[scenario]\nfault_rates = {502 = 0.5, 777 = 0.1}", "777"),
-        ('[scenario.models."no/such"]\n', "no/such"),
+        ('[scenario.models."no/such"]\n', "scenario.models: 'no/such'"),
+        ('[[scenario.phases]]\n[[scenario.phases]]\nmodels = ["no/such"]', "scenario.phases[1].models: 'no/such'"),
+        ('[[limits]]\nrequests = 1\nmodels = [":free", "no/such"]', "limits[0].models: 'no/such'"),
         ("credits_nanousd = -1", "credits_nanousd"),
     ],
 )

@@ -173,11 +173,54 @@ async def _append(store: FaultyStore, *, times: int) -> list[str]:
     return results
 
 
+def test_a_store_takes_faults_of_stores_only() -> None:
+    """What could never strike a store that is used alone is refused."""
+    with pytest.raises(ConfigError, match=r"a store has those of .*: FailOperation, FailStore, HangStore"):
+        FaultyStore(MemoryStore(), [Cut()])
+
+
 async def test_the_nth_operation_fails_once() -> None:
     """Only the nth, and without having written anything."""
     store = FaultyStore(MemoryStore(), [FailStore(operation="append", nth=2)])
     assert await _append(store, times=4) == ["stored", "failed", "stored", "stored"]
     assert len((await store.load("k")).entries) == 3
+
+
+async def test_every_fault_counts_every_operation() -> None:
+    """The nth of one fault is not put off by another fault that strikes before."""
+    faults: list[Fault] = [FailStore(operation="append", nth=1), FailStore(operation="append", nth=2)]
+    store = FaultyStore(MemoryStore(), faults)
+    assert await _append(store, times=4) == ["failed", "failed", "stored", "stored"]
+    swept = FaultyStore(MemoryStore(), [FailOperation(nth=1), FailStore(operation="append", nth=2)])
+    assert await _append(swept, times=4) == ["failed", "failed", "stored", "stored"]
+
+
+def test_operations_count_from_the_time_of_the_fault() -> None:
+    """What comes before `since_s` matches nothing and is not counted."""
+
+    async def append(world: World) -> list[str]:
+        results = []
+        for _ in range(4):
+            results += await _append(world.store, times=1)
+            await world.sleep(50)
+        return results
+
+    faults = [FailStore(operation="append", nth=1, since_s=60)]
+    assert run(append, faults=faults).value == ["stored", "stored", "failed", "stored"]
+
+
+def test_the_luck_of_a_refusal_is_its_own() -> None:
+    """Chance is drawn for each fault and attempt, whether or not an earlier fault of the plan strikes."""
+
+    def struck(*faults: Fault) -> list[str]:
+        rngs = {f"faults/{len(faults)}": random.Random(5)}
+        plan = FaultPlan(faults, rng=lambda name: rngs.get(name) or random.Random(7), log=EventLog(lambda: 0.0))
+        refusals = [plan.on_connect(connection=number, host="h", now=0.0) for number in range(1, 30)]
+        return ["-" if refusal is None else refusal.how for refusal in refusals]
+
+    chance = Refuse(probability=0.5, how="unreachable")
+    alone, after = struck(chance), struck(Refuse(times=3), chance)
+    assert after == ["refused"] * 3 + alone[3:]
 
 
 async def test_a_sticky_fault_fails_all_from_there_on() -> None:

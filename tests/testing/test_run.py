@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ import trio
 import trio._core._run
 from busy_world import digest, run_busy_world
 
-from gorouter_trio import GorouterError
-from gorouter_trio.testing import Link, ScenarioNotFinishedError, StuckError, World, run
+from gorouter_trio import ConfigError, GorouterError
+from gorouter_trio.testing import Link, Refuse, ScenarioNotFinishedError, StuckError, World, proxy, run, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,6 +173,19 @@ def test_a_start_without_a_time_zone_is_refused() -> None:
     """A naive datetime would mean another time on every machine."""
     report = run(_chat, start=datetime(2030, 1, 1))  # noqa: DTZ001 - that is the point
     assert isinstance(report.error, ValueError)
+
+
+@pytest.mark.parametrize("start", [run, partial(sweep, setup=lambda _world: nullcontext())], ids=["run", "sweep"])
+def test_a_setting_that_there_is_not_is_refused(start: Callable[..., object]) -> None:
+    """A name that is spelt wrongly is told at once, with those that there are: its faults would strike nobody."""
+
+    async def scenario(_world: World) -> None:
+        pytest.fail("it runs")
+
+    with pytest.raises(TypeError, match="'fault' is no setting of a world; there are start, simulator, link, faults, "):
+        start(scenario, fault=[Refuse()])
+    with pytest.raises(ConfigError, match=r"faults: Cut\(.* of gorouter_trio.testing.proxy would never strike"):
+        start(scenario, faults=[Refuse(), proxy.Cut()])
 
 
 def test_until_cuts_a_scenario_short() -> None:

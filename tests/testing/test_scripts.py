@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import trio
@@ -101,6 +102,23 @@ async def test_errors_have_their_status_and_wait(autojump_clock: MockClock) -> N
         assert caught.value.metadata == {"why": "x"}
 
 
+@pytest.mark.parametrize(("wait_s", "header"), [(2_592_000, "2592000"), (1e8, "100000000"), (0, "0"), (1.5, "1.500")])
+async def test_a_long_wait_is_written_out(autojump_clock: MockClock, wait_s: float, header: str) -> None:
+    """Whatever its size, a client can read the Retry-After."""
+    async with open_world() as world, world.open_client(retry=ONCE) as client:
+        world.serve(ScriptedModel([Fail(429, retry_after_s=wait_s)]))
+        with pytest.raises(gr.RateLimitError) as caught:
+            await client.chat("Hi")
+    assert caught.value.retry_after_s == float(header)
+
+
+@pytest.mark.parametrize("wait_s", [-1, float("inf"), float("nan")])
+def test_a_wait_that_no_header_can_hold_is_refused(wait_s: float) -> None:
+    """A mistake in a script is told where it is written."""
+    with pytest.raises(gr.ConfigError, match="retry_after_s must be 0 or more"):
+        Fail(429, retry_after_s=wait_s)
+
+
 async def test_pieces_come_at_their_times(autojump_clock: MockClock) -> None:
     """The first piece comes after its time and the others at their distance; a whole reply takes as long."""
     async with open_world() as world, world.open_client() as client:
@@ -192,6 +210,20 @@ def test_what_is_no_reply_fails_the_run(reply: object) -> None:
     assert isinstance(run(chat).error, TypeError)
 
 
+def test_an_iterator_starts_again_too() -> None:
+    """With `loop`, what an iterator has given once is given again; of nothing, nothing can be."""
+
+    async def scenario(world: World, model: ScriptedModel) -> list[str]:
+        world.serve(model)
+        async with world.open_client() as client:
+            return [(await client.chat("Hi")).text for _ in range(5)]
+
+    model = ScriptedModel((text for text in ["a", "b"]), loop=True)
+    assert run(partial(scenario, model=model)).value == ["a", "b", "a", "b", "a"]
+    with pytest.raises(ScriptEndedError, match="its script has 0 replies"):
+        _ = run(partial(scenario, model=ScriptedModel([], loop=True))).value
+
+
 def test_a_text_is_no_script() -> None:
     """A lone string would be taken letter by letter."""
     with pytest.raises(TypeError, match="not one text"):
@@ -208,6 +240,13 @@ async def test_a_scripted_tool_raises_and_ends() -> None:
     with pytest.raises(ScriptEndedError, match="called 4 times"):
         await tool()
     assert ScriptedTool("t", []).definition["type"] == "function"
+
+
+@pytest.mark.parametrize("results", ["sunny", b"sunny", {"celsius": 3}])
+def test_one_result_is_no_list_of_results(results: object) -> None:
+    """Letters and keys are not what was meant to be given out one by one."""
+    with pytest.raises(TypeError, match="results: a list of results, not one"):
+        ScriptedTool("weather", results)  # type: ignore[arg-type]  # that is the point
 
 
 async def test_scripts_take_the_networks_time(autojump_clock: MockClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from decimal import Decimal
 from functools import partial
 from typing import Unpack
 
@@ -13,13 +14,17 @@ import trio
 import gorouter_trio as gr
 from gorouter_trio._turns.stream import ChatStream
 from gorouter_trio.client import Client
+from gorouter_trio.pool.budget import BudgetBook, Reservation
+from gorouter_trio.pool.workers import Pool, Ticket
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.testing import (
     FailStore,
+    Hang,
     Link,
     Say,
     ScriptedModel,
+    Stall,
     SweepReport,
     World,
     WorldSettings,
@@ -28,7 +33,9 @@ from gorouter_trio.testing import (
     sweep_io,
     use_tool,
 )
+from gorouter_trio.testing.faults import Direction
 from gorouter_trio.testing.sweep import Steps
+from gorouter_trio.transport.http_server import ServerReply, ServerRequest
 from gorouter_trio.wire.codec import encode_prompt, render_body
 from gorouter_trio.wire.mail import HttpCall
 from gorouter_trio.wire.requests import ChatKeywords
@@ -250,6 +257,54 @@ def test_a_leaked_slot_is_caught() -> None:
     assert sweep(_stream, **SETTINGS).is_clean
 
 
+def test_a_leaked_hold_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that keeps a place of the model and of the key for a cancelled request fails, for both of them."""
+    release = Pool.release
+
+    def forget(pool: Pool, ticket: Ticket) -> None:
+        release(pool, ticket)
+        if ticket.route is not None and not ticket.status:
+            ticket.route.in_flight += 1
+            ticket.route.key.in_flight += 1
+
+    monkeypatch.setattr(Pool, "release", forget)
+    report = sweep(_chat, **SETTINGS)
+    of_model = _failed_steps(report, "1 requests of model 'openai/gpt-4o-mini' are in flight, 0 were before")
+    assert of_model
+    assert 0 not in of_model
+    assert of_model == _failed_steps(report, "are in flight, 0 were before") == _failed_steps(report, "of key '0'")
+
+
+@asynccontextmanager
+async def _with_budget(world: World) -> AsyncIterator[None]:
+    async with world.open_client(budget=gr.Budget(usd=100, unpriced_usd="0.01")):
+        yield
+
+
+def test_a_leaked_reservation_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that goes on holding what was set aside for a cancelled request fails, with the count and the money."""
+    settle = BudgetBook.settle
+
+    def settle_if_known(book: BudgetBook, reservation: Reservation, usd: Decimal | None) -> None:
+        if usd is not None:
+            settle(book, reservation, usd)
+
+    sweep(_chat, setup=_with_budget, **SETTINGS).raise_failures()
+    monkeypatch.setattr(BudgetBook, "release", lambda _book, _reservation: None)
+    monkeypatch.setattr(BudgetBook, "settle", settle_if_known)
+    report = sweep(_chat, setup=_with_budget, **SETTINGS)
+    leaks = _failed_steps(report, "1 reservations are held, 0 were before")
+    assert leaks
+    assert 0 not in leaks
+    assert leaks == _failed_steps(report, "0.01 USD of the budget of the client are held, 0 were before")
+
+
+def test_the_cost_of_a_lost_answer_is_waited_for() -> None:
+    """What is set aside until the cost of a cancelled stream was looked up is not lost, however long that takes."""
+    slow = SimulatorConfig(latency_s=0.5, tokens_per_s=20, reply_tokens=8, generation_lag_s=60)
+    sweep(_stream, setup=_with_budget, simulator=slow).raise_failures()
+
+
 @pytest.mark.parametrize("at", ["all", "scenario"])
 def test_a_swallowed_cancel_is_caught(at: Steps) -> None:
     """A scenario that goes on after its cancel fails at every step that could be cancelled."""
@@ -387,6 +442,37 @@ def test_a_task_that_stays_is_caught() -> None:
 
     report = sweep(scenario, setup=with_a_nursery, **SETTINGS)
     assert "linger" in report.failures[0].problem
+
+
+@pytest.mark.parametrize("direction", ["request", "reply"])
+@pytest.mark.parametrize("reply", ["Hello.", Hang()], ids=["text", "hang"])
+def test_a_stall_is_nobodys_fault(direction: Direction, reply: str | Hang) -> None:
+    """The server of a connection that stands still cannot hear that the client has closed it, and may go on."""
+
+    async def scenario(world: World) -> None:
+        world.serve(ScriptedModel([reply, reply, reply], loop=True))
+        await world.client.chat("Hello?")
+
+    stall = Stall(request=1, direction=direction)
+    sweep_io(scenario, faults=[stall], allow=(gr.GorouterError,)).raise_failures()
+
+
+def test_a_server_that_stays_is_caught() -> None:
+    """A server that heard of the end of its connection and does not let go of it is told, once all is closed."""
+
+    class Stubborn:
+        async def handler(self, _request: ServerRequest, _reply: ServerReply) -> None:
+            await trio.sleep_forever()
+
+    async def scenario(world: World) -> None:
+        world.serve(Stubborn())
+        with trio.move_on_after(1):
+            await world.client.chat("Hello?")
+
+    report = sweep(scenario, **SETTINGS)
+    assert [failure.problem for failure in report.failures] == [
+        "1 connections are served on, after the server has heard of their end"
+    ]
 
 
 def test_a_connection_that_stays_is_caught() -> None:

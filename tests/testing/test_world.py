@@ -11,6 +11,7 @@ import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.testing import (
+    FailStore,
     FaultyStore,
     Link,
     ScriptedModel,
@@ -105,12 +106,36 @@ def test_ids_and_jitter_come_from_the_seed() -> None:
 async def test_a_store_is_wrapped_once() -> None:
     """Watching a store that is watched already changes nothing."""
     async with open_world() as world:
-        store = FaultyStore(MemoryStore())
+        store = world.watch(MemoryStore())
         assert world.watch(store) is store
-        assert isinstance(world.watch(store.inside), FaultyStore)
+        assert world.watch(world.store) is world.store
 
 
 # --- servers ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_faulty_store_of_the_users_meets_the_faults_of_the_world() -> None:
+    """A `FaultyStore` with a plan of its own is wrapped as any other store."""
+    async with open_world(faults=[FailStore(operation="append", nth=2, sticky=True)]) as world:
+        own = FaultyStore(MemoryStore(), [FailStore(operation="append", nth=1)])
+        watched = world.watch(own)
+        with pytest.raises(OSError, match="simulated"):
+            await watched.append("k", [b"{}"], expected_version=0)
+        assert (own.struck, watched.struck) == (1, 0)
+        with pytest.raises(OSError, match="simulated"):
+            await watched.append("k", [b"{}"], expected_version=0)
+        assert (own.struck, watched.struck) == (1, 1)
+        async with world.open_client(store=own) as client:
+            with pytest.raises(gr.StoreError):
+                await client.session("user:1").ask("Hello?")
+    assert len(world.log.events("store", operation="append")) == 3
+
+
+async def test_a_world_refuses_a_setting_that_there_is_not() -> None:
+    """Also where no run is around it."""
+    with pytest.raises(TypeError, match="'lnk'"):
+        async with open_world(lnk=Link()):  # type: ignore[call-arg]  # that is the point
+            pass
 
 
 async def test_a_model_takes_the_place_of_the_simulator() -> None:
@@ -127,6 +152,16 @@ async def test_a_model_takes_the_place_of_the_simulator() -> None:
             assert (await client.chat("Hi")).text == "two"
             assert len(await client.models()) > 10
     assert world.simulator.statistics().received == 0
+
+
+@pytest.mark.parametrize("at", ["backup.test", "backup.test:8080", "BACKUP.test", "[2001:db8::1]", "[2001:db8::1]:81"])
+async def test_a_host_is_served_at_every_port(at: str) -> None:
+    """A model is for a host, however a base URL spells it."""
+    async with open_world() as world:
+        for host in ("Backup.test", "[2001:db8::1]"):
+            world.serve(ScriptedModel(["scripted"]), host=host)
+        async with world.open_client(base_url=f"http://{at}/api/v1") as client:
+            assert (await client.chat("Hi")).text == "scripted"
 
 
 async def test_the_seed_of_a_simulator_can_be_chosen() -> None:
