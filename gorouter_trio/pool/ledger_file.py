@@ -110,7 +110,7 @@ class LedgerFile:
             # Append mode, so that the lines of several processes do not overwrite each other.
             descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
             try:
-                if not self._is_begun:
+                if self._unwritten and not self._is_begun:
                     self._is_begun = True
                     # What a crash has torn stays a line by itself, and takes none of ours along.
                     self._unwritten[:0] = b"\n" if _is_torn(self.path) else b""
