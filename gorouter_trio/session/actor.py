@@ -359,7 +359,7 @@ class SessionActor:
     async def reply(self, question_id: str, answer: bytes, *, rounds: TakeRounds | None = None) -> bool:
         """Bring the reply to a question, ahead of queued mail where its turn runs; True once it is stored.
 
-        False when no turn waits for it. A turn that nobody runs is taken up with `rounds`, if there are any.
+        False when no turn waits for it, or not any more. A turn that nobody runs is taken up with `rounds`, if there are any.
         """
         if self._turn is not None:
             slot = None if self._journal is None else self._journal.reply(question_id, answer)
@@ -710,10 +710,7 @@ class SessionActor:
 
     def _has_lapsed(self, machine: TurnMachine) -> bool:
         now = self.wall()
-        return all(
-            question.answer is None and question.until_s is not None and question.until_s <= now
-            for question in machine.questions
-        )
+        return all(question.has_lapsed(now) for question in machine.questions)
 
     def _new_turn_id(self, transcript: Transcript) -> str:
         """An id for a turn that came without one. A client that is seeded draws ids that may be in the log already."""
@@ -1105,7 +1102,7 @@ class SessionActor:
         transcript = self._transcript or await self._load()
         machine = transcript.machine
         question = None if machine is None else machine.question(reply.question_id)
-        if machine is None or question is None or question.answer is not None:
+        if machine is None or question is None or not question.is_open(self.wall()):
             envelope.resolve(False)
             return
         await self._append(QuestionAnswered(machine.turn_id, reply.question_id, msgspec.Raw(reply.answer), self.wall()))

@@ -43,9 +43,14 @@ async def plain_rounds(journal: RoundJournal) -> ChatResult:
 class _Waiting(ReplySlot[bytes]):
     """A call that waits for the reply to its question, and whoever brings that."""
 
-    def __init__(self) -> None:
+    def __init__(self, until_s: float | None) -> None:
         super().__init__()
+        self.until_s = until_s
         self.bringer: ReplySlot[bool] = ReplySlot()
+
+    def is_late(self, at_s: float) -> bool:
+        """Whether a reply at `at_s` comes too late; a computer that slept was waiting for longer than it noticed."""
+        return self.until_s is not None and self.until_s <= at_s
 
 
 class SessionRounds:
@@ -148,18 +153,20 @@ class SessionRounds:
         if known is not None and known.answer is not None:
             await trio.lowlevel.checkpoint()
             return known.answer
+        until_s = question.until_s if known is None else known.until_s
         # A reply may be quicker than the writing down of its question.
-        waiting = self._waiting[question.question_id] = _Waiting()
+        waiting = self._waiting[question.question_id] = _Waiting(until_s)
         try:
-            until_s = await self._park(question) if known is None else known.until_s
-            return await self._wait(waiting, question.question_id, until_s=until_s)
+            if known is None:
+                await self._park(question)
+            return await self._wait(waiting, question.question_id)
         finally:
             del self._waiting[question.question_id]
             if waiting.is_resolved:
                 waiting.bringer.fail(gone(None))
             waiting.bringer.resolve(False)
 
-    async def _park(self, question: Question) -> float | None:
+    async def _park(self, question: Question) -> None:
         asked = TurnParked(
             self._turn.turn_id,
             question.question_id,
@@ -170,10 +177,9 @@ class SessionRounds:
         )
         async with self._lock:
             await self._actor.write(self._turn, asked)
-        return question.until_s
 
-    async def _wait(self, waiting: _Waiting, question_id: str, *, until_s: float | None) -> bytes | None:
-        left_s = math.inf if until_s is None else until_s - self._actor.wall()
+    async def _wait(self, waiting: _Waiting, question_id: str) -> bytes | None:
+        left_s = math.inf if waiting.until_s is None else waiting.until_s - self._actor.wall()
         with trio.move_on_after(max(left_s, 0)) as scope:
             answer = await waiting.wait()
         if scope.cancelled_caught:
@@ -189,7 +195,7 @@ class SessionRounds:
     def reply(self, question_id: str, answer: bytes) -> ReplySlot[bool] | None:
         """Bring the reply to a question; the slot says when it is stored. None when no call waits for it here."""
         waiting = self._waiting.get(question_id)
-        if waiting is None or not waiting.resolve(answer):
+        if waiting is None or waiting.is_late(self._actor.wall()) or not waiting.resolve(answer):
             return None
         return waiting.bringer
 

@@ -243,6 +243,55 @@ async def test_a_fork_does_not_wait(autojump_clock):
             assert not await fork.answer("a1", True)
 
 
+@pytest.mark.parametrize("how", WAYS)
+async def test_a_reply_that_comes_too_late(autojump_clock, how):
+    """It counts for nothing, though nobody ran the turn when its question lapsed: the call is not carried out."""
+    async with open_world(seams=seams()) as world:
+        store = await parked_store(world, how=how, until_s=CLOCK_S + 60)
+        async with world.another_client(store=store) as client:
+            session, loop = client.session("k"), Loop(asked=("a1",))
+            await trio.sleep(7200)
+            assert not await session.answer("a1", True, rounds=loop)
+            assert "QuestionAnswered" not in await kinds(store)
+            assert (await ask(session, loop)).text
+            assert loop.ran == []
+            assert results(world)["a1"] == "lapsed"
+
+
+async def test_an_approval_that_comes_too_late(autojump_clock):
+    """The tool that needed it does not run, neither then nor when the turn is asked again."""
+    paid = []
+
+    @gr.tool(rules=gr.security.ToolRules(sensitive=True))
+    async def pay(amount: int) -> str:
+        paid.append(amount)
+        return "paid"
+
+    async with open_world(seams=seams(), store=MemoryStore()) as world:
+        session = world.client.session("k", tools=[pay], tool_limits=gr.ToolLimits(approval_s=60))
+        with trio.move_on_after(5):
+            await session.ask('[[call pay {"amount": 9}]]', turn_id="t")
+        question_id = (await session.statistics()).question_id
+        await trio.sleep(7200)
+        assert not await session.answer(question_id, True)
+        assert "not approved" in (await session.ask("", turn_id="t")).tool_calls[0].text
+        assert paid == []
+
+
+async def test_the_clock_of_a_computer_that_slept(autojump_clock):
+    """The wall clock says whether a reply is late, also where the timer of who waits has not seen the time pass."""
+    slept_s = 0
+    async with open_world(seams=gr.Seams(wall=lambda: CLOCK_S + trio.current_time() + slept_s)) as world:
+        session, loop = world.client.session("k"), Loop(asked=("a1",), until_s=CLOCK_S + 60)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, session, loop)
+            await trio.sleep(5)
+            slept_s = 7200
+            assert not await session.answer("a1", True)
+        assert "a1" not in loop.ran
+        assert results(world)["a1"] == "lapsed"
+
+
 async def test_a_parked_session_may_passivate(autojump_clock):
     """Without an asker the session is idle, and goes; the reply brings it back."""
     async with open_world(SimulatorConfig(), sessions=gr.SessionConfig(idle_s=100)) as world:
