@@ -359,15 +359,19 @@ class SessionActor:
     async def reply(self, question_id: str, answer: bytes, *, rounds: TakeRounds | None = None) -> bool:
         """Bring the reply to a question, ahead of queued mail where its turn runs; True once it is stored.
 
-        False when no turn waits for it, or not any more. A turn that nobody runs is taken up with `rounds`, if there are any.
+        False when no turn waits for it, or not any more. A turn that nobody runs is taken up with `rounds`, if there
+        are any.
         """
+        mail = AnswerQuestion(question_id, answer)
         if self._turn is not None:
-            slot = None if self._journal is None else self._journal.reply(question_id, answer)
-            if slot is None:
+            envelope = Envelope(mail, self)
+            if self._journal is not None and self._journal.take_reply(envelope):
+                return cast("bool", await envelope.wait())
+            if self._transcript is not None and not self._is_open(question_id):
                 await trio.lowlevel.checkpoint()
                 return False
-            return await slot.wait()
-        return cast("bool", await self.ask(AnswerQuestion(question_id, answer), rounds=rounds))
+        # A turn that is just taken up finds it in the queue; one that is just left is behind us when its turn comes.
+        return cast("bool", await self.ask(mail, rounds=rounds))
 
     async def interrupt(self) -> bool:
         """Stop the running turn, ahead of all queued mail, and wait until the history is repaired.
@@ -646,6 +650,11 @@ class SessionActor:
         """The turn that was started and has no end."""
         return None if self._transcript is None else self._transcript.machine
 
+    def _is_open(self, question_id: str) -> bool:
+        """Whether the turn without an end waits for the reply to this question, which would come in time."""
+        question = None if self.machine is None else self.machine.question(question_id)
+        return question is not None and question.is_open(self.wall())
+
     async def _take_turn(self, mail: StartTurn, envelope: Envelope) -> None:
         if mail.deadline != math.inf:
             if mail.deadline <= self._services.now():
@@ -910,6 +919,14 @@ class SessionActor:
         await self._save(turn)
         turn.is_saved = True
 
+    def early_reply(self, question_id: str) -> Envelope | None:
+        """A reply that came while its turn was being taken up, out of the queue; used by the journal."""
+
+        def answers(envelope: Envelope) -> bool:
+            return isinstance(envelope.mail, AnswerQuestion) and envelope.mail.question_id == question_id
+
+        return self._mailbox.pick_nowait(answers)
+
     def keep(self, turn: RunningTurn, entry: LogEntry) -> None:
         """Store the entry when the turn is repaired; used by the journal."""
         turn.unsaved = entry
@@ -1101,8 +1118,7 @@ class SessionActor:
         """Write down the reply to a question of a turn that nobody runs, and take the turn up if there are tools."""
         transcript = self._transcript or await self._load()
         machine = transcript.machine
-        question = None if machine is None else machine.question(reply.question_id)
-        if machine is None or question is None or not question.is_open(self.wall()):
+        if machine is None or not self._is_open(reply.question_id):
             envelope.resolve(False)
             return
         await self._append(QuestionAnswered(machine.turn_id, reply.question_id, msgspec.Raw(reply.answer), self.wall()))
