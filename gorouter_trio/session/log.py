@@ -22,6 +22,7 @@ from ..wire.journal import (
     TurnStarted,
 )
 from ..wire.result import HistoryEntry
+from .transcript import Transcript
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -165,7 +166,9 @@ def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
     Left out are abandoned turns that were not billed, turns that gave way to others, and turns that a summary
     stands for; of the answered ones among them the ids stay, and what their calls have cost.
     """
-    replay = _replayed(log)
+    replay, transcript = _replayed(log), Transcript()
+    for entry in log:
+        transcript.apply(entry)
     upto, fold = replay.folds[-1] if replay.folds else (0, None)
     gone, kept = replay.gone + replay.turns[:upto], replay.turns[upto:]
     short: list[LogEntry] = []
@@ -174,13 +177,24 @@ def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
         short.append(forgotten)
     if fold is not None:
         short.append(msgspec.structs.replace(fold, turn_id=""))
-    ends = [turn.entries[-1] for turn in gone]
-    short += [end for end in ends if isinstance(end, TurnAbandoned) and end.maybe_billed]
+    short += _doubts(gone, kept, transcript)
     for turn in kept:
         short += [_settled(entry) for entry in turn.entries]
     if replay.open is not None and not replay.open.is_said:
         short += replay.open.entries
     return short
+
+
+def _doubts(gone: Iterable[LoggedTurn], kept: Iterable[LoggedTurn], transcript: Transcript) -> Iterator[TurnAbandoned]:
+    """The ends of turns that have gone and are in doubt to this day: a later try may have been answered."""
+    ids = {turn_id: turn.entries[-1] for turn in gone for turn_id in turn.ids}
+    for turn in kept:
+        for turn_id in turn.ids:
+            ids.pop(turn_id, None)
+    for turn_id, end in ids.items():
+        if transcript.outcome(turn_id) == "in_doubt":
+            reason = end.reason if isinstance(end, TurnAbandoned) else "in doubt"
+            yield TurnAbandoned(turn_id, reason, maybe_billed=True)
 
 
 def _settled(entry: TurnEntry) -> TurnEntry:

@@ -71,6 +71,7 @@ _Step: TypeAlias = TurnCalled | ToolsAnswered | AnswerDiscarded | TurnParked | Q
 _NOT_ANSWERED = "The call was not carried out: the turn ended before its tools ran."
 _INTERRUPTED = "The call was interrupted; whether it was carried out is unknown."
 _NOT_PERMITTED = "The call was not carried out: it waited for a reply that did not come."
+_ANSWERED: Collection[TurnOutcome] = ("answered", "forgotten")
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 _MAX_ID = 40
 # The start of an answer that takes a closer look to know whether it says anything: null, a list, a blank of any script,
@@ -363,10 +364,13 @@ class Transcript:
             ]
 
     def _note_outcome(self, turn_id: str, started: TurnStarted | None, outcome: TurnOutcome) -> None:
-        self._outcomes[turn_id] = outcome
-        if started is not None and started.joined:
-            self._outcomes |= dict.fromkeys(started.joined, outcome)
-            self._aliases = {**self._aliases, **dict.fromkeys(started.joined, turn_id)}
+        joined = () if started is None else started.joined
+        for ended in (turn_id, *joined):
+            # Once answered, always answered: logs were compacted that have the doubt of an earlier try behind it.
+            if outcome == "answered" or self._outcomes.get(ended) not in _ANSWERED:
+                self._outcomes[ended] = outcome
+        if joined:
+            self._aliases = {**self._aliases, **dict.fromkeys(joined, turn_id)}
 
     def _begin_turn(self, started: TurnStarted | None, turn_id: str, *, is_empty: bool = False) -> None:
         """A turn becomes part of the history: it has an answer now."""

@@ -14,6 +14,7 @@ from gorouter_trio.session.log import compact, entries_of, turns_of
 from gorouter_trio.session.transcript import Transcript
 from gorouter_trio.wire.codec import decode_log_entry, encode_json, encode_prompt
 from gorouter_trio.wire.journal import (
+    HistoryCompacted,
     HistoryFolded,
     QuestionAnswered,
     ToolsAnswered,
@@ -34,6 +35,10 @@ def started(turn_id, *messages):
 
 def answered(turn_id, message, *, interrupted=False):
     return TurnAnswered(turn_id, msgspec.Raw(encode_json(message)), CallRecord(interrupted=interrupted))
+
+
+def called(turn_id):
+    return TurnCalled(turn_id, msgspec.Raw(encode_json(calling("call"))), CallRecord())
 
 
 def calling(*ids, content=None):
@@ -295,6 +300,30 @@ def test_entries_are_the_messages_of_the_answered_turns():
     assert there(entries[-1].call).interrupted
 
 
+def test_an_answered_turn_stays_answered():
+    """What an earlier try of a turn left in doubt is no doubt any more once it was answered, also in a compacted log."""
+    for tries in (
+        [TurnAbandoned("1", "DeadlineExceededError", maybe_billed=True)],
+        [called("1"), TurnAbandoned("1", "interrupted", maybe_billed=True)],
+    ):
+        answer = [started("1", HI), answered("1", AssistantMessage("A"))]
+        log = [started("1", HI), *tries, started("2", HI), answered("2", AssistantMessage("B")), *answer]
+        for gone in ([TurnsDropped("1")], [TurnsDropped("2")], [HistoryFolded(msgspec.Raw(b"{}"), "1")]):
+            short = compact([*log, *gone])
+            assert transcript_of(*short).outcome("1") == "forgotten", short
+            assert compact(short) == short
+    as_it_was_compacted_once = [HistoryCompacted(("1",), 1), TurnAbandoned("1", "in doubt", maybe_billed=True)]
+    assert transcript_of(*as_it_was_compacted_once).outcome("1") == "forgotten"
+    assert compact(as_it_was_compacted_once) == as_it_was_compacted_once[:1]
+
+
+def test_turns_that_were_joined_stay_in_doubt():
+    """Each id of a turn that was sent and not answered keeps its doubt in a compacted log."""
+    start = msgspec.structs.replace(started("1", HI), joined=("2",))
+    short = compact([start, TurnAbandoned("1", "interrupted", maybe_billed=True)])
+    assert [transcript_of(*short).outcome(turn_id) for turn_id in "12"] == ["in_doubt", "in_doubt"]
+
+
 # Any log at all
 
 ids = st.sampled_from(["call_0", "call_1", "a", ""])
@@ -350,7 +379,7 @@ turn_plans = st.tuples(
     prompts,
     rounds,
     st.sampled_from(["answered", "called", "interrupted", "blank", "abandoned", "lost", "in doubt"]),
-    st.sampled_from(["", "", "", "replace", "joined", "undo", "undo earlier", "fold", "first"]),
+    st.sampled_from(["", "", "", "again", "replace", "joined", "undo", "undo earlier", "fold", "first"]),
 )
 
 
@@ -382,6 +411,9 @@ def turn_entries(number, plan, earlier, transcript):
     """The entries of one turn, as long as each may follow the one before."""
     prompt, steps, end, extra = plan
     turn_id = f"t{number}"
+    if extra == "again":
+        again = [f"t{other}" for other in range(number) if transcript.outcome(f"t{other}") in {"abandoned", "in_doubt"}]
+        turn_id = [*again, turn_id][0]
     if extra == "undo" and earlier:
         yield TurnsDropped(earlier[-1])
     elif extra == "undo earlier" and earlier:
@@ -466,7 +498,8 @@ def check_the_log_alone(log, transcript):
         transcript.cost_usd,
         transcript.unpriced,
     )
-    for turn_id in {entry.turn_id for entry in log if isinstance(entry, TurnStarted)}:
+    starts = [entry for entry in log if isinstance(entry, TurnStarted)]
+    for turn_id in {turn_id for start in starts for turn_id in (start.turn_id, *start.joined)}:
         before, after = transcript.outcome(turn_id), compacted.outcome(turn_id)
         assert after == before or (before, after) in {("answered", "forgotten"), ("abandoned", None)}
     assert compact(short) == short
