@@ -54,6 +54,11 @@ class LoggedTurn:
         return last if isinstance(last, TurnAnswered) else None
 
     @property
+    def is_over(self) -> bool:
+        """Whether it has an end."""
+        return isinstance(self.entries[-1], (TurnAnswered, TurnAbandoned))
+
+    @property
     def messages(self) -> bytes:
         """The user's messages, encoded and joined by commas."""
         return b"" if self.started is None else bytes(self.started.messages)[1:-1]
@@ -91,8 +96,11 @@ class _Replay:
                 self._go_on(entry)
 
     def _go_on(self, entry: TurnEntry) -> None:
-        turn = self.open
+        turn, is_end = self.open, isinstance(entry, (TurnAnswered, TurnAbandoned))
         if turn is None or turn.turn_id != entry.turn_id:
+            if not is_end:
+                return  # A step of no turn that runs, which means nothing.
+            self._leave()
             turn = self.open = LoggedTurn(entry.turn_id)
         was_said = turn.is_said
         turn.entries.append(entry)
@@ -100,12 +108,17 @@ class _Replay:
             if turn.started is not None and turn.started.replaces:
                 self._cut(turn.started.replaces)
             self.turns.append(turn)
-        if isinstance(entry, (TurnAnswered, TurnAbandoned)):
+        if is_end:
             self._leave()
 
     def _leave(self) -> None:
         turn, self.open = self.open, None
-        if turn is not None and not turn.is_said:
+        if turn is None:
+            return
+        if not turn.is_over:
+            # The log goes on behind it.
+            turn.entries.append(TurnAbandoned(turn.turn_id, "in doubt", maybe_billed=True))
+        if not turn.is_said:
             self.gone.append(turn)
 
     def _cut(self, turn_id: str) -> None:
@@ -193,8 +206,7 @@ def _doubts(gone: Iterable[LoggedTurn], kept: Iterable[LoggedTurn], transcript: 
             ids.pop(turn_id, None)
     for turn_id, end in ids.items():
         if transcript.outcome(turn_id) == "in_doubt":
-            reason = end.reason if isinstance(end, TurnAbandoned) else "in doubt"
-            yield TurnAbandoned(turn_id, reason, maybe_billed=True)
+            yield TurnAbandoned(turn_id, cast("TurnAbandoned", end).reason, maybe_billed=True)
 
 
 def _settled(entry: TurnEntry) -> TurnEntry:

@@ -217,7 +217,7 @@ class SessionRounds:
         return answer
 
     def take_reply(self, envelope: Envelope) -> bool:
-        """Have the reply to a question, and answer `envelope` once it is stored; False when no call waits for it now."""
+        """Have the reply to a question, and answer `envelope` once it is stored; False when no call waits for it."""
         waiting = self._waiting.get(cast("AnswerQuestion", envelope.mail).question_id)
         return waiting is not None and waiting.take(envelope, at_s=self._actor.wall())
 

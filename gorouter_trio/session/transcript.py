@@ -10,6 +10,9 @@ at every instant, whatever was cut where:
 * ids of calls are distinct in the whole request: some engines number them anew in every answer;
 * an answer that says nothing at all is left out, since an empty message is refused by some.
 
+A turn without an end that something else follows is in doubt, as one that ended so: messages were added behind it, or
+another process wrote on.
+
 A turn that gives way to another one, and those after it, are cut off at the end of `rendered`; what
 a summary stands for, or a limit leaves out, is cut off at its front, in the request alone. Both cuts
 are made at the start of a turn only, and the front's only where no call is open, so no group of a
@@ -288,6 +291,8 @@ class Transcript:
         """Take the next entry of the log into account; one that is out of order in its turn is passed over."""
         match entry:
             case TurnStarted():
+                if self._pending is not None:
+                    self._leave_in_doubt(self._pending)
                 self._pending, self._machine, self._is_begun, self._first = entry, None, False, entry.first
             case TurnAnswered():
                 self._apply_answer(entry)
@@ -296,6 +301,8 @@ class Transcript:
             case TurnCalled() | ToolsAnswered() | TurnParked() | QuestionAnswered() | TurnResumed() | AnswerDiscarded():
                 self._apply_step(entry)
             case TurnsDropped(turn_id=turn_id):
+                if self._pending is not None:
+                    self._leave_in_doubt(self._pending)
                 self._cut(self.place(turn_id))
             case HistoryFolded():
                 self._fold(entry)
@@ -305,9 +312,14 @@ class Transcript:
                 self.cost_usd += entry.cost_usd
                 self.unpriced += entry.unpriced
 
+    def _leave_in_doubt(self, pending: TurnStarted) -> None:
+        """The log goes on behind a turn without an end: nobody takes that up any more, and it may have been billed."""
+        self._apply_end(TurnAbandoned(pending.turn_id, "in doubt", maybe_billed=True))
+
     def _apply_answer(self, entry: TurnAnswered) -> None:
-        pending, self._pending, self._machine = self._pending, None, None
-        own = pending if pending is not None and pending.turn_id == entry.turn_id else None
+        if self._pending is not None and self._pending.turn_id != entry.turn_id:
+            self._leave_in_doubt(self._pending)
+        own, self._pending, self._machine = self._pending, None, None
         self._note_outcome(entry.turn_id, own, "answered")
         self._count(entry.call)
         message = bytes(entry.message)
@@ -327,12 +339,10 @@ class Transcript:
         self._count_tokens(entry.call)
 
     def _apply_end(self, entry: TurnAbandoned) -> None:
-        pending = self._pending
-        is_own = pending is not None and pending.turn_id == entry.turn_id
-        self._pending, self._machine = None, None
-        self._note_outcome(
-            entry.turn_id, pending if is_own else None, "in_doubt" if entry.maybe_billed else "abandoned"
-        )
+        if self._pending is not None and self._pending.turn_id != entry.turn_id:
+            self._leave_in_doubt(self._pending)
+        own, self._pending, self._machine = self._pending, None, None
+        self._note_outcome(entry.turn_id, own, "in_doubt" if entry.maybe_billed else "abandoned")
         if self._is_begun and self._open_calls:
             self._leave_open(len(self._ids) - 1)
         self._is_begun = False

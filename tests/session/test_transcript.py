@@ -301,7 +301,7 @@ def test_entries_are_the_messages_of_the_answered_turns():
 
 
 def test_an_answered_turn_stays_answered():
-    """What an earlier try of a turn left in doubt is no doubt any more once it was answered, also in a compacted log."""
+    """What an earlier try of a turn left in doubt is no doubt any more once it was answered, compacted or not."""
     for tries in (
         [TurnAbandoned("1", "DeadlineExceededError", maybe_billed=True)],
         [called("1"), TurnAbandoned("1", "interrupted", maybe_billed=True)],
@@ -315,6 +315,28 @@ def test_an_answered_turn_stays_answered():
     as_it_was_compacted_once = [HistoryCompacted(("1",), 1), TurnAbandoned("1", "in doubt", maybe_billed=True)]
     assert transcript_of(*as_it_was_compacted_once).outcome("1") == "forgotten"
     assert compact(as_it_was_compacted_once) == as_it_was_compacted_once[:1]
+
+
+@pytest.mark.parametrize("steps", [[], ["called"]])
+def test_a_turn_without_an_end_that_others_follow(steps):
+    """It is in doubt as if it had ended so, whatever comes behind it; and so it is in a compacted log."""
+    start = [started("1", HI), *(called("1") for _ in steps)]
+    for follows in (
+        [started("2", HI), answered("2", AssistantMessage("B"))],
+        [answered("2", AssistantMessage("B"))],
+        [TurnAbandoned("2", "RateLimitError")],
+        [TurnsDropped("2")],
+    ):
+        transcript = transcript_of(*start, *follows)
+        assert (transcript.outcome("1"), transcript.machine) == ("in_doubt", None)
+        ended = transcript_of(*start, TurnAbandoned("1", "in doubt", maybe_billed=True), *follows)
+        assert rendered(transcript, HI) == rendered(ended, HI)
+        short = compact([*start, *follows])
+        assert transcript_of(*short).outcome("1") == "in_doubt"
+        assert rendered(transcript_of(*short), HI) == rendered(ended, HI)
+    answer = [started("3", HI), answered("3", AssistantMessage("C"))]
+    folded = [*start, *follows, *answer, HistoryFolded(msgspec.Raw(b"{}"), "3")]
+    assert transcript_of(*compact(folded)).outcome("1") == "in_doubt"
 
 
 def test_turns_that_were_joined_stay_in_doubt():
