@@ -838,7 +838,10 @@ class SessionActor:
 
         async def make() -> bytes:
             made = await summarise(transcript.messages(transcript.folded, upto))
-            return encode_message(SystemMessage(made) if isinstance(made, str) else made)
+            message = encode_message(SystemMessage(made) if isinstance(made, str) else made)
+            if _is_blank(message):
+                raise ValueError("the summary is empty")
+            return message
 
         self._wait_for("tools")
         with SessionRounds(turn).as_tool():
@@ -846,7 +849,8 @@ class SessionActor:
         if summary is None:
             return False
         self._failure = ""
-        await self._append(HistoryFolded(msgspec.Raw(summary), transcript.turn_at(upto - 1), self.wall()))
+        last = transcript.turn_at(upto - 1)
+        await self._append(HistoryFolded(msgspec.Raw(summary), last, self.wall(), upto))
         return True
 
     def _note_failure(self, error: Exception) -> None:
@@ -1262,6 +1266,12 @@ async def _typed(work: Awaitable[T]) -> T:
 def _drop(envelope: Envelope) -> None:
     envelope.fail(dropped())
     envelope.finish()
+
+
+def _is_blank(message: bytes) -> bool:
+    """Whether a message says nothing: it would stand for turns without a word of them, and providers refuse some."""
+    content = decode_message(message).content
+    return not (content.strip() if isinstance(content, str) else content)
 
 
 def _open_question(machine: TurnMachine | None) -> str | None:

@@ -87,9 +87,8 @@ class _Replay:
             case TurnsDropped(turn_id=turn_id):
                 self._leave()
                 self._cut(turn_id)
-            case HistoryFolded(turn_id=turn_id):
-                places = [n for n, turn in enumerate(self.turns, 1) if turn_id in turn.ids] if turn_id else [0]
-                self.folds += [(place, entry) for place in places[-1:]]
+            case HistoryFolded():
+                self._fold(entry)
             case HistoryCompacted():
                 self.forgotten = entry
             case _:
@@ -120,6 +119,12 @@ class _Replay:
             turn.entries.append(TurnAbandoned(turn.turn_id, "in doubt", maybe_billed=True))
         if not turn.is_said:
             self.gone.append(turn)
+
+    def _fold(self, entry: HistoryFolded) -> None:
+        places = [min(entry.upto, len(self.turns))]
+        if entry.turn_id and not places[0]:
+            places = [n for n, turn in enumerate(self.turns, 1) if entry.turn_id in turn.ids]
+        self.folds += [(place, entry) for place in places[-1:]]
 
     def _cut(self, turn_id: str) -> None:
         places = [n for n, turn in enumerate(self.turns) if turn_id in turn.ids]
@@ -189,7 +194,7 @@ def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
     if forgotten != HistoryCompacted():
         short.append(forgotten)
     if fold is not None:
-        short.append(msgspec.structs.replace(fold, turn_id=""))
+        short.append(msgspec.structs.replace(fold, turn_id="", upto=0))
     short += _doubts(gone, kept, transcript)
     for turn in kept:
         short += [_settled(entry) for entry in turn.entries]

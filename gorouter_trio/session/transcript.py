@@ -422,9 +422,12 @@ class Transcript:
         self._left_open = {**self._left_open, place: self._open_calls}
 
     def _fold(self, entry: HistoryFolded) -> None:
-        place = self.place(entry.turn_id) if entry.turn_id else -1
-        if place is not None and place + 1 >= self.folded:
-            self._folds = [*self._folds, (place + 1, bytes(entry.message))]
+        upto: int | None = min(entry.upto, len(self._ids))
+        if entry.turn_id and not upto:
+            place = self.place(entry.turn_id)
+            upto = None if place is None else place + 1
+        if upto is not None and upto >= self.folded:
+            self._folds = [*self._folds, (upto, bytes(entry.message))]
 
     def _count(self, call: CallRecord) -> None:
         self.calls += 1

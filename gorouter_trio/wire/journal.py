@@ -133,12 +133,15 @@ class TurnsDropped(Struct, frozen=True, tag="dropped", omit_defaults=True):
 class HistoryFolded(Struct, frozen=True, tag="folded", omit_defaults=True):
     """One message, a summary, stands in later requests for everything up to the end of a turn.
 
-    Without a `turn_id` it stands for what came before the first turn of the log.
+    `turn_id` is the turn's id and `upto` how many turns of the history that makes, since an id may come twice in it;
+    0 in logs of earlier versions, which meant the last turn of this id. Without a `turn_id` the summary stands for what
+    came before the first turn of the log.
     """
 
     message: msgspec.Raw
     turn_id: str = ""
     at_s: float = 0.0
+    upto: int = 0
 
 
 class HistoryCompacted(Struct, frozen=True, tag="compacted", omit_defaults=True):

@@ -281,6 +281,53 @@ async def test_a_summary_that_fails(autojump_clock, how):
             assert not (await session.statistics()).failure
 
 
+@pytest.mark.parametrize("empty", ["", " \n", {"role": "user", "content": []}, AssistantMessage(None)])
+async def test_a_summary_that_says_nothing(autojump_clock, empty):
+    """It stands for no turn: it is not stored, and the model sees the whole history."""
+
+    async def summarise(_messages):
+        await trio.lowlevel.checkpoint()
+        return empty
+
+    async with open_world(answer=replies(*ABC), sessions=sessions(max_turns=1, summarise=summarise)) as world:
+        session = world.client.session("k")
+        for text in "abc":
+            await session.ask(text)
+        assert world.sent[-1].contents == ["a", "A", "b", "B", "c"]
+        assert "empty" in (await session.statistics()).failure
+
+
+async def test_a_summary_of_a_turn_whose_id_comes_again(autojump_clock):
+    """It stands for the turns that it was made of, and not for those up to the later turn of the same id."""
+    given, store = [], MemoryStore()
+
+    async def summarise(messages):
+        await trio.lowlevel.checkpoint()
+        given.append([message.content for message in messages if isinstance(message, gr.UserMessage)])
+        return "so far"
+
+    policy = ContextPolicy(max_turns=3, keep_turns=3, summarise=summarise)
+    async with open_world(SimulatorConfig(latency_s=0.2), store=store) as world:
+        session = world.client.session("k", context=policy)
+        with trio.move_on_after(0.35):
+            await session.ask("[[call f#a1]]", turn_id="t1", rounds=Loop(tool_s=0.1), tools=TOOLS)
+        await session.ask("two [[say two]]", turn_id="t2")
+        await session.ask("one [[say one]]", turn_id="t1", resume="resend")
+        await session.ask("three [[say three]]")
+        await session.ask("four [[say four]]")
+        kept = ["so far", "two [[say two]]", "two", "one [[say one]]", "one", "three [[say three]]", "three"]
+        assert given == [["[[call f#a1]]"]]
+        assert world.sent[-1].contents == [*kept, "four [[say four]]"]
+        async with world.another_client(store=store) as client:
+            session = client.session("k")
+            await session.ask("five [[say five]]")
+            five = [*kept, "four [[say four]]", "four", "five [[say five]]"]
+            assert world.sent[-1].contents == five
+            await session.compact()
+            await session.ask("six")
+            assert world.sent[-1].contents == [*five, "five", "six"]
+
+
 async def _bad(_messages):
     return {"role": "nobody"}
 

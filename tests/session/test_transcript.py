@@ -346,6 +346,18 @@ def test_turns_that_were_joined_stay_in_doubt():
     assert [transcript_of(*short).outcome(turn_id) for turn_id in "12"] == ["in_doubt", "in_doubt"]
 
 
+def test_a_summary_in_a_log_of_an_earlier_version():
+    """Which has no number of turns, stands for all up to the last turn of its id."""
+    turns = [entry for turn_id in "121" for entry in (started(turn_id, HI), answered(turn_id, AssistantMessage("A")))]
+    so_far = msgspec.Raw(b'{"role":"system","content":"so far"}')
+    for fold, folded in ((HistoryFolded(so_far, "1"), 3), (HistoryFolded(so_far, "1", upto=1), 1)):
+        log = [*turns, fold]
+        assert transcript_of(*log).folded == folded
+        assert len(turns_of(compact(log))) == 3 - folded
+        assert rendered_all(transcript_of(*compact(log))) == rendered_all(transcript_of(*log))
+    assert encode_json(HistoryFolded(so_far)) == b'{"type":"folded","message":%b}' % so_far
+
+
 # Any log at all
 
 ids = st.sampled_from(["call_0", "call_1", "a", ""])
@@ -443,7 +455,8 @@ def turn_entries(number, plan, earlier, transcript):
     elif extra == "fold" and transcript.length:
         place = transcript.length // 2
         if not transcript.is_inside(place + 1):
-            yield HistoryFolded(msgspec.Raw(b'{"role":"system","content":"so far"}'), transcript.turn_at(place))
+            message = msgspec.Raw(b'{"role":"system","content":"so far"}')
+            yield HistoryFolded(message, transcript.turn_at(place), upto=place + 1)
     try:
         transcript.render(encode_prompt(list(prompt)))
     except BadRequestError:
@@ -481,6 +494,10 @@ def every_rendering(transcript):
 
 def request(transcript, added, first=0, end=None):
     return msgspec.json.decode(b"[%b]" % b"".join(transcript.pieces(added, first=first, end=end)))
+
+
+def rendered_all(transcript):
+    return request(transcript, encode_prompt("hi"))
 
 
 @given(st.lists(turn_plans, max_size=6))
