@@ -1152,7 +1152,7 @@ class SessionActor:
         transcript = self._transcript or await self._load()
         if transcript.machine is not None:
             await self._pass_by(transcript.machine)
-        log = compact(await self._read_log())
+        log = compact(await self._read_log(), system=self.options.system)
         self._transcript = None
         encoded = [encode_json(entry) for entry in log]
         self._version = await _typed(self._store.rewrite(self.key, encoded, expected_version=self._version))

@@ -178,13 +178,14 @@ def _results(turn_id: str, results: Mapping[str, ToolMessage | None]) -> Iterato
             yield HistoryEntry(message, turn_id=turn_id)
 
 
-def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
+def compact(log: Sequence[LogEntry], *, system: bytes = b"") -> list[LogEntry]:
     """A log that renders the same requests and keeps every promise about turn ids, without what no request needs.
 
     Left out are abandoned turns that were not billed, turns that gave way to others, and turns that a summary
-    stands for; of the answered ones among them the ids stay, and what their calls have cost.
+    stands for; of the answered ones among them the ids stay, and what their calls have cost. `system` are the encoded
+    system messages of the requests, without which what a turn adds to one cannot be told.
     """
-    replay, transcript = _replayed(log), Transcript()
+    replay, transcript = _replayed(log), Transcript(system)
     for entry in log:
         transcript.apply(entry)
     upto, fold = replay.folds[-1] if replay.folds else (0, None)
@@ -196,10 +197,14 @@ def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
     if fold is not None:
         short.append(msgspec.structs.replace(fold, turn_id="", upto=0))
     short += _doubts(gone, kept, transcript)
-    for turn in kept:
-        short += [_settled(entry) for entry in turn.entries]
+    for place, turn in enumerate(kept, upto):
+        added = transcript.tokens_before(place + 1) - transcript.tokens_before(place)
+        tokens = None if turn is replay.open else added
+        short += [_settled(entry, folded=upto, tokens=tokens) for entry in turn.entries]
     if replay.open is not None and not replay.open.is_said:
-        short += replay.open.entries
+        # What gives way to it does so once it is answered.
+        replaces = cast("TurnStarted", replay.open.started).replaces
+        short += [_settled(entry, folded=upto, replaces=replaces) for entry in replay.open.entries]
     return short
 
 
@@ -214,10 +219,11 @@ def _doubts(gone: Iterable[LoggedTurn], kept: Iterable[LoggedTurn], transcript: 
             yield TurnAbandoned(turn_id, cast("TurnAbandoned", end).reason, maybe_billed=True)
 
 
-def _settled(entry: TurnEntry) -> TurnEntry:
-    """The entry in a log without the turns that it has left out or that gave way to it."""
-    if isinstance(entry, TurnStarted) and (entry.replaces or entry.first):
-        return msgspec.structs.replace(entry, replaces="", first=0)
+def _settled(entry: TurnEntry, *, folded: int, replaces: str = "", tokens: int | None = None) -> TurnEntry:
+    """The entry in a log without the turns that gave way to its own, and without the first ones: `folded` of them."""
+    if isinstance(entry, TurnStarted):
+        first = max(entry.first - folded, 0)
+        return msgspec.structs.replace(entry, replaces=replaces, first=first, tokens=tokens)
     return entry
 
 

@@ -336,7 +336,7 @@ class Transcript:
             self._add(self._take_calls(message, _NOT_ANSWERED) if b'"tool_calls"' in message else message)
             if self._open_calls:
                 self._leave_open(len(self._ids) - 1)
-        self._count_tokens(entry.call)
+        self._count_tokens(entry.call, own)
 
     def _apply_end(self, entry: TurnAbandoned) -> None:
         if self._pending is not None and self._pending.turn_id != entry.turn_id:
@@ -363,8 +363,10 @@ class Transcript:
                 self._is_begun = True
             self._add(self._take_calls(bytes(entry.message), _INTERRUPTED))
             self._count(entry.call)
-            self._count_tokens(entry.call)
+            self._count_tokens(entry.call, pending)
         elif isinstance(entry, ToolsAnswered):
+            if pending.tokens is None:
+                self._tokens[-1] += len(entry.messages) // BYTES_PER_TOKEN
             self._take_results(bytes(entry.messages), is_whole=not machine.open_calls)
         else:
             waiting = {call_id for call_id, state in machine.open_calls.items() if state in {"waiting", "replied"}}
@@ -437,11 +439,14 @@ class Transcript:
         else:
             self.cost_usd += cost
 
-    def _count_tokens(self, call: CallRecord) -> None:
+    def _count_tokens(self, call: CallRecord, started: TurnStarted | None) -> None:
         """Tokens to the end of the last turn: what the reply counted, and what its request had left out."""
         starts, counted, usage = self._starts, self._tokens, call.usage
         place = len(starts) - 1
         before = counted[place - 1] if place else 0
+        if started is not None and started.tokens is not None:
+            counted[place] = before + started.tokens
+            return
         prompt = None if usage is None else usage.prompt_tokens
         if usage is None or not prompt:
             tokens = before + (len(self.rendered) - starts[place]) // BYTES_PER_TOKEN
@@ -479,7 +484,6 @@ class Transcript:
     def _take_results(self, messages: bytes, *, is_whole: bool) -> None:
         """Results of open calls, which are rendered in the order of the calls, once all are there."""
         results = cast("list[_Object]", decode_json(messages))
-        self._tokens[-1] += len(messages) // BYTES_PER_TOKEN
         if is_whole and [(call.rendered, None) for call in self._open_calls] == [
             (result["tool_call_id"], call.result) for result, call in zip(results, self._open_calls, strict=False)
         ]:

@@ -41,7 +41,8 @@ class TurnStarted(Struct, frozen=True, tag="started", omit_defaults=True):
 
     `replaces` is the id of a turn that gives way to this one, with all that follow it, once this one has an
     answer. `joined` are the ids of further turns that were asked for and are taken in this one. `first` counts the
-    turns of the history that its requests leave out.
+    turns of the history that its requests leave out. `tokens` is, in a log that was written anew, what the turn adds to
+    a request: its usage counts turns that this log has not.
     """
 
     turn_id: str
@@ -50,6 +51,7 @@ class TurnStarted(Struct, frozen=True, tag="started", omit_defaults=True):
     replaces: str = ""
     joined: tuple[str, ...] = ()
     first: int = 0
+    tokens: int | None = None
 
 
 class TurnCalled(Struct, frozen=True, tag="called"):
