@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ..wire.messages import AssistantMessage, ToolMessage
+    from .transcript import TurnOutcome
 
 __all__ = ["LoggedTurn", "compact", "entries_of", "turns_of"]
 
@@ -196,11 +197,14 @@ def compact(log: Sequence[LogEntry], *, system: bytes = b"") -> list[LogEntry]:
         short.append(forgotten)
     if fold is not None:
         short.append(msgspec.structs.replace(fold, turn_id="", upto=0))
-    short += _doubts(gone, kept, transcript)
+    ends = {turn_id: turn.entries[-1] for turn in gone for turn_id in turn.ids}
+    kept_ids = {turn_id for turn in kept for turn_id in turn.ids}
+    short += _ends([turn_id for turn_id in ends if turn_id not in kept_ids], ends, "in_doubt", transcript)
     for place, turn in enumerate(kept, upto):
         added = transcript.tokens_before(place + 1) - transcript.tokens_before(place)
         tokens = None if turn is replay.open else added
         short += [_settled(entry, folded=upto, tokens=tokens) for entry in turn.entries]
+        short += _ends([turn_id for turn_id in turn.ids if turn_id in ends], ends, "abandoned", transcript)
     if replay.open is not None and not replay.open.is_said:
         # What gives way to it does so once it is answered.
         replaces = cast("TurnStarted", replay.open.started).replaces
@@ -208,15 +212,13 @@ def compact(log: Sequence[LogEntry], *, system: bytes = b"") -> list[LogEntry]:
     return short
 
 
-def _doubts(gone: Iterable[LoggedTurn], kept: Iterable[LoggedTurn], transcript: Transcript) -> Iterator[TurnAbandoned]:
-    """The ends of turns that have gone and are in doubt to this day: a later try may have been answered."""
-    ids = {turn_id: turn.entries[-1] for turn in gone for turn_id in turn.ids}
-    for turn in kept:
-        for turn_id in turn.ids:
-            ids.pop(turn_id, None)
-    for turn_id, end in ids.items():
-        if transcript.outcome(turn_id) == "in_doubt":
-            yield TurnAbandoned(turn_id, cast("TurnAbandoned", end).reason, maybe_billed=True)
+def _ends(
+    turn_ids: Iterable[str], ends: Mapping[str, TurnEntry], outcome: TurnOutcome, transcript: Transcript
+) -> Iterator[TurnAbandoned]:
+    """The ends of turns that have gone, where this is what has become of them to this day: there are later tries."""
+    for turn_id in turn_ids:
+        if transcript.outcome(turn_id) == outcome:
+            yield TurnAbandoned(turn_id, cast("TurnAbandoned", ends[turn_id]).reason, maybe_billed=outcome == "in_doubt")
 
 
 def _settled(entry: TurnEntry, *, folded: int, replaces: str = "", tokens: int | None = None) -> TurnEntry:

@@ -339,6 +339,16 @@ def test_a_turn_without_an_end_that_others_follow(steps):
     assert transcript_of(*compact(folded)).outcome("1") == "in_doubt"
 
 
+def test_a_later_try_that_was_refused():
+    """What has become of a turn last is what a compacted log says of it, though an earlier try has run a tool."""
+    tries = [started("1", HI), called("1"), TurnAbandoned("1", "interrupted", maybe_billed=True)]
+    log = [*tries, started("1", HI), TurnAbandoned("1", "InsufficientCreditsError"), started("2", HI), called("2")]
+    short = compact(log)
+    assert transcript_of(*short).outcome("1") == transcript_of(*log).outcome("1") == "abandoned"
+    assert transcript_of(*short).unfinished == "2"
+    assert compact(short) == short
+
+
 def test_turns_that_were_joined_stay_in_doubt():
     """Each id of a turn that was sent and not answered keeps its doubt in a compacted log."""
     start = msgspec.structs.replace(started("1", HI), joined=("2",))
