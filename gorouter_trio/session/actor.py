@@ -817,9 +817,9 @@ class SessionActor:
             raise SessionConflictError(
                 "no turn to replace" + (f": {wanted!r} is no part of the history" if wanted else "")
             )
-        turn.replaces = transcript.turn_at(turn.end)
+        turn.replaces = wanted
         if not turn.messages:
-            logged = [found for found in turns_of(await self._read_log()) if found.turn_id == turn.replaces]
+            logged = [found for found in turns_of(await self._read_log()) if wanted in found.ids]
             turn.messages = logged[-1].messages if logged else b""
 
     async def _limit(self, turn: RunningTurn, transcript: Transcript, policy: ContextPolicy) -> None:
@@ -1141,9 +1141,9 @@ class SessionActor:
                 await self._pass_by(machine)
             else:
                 entries.append(TurnAbandoned(machine.turn_id, "undone", maybe_billed=True))
-        place = transcript.place(turn_id or transcript.last_turn or "")
-        if place is not None:
-            entries.append(TurnsDropped(transcript.turn_at(place), self.wall()))
+        dropped_id = turn_id or transcript.last_turn or ""
+        if transcript.place(dropped_id) is not None:
+            entries.append(TurnsDropped(dropped_id, self.wall()))
         if entries:
             await self._append(*entries)
         return bool(entries)
@@ -1211,14 +1211,16 @@ class SessionActor:
         return [decode_log_entry(entry) for entry in stored.entries]
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
-        own = cast("Transcript", self._transcript).turn_of(turn_id)
-        turn = TurnMachine(own)
+        turn = TurnMachine(turn_id)
+        joined: tuple[str, ...] = ()
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
-                turn = TurnMachine(entry.turn_id)  # The one of an id that comes again takes its place.
+                turn, joined = TurnMachine(entry.turn_id), entry.joined  # One that comes again takes its place.
             if isinstance(entry, TurnEntry) and entry.turn_id == turn.turn_id:
                 turn.apply(entry)
-            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
+            if isinstance(entry, TurnAnswered) and (
+                entry.turn_id == turn_id or (entry.turn_id == turn.turn_id and turn_id in joined)
+            ):
                 return ChatResult(
                     message=cast("AssistantMessage", decode_message(bytes(entry.message))),
                     call=entry.call,

@@ -108,13 +108,14 @@ class Transcript:
     """
 
     __slots__ = (
-        "_aliases",
         "_call_ids",
         "_first",
         "_folds",
         "_ids",
         "_inside",
         "_is_begun",
+        "_joined_at",
+        "_joined_ids",
         "_left_open",
         "_machine",
         "_open_calls",
@@ -134,8 +135,10 @@ class Transcript:
         self.cost_usd = Decimal(0)
         self.unpriced = 0
         self._outcomes: dict[str, TurnOutcome] = {}
-        # What was joined to a turn, by the id of its own. What few sessions have takes no memory of the others.
-        self._aliases: Mapping[str, str] = _NOTHING
+        # The ids whose last try was joined to a turn of another id, and those of each turn of the history. What few
+        # sessions have takes no memory of the others.
+        self._joined_ids: Mapping[str, None] = _NOTHING
+        self._joined_at: Mapping[int, Sequence[str]] = _NOTHING
         # One item for each turn of the history: its id, where it starts in `rendered`, and the tokens to its end.
         self._ids: list[str] = []
         self._starts = array("Q")
@@ -179,15 +182,11 @@ class Transcript:
     @property
     def turns(self) -> int:
         """Turns that have ended, abandoned ones included."""
-        return len(self._outcomes) - len(self._aliases)
+        return len(self._outcomes) - len(self._joined_ids)
 
     def outcome(self, turn_id: str) -> TurnOutcome | None:
         """What became of the turn of this id; None when there was none, or it has no end."""
         return self._outcomes.get(turn_id)
-
-    def turn_of(self, turn_id: str) -> str:
-        """The id of the turn that the one of this id was joined to, or the same id."""
-        return self._aliases.get(turn_id, turn_id)
 
     # The turns of the history, by their place in it
 
@@ -207,10 +206,9 @@ class Transcript:
         return self._ids[-1] if self._ids else None
 
     def place(self, turn_id: str) -> int | None:
-        """The place of a turn in the history; None for one that is no part of it."""
-        turn_id = self.turn_of(turn_id)
+        """The place of a turn in the history, or of the one that it was joined to; None for what is no part of it."""
         for place in range(len(self._ids) - 1, -1, -1):
-            if self._ids[place] == turn_id:
+            if self._ids[place] == turn_id or turn_id in self._joined_at.get(place, ()):
                 return place
         return None
 
@@ -381,8 +379,10 @@ class Transcript:
             # Once answered, always answered: logs were compacted that have the doubt of an earlier try behind it.
             if outcome == "answered" or self._outcomes.get(ended) not in _ANSWERED:
                 self._outcomes[ended] = outcome
+        if turn_id in self._joined_ids:
+            self._joined_ids = {other: None for other in self._joined_ids if other != turn_id}
         if joined:
-            self._aliases = {**self._aliases, **dict.fromkeys(joined, turn_id)}
+            self._joined_ids = {**self._joined_ids, **dict.fromkeys(joined)}
 
     def _begin_turn(self, started: TurnStarted | None, turn_id: str, *, is_empty: bool = False) -> None:
         """A turn becomes part of the history: it has an answer now."""
@@ -391,6 +391,8 @@ class Transcript:
         place = len(self._ids)
         if self._open_calls:
             self._inside = {**self._inside, place: None}
+        if started is not None and started.joined:
+            self._joined_at = {**self._joined_at, place: started.joined}
         self._ids.append(turn_id)
         self._starts.append(len(self.rendered))
         if is_empty:
@@ -416,6 +418,7 @@ class Transcript:
         del self.rendered[self._starts[place] :]
         del self._ids[place:], self._starts[place:], self._tokens[place:]
         self._inside = {other: None for other in self._inside if other < place}
+        self._joined_at = {other: joined for other, joined in self._joined_at.items() if other < place}
         self._left_open = {other: calls for other, calls in self._left_open.items() if other < place}
         self._open_calls = self._left_open.get(place - 1, ())
         self._folds = [fold for fold in self._folds if fold[0] <= place]
