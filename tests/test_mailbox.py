@@ -214,7 +214,7 @@ def _numbers(ended: dict[int, Outcome]) -> dict[int, str | int]:
 
 
 async def test_picking_from_anywhere(autojump_clock) -> None:
-    """Mail is picked out of the queue or from a poster that waits for room, who goes on; the order of the rest stays."""
+    """Mail is picked out of the queue or from a poster that waits for room, who goes on; the rest keeps its order."""
     mailbox: Mailbox[int] = Mailbox(2)
     async with trio.open_nursery() as nursery:
         for number in range(5):

@@ -218,7 +218,9 @@ def _ends(
     """The ends of turns that have gone, where this is what has become of them to this day: there are later tries."""
     for turn_id in turn_ids:
         if transcript.outcome(turn_id) == outcome:
-            yield TurnAbandoned(turn_id, cast("TurnAbandoned", ends[turn_id]).reason, maybe_billed=outcome == "in_doubt")
+            yield TurnAbandoned(
+                turn_id, cast("TurnAbandoned", ends[turn_id]).reason, maybe_billed=outcome == "in_doubt"
+            )
 
 
 def _settled(entry: TurnEntry, *, folded: int, replaces: str = "", tokens: int | None = None) -> TurnEntry:
