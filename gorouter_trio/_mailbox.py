@@ -181,6 +181,20 @@ class Mailbox(Generic[T]):
         """The next mail if it is here and `accept` says yes to it; for its reader, while that does not wait."""
         return self._take() if self._queue and accept(self._queue[0]) else None
 
+    def pick_nowait(self, accept: Callable[[T], bool]) -> T | None:
+        """The first mail that `accept` says yes to, ahead of all other: from the queue or of who waits for room."""
+        for mail in self._queue:
+            if accept(mail):
+                self.remove(mail)
+                return mail
+        for waiting in self._posters:
+            task, mail = waiting
+            if accept(mail):
+                self._posters.remove(waiting)
+                trio.lowlevel.reschedule(task)
+                return mail
+        return None
+
     def remove(self, mail: T) -> bool:
         """Take `mail` out of the queue; False when it is not there any more."""
         for position, queued in enumerate(self._queue):

@@ -213,6 +213,22 @@ def _numbers(ended: dict[int, Outcome]) -> dict[int, str | int]:
     return {call: result.number if isinstance(result, Mail) else result for call, result in ended.items()}
 
 
+async def test_picking_from_anywhere(autojump_clock) -> None:
+    """Mail is picked out of the queue or from a poster that waits for room, who goes on; the rest keeps its order."""
+    mailbox: Mailbox[int] = Mailbox(2)
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(mailbox.post, number)
+            await trio.testing.wait_all_tasks_blocked()
+        assert mailbox.pick_nowait(lambda mail: mail == 3) == 3
+        assert mailbox.statistics().waiting_posters == 2
+        assert mailbox.pick_nowait(lambda mail: mail == 1) == 1
+        assert mailbox.statistics().waiting_posters == 1
+        assert mailbox.pick_nowait(lambda mail: mail > 4) is None
+        assert [await mailbox.receive() for _ in range(3)] == [0, 2, 4]
+    assert mailbox.pick_nowait(lambda _mail: True) is None
+
+
 # --- together ---------------------------------------------------------------------------------------------------------
 
 

@@ -359,15 +359,19 @@ class SessionActor:
     async def reply(self, question_id: str, answer: bytes, *, rounds: TakeRounds | None = None) -> bool:
         """Bring the reply to a question, ahead of queued mail where its turn runs; True once it is stored.
 
-        False when no turn waits for it. A turn that nobody runs is taken up with `rounds`, if there are any.
+        False when no turn waits for it, or not any more. A turn that nobody runs is taken up with `rounds`, if there
+        are any.
         """
+        mail = AnswerQuestion(question_id, answer)
         if self._turn is not None:
-            slot = None if self._journal is None else self._journal.reply(question_id, answer)
-            if slot is None:
+            envelope = Envelope(mail, self)
+            if self._journal is not None and self._journal.take_reply(envelope):
+                return cast("bool", await envelope.wait())
+            if self._transcript is not None and not self._is_open(question_id):
                 await trio.lowlevel.checkpoint()
                 return False
-            return await slot.wait()
-        return cast("bool", await self.ask(AnswerQuestion(question_id, answer), rounds=rounds))
+        # A turn that is just taken up finds it in the queue; one that is just left is behind us when its turn comes.
+        return cast("bool", await self.ask(mail, rounds=rounds))
 
     async def interrupt(self) -> bool:
         """Stop the running turn, ahead of all queued mail, and wait until the history is repaired.
@@ -646,6 +650,11 @@ class SessionActor:
         """The turn that was started and has no end."""
         return None if self._transcript is None else self._transcript.machine
 
+    def _is_open(self, question_id: str) -> bool:
+        """Whether the turn without an end waits for the reply to this question, which would come in time."""
+        question = None if self.machine is None else self.machine.question(question_id)
+        return question is not None and question.is_open(self.wall())
+
     async def _take_turn(self, mail: StartTurn, envelope: Envelope) -> None:
         if mail.deadline != math.inf:
             if mail.deadline <= self._services.now():
@@ -710,10 +719,7 @@ class SessionActor:
 
     def _has_lapsed(self, machine: TurnMachine) -> bool:
         now = self.wall()
-        return all(
-            question.answer is None and question.until_s is not None and question.until_s <= now
-            for question in machine.questions
-        )
+        return all(question.has_lapsed(now) for question in machine.questions)
 
     def _new_turn_id(self, transcript: Transcript) -> str:
         """An id for a turn that came without one. A client that is seeded draws ids that may be in the log already."""
@@ -811,9 +817,9 @@ class SessionActor:
             raise SessionConflictError(
                 "no turn to replace" + (f": {wanted!r} is no part of the history" if wanted else "")
             )
-        turn.replaces = transcript.turn_at(turn.end)
+        turn.replaces = wanted
         if not turn.messages:
-            logged = [found for found in turns_of(await self._read_log()) if found.turn_id == turn.replaces]
+            logged = [found for found in turns_of(await self._read_log()) if wanted in found.ids]
             turn.messages = logged[-1].messages if logged else b""
 
     async def _limit(self, turn: RunningTurn, transcript: Transcript, policy: ContextPolicy) -> None:
@@ -832,7 +838,10 @@ class SessionActor:
 
         async def make() -> bytes:
             made = await summarise(transcript.messages(transcript.folded, upto))
-            return encode_message(SystemMessage(made) if isinstance(made, str) else made)
+            message = encode_message(SystemMessage(made) if isinstance(made, str) else made)
+            if _is_blank(message):
+                raise ValueError("the summary is empty")
+            return message
 
         self._wait_for("tools")
         with SessionRounds(turn).as_tool():
@@ -840,7 +849,8 @@ class SessionActor:
         if summary is None:
             return False
         self._failure = ""
-        await self._append(HistoryFolded(msgspec.Raw(summary), transcript.turn_at(upto - 1), self.wall()))
+        last = transcript.turn_at(upto - 1)
+        await self._append(HistoryFolded(msgspec.Raw(summary), last, self.wall(), upto))
         return True
 
     def _note_failure(self, error: Exception) -> None:
@@ -912,6 +922,14 @@ class SessionActor:
         turn.answer = answer
         await self._save(turn)
         turn.is_saved = True
+
+    def early_reply(self, question_id: str) -> Envelope | None:
+        """A reply that came while its turn was being taken up, out of the queue; used by the journal."""
+
+        def answers(envelope: Envelope) -> bool:
+            return isinstance(envelope.mail, AnswerQuestion) and envelope.mail.question_id == question_id
+
+        return self._mailbox.pick_nowait(answers)
 
     def keep(self, turn: RunningTurn, entry: LogEntry) -> None:
         """Store the entry when the turn is repaired; used by the journal."""
@@ -1104,8 +1122,7 @@ class SessionActor:
         """Write down the reply to a question of a turn that nobody runs, and take the turn up if there are tools."""
         transcript = self._transcript or await self._load()
         machine = transcript.machine
-        question = None if machine is None else machine.question(reply.question_id)
-        if machine is None or question is None or question.answer is not None:
+        if machine is None or not self._is_open(reply.question_id):
             envelope.resolve(False)
             return
         await self._append(QuestionAnswered(machine.turn_id, reply.question_id, msgspec.Raw(reply.answer), self.wall()))
@@ -1124,9 +1141,9 @@ class SessionActor:
                 await self._pass_by(machine)
             else:
                 entries.append(TurnAbandoned(machine.turn_id, "undone", maybe_billed=True))
-        place = transcript.place(turn_id or transcript.last_turn or "")
-        if place is not None:
-            entries.append(TurnsDropped(transcript.turn_at(place), self.wall()))
+        dropped_id = turn_id or transcript.last_turn or ""
+        if transcript.place(dropped_id) is not None:
+            entries.append(TurnsDropped(dropped_id, self.wall()))
         if entries:
             await self._append(*entries)
         return bool(entries)
@@ -1135,7 +1152,7 @@ class SessionActor:
         transcript = self._transcript or await self._load()
         if transcript.machine is not None:
             await self._pass_by(transcript.machine)
-        log = compact(await self._read_log())
+        log = compact(await self._read_log(), system=self.options.system)
         self._transcript = None
         encoded = [encode_json(entry) for entry in log]
         self._version = await _typed(self._store.rewrite(self.key, encoded, expected_version=self._version))
@@ -1194,14 +1211,16 @@ class SessionActor:
         return [decode_log_entry(entry) for entry in stored.entries]
 
     async def _stored_answer(self, turn_id: str) -> ChatResult:
-        own = cast("Transcript", self._transcript).turn_of(turn_id)
-        turn = TurnMachine(own)
+        turn = TurnMachine(turn_id)
+        joined: tuple[str, ...] = ()
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
-                turn = TurnMachine(entry.turn_id)  # The one of an id that comes again takes its place.
+                turn, joined = TurnMachine(entry.turn_id), entry.joined  # One that comes again takes its place.
             if isinstance(entry, TurnEntry) and entry.turn_id == turn.turn_id:
                 turn.apply(entry)
-            if isinstance(entry, TurnAnswered) and entry.turn_id == own:
+            if isinstance(entry, TurnAnswered) and (
+                entry.turn_id == turn_id or (entry.turn_id == turn.turn_id and turn_id in joined)
+            ):
                 return ChatResult(
                     message=cast("AssistantMessage", decode_message(bytes(entry.message))),
                     call=entry.call,
@@ -1249,6 +1268,12 @@ async def _typed(work: Awaitable[T]) -> T:
 def _drop(envelope: Envelope) -> None:
     envelope.fail(dropped())
     envelope.finish()
+
+
+def _is_blank(message: bytes) -> bool:
+    """Whether a message says nothing: it would stand for turns without a word of them, and providers refuse some."""
+    content = decode_message(message).content
+    return not (content.strip() if isinstance(content, str) else content)
 
 
 def _open_question(machine: TurnMachine | None) -> str | None:

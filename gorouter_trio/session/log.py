@@ -22,11 +22,13 @@ from ..wire.journal import (
     TurnStarted,
 )
 from ..wire.result import HistoryEntry
+from .transcript import Transcript
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ..wire.messages import AssistantMessage, ToolMessage
+    from .transcript import TurnOutcome
 
 __all__ = ["LoggedTurn", "compact", "entries_of", "turns_of"]
 
@@ -51,6 +53,11 @@ class LoggedTurn:
         """The entry with its answer, if it has one."""
         last = self.entries[-1]
         return last if isinstance(last, TurnAnswered) else None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has an end."""
+        return isinstance(self.entries[-1], (TurnAnswered, TurnAbandoned))
 
     @property
     def messages(self) -> bytes:
@@ -81,17 +88,19 @@ class _Replay:
             case TurnsDropped(turn_id=turn_id):
                 self._leave()
                 self._cut(turn_id)
-            case HistoryFolded(turn_id=turn_id):
-                places = [n for n, turn in enumerate(self.turns, 1) if turn_id in turn.ids] if turn_id else [0]
-                self.folds += [(place, entry) for place in places[-1:]]
+            case HistoryFolded():
+                self._fold(entry)
             case HistoryCompacted():
                 self.forgotten = entry
             case _:
                 self._go_on(entry)
 
     def _go_on(self, entry: TurnEntry) -> None:
-        turn = self.open
+        turn, is_end = self.open, isinstance(entry, (TurnAnswered, TurnAbandoned))
         if turn is None or turn.turn_id != entry.turn_id:
+            if not is_end:
+                return  # A step of no turn that runs, which means nothing.
+            self._leave()
             turn = self.open = LoggedTurn(entry.turn_id)
         was_said = turn.is_said
         turn.entries.append(entry)
@@ -99,13 +108,24 @@ class _Replay:
             if turn.started is not None and turn.started.replaces:
                 self._cut(turn.started.replaces)
             self.turns.append(turn)
-        if isinstance(entry, (TurnAnswered, TurnAbandoned)):
+        if is_end:
             self._leave()
 
     def _leave(self) -> None:
         turn, self.open = self.open, None
-        if turn is not None and not turn.is_said:
+        if turn is None:
+            return
+        if not turn.is_over:
+            # The log goes on behind it.
+            turn.entries.append(TurnAbandoned(turn.turn_id, "in doubt", maybe_billed=True))
+        if not turn.is_said:
             self.gone.append(turn)
+
+    def _fold(self, entry: HistoryFolded) -> None:
+        places = [min(entry.upto, len(self.turns))]
+        if entry.turn_id and not places[0]:
+            places = [n for n, turn in enumerate(self.turns, 1) if entry.turn_id in turn.ids]
+        self.folds += [(place, entry) for place in places[-1:]]
 
     def _cut(self, turn_id: str) -> None:
         places = [n for n, turn in enumerate(self.turns) if turn_id in turn.ids]
@@ -159,13 +179,16 @@ def _results(turn_id: str, results: Mapping[str, ToolMessage | None]) -> Iterato
             yield HistoryEntry(message, turn_id=turn_id)
 
 
-def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
+def compact(log: Sequence[LogEntry], *, system: bytes = b"") -> list[LogEntry]:
     """A log that renders the same requests and keeps every promise about turn ids, without what no request needs.
 
     Left out are abandoned turns that were not billed, turns that gave way to others, and turns that a summary
-    stands for; of the answered ones among them the ids stay, and what their calls have cost.
+    stands for; of the answered ones among them the ids stay, and what their calls have cost. `system` are the encoded
+    system messages of the requests, without which what a turn adds to one cannot be told.
     """
-    replay = _replayed(log)
+    replay, transcript = _replayed(log), Transcript(system)
+    for entry in log:
+        transcript.apply(entry)
     upto, fold = replay.folds[-1] if replay.folds else (0, None)
     gone, kept = replay.gone + replay.turns[:upto], replay.turns[upto:]
     short: list[LogEntry] = []
@@ -173,20 +196,38 @@ def compact(log: Sequence[LogEntry]) -> list[LogEntry]:
     if forgotten != HistoryCompacted():
         short.append(forgotten)
     if fold is not None:
-        short.append(msgspec.structs.replace(fold, turn_id=""))
-    ends = [turn.entries[-1] for turn in gone]
-    short += [end for end in ends if isinstance(end, TurnAbandoned) and end.maybe_billed]
-    for turn in kept:
-        short += [_settled(entry) for entry in turn.entries]
+        short.append(msgspec.structs.replace(fold, turn_id="", upto=0))
+    ends = {turn_id: turn.entries[-1] for turn in gone for turn_id in turn.ids}
+    kept_ids = {turn_id for turn in kept for turn_id in turn.ids}
+    short += _ends([turn_id for turn_id in ends if turn_id not in kept_ids], ends, "in_doubt", transcript)
+    for place, turn in enumerate(kept, upto):
+        added = transcript.tokens_before(place + 1) - transcript.tokens_before(place)
+        tokens = None if turn is replay.open else added
+        short += [_settled(entry, folded=upto, tokens=tokens) for entry in turn.entries]
+        short += _ends([turn_id for turn_id in turn.ids if turn_id in ends], ends, "abandoned", transcript)
     if replay.open is not None and not replay.open.is_said:
-        short += replay.open.entries
+        # What gives way to it does so once it is answered.
+        replaces = cast("TurnStarted", replay.open.started).replaces
+        short += [_settled(entry, folded=upto, replaces=replaces) for entry in replay.open.entries]
     return short
 
 
-def _settled(entry: TurnEntry) -> TurnEntry:
-    """The entry in a log without the turns that it has left out or that gave way to it."""
-    if isinstance(entry, TurnStarted) and (entry.replaces or entry.first):
-        return msgspec.structs.replace(entry, replaces="", first=0)
+def _ends(
+    turn_ids: Iterable[str], ends: Mapping[str, TurnEntry], outcome: TurnOutcome, transcript: Transcript
+) -> Iterator[TurnAbandoned]:
+    """The ends of turns that have gone, where this is what has become of them to this day: there are later tries."""
+    for turn_id in turn_ids:
+        if transcript.outcome(turn_id) == outcome:
+            yield TurnAbandoned(
+                turn_id, cast("TurnAbandoned", ends[turn_id]).reason, maybe_billed=outcome == "in_doubt"
+            )
+
+
+def _settled(entry: TurnEntry, *, folded: int, replaces: str = "", tokens: int | None = None) -> TurnEntry:
+    """The entry in a log without the turns that gave way to its own, and without the first ones: `folded` of them."""
+    if isinstance(entry, TurnStarted):
+        first = max(entry.first - folded, 0)
+        return msgspec.structs.replace(entry, replaces=replaces, first=first, tokens=tokens)
     return entry
 
 

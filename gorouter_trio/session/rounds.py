@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 import trio
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .._turns.request import TurnRequest
     from .._turns.rounds import Question, RoundJournal
     from ..events import StreamEvent
+    from ..wire.mail import AnswerQuestion
     from ..wire.messages import AssistantMessage
     from ..wire.result import ChatResult
     from ..wire.toolcalls import ToolCallReport
-    from .running import RunningTurn
+    from .running import Envelope, RunningTurn
     from .turn import TurnMachine
 
 __all__ = ["SessionRounds", "plain_rounds"]
@@ -43,9 +44,31 @@ async def plain_rounds(journal: RoundJournal) -> ChatResult:
 class _Waiting(ReplySlot[bytes]):
     """A call that waits for the reply to its question, and whoever brings that."""
 
-    def __init__(self) -> None:
+    def __init__(self, until_s: float | None) -> None:
         super().__init__()
-        self.bringer: ReplySlot[bool] = ReplySlot()
+        self.until_s = until_s
+        self.bringer: Envelope | None = None
+
+    def take(self, envelope: Envelope, *, at_s: float) -> bool:
+        """Have the reply that comes at `at_s`, or refuse it as late or a second one; False when nobody waits here now.
+
+        A computer that slept was waiting for longer than it noticed.
+        """
+        if self.abandoned:
+            return False
+        is_late = self.until_s is not None and self.until_s <= at_s
+        if not is_late and self.resolve(cast("AnswerQuestion", envelope.mail).answer):
+            self.bringer = envelope
+        else:
+            envelope.resolve(False)
+            envelope.finish()
+        return True
+
+    def end(self) -> None:
+        """Nobody waits any more: who has brought a reply that was not written down is told so."""
+        if self.bringer is not None:
+            self.bringer.fail(gone(None))
+            self.bringer.finish()
 
 
 class SessionRounds:
@@ -148,18 +171,25 @@ class SessionRounds:
         if known is not None and known.answer is not None:
             await trio.lowlevel.checkpoint()
             return known.answer
+        until_s = question.until_s if known is None else known.until_s
         # A reply may be quicker than the writing down of its question.
-        waiting = self._waiting[question.question_id] = _Waiting()
+        waiting = self._waiting[question.question_id] = _Waiting(until_s)
         try:
-            until_s = await self._park(question) if known is None else known.until_s
-            return await self._wait(waiting, question.question_id, until_s=until_s)
+            if known is None:
+                await self._park(question)
+            else:
+                self._take_early_replies(waiting, question.question_id)
+            return await self._wait(waiting, question.question_id)
         finally:
             del self._waiting[question.question_id]
-            if waiting.is_resolved:
-                waiting.bringer.fail(gone(None))
-            waiting.bringer.resolve(False)
+            waiting.end()
 
-    async def _park(self, question: Question) -> float | None:
+    def _take_early_replies(self, waiting: _Waiting, question_id: str) -> None:
+        """What came while the turn was taken up. Not of a new question: ids come again, and may have meant another."""
+        while (early := self._actor.early_reply(question_id)) is not None:
+            waiting.take(early, at_s=self._actor.wall())
+
+    async def _park(self, question: Question) -> None:
         asked = TurnParked(
             self._turn.turn_id,
             question.question_id,
@@ -170,10 +200,9 @@ class SessionRounds:
         )
         async with self._lock:
             await self._actor.write(self._turn, asked)
-        return question.until_s
 
-    async def _wait(self, waiting: _Waiting, question_id: str, *, until_s: float | None) -> bytes | None:
-        left_s = math.inf if until_s is None else until_s - self._actor.wall()
+    async def _wait(self, waiting: _Waiting, question_id: str) -> bytes | None:
+        left_s = math.inf if waiting.until_s is None else waiting.until_s - self._actor.wall()
         with trio.move_on_after(max(left_s, 0)) as scope:
             answer = await waiting.wait()
         if scope.cancelled_caught:
@@ -183,15 +212,14 @@ class SessionRounds:
         entry = QuestionAnswered(turn_id, question_id, msgspec.Raw(answer), self._actor.wall(), taken=True)
         async with self._lock:
             await self._actor.write(self._turn, entry)
-        waiting.bringer.resolve(True)
+        if waiting.bringer is not None:
+            waiting.bringer.resolve(True)
         return answer
 
-    def reply(self, question_id: str, answer: bytes) -> ReplySlot[bool] | None:
-        """Bring the reply to a question; the slot says when it is stored. None when no call waits for it here."""
-        waiting = self._waiting.get(question_id)
-        if waiting is None or not waiting.resolve(answer):
-            return None
-        return waiting.bringer
+    def take_reply(self, envelope: Envelope) -> bool:
+        """Have the reply to a question, and answer `envelope` once it is stored; False when no call waits for it."""
+        waiting = self._waiting.get(cast("AnswerQuestion", envelope.mail).question_id)
+        return waiting is not None and waiting.take(envelope, at_s=self._actor.wall())
 
     def emit(self, *events: StreamEvent) -> None:
         """Give events to the reader of the stream."""

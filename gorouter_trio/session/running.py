@@ -81,6 +81,9 @@ class TurnOwner(Protocol):
     async def commit(self, turn: RunningTurn, result: ChatResult[object]) -> None:
         """Store the answer of a turn with rounds."""
 
+    def early_reply(self, question_id: str) -> Envelope | None:
+        """The next reply to a question that came before its call waited for it."""
+
     def keep(self, turn: RunningTurn, entry: LogEntry) -> None:
         """Store the entry when the turn ends, which is being cut off."""
 

@@ -10,6 +10,9 @@ at every instant, whatever was cut where:
 * ids of calls are distinct in the whole request: some engines number them anew in every answer;
 * an answer that says nothing at all is left out, since an empty message is refused by some.
 
+A turn without an end that something else follows is in doubt, as one that ended so: messages were added behind it, or
+another process wrote on.
+
 A turn that gives way to another one, and those after it, are cut off at the end of `rendered`; what
 a summary stands for, or a limit leaves out, is cut off at its front, in the request alone. Both cuts
 are made at the start of a turn only, and the front's only where no call is open, so no group of a
@@ -71,6 +74,7 @@ _Step: TypeAlias = TurnCalled | ToolsAnswered | AnswerDiscarded | TurnParked | Q
 _NOT_ANSWERED = "The call was not carried out: the turn ended before its tools ran."
 _INTERRUPTED = "The call was interrupted; whether it was carried out is unknown."
 _NOT_PERMITTED = "The call was not carried out: it waited for a reply that did not come."
+_ANSWERED: Collection[TurnOutcome] = ("answered", "forgotten")
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
 _MAX_ID = 40
 # The start of an answer that takes a closer look to know whether it says anything: null, a list, a blank of any script,
@@ -104,13 +108,14 @@ class Transcript:
     """
 
     __slots__ = (
-        "_aliases",
         "_call_ids",
         "_first",
         "_folds",
         "_ids",
         "_inside",
         "_is_begun",
+        "_joined_at",
+        "_joined_ids",
         "_left_open",
         "_machine",
         "_open_calls",
@@ -130,8 +135,10 @@ class Transcript:
         self.cost_usd = Decimal(0)
         self.unpriced = 0
         self._outcomes: dict[str, TurnOutcome] = {}
-        # What was joined to a turn, by the id of its own. What few sessions have takes no memory of the others.
-        self._aliases: Mapping[str, str] = _NOTHING
+        # The ids whose last try was joined to a turn of another id, and those of each turn of the history. What few
+        # sessions have takes no memory of the others.
+        self._joined_ids: Mapping[str, None] = _NOTHING
+        self._joined_at: Mapping[int, Sequence[str]] = _NOTHING
         # One item for each turn of the history: its id, where it starts in `rendered`, and the tokens to its end.
         self._ids: list[str] = []
         self._starts = array("Q")
@@ -175,15 +182,11 @@ class Transcript:
     @property
     def turns(self) -> int:
         """Turns that have ended, abandoned ones included."""
-        return len(self._outcomes) - len(self._aliases)
+        return len(self._outcomes) - len(self._joined_ids)
 
     def outcome(self, turn_id: str) -> TurnOutcome | None:
         """What became of the turn of this id; None when there was none, or it has no end."""
         return self._outcomes.get(turn_id)
-
-    def turn_of(self, turn_id: str) -> str:
-        """The id of the turn that the one of this id was joined to, or the same id."""
-        return self._aliases.get(turn_id, turn_id)
 
     # The turns of the history, by their place in it
 
@@ -203,10 +206,9 @@ class Transcript:
         return self._ids[-1] if self._ids else None
 
     def place(self, turn_id: str) -> int | None:
-        """The place of a turn in the history; None for one that is no part of it."""
-        turn_id = self.turn_of(turn_id)
+        """The place of a turn in the history, or of the one that it was joined to; None for what is no part of it."""
         for place in range(len(self._ids) - 1, -1, -1):
-            if self._ids[place] == turn_id:
+            if self._ids[place] == turn_id or turn_id in self._joined_at.get(place, ()):
                 return place
         return None
 
@@ -287,6 +289,8 @@ class Transcript:
         """Take the next entry of the log into account; one that is out of order in its turn is passed over."""
         match entry:
             case TurnStarted():
+                if self._pending is not None:
+                    self._leave_in_doubt(self._pending)
                 self._pending, self._machine, self._is_begun, self._first = entry, None, False, entry.first
             case TurnAnswered():
                 self._apply_answer(entry)
@@ -295,6 +299,8 @@ class Transcript:
             case TurnCalled() | ToolsAnswered() | TurnParked() | QuestionAnswered() | TurnResumed() | AnswerDiscarded():
                 self._apply_step(entry)
             case TurnsDropped(turn_id=turn_id):
+                if self._pending is not None:
+                    self._leave_in_doubt(self._pending)
                 self._cut(self.place(turn_id))
             case HistoryFolded():
                 self._fold(entry)
@@ -304,9 +310,14 @@ class Transcript:
                 self.cost_usd += entry.cost_usd
                 self.unpriced += entry.unpriced
 
+    def _leave_in_doubt(self, pending: TurnStarted) -> None:
+        """The log goes on behind a turn without an end: nobody takes that up any more, and it may have been billed."""
+        self._apply_end(TurnAbandoned(pending.turn_id, "in doubt", maybe_billed=True))
+
     def _apply_answer(self, entry: TurnAnswered) -> None:
-        pending, self._pending, self._machine = self._pending, None, None
-        own = pending if pending is not None and pending.turn_id == entry.turn_id else None
+        if self._pending is not None and self._pending.turn_id != entry.turn_id:
+            self._leave_in_doubt(self._pending)
+        own, self._pending, self._machine = self._pending, None, None
         self._note_outcome(entry.turn_id, own, "answered")
         self._count(entry.call)
         message = bytes(entry.message)
@@ -323,15 +334,13 @@ class Transcript:
             self._add(self._take_calls(message, _NOT_ANSWERED) if b'"tool_calls"' in message else message)
             if self._open_calls:
                 self._leave_open(len(self._ids) - 1)
-        self._count_tokens(entry.call)
+        self._count_tokens(entry.call, own)
 
     def _apply_end(self, entry: TurnAbandoned) -> None:
-        pending = self._pending
-        is_own = pending is not None and pending.turn_id == entry.turn_id
-        self._pending, self._machine = None, None
-        self._note_outcome(
-            entry.turn_id, pending if is_own else None, "in_doubt" if entry.maybe_billed else "abandoned"
-        )
+        if self._pending is not None and self._pending.turn_id != entry.turn_id:
+            self._leave_in_doubt(self._pending)
+        own, self._pending, self._machine = self._pending, None, None
+        self._note_outcome(entry.turn_id, own, "in_doubt" if entry.maybe_billed else "abandoned")
         if self._is_begun and self._open_calls:
             self._leave_open(len(self._ids) - 1)
         self._is_begun = False
@@ -352,8 +361,10 @@ class Transcript:
                 self._is_begun = True
             self._add(self._take_calls(bytes(entry.message), _INTERRUPTED))
             self._count(entry.call)
-            self._count_tokens(entry.call)
+            self._count_tokens(entry.call, pending)
         elif isinstance(entry, ToolsAnswered):
+            if pending.tokens is None:
+                self._tokens[-1] += len(entry.messages) // BYTES_PER_TOKEN
             self._take_results(bytes(entry.messages), is_whole=not machine.open_calls)
         else:
             waiting = {call_id for call_id, state in machine.open_calls.items() if state in {"waiting", "replied"}}
@@ -363,10 +374,15 @@ class Transcript:
             ]
 
     def _note_outcome(self, turn_id: str, started: TurnStarted | None, outcome: TurnOutcome) -> None:
-        self._outcomes[turn_id] = outcome
-        if started is not None and started.joined:
-            self._outcomes |= dict.fromkeys(started.joined, outcome)
-            self._aliases = {**self._aliases, **dict.fromkeys(started.joined, turn_id)}
+        joined = () if started is None else started.joined
+        for ended in (turn_id, *joined):
+            # Once answered, always answered: logs were compacted that have the doubt of an earlier try behind it.
+            if outcome == "answered" or self._outcomes.get(ended) not in _ANSWERED:
+                self._outcomes[ended] = outcome
+        if turn_id in self._joined_ids:
+            self._joined_ids = {other: None for other in self._joined_ids if other != turn_id}
+        if joined:
+            self._joined_ids = {**self._joined_ids, **dict.fromkeys(joined)}
 
     def _begin_turn(self, started: TurnStarted | None, turn_id: str, *, is_empty: bool = False) -> None:
         """A turn becomes part of the history: it has an answer now."""
@@ -375,6 +391,8 @@ class Transcript:
         place = len(self._ids)
         if self._open_calls:
             self._inside = {**self._inside, place: None}
+        if started is not None and started.joined:
+            self._joined_at = {**self._joined_at, place: started.joined}
         self._ids.append(turn_id)
         self._starts.append(len(self.rendered))
         if is_empty:
@@ -400,6 +418,7 @@ class Transcript:
         del self.rendered[self._starts[place] :]
         del self._ids[place:], self._starts[place:], self._tokens[place:]
         self._inside = {other: None for other in self._inside if other < place}
+        self._joined_at = {other: joined for other, joined in self._joined_at.items() if other < place}
         self._left_open = {other: calls for other, calls in self._left_open.items() if other < place}
         self._open_calls = self._left_open.get(place - 1, ())
         self._folds = [fold for fold in self._folds if fold[0] <= place]
@@ -408,9 +427,12 @@ class Transcript:
         self._left_open = {**self._left_open, place: self._open_calls}
 
     def _fold(self, entry: HistoryFolded) -> None:
-        place = self.place(entry.turn_id) if entry.turn_id else -1
-        if place is not None and place + 1 >= self.folded:
-            self._folds = [*self._folds, (place + 1, bytes(entry.message))]
+        upto: int | None = min(entry.upto, len(self._ids))
+        if entry.turn_id and not upto:
+            place = self.place(entry.turn_id)
+            upto = None if place is None else place + 1
+        if upto is not None and upto >= self.folded:
+            self._folds = [*self._folds, (upto, bytes(entry.message))]
 
     def _count(self, call: CallRecord) -> None:
         self.calls += 1
@@ -420,11 +442,14 @@ class Transcript:
         else:
             self.cost_usd += cost
 
-    def _count_tokens(self, call: CallRecord) -> None:
+    def _count_tokens(self, call: CallRecord, started: TurnStarted | None) -> None:
         """Tokens to the end of the last turn: what the reply counted, and what its request had left out."""
         starts, counted, usage = self._starts, self._tokens, call.usage
         place = len(starts) - 1
         before = counted[place - 1] if place else 0
+        if started is not None and started.tokens is not None:
+            counted[place] = before + started.tokens
+            return
         prompt = None if usage is None else usage.prompt_tokens
         if usage is None or not prompt:
             tokens = before + (len(self.rendered) - starts[place]) // BYTES_PER_TOKEN
@@ -462,7 +487,6 @@ class Transcript:
     def _take_results(self, messages: bytes, *, is_whole: bool) -> None:
         """Results of open calls, which are rendered in the order of the calls, once all are there."""
         results = cast("list[_Object]", decode_json(messages))
-        self._tokens[-1] += len(messages) // BYTES_PER_TOKEN
         if is_whole and [(call.rendered, None) for call in self._open_calls] == [
             (result["tool_call_id"], call.result) for result, call in zip(results, self._open_calls, strict=False)
         ]:

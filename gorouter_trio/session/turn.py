@@ -89,6 +89,14 @@ class OpenQuestion(Struct, frozen=True):
     until_s: float | None = None
     answer: bytes | None = None
 
+    def has_lapsed(self, at_s: float) -> bool:
+        """Whether there is no reply, and one that comes at `at_s` comes too late."""
+        return self.answer is None and self.until_s is not None and self.until_s <= at_s
+
+    def is_open(self, at_s: float) -> bool:
+        """Whether a reply that comes at `at_s` counts."""
+        return self.answer is None and not self.has_lapsed(at_s)
+
 
 _Tool: TypeAlias = "Mapping[str, object]"
 

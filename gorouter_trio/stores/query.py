@@ -230,6 +230,9 @@ class _Log:
         self.in_doubt += self._started is not None
 
     def _take(self, outline: LogOutline) -> Iterator[_Entry]:
+        if outline.type == "started" or outline.type in _ENDS:
+            # A turn without an end that another one follows is in doubt as one that nothing follows.
+            self.in_doubt += self._started is not None and not _is_end_of(self._started, outline)
         if outline.type == "started":
             self._started = outline
             return
@@ -255,6 +258,10 @@ class _Log:
         if started is not None and started.turn_id == outline.turn_id:
             for message in started.messages:
                 yield _Entry(message.role, started.at_s)
+
+
+def _is_end_of(started: LogOutline, outline: LogOutline) -> bool:
+    return outline.type in _ENDS and outline.turn_id == started.turn_id
 
 
 _EVERYTHING = HistoryFilter()

@@ -144,15 +144,22 @@ SELECT coalesce(sum(d ->> '$.calls'), 0), 0, 0, 0, coalesce(usd_sum(d -> '$.cost
 FROM compacted
 """
 )
-# Sessions whose last turn was started and has no end.
-_OPEN = """
-SELECT count(*) FROM sessions s WHERE key >= :from_key AND key < :to_key AND (
-  SELECT CAST(e.data AS TEXT) ->> '$.type' FROM entries e
-  WHERE e.session = s.id AND CASE WHEN json_valid(CAST(e.data AS TEXT))
-    THEN CAST(e.data AS TEXT) ->> '$.type' IN ('started', 'answered', 'abandoned') END
-  ORDER BY e.number DESC LIMIT 1
-) = 'started'
+# Turns that were started and have no end: nothing follows in their session, or what starts or ends another one.
+_OPEN = (
+    _ENTRIES
+    + """
+turns AS (
+  SELECT session, number, tag, coalesce(d ->> '$.turn_id', '') AS turn_id FROM log
+  WHERE tag IN ('started', 'answered', 'abandoned') LIMIT -1
+),
+pairs AS (
+  SELECT tag, turn_id, lead(tag) OVER later AS next_tag, lead(turn_id) OVER later AS next_id
+  FROM turns WINDOW later AS (PARTITION BY session ORDER BY number)
+)
+SELECT count(*) FROM pairs
+WHERE tag = 'started' AND (next_tag IS NULL OR next_tag = 'started' OR next_id != turn_id)
 """
+)
 
 
 def question(from_key: bytes, to_key: bytes, *, only: HistoryFilter) -> Question:

@@ -41,7 +41,8 @@ class TurnStarted(Struct, frozen=True, tag="started", omit_defaults=True):
 
     `replaces` is the id of a turn that gives way to this one, with all that follow it, once this one has an
     answer. `joined` are the ids of further turns that were asked for and are taken in this one. `first` counts the
-    turns of the history that its requests leave out.
+    turns of the history that its requests leave out. `tokens` is, in a log that was written anew, what the turn adds to
+    a request: its usage counts turns that this log has not.
     """
 
     turn_id: str
@@ -50,6 +51,7 @@ class TurnStarted(Struct, frozen=True, tag="started", omit_defaults=True):
     replaces: str = ""
     joined: tuple[str, ...] = ()
     first: int = 0
+    tokens: int | None = None
 
 
 class TurnCalled(Struct, frozen=True, tag="called"):
@@ -133,12 +135,15 @@ class TurnsDropped(Struct, frozen=True, tag="dropped", omit_defaults=True):
 class HistoryFolded(Struct, frozen=True, tag="folded", omit_defaults=True):
     """One message, a summary, stands in later requests for everything up to the end of a turn.
 
-    Without a `turn_id` it stands for what came before the first turn of the log.
+    `turn_id` is the turn's id and `upto` how many turns of the history that makes, since an id may come twice in it;
+    0 in logs of earlier versions, which meant the last turn of this id. Without a `turn_id` the summary stands for what
+    came before the first turn of the log.
     """
 
     message: msgspec.Raw
     turn_id: str = ""
     at_s: float = 0.0
+    upto: int = 0
 
 
 class HistoryCompacted(Struct, frozen=True, tag="compacted", omit_defaults=True):

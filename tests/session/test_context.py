@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import msgspec
 import pytest
 import trio
 from failing_store import FailingStore
 from histories import check_history
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tool_loop import ONE_ROUND, TOOLS, Loop
 from worlds import completion, open_world, replies
@@ -15,11 +17,12 @@ from worlds import completion, open_world, replies
 import gorouter_trio as gr
 from gorouter_trio.config import ContextPolicy
 from gorouter_trio.session.context import Context, decide
+from gorouter_trio.session.log import compact
 from gorouter_trio.session.transcript import Transcript
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.wire.codec import decode_log_entry, encode_json
-from gorouter_trio.wire.journal import HistoryFolded, TurnAnswered, TurnStarted
+from gorouter_trio.wire.journal import HistoryFolded, TurnAnswered, TurnsDropped, TurnStarted
 from gorouter_trio.wire.messages import AssistantMessage, FunctionCall, ToolCall
 from gorouter_trio.wire.responses import CompletionTokensDetails, Usage
 from gorouter_trio.wire.result import CallRecord
@@ -279,6 +282,136 @@ async def test_a_summary_that_fails(autojump_clock, how):
             await session.ask("d")
             assert world.sent[-1].contents == ["so far 2", "d"]
             assert not (await session.statistics()).failure
+
+
+class Talk:
+    """A log that grows by turns as a session takes them, under one policy, counted as a provider counts."""
+
+    def __init__(self, policy, log=(), *, number=0):
+        self.policy, self.number = policy, number
+        self.log = []
+        self.transcript = Transcript(SYSTEM)
+        self.write(*log)
+
+    def write(self, *entries):
+        for entry in entries:
+            self.log.append(decode_log_entry(encode_json(entry)))
+            self.transcript.apply(self.log[-1])
+
+    def decide(self, size):
+        return decide(self.policy, self.transcript, new_bytes=size)
+
+    def ask(self, size, *, is_counted=True, is_undone=False):
+        """Take one turn, and return the request that it was sent in."""
+        transcript, message = self.transcript, encode_json(gr.UserMessage("u" * size))
+        if is_undone and transcript.length > transcript.folded:
+            self.write(TurnsDropped(cast(str, transcript.last_turn)))
+        context = self.decide(len(message))
+        if context.fold:
+            summary = msgspec.Raw(encode_json(gr.SystemMessage("so far" * 9)))
+            self.write(HistoryFolded(summary, transcript.turn_at(context.fold - 1), upto=context.fold))
+            context = self.decide(len(message))
+        request = b"".join(transcript.pieces(message, first=context.first))
+        self.number += 1
+        usage = Usage(len(request) // 3, size // 3) if is_counted else None
+        self.write(
+            TurnStarted(str(self.number), msgspec.Raw(b"[%b]" % message), first=context.first),
+            TurnAnswered(
+                str(self.number), msgspec.Raw(encode_json(AssistantMessage("a" * size))), CallRecord(usage=usage)
+            ),
+        )
+        return request
+
+
+SYSTEM = encode_json(gr.SystemMessage("s" * 100))
+TALKS = st.lists(st.tuples(SIZE, st.booleans(), st.booleans()), max_size=12)
+POLICIES = st.builds(
+    ContextPolicy,
+    max_tokens=st.integers(100, 1000),
+    max_turns=st.sampled_from([None, 3]),
+    keep_turns=st.sampled_from([0, 2]),
+    summarise=st.sampled_from([None, Summary()]),
+)
+
+
+@given(policy=POLICIES, before=TALKS, between=TALKS, after=TALKS)
+@example(
+    policy=ContextPolicy(max_tokens=400), before=[(90, True, False)] * 12, between=[], after=[(90, True, False)] * 3
+)
+def test_a_compacted_log_is_under_the_same_limit(policy, before, between, after):
+    """With turns left out, folded and undone, counted and estimated: what is sent is what would be sent without."""
+    whole = Talk(policy)
+    for size, is_counted, is_undone in before:
+        whole.ask(size, is_counted=is_counted, is_undone=is_undone)
+    short = Talk(policy, compact(whole.log, system=SYSTEM), number=whole.number)
+    for turns in (between, after):
+        for size, is_counted, is_undone in turns:
+            sent = whole.ask(size, is_counted=is_counted, is_undone=is_undone)
+            assert short.ask(size, is_counted=is_counted, is_undone=is_undone) == sent
+        short = Talk(policy, compact(short.log, system=SYSTEM), number=whole.number)
+        shift = whole.transcript.folded
+        for size in (1, 500):
+            was, now = whole.decide(size), short.decide(size)
+            assert (max(was.first - shift, 0), max(was.fold - shift, 0)) == (now.first, now.fold)
+
+
+async def test_compaction_keeps_the_limit(autojump_clock):
+    """A session under a limit of tokens sends after its compaction no more than before."""
+    async with open_world() as world:
+        session = world.client.session("k", system="s" * 100, context=ContextPolicy(max_tokens=400))
+        for _ in range(20):
+            await session.ask("[[say a]] " + "some words here " * 8)
+        sent = len(world.sent[-1].messages)
+        await session.compact()
+        await session.ask("[[say a]] " + "some words here " * 8)
+        assert len(world.sent[-1].messages) == sent
+
+
+@pytest.mark.parametrize("empty", ["", " \n", {"role": "user", "content": []}, AssistantMessage(None)])
+async def test_a_summary_that_says_nothing(autojump_clock, empty):
+    """It stands for no turn: it is not stored, and the model sees the whole history."""
+
+    async def summarise(_messages):
+        await trio.lowlevel.checkpoint()
+        return empty
+
+    async with open_world(answer=replies(*ABC), sessions=sessions(max_turns=1, summarise=summarise)) as world:
+        session = world.client.session("k")
+        for text in "abc":
+            await session.ask(text)
+        assert world.sent[-1].contents == ["a", "A", "b", "B", "c"]
+        assert "empty" in (await session.statistics()).failure
+
+
+async def test_a_summary_of_a_turn_whose_id_comes_again(autojump_clock):
+    """It stands for the turns that it was made of, and not for those up to the later turn of the same id."""
+    given, store = [], MemoryStore()
+
+    async def summarise(messages):
+        await trio.lowlevel.checkpoint()
+        given.append([message.content for message in messages if isinstance(message, gr.UserMessage)])
+        return "so far"
+
+    policy = ContextPolicy(max_turns=3, keep_turns=3, summarise=summarise)
+    async with open_world(SimulatorConfig(latency_s=0.2), store=store) as world:
+        session = world.client.session("k", context=policy)
+        with trio.move_on_after(0.35):
+            await session.ask("[[call f#a1]]", turn_id="t1", rounds=Loop(tool_s=0.1), tools=TOOLS)
+        await session.ask("two [[say two]]", turn_id="t2")
+        await session.ask("one [[say one]]", turn_id="t1", resume="resend")
+        await session.ask("three [[say three]]")
+        await session.ask("four [[say four]]")
+        kept = ["so far", "two [[say two]]", "two", "one [[say one]]", "one", "three [[say three]]", "three"]
+        assert given == [["[[call f#a1]]"]]
+        assert world.sent[-1].contents == [*kept, "four [[say four]]"]
+        async with world.another_client(store=store) as client:
+            session = client.session("k")
+            await session.ask("five [[say five]]")
+            five = [*kept, "four [[say four]]", "four", "five [[say five]]"]
+            assert world.sent[-1].contents == five
+            await session.compact()
+            await session.ask("six")
+            assert world.sent[-1].contents == [*five, "five", "six"]
 
 
 async def _bad(_messages):

@@ -146,6 +146,54 @@ async def test_the_joined_turn_fails(autojump_clock):
         assert len(await session.history()) == 2
 
 
+async def test_turns_that_are_taken_alone_after_their_joined_turn_failed(autojump_clock):
+    """Each has the answer to its own message under its own id, and is taken back by itself."""
+    store = MemoryStore()
+    async with open_world(SLOW, sessions=MERGE, store=store) as world:
+        session, simulated = world.client.session("k"), world.api.answer
+        async with trio.open_nursery() as nursery:
+            askers = Askers(session, nursery)
+            await askers.ask("[[say first]]")
+            for name in "ABC":
+                await askers.ask(name, turn_id=name)
+            world.api.answer = errors(400, "too long")
+        world.api.answer = simulated
+        assert (await session.statistics()).turns == 2
+        for _ in range(2):
+            assert (await session.ask("[[say about B]]", turn_id="B")).text == "about B"
+        assert (await session.statistics()).turns == 3
+        assert (await session.ask("[[say about A]]", turn_id="A")).text == "about A"
+        sent = len(world.sent)
+        async with world.another_client(store=store) as other:
+            for asked in (session, other.session("k")):
+                for name in "AB":
+                    again = await asked.ask("", turn_id=name)
+                    assert (again.text, again.turn_id) == (f"about {name}", name)
+                assert len(world.sent) == sent
+        assert not await session.undo("C")
+        assert await session.undo("A")
+        assert texts(await session.history())[2:] == ["[[say about B]]", "about B"]
+        assert await session.undo("B")
+        assert len(await session.history()) == 2
+
+
+async def test_taking_back_a_turn_that_was_joined(autojump_clock):
+    """Undone or edited under its id, the turn goes in which it was taken."""
+    store = MemoryStore()
+    async with open_world(SLOW, sessions=MERGE, store=store) as world:
+        session = world.client.session("k")
+        async with trio.open_nursery() as nursery:
+            askers = Askers(session, nursery)
+            await askers.ask("first")
+            for name in "AB":
+                await askers.ask(name, turn_id=name)
+        await session.edit("B", "B?")
+        assert world.sent[-1].contents[::2] == ["first", "B?"]
+        async with world.another_client(store=store) as other:
+            assert texts(await other.session("k").history())[2] == "B?"
+            assert not await other.session("k").undo("B")
+
+
 async def test_interrupting_a_joined_turn(autojump_clock):
     """All its askers are told."""
     async with open_world(SLOW, sessions=MERGE) as world:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import trio
 import trio.testing
+from failing_store import FailingStore
 from histories import check_history
 from tool_loop import ONE_ROUND, TOOLS, Loop
 from worlds import open_world
@@ -241,6 +244,156 @@ async def test_a_fork_does_not_wait(autojump_clock):
             await next_is_right(world, fork)
             assert world.sent[-1].contents == ["[[say well]]"]
             assert not await fork.answer("a1", True)
+
+
+# Operations of the store that take a second: loading, the entry of taking up, and that of the reply.
+@pytest.mark.parametrize("at_s", [0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
+@pytest.mark.parametrize("replies", [1, 2])
+async def test_a_reply_while_the_turn_is_taken_up(autojump_clock, at_s, replies):
+    """Wherever taking up has come to, the reply is taken, once, and the call carried out; nobody waits for ever."""
+    async with open_world() as world:
+        store = FailingStore(await parked_store(world), faults=dict.fromkeys(range(1, 4), "slow"))
+        async with world.another_client(store=store) as client:
+            session, loop, said = client.session("k"), Loop(asked=("a1",)), []
+
+            async def answer():
+                said.append(await session.answer("a1", True))
+
+            with trio.fail_after(20):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(ask, session, loop)
+                    await trio.sleep(at_s + 0.01)
+                    for _ in range(replies):
+                        nursery.start_soon(answer)
+            assert sorted(said) == [False, True][-replies:]
+            assert loop.ran == ["a1"]
+            await next_is_right(world, session)
+
+
+async def test_a_reply_ahead_of_a_full_mailbox(autojump_clock):
+    """One that waits for room behind other turns reaches the turn that waits for it."""
+    async with open_world() as world:
+        store = FailingStore(await parked_store(world), faults={1: "slow"})
+        async with world.another_client(store=store, sessions=gr.SessionConfig(mailbox=1)) as client:
+            session, loop = client.session("k"), Loop(asked=("a1",))
+            with trio.fail_after(20):
+                async with trio.open_nursery() as nursery:
+                    for work in (partial(ask, session, loop), session.history, session.history):
+                        nursery.start_soon(work)
+                        await trio.sleep(0.1)
+                    assert await session.answer("a1", True)
+            assert loop.ran == ["a1"]
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_a_reply_while_the_asker_leaves(autojump_clock, is_refused):
+    """It is stored where the turn stays parked, and refused where that was ended; no reply is lost in between."""
+    # The result of the other call is being written down, and is there only after a second.
+    store = FailingStore(faults={5: "hang", 6: "slow"})
+    async with open_world(store=store) as world:
+        session, loop, said = world.client.session("k"), Loop(asked=("a1",), each=True), []
+
+        async def answer():
+            said.append(await session.answer("a1", True))
+
+        async with trio.open_nursery() as nursery:
+
+            async def one():
+                with scope, pytest.raises(gr.TurnInterruptedError) if is_refused else nullcontext():
+                    await ask(session, loop)
+
+            scope = trio.CancelScope()
+            nursery.start_soon(one)
+            await trio.sleep(5)
+            if is_refused:
+                nursery.start_soon(session.interrupt)
+                await trio.testing.wait_all_tasks_blocked()
+            else:
+                scope.cancel()
+            for delay_s in (0, 0.5, 10):
+                await trio.sleep(delay_s)
+                nursery.start_soon(answer)
+        assert said == [not is_refused, False, False], "the first one counts"
+        assert loop.ran == ["a2"]
+        if is_refused:
+            assert "QuestionAnswered" not in await kinds(store)
+            return
+        assert (await ask(session, loop)).text
+        assert loop.ran == ["a2", "a1"]
+        await next_is_right(world, session)
+
+
+async def test_what_was_replied_before_a_question_was_asked(autojump_clock):
+    """Ids of calls come again: what was said in the queue before then does not approve of a call that is new."""
+    store = FailingStore(faults={1: "slow"})
+    async with open_world(store=store) as world, trio.open_nursery() as nursery:
+        session, loop, said = world.client.session("k"), Loop(asked=("a1",)), []
+
+        async def one():
+            with pytest.raises(gr.TurnInterruptedError):
+                await ask(session, loop)
+
+        async def answer():
+            said.append(await session.answer("a1", True))
+
+        nursery.start_soon(one)
+        await trio.sleep(0.5)
+        nursery.start_soon(answer)
+        await trio.sleep(50)
+        assert (await session.statistics()).state == "parked"
+        assert await session.interrupt()
+        await trio.sleep(50)
+        assert said == [False]
+        assert loop.ran == ["a2"]
+
+
+@pytest.mark.parametrize("how", WAYS)
+async def test_a_reply_that_comes_too_late(autojump_clock, how):
+    """It counts for nothing, though nobody ran the turn when its question lapsed: the call is not carried out."""
+    async with open_world(seams=seams()) as world:
+        store = await parked_store(world, how=how, until_s=CLOCK_S + 60)
+        async with world.another_client(store=store) as client:
+            session, loop = client.session("k"), Loop(asked=("a1",))
+            await trio.sleep(7200)
+            assert not await session.answer("a1", True, rounds=loop)
+            assert "QuestionAnswered" not in await kinds(store)
+            assert (await ask(session, loop)).text
+            assert loop.ran == []
+            assert results(world)["a1"] == "lapsed"
+
+
+async def test_an_approval_that_comes_too_late(autojump_clock):
+    """The tool that needed it does not run, neither then nor when the turn is asked again."""
+    paid = []
+
+    @gr.tool(rules=gr.security.ToolRules(sensitive=True))
+    async def pay(amount: int) -> str:
+        paid.append(amount)
+        return "paid"
+
+    async with open_world(seams=seams(), store=MemoryStore()) as world:
+        session = world.client.session("k", tools=[pay], tool_limits=gr.ToolLimits(approval_s=60))
+        with trio.move_on_after(5):
+            await session.ask('[[call pay {"amount": 9}]]', turn_id="t")
+        question_id = (await session.statistics()).question_id
+        await trio.sleep(7200)
+        assert not await session.answer(question_id, True)
+        assert "not approved" in (await session.ask("", turn_id="t")).tool_calls[0].text
+        assert paid == []
+
+
+async def test_the_clock_of_a_computer_that_slept(autojump_clock):
+    """The wall clock says whether a reply is late, also where the timer of who waits has not seen the time pass."""
+    slept_s = 0
+    async with open_world(seams=gr.Seams(wall=lambda: CLOCK_S + trio.current_time() + slept_s)) as world:
+        session, loop = world.client.session("k"), Loop(asked=("a1",), until_s=CLOCK_S + 60)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, session, loop)
+            await trio.sleep(5)
+            slept_s = 7200
+            assert not await session.answer("a1", True)
+        assert "a1" not in loop.ran
+        assert results(world)["a1"] == "lapsed"
 
 
 async def test_a_parked_session_may_passivate(autojump_clock):

@@ -14,6 +14,7 @@ from gorouter_trio.session.log import compact, entries_of, turns_of
 from gorouter_trio.session.transcript import Transcript
 from gorouter_trio.wire.codec import decode_log_entry, encode_json, encode_prompt
 from gorouter_trio.wire.journal import (
+    HistoryCompacted,
     HistoryFolded,
     QuestionAnswered,
     ToolsAnswered,
@@ -34,6 +35,10 @@ def started(turn_id, *messages):
 
 def answered(turn_id, message, *, interrupted=False):
     return TurnAnswered(turn_id, msgspec.Raw(encode_json(message)), CallRecord(interrupted=interrupted))
+
+
+def called(turn_id):
+    return TurnCalled(turn_id, msgspec.Raw(encode_json(calling("call"))), CallRecord())
 
 
 def calling(*ids, content=None):
@@ -295,6 +300,74 @@ def test_entries_are_the_messages_of_the_answered_turns():
     assert there(entries[-1].call).interrupted
 
 
+def test_an_answered_turn_stays_answered():
+    """What an earlier try of a turn left in doubt is no doubt any more once it was answered, compacted or not."""
+    for tries in (
+        [TurnAbandoned("1", "DeadlineExceededError", maybe_billed=True)],
+        [called("1"), TurnAbandoned("1", "interrupted", maybe_billed=True)],
+    ):
+        answer = [started("1", HI), answered("1", AssistantMessage("A"))]
+        log = [started("1", HI), *tries, started("2", HI), answered("2", AssistantMessage("B")), *answer]
+        for gone in ([TurnsDropped("1")], [TurnsDropped("2")], [HistoryFolded(msgspec.Raw(b"{}"), "1")]):
+            short = compact([*log, *gone])
+            assert transcript_of(*short).outcome("1") == "forgotten", short
+            assert compact(short) == short
+    as_it_was_compacted_once = [HistoryCompacted(("1",), 1), TurnAbandoned("1", "in doubt", maybe_billed=True)]
+    assert transcript_of(*as_it_was_compacted_once).outcome("1") == "forgotten"
+    assert compact(as_it_was_compacted_once) == as_it_was_compacted_once[:1]
+
+
+@pytest.mark.parametrize("steps", [[], ["called"]])
+def test_a_turn_without_an_end_that_others_follow(steps):
+    """It is in doubt as if it had ended so, whatever comes behind it; and so it is in a compacted log."""
+    start = [started("1", HI), *(called("1") for _ in steps)]
+    for follows in (
+        [started("2", HI), answered("2", AssistantMessage("B"))],
+        [answered("2", AssistantMessage("B"))],
+        [TurnAbandoned("2", "RateLimitError")],
+        [TurnsDropped("2")],
+    ):
+        transcript = transcript_of(*start, *follows)
+        assert (transcript.outcome("1"), transcript.machine) == ("in_doubt", None)
+        ended = transcript_of(*start, TurnAbandoned("1", "in doubt", maybe_billed=True), *follows)
+        assert rendered(transcript, HI) == rendered(ended, HI)
+        short = compact([*start, *follows])
+        assert transcript_of(*short).outcome("1") == "in_doubt"
+        assert rendered(transcript_of(*short), HI) == rendered(ended, HI)
+    answer = [started("3", HI), answered("3", AssistantMessage("C"))]
+    folded = [*start, *follows, *answer, HistoryFolded(msgspec.Raw(b"{}"), "3")]
+    assert transcript_of(*compact(folded)).outcome("1") == "in_doubt"
+
+
+def test_a_later_try_that_was_refused():
+    """What has become of a turn last is what a compacted log says of it, though an earlier try has run a tool."""
+    tries = [started("1", HI), called("1"), TurnAbandoned("1", "interrupted", maybe_billed=True)]
+    log = [*tries, started("1", HI), TurnAbandoned("1", "InsufficientCreditsError"), started("2", HI), called("2")]
+    short = compact(log)
+    assert transcript_of(*short).outcome("1") == transcript_of(*log).outcome("1") == "abandoned"
+    assert transcript_of(*short).unfinished == "2"
+    assert compact(short) == short
+
+
+def test_turns_that_were_joined_stay_in_doubt():
+    """Each id of a turn that was sent and not answered keeps its doubt in a compacted log."""
+    start = msgspec.structs.replace(started("1", HI), joined=("2",))
+    short = compact([start, TurnAbandoned("1", "interrupted", maybe_billed=True)])
+    assert [transcript_of(*short).outcome(turn_id) for turn_id in "12"] == ["in_doubt", "in_doubt"]
+
+
+def test_a_summary_in_a_log_of_an_earlier_version():
+    """Which has no number of turns, stands for all up to the last turn of its id."""
+    turns = [entry for turn_id in "121" for entry in (started(turn_id, HI), answered(turn_id, AssistantMessage("A")))]
+    so_far = msgspec.Raw(b'{"role":"system","content":"so far"}')
+    for fold, folded in ((HistoryFolded(so_far, "1"), 3), (HistoryFolded(so_far, "1", upto=1), 1)):
+        log = [*turns, fold]
+        assert transcript_of(*log).folded == folded
+        assert len(turns_of(compact(log))) == 3 - folded
+        assert rendered_all(transcript_of(*compact(log))) == rendered_all(transcript_of(*log))
+    assert encode_json(HistoryFolded(so_far)) == b'{"type":"folded","message":%b}' % so_far
+
+
 # Any log at all
 
 ids = st.sampled_from(["call_0", "call_1", "a", ""])
@@ -350,7 +423,7 @@ turn_plans = st.tuples(
     prompts,
     rounds,
     st.sampled_from(["answered", "called", "interrupted", "blank", "abandoned", "lost", "in doubt"]),
-    st.sampled_from(["", "", "", "replace", "joined", "undo", "undo earlier", "fold", "first"]),
+    st.sampled_from(["", "", "", "again", "replace", "joined", "undo", "undo earlier", "fold", "first"]),
 )
 
 
@@ -382,6 +455,9 @@ def turn_entries(number, plan, earlier, transcript):
     """The entries of one turn, as long as each may follow the one before."""
     prompt, steps, end, extra = plan
     turn_id = f"t{number}"
+    if extra == "again":
+        again = [f"t{other}" for other in range(number) if transcript.outcome(f"t{other}") in {"abandoned", "in_doubt"}]
+        turn_id = [*again, turn_id][0]
     if extra == "undo" and earlier:
         yield TurnsDropped(earlier[-1])
     elif extra == "undo earlier" and earlier:
@@ -389,7 +465,8 @@ def turn_entries(number, plan, earlier, transcript):
     elif extra == "fold" and transcript.length:
         place = transcript.length // 2
         if not transcript.is_inside(place + 1):
-            yield HistoryFolded(msgspec.Raw(b'{"role":"system","content":"so far"}'), transcript.turn_at(place))
+            message = msgspec.Raw(b'{"role":"system","content":"so far"}')
+            yield HistoryFolded(message, transcript.turn_at(place), upto=place + 1)
     try:
         transcript.render(encode_prompt(list(prompt)))
     except BadRequestError:
@@ -429,6 +506,10 @@ def request(transcript, added, first=0, end=None):
     return msgspec.json.decode(b"[%b]" % b"".join(transcript.pieces(added, first=first, end=end)))
 
 
+def rendered_all(transcript):
+    return request(transcript, encode_prompt("hi"))
+
+
 @given(st.lists(turn_plans, max_size=6))
 def test_every_prefix_of_every_log_renders_validly(plans):
     """Wherever a log ends, with rounds, parked calls, edits, undone and folded turns: providers accept what follows."""
@@ -466,7 +547,8 @@ def check_the_log_alone(log, transcript):
         transcript.cost_usd,
         transcript.unpriced,
     )
-    for turn_id in {entry.turn_id for entry in log if isinstance(entry, TurnStarted)}:
+    starts = [entry for entry in log if isinstance(entry, TurnStarted)]
+    for turn_id in {turn_id for start in starts for turn_id in (start.turn_id, *start.joined)}:
         before, after = transcript.outcome(turn_id), compacted.outcome(turn_id)
         assert after == before or (before, after) in {("answered", "forgotten"), ("abandoned", None)}
     assert compact(short) == short

@@ -15,6 +15,8 @@ from worlds import DONE, chunk, completion, errors, open_world, replies, streams
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
+from gorouter_trio.wire.codec import encode_json
+from gorouter_trio.wire.journal import TurnStarted
 
 
 def texts(history):
@@ -300,6 +302,24 @@ async def test_others_go_first_over_a_turn_in_doubt(autojump_clock):
         async with world.another_client(store=store) as client:
             with pytest.raises(gr.TurnInDoubtError):
                 await client.session("k").ask("again", turn_id="t")
+
+
+async def test_messages_that_are_added_behind_a_turn_in_doubt(autojump_clock):
+    """The doubt stays: the turn is not sent again unasked, and is counted."""
+    store = MemoryStore()
+    await store.append(
+        "k", [encode_json(TurnStarted("t", msgspec.Raw(b'[{"role":"user","content":"pay"}]')))], expected_version=0
+    )
+    async with open_world(store=store) as world:
+        added = [gr.UserMessage("hi"), gr.AssistantMessage("hello")]
+        await gr.HistoryManager(store, owner=world.client).add("k", added)
+        session = world.client.session("k")
+        with pytest.raises(gr.TurnInDoubtError):
+            await session.ask("pay", turn_id="t")
+        assert world.sent == []
+        assert (await gr.stores.HistoryAnalyzer(store).statistics()).in_doubt == 1
+        await session.ask("pay", turn_id="t", resume="resend")
+        assert world.sent[-1].contents == ["hi", "hello", "pay"]
 
 
 async def test_an_interrupted_turn_is_not_sent_again(autojump_clock):

@@ -107,6 +107,23 @@ async def test_turns_without_an_answer():
     assert (found.calls, found.entries, found.abandoned, found.in_doubt, found.unreadable) == (1, 2, 1, 2, 1)
 
 
+async def test_turns_without_an_end_in_the_midst():
+    """A turn without an end is in doubt wherever it stands: another one follows, or the end of another."""
+    log = [
+        *turn("1", 1)[:1],
+        *turn("2", 2),
+        *turn("3", 3)[:1],
+        encode_json(TurnAbandoned("4", "BadRequestError")),
+        *turn("5", 5)[:1],
+        b'{"type":"from the future"}',
+        *turn("5", 6),
+        *turn("6", 6)[:1],
+        *turn("7", 7)[1:],
+    ]
+    found = await (await fill(MemoryStore(), {"k": log})).statistics()
+    assert (found.in_doubt, found.abandoned, found.calls) == (4, 1, 3)
+
+
 async def test_cost_over_time():
     """Calls fall into minutes, hours and days of UTC."""
     times = [1, 59, 60, 3_599, 3_600, DAY_S - 2, DAY_S, 2 * DAY_S]
