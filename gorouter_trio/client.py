@@ -278,7 +278,8 @@ class Client:
         """Let the session with this key give its memory back, once it has answered what it was asked before.
 
         Its next message activates it again. Whoever changes a stored history while a client runs passivates the session
-        first; `HistoryManager` does. Cancelling leaves it active.
+        first; `HistoryManager` does. Cancelling stops the waiting alone. Raises `SessionBusyError` for a tool of its turn,
+        and for whoever holds a stream of it: those it would wait for.
         """
         await self._runtime.sessions.passivate(key)
 

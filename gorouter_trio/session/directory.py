@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import itertools
 from collections import OrderedDict
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast, overload
 
@@ -132,18 +132,7 @@ class SessionDirectory:
             if not self._retire(actor):
                 self._forget(actor)
                 self._leaving[actor] = None
-                self._nursery.start_soon(self._retire_when_done, actor)
-
-    async def _retire_when_done(self, actor: SessionActor) -> None:
-        try:
-            while not actor.retire():
-                with suppress(ActorGoneError):
-                    # Behind everything that is queued.
-                    await actor.ask(ReadHistory())
-                if actor.is_gone:
-                    return
-        finally:
-            del self._leaving[actor]
+                actor.leave_when_done()
 
     def current(self, options: SessionOptions) -> SessionOptions:
         """These options above the defaults as they are now."""
@@ -197,12 +186,15 @@ class SessionDirectory:
         return self._actors.get(key)
 
     async def passivate(self, key: str) -> None:
-        """Wait until the session has nothing to do, and end its actor: what it knew is in the store."""
-        while (actor := self._actors.get(key)) is not None and not self._retire(actor):
-            with suppress(ActorGoneError):
-                # Behind everything that is queued.
-                await actor.ask(ReadHistory())
-        await trio.lowlevel.checkpoint()
+        """Wait until the session has nothing to do, and end its actor: what it knew is in the store.
+
+        Raises `SessionBusyError` for a tool of its turn, and for whoever holds a stream of it: those it would wait for.
+        """
+        actor = self._actors.get(key)
+        if actor is None or self._retire(actor):
+            await trio.lowlevel.checkpoint()
+        else:
+            await actor.retire_when_done()
 
     async def end_stream(self, loan: TurnLoan) -> GorouterError | None:
         """Give the loan back and wait until the turn is stored; returns what kept it from that."""
@@ -248,6 +240,7 @@ class SessionDirectory:
             del self._actors[actor.key]
             if len(self._actors) <= self._config.max_active:
                 self._services.on_rest = None
+        self._leaving.pop(actor, None)
 
     async def _retire_idle(self) -> None:
         """Retire each actor that was idle for long enough; until cancelled."""
