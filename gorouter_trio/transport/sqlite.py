@@ -113,7 +113,8 @@ class SqliteFile:
     """The file at `path`, made when it is not there, open from the first job until `aclose`.
 
     `schema` is a list of steps; the file keeps the number of steps that it has taken, and takes the others
-    when it is opened. `application_id` marks files of this kind.
+    when it is opened. `additions` are statements that older programs can live with, carried out at every opening: they
+    do nothing where they have been. `application_id` marks files of this kind.
     `busy_s` bounds the wait for another process. `max_group` bounds the jobs of one transaction; with
     1 there are no groups.
 
@@ -125,11 +126,12 @@ class SqliteFile:
         path: str | os.PathLike[str],
         schema: Sequence[SchemaStep],
         *,
+        additions: Sequence[str] = (),
         application_id: int,
         busy_s: float = 5.0,
         max_group: int = 512,
     ) -> None:
-        self._file = _File(Path(path), schema, application_id=application_id, busy_s=busy_s)
+        self._file = _File(Path(path), schema, additions, application_id=application_id, busy_s=busy_s)
         self._lock = threading.Lock()
         self._in_doubt: dict[str, int] = {}
         self._writer = _Writer(self._file, self._lock, self._in_doubt, max_group=max_group)
@@ -206,11 +208,14 @@ class SqliteFile:
 class _File:
     """Opens connections to the file; what it says, it says to threads."""
 
-    def __init__(self, path: Path, schema: Sequence[SchemaStep], *, application_id: int, busy_s: float) -> None:
+    def __init__(
+        self, path: Path, schema: Sequence[SchemaStep], additions: Sequence[str], *, application_id: int, busy_s: float
+    ) -> None:
         self.path = path
         self.log_path = path.with_name(f"{path.name}-wal")
         self.is_made = False
         self._schema = schema
+        self._additions = additions
         self._application_id = application_id
         self._busy_s = busy_s
 
@@ -281,6 +286,8 @@ class _File:
         run("PRAGMA trusted_schema=OFF")
         run(f"PRAGMA journal_size_limit={_LOG_BYTES}").fetchone()
         self._migrate(connection)
+        for statement in self._additions:
+            run(statement)
         _sync_directory(self.path.parent)
 
     def _switch_to_log(self, connection: Connection) -> None:

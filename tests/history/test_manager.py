@@ -89,6 +89,24 @@ async def test_the_cache_is_asked_for_its_version():
     assert (statistics.hits, statistics.misses, statistics.sessions) == (2, 3, 0)
 
 
+async def test_a_session_that_was_made_anew_elsewhere(autojump_clock):
+    """What another process has erased is told by no cache and sent by no session, however long the new one is."""
+    store = MemoryStore()
+    async with open_world(store=store) as world, world.another_client() as other:
+        mine, theirs = world.client.session("k"), other.session("k")
+        cache = gr.HistoryManager(store)
+        await mine.ask("the secret [[say noted]]")
+        assert texts(await cache.entries("k")) == ["the secret [[say noted]]", "noted"]
+        await gr.HistoryManager(store, owner=other).erase("k")
+        await theirs.ask("hello [[say hi]]")
+        assert texts(await cache.entries("k")) == ["hello [[say hi]]", "hi"]
+        with pytest.raises(gr.SessionConflictError):
+            await mine.ask("go on")
+        await mine.ask("go on [[say well]]")
+        assert world.sent[-1].contents == ["hello [[say hi]]", "hi", "go on [[say well]]"]
+        assert texts(await mine.history()) == ["hello [[say hi]]", "hi", "go on [[say well]]", "well"]
+
+
 async def test_a_caller_may_change_what_it_got():
     """The list is the caller's own."""
     manager = gr.HistoryManager(MemoryStore())

@@ -397,6 +397,38 @@ async def test_migrations_are_taken_once_and_in_order(path: Path) -> None:
     await again.aclose()
 
 
+async def test_additions_are_there_whoever_made_the_file(path: Path) -> None:
+    """A file of the same format gets them when it is opened, whoever is writing; older programs open it as before."""
+    steps = [["CREATE TABLE t (a)"]]
+    for additions in ([], ["CREATE TABLE IF NOT EXISTS more (b)"], []):
+        file = SqliteFile(path, steps, additions=additions, application_id=7)
+        assert await file.read(lambda c: c.execute("SELECT * FROM t").fetchall(), subject="") == []
+        await file.aclose()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    file = SqliteFile(path, steps, additions=["CREATE TABLE IF NOT EXISTS more (b)"], application_id=7, busy_s=0)
+    assert await file.read(lambda c: c.execute("SELECT * FROM more").fetchall(), subject="") == []
+    await file.aclose()
+    other.close()
+
+
+async def test_what_older_versions_delete_is_noted(path: Path) -> None:
+    """A file that was made before deletions were noted notes them once it was opened, also those of older versions."""
+    async with SqliteStore(path) as store:
+        await store.append("k", [b"1"], expected_version=0)
+    old = sqlite3.connect(path, isolation_level=None)
+    for name in ("TRIGGER note_deletion", "TABLE deletions"):
+        old.execute(f"DROP {name}")
+    async with SqliteStore(path) as store:
+        assert await store.append("k", [b"2"], expected_version=1) == 2
+        old.execute("PRAGMA trusted_schema=OFF")
+        old.execute("DELETE FROM entries")
+        assert old.execute("DELETE FROM sessions WHERE key = x'6b' RETURNING id").fetchall() == [(1,)]
+        old.close()
+        assert await store.append("k", [b"3"], expected_version=0) == 3
+        assert list(await store.list_keys()) == ["k"]
+
+
 async def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
     """A step is taken whole or not at all."""
     broken = SqliteFile(path, [["CREATE TABLE t (a)", "CREATE TABLE t (a)"]], application_id=7)
