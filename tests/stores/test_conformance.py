@@ -288,9 +288,9 @@ async def test_owners(store):
         assert list((await store.load(str(key))).entries) == [str(key).encode()]
 
 
-@pytest.mark.parametrize("key", ["", "\ud800"])
+@pytest.mark.parametrize("key", ["", "\ud800", 42, b"k"])
 async def test_keys_that_cannot_be(store, key):
-    """An empty key, and one that is no Unicode, is refused by every method and named."""
+    """An empty key, and one that is no text or no Unicode, is refused by every method and named."""
     for call in (store.load, store.version, store.delete, store.erase):
         with pytest.raises(gr.ConfigError, match="session: the key"):
             await call(key)
