@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from failing_store import FailingStore
 from worlds import completion, open_world, replies
 
 import gorouter_trio as gr
-from gorouter_trio.stores import MemoryStore
+from gorouter_trio.stores import MemoryStore, SqliteStore
 from gorouter_trio.wire.messages import AssistantMessage, ToolMessage, UserMessage
 from gorouter_trio.wire.result import CallRecord, HistoryEntry
 
@@ -71,6 +72,25 @@ async def test_clear_delete_erase():
     assert await manager.delete_all("u:") == 1
     assert await manager.erase_all("") == 1
     assert await manager.keys() == []
+
+
+@pytest.mark.parametrize("prefix", ["user:", ""])
+async def test_erasing_again(tmp_path, prefix):
+    """Where a reader kept the traces of what was deleted, erasing again removes them, though no session is left."""
+    path = tmp_path / "h.db"
+    async with SqliteStore(path, busy_s=0.01) as store:
+        manager = gr.HistoryManager(store)
+        await manager.add("user:1", [UserMessage("s3cret"), AssistantMessage("hello")])
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sessions").fetchone()
+        with pytest.raises(gr.StoreError, match="try again") as caught:
+            await manager.erase_all(prefix)
+        assert caught.value.kind == "locked"
+        reader.close()
+        assert await manager.keys() == []
+        assert await manager.erase_all(prefix) == 0
+        assert [file.name for file in tmp_path.iterdir() if b"s3cret" in file.read_bytes()] == []
 
 
 async def test_the_cache_is_asked_for_its_version():
