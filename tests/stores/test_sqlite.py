@@ -381,6 +381,30 @@ async def test_a_thread_that_meets_the_unexpected_answers_all_the_same(
         assert await store.append("k", [b"2"], expected_version=1) == 2
 
 
+@pytest.mark.parametrize("is_surveyed", [False, True])
+async def test_a_store_that_is_left_by_a_cancel_is_closed(path: Path, is_surveyed: bool) -> None:
+    """Nobody waits for it, and it ends all the same: its threads, its files, and what was queued; the log last."""
+    with trio.CancelScope() as scope:
+        async with SqliteStore(path) as store:
+            await store.append("k", [b"1"], expected_version=0)
+            await store.load("k")
+            if is_surveyed:
+                await store._file.survey(lambda c: c.execute("SELECT count(*) FROM sessions").fetchall())
+            threads = [thread for thread in threading.enumerate() if path.name in thread.name]
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert len(threads) == 2 + is_surveyed
+    for call in (store.append("k", [b"2"], expected_version=1), store.load("k")):
+        with pytest.raises(gr.StoreError) as caught:
+            await call
+        assert caught.value.kind == "closed"
+    for thread in threads:
+        await trio.to_thread.run_sync(thread.join)
+    # The log goes with the last of the connections.
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    await store.aclose()
+
+
 async def test_migrations_are_taken_once_and_in_order(path: Path) -> None:
     """A file of an older format takes the missing steps and keeps what it has."""
     steps = [["CREATE TABLE t (a)"], ["ALTER TABLE t ADD COLUMN b", "UPDATE t SET b = a * 2"]]
