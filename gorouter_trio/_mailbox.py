@@ -159,6 +159,11 @@ class Mailbox(Generic[T]):
         """Whether the reader waits for mail, so that there is none, and none on its way to it."""
         return self._reader is not None
 
+    @property
+    def has_mail(self) -> bool:
+        """Whether mail is queued; where none is, nobody waits for room either."""
+        return bool(self._queue)
+
     async def receive(self) -> T:
         """The next mail; waits for one. Raises `trio.ClosedResourceError` once closed."""
         if self._reader is not None:

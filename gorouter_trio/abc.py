@@ -120,8 +120,10 @@ class HistoryStore(Protocol):
     a write that has returned survives: "process" nothing beyond the process, "disk" a kill and a loss of power; a store
     of another kind names what it has.
 
-    A version counts the changes of a session, from 0 for one that was never written. Whoever
-    writes names the version that it has seen, so that two writers cannot interleave.
+    A version counts the changes of a session, from 0 for one that is not there. Whoever writes names the version that
+    it has seen, so that two writers cannot interleave. No version comes again, not even after the session was deleted:
+    the first one of a new session, 1 in a new store, is above those of the sessions that have gone. Where it is not,
+    whoever has seen the old session takes the new one for it.
 
     A write that raises or is cancelled may have happened or not, but not in part: whoever asked for it
     loads again before the next one. A store may raise whatever it likes; an answer that it refuses
@@ -134,10 +136,10 @@ class HistoryStore(Protocol):
         """What a write that has returned survives."""
 
     async def load(self, key: str) -> StoredHistory:
-        """The whole session; one that was never written has version 0 and no entries."""
+        """The whole session; one that is not there has version 0 and no entries."""
 
     async def version(self, key: str) -> int:
-        """The version of the session, 0 for one that was never written; cheap."""
+        """The version of the session, 0 for one that is not there; cheap."""
 
     async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Add entries and return the new version; durable on return.
@@ -149,7 +151,7 @@ class HistoryStore(Protocol):
         """Replace all entries and return the new version; as `append` otherwise."""
 
     async def delete(self, key: str) -> bool:
-        """Remove the session with its version; False when there was none."""
+        """Remove the session, whose version never comes again; False when there was none."""
 
     async def erase(self, key: str) -> bool:
         """Remove the session and every trace that the store can reach, also of what was deleted before.

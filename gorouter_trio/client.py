@@ -22,7 +22,7 @@ from .config import DIRECT, ClientConfig, PricePolicy, hide_keys
 from .errors import ConfigError
 from .secret import Secret
 from .session.actor import SessionOptions
-from .wire.codec import add_system, encode_embeddings, encode_prompt
+from .wire.codec import add_system, encode_embeddings, encode_name, encode_prompt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -279,7 +279,8 @@ class Client:
         """Let the session with this key give its memory back, once it has answered what it was asked before.
 
         Its next message activates it again. Whoever changes a stored history while a client runs passivates the session
-        first; `HistoryManager` does. Cancelling leaves it active.
+        first; `HistoryManager` does. Cancelling stops the waiting alone. Raises `SessionBusyError` for a tool of its
+        turn, and for whoever holds a stream of it: those it would wait for.
         """
         await self._runtime.sessions.passivate(key)
 
@@ -806,10 +807,13 @@ def session_key(user: str, *, group: str | None = None) -> str:
     """The key of the session that belongs to `user`, within `group` if there is one.
 
     `user:<user>` or `group:<group>/user:<user>`, with `%`, `/` and `:` inside a name percent-encoded, so that
-    different names never make the same key.
+    different names never make the same key. Raises `ConfigError` for a name that is no text.
     """
-    key = f"user:{_quoted(user)}"
-    return f"group:{_quoted(group)}/{key}" if group else key
+    encode_name("user:", user)
+    if not group:
+        return f"user:{_quoted(user)}"
+    encode_name("group:", group)
+    return f"group:{_quoted(group)}/user:{_quoted(user)}"
 
 
 def _quoted(name: str) -> str:

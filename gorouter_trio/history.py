@@ -28,6 +28,7 @@ __all__ = ["HistoryCacheStatistics", "HistoryManager", "SessionOwner"]
 
 _TRIES = 8
 _PAGE = 500
+_ANY_KEY = "erased"
 
 
 class SessionOwner(Protocol):
@@ -148,18 +149,13 @@ class HistoryManager:
         return await self._for_all(prefix, self.delete)
 
     async def erase_all(self, prefix: str) -> int:
-        """Erase the sessions whose keys begin with `prefix`, all with an empty one; returns how many there were."""
-        last = ""
+        """Erase the sessions whose keys begin with `prefix`, all with an empty one; returns how many there were.
 
-        async def delete(key: str) -> None:
-            nonlocal last
-            last = key
-            await self.delete(key)
-
-        count = await self._for_all(prefix, delete)
-        if last:
-            # Erasing takes what was deleted before along.
-            await self._store.erase(last)
+        What was deleted before is erased as well. So where it raises, that is tried again also when no session is left.
+        """
+        count = await self._for_all(prefix, self.delete)
+        # Any key that the prefix is of will do: erasing takes what was deleted before along.
+        await self._store.erase(prefix or _ANY_KEY)
         return count
 
     async def clear_all(self, prefix: str) -> int:

@@ -61,7 +61,7 @@ from .gateway.protocol import (
 from .secret import Secret
 from .session.actor import SessionStatistics
 from .transport.tls import make_tls_context
-from .wire.codec import decode_json, encode_json, encode_prompt, make_decoder
+from .wire.codec import decode_json, encode_json, encode_name, encode_prompt, make_decoder
 
 if TYPE_CHECKING:
     import ssl
@@ -456,8 +456,7 @@ class RemoteClient:
 
     def session(self, key: str, *, system: str | None = None, owner: tuple[str, str] | None = None) -> RemoteSession:
         """The session with this key, of who the gateway knows by the token; no I/O."""
-        if not key:
-            raise ConfigError("session: the key must be a text that is not empty")
+        encode_name("session: the key", key)
         return RemoteSession(self._wire, key, system=system, owner=owner)
 
     async def statistics(self) -> GatewaySnapshot:
@@ -527,8 +526,6 @@ class RemoteSession:
         **options: Unpack[TurnOptions],
     ) -> ChatResult[object]:
         """As `SessionRef.ask`: one turn, stored on return. The connection may break meanwhile."""
-        if turn_id is not None and not turn_id:
-            raise ConfigError("turn_id: must not be empty")
         if resume not in {None, "resend"} or (resume and turn_id is None):
             raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         form = self._wire.forms.get(response_type, options.get("response_schema"), None)
@@ -543,8 +540,7 @@ class RemoteSession:
         self, edited: str, prompt: Prompt, *, turn_id: str | None = None, **options: Unpack[TurnOptions]
     ) -> ChatResult:
         """As `SessionRef.edit`."""
-        if not edited:
-            raise ConfigError("edited: must be the id of a turn")
+        encode_name("edited:", edited)
         return cast("ChatResult", await self._whole(prompt, options, turn_id=turn_id, replaces=edited))
 
     def stream(
@@ -564,6 +560,8 @@ class RemoteSession:
 
     async def undo(self, turn_id: str | None = None) -> bool:
         """As `SessionRef.undo`."""
+        if turn_id is not None:
+            encode_name("turn_id:", turn_id)
         return await self._accepted(Undo(id=1, **self._names, turn_id=turn_id))
 
     async def answer(self, question_id: str, answer: object) -> bool:
@@ -605,6 +603,7 @@ class RemoteSession:
 
     async def fork(self, key: str) -> RemoteSession:
         """As `SessionRef.fork`."""
+        encode_name("session: the key", key)
         await self._accepted(Fork(id=1, **self._names, target=key))
         return RemoteSession(self._wire, key, system=self._system, owner=self._owner)
 
@@ -650,6 +649,8 @@ class RemoteSession:
         form: AnswerForm | None = None,
         stream: bool = False,
     ) -> Ask:
+        if turn_id is not None:
+            encode_name("turn_id:", turn_id)
         ask = _request(self.key, self._system, prompt=prompt, options=options, form=form, stream=stream)
         turn_id = turn_id or ask.turn_id
         return msgspec.structs.replace(ask, owner=self._owner, turn_id=turn_id, resume=resume, replaces=replaces)

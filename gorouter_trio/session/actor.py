@@ -264,6 +264,7 @@ class SessionActor:
         "_head_of",
         "_is_ending",
         "_is_gone",
+        "_is_leaving",
         "_journal",
         "_last_error",
         "_mail_scope",
@@ -316,7 +317,7 @@ class SessionActor:
         self._waits_for: WaitsFor = "mail"
         # Few actors are ever waited for, so there is an event only then.
         self._ended: trio.Event | None = None
-        self._is_gone = self._is_ending = False
+        self._is_gone = self._is_ending = self._is_leaving = False
         self._restarts: list[float] = []
         self._last_error: Exception | None = None
         self._failure = ""
@@ -390,10 +391,22 @@ class SessionActor:
     async def aclose(self) -> None:
         """End the actor: the running turn is interrupted, queued mail gets `ActorGoneError`."""
         self._stop_for_good()
+        await self._wait_gone()
+
+    async def retire_when_done(self) -> None:
+        """`leave_when_done`, and wait for it. Raises `SessionBusyError` where the actor would wait for who asks."""
+        self._mind_others(is_turn=False)
+        if self.tool_tasks:
+            self._asking_turn()
+        self.leave_when_done()
+        await self._wait_gone()
+
+    async def _wait_gone(self) -> None:
         if self._is_gone:
             await trio.lowlevel.checkpoint()
             return
-        self._ended = self._ended or trio.Event()
+        if self._ended is None:
+            self._ended = trio.Event()
         await self._ended.wait()
 
     def retire(self) -> bool:
@@ -402,6 +415,11 @@ class SessionActor:
             return False
         self._stop_for_good()
         return True
+
+    def leave_when_done(self) -> None:
+        """End the actor as soon as it has nothing to do. That takes no room among its mail, and asks no store."""
+        if not self.retire():
+            self._is_leaving = True
 
     def abandon(self, envelope: Envelope) -> None:
         """The asker of `envelope` was cancelled; used by envelopes. A turn goes on while another asker waits for it."""
@@ -464,9 +482,10 @@ class SessionActor:
         while not self._is_ending:
             with trio.CancelScope() as self._mail_scope:
                 self._stop = ""
-                while not self._is_ending:
+                while not self._is_ending and (not self._is_leaving or self._mailbox.has_mail):
                     # A checkpoint, at which the scope is left that was cancelled meanwhile.
                     await self._act(await self._mailbox.receive())
+                self._is_ending = True
 
     def _stop_for_good(self) -> None:
         """Take no mail any more, and stop what is done for the current one."""

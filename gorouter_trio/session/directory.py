@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import itertools
 from collections import OrderedDict
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast, overload
 
@@ -26,7 +26,7 @@ from ..errors import (
     SessionConflictError,
     SessionNotFoundError,
 )
-from ..wire.codec import encode_json, encode_prompt, join_options
+from ..wire.codec import encode_json, encode_name, encode_prompt, join_options
 from ..wire.mail import ClearHistory, CompactHistory, ForkHistory, ReadHistory, StartTurn, UndoTurns
 from .actor import SaveWatch, SessionActor, SessionOptions, SessionServices, SessionStatistics
 
@@ -132,18 +132,7 @@ class SessionDirectory:
             if not self._retire(actor):
                 self._forget(actor)
                 self._leaving[actor] = None
-                self._nursery.start_soon(self._retire_when_done, actor)
-
-    async def _retire_when_done(self, actor: SessionActor) -> None:
-        try:
-            while not actor.retire():
-                with suppress(ActorGoneError):
-                    # Behind everything that is queued.
-                    await actor.ask(ReadHistory())
-                if actor.is_gone:
-                    return
-        finally:
-            del self._leaving[actor]
+                actor.leave_when_done()
 
     def current(self, options: SessionOptions) -> SessionOptions:
         """These options above the defaults as they are now."""
@@ -197,12 +186,15 @@ class SessionDirectory:
         return self._actors.get(key)
 
     async def passivate(self, key: str) -> None:
-        """Wait until the session has nothing to do, and end its actor: what it knew is in the store."""
-        while (actor := self._actors.get(key)) is not None and not self._retire(actor):
-            with suppress(ActorGoneError):
-                # Behind everything that is queued.
-                await actor.ask(ReadHistory())
-        await trio.lowlevel.checkpoint()
+        """Wait until the session has nothing to do, and end its actor: what it knew is in the store.
+
+        Raises `SessionBusyError` for a tool of its turn, and for whoever holds a stream of it: those it would wait for.
+        """
+        actor = self._actors.get(key)
+        if actor is None or self._retire(actor):
+            await trio.lowlevel.checkpoint()
+        else:
+            await actor.retire_when_done()
 
     async def end_stream(self, loan: TurnLoan) -> GorouterError | None:
         """Give the loan back and wait until the turn is stored; returns what kept it from that."""
@@ -248,6 +240,7 @@ class SessionDirectory:
             del self._actors[actor.key]
             if len(self._actors) <= self._config.max_active:
                 self._services.on_rest = None
+        self._leaving.pop(actor, None)
 
     async def _retire_idle(self) -> None:
         """Retire each actor that was idle for long enough; until cancelled."""
@@ -282,12 +275,7 @@ class SessionDirectory:
         return True
 
     def _check_key(self, key: str) -> None:
-        if not key:
-            raise ConfigError("session: the key must be a text that is not empty")
-        try:
-            size = len(key.encode())
-        except UnicodeEncodeError as exc:
-            raise ConfigError(f"session: the key is not valid Unicode: {exc.reason}") from exc
+        size = len(encode_name("session: the key", key))
         if size > self._config.max_id_bytes:
             raise ConfigError(f"session: the key is {size} bytes long, at most {self._config.max_id_bytes} are allowed")
 
@@ -354,7 +342,7 @@ class SessionRef:
     ) -> ChatResult[object]:
         """Take one turn and return its answer, which is stored by then.
 
-        Turns of a session are serial, in order of arrival. With a `turn_id` the turn happens at
+        Turns of a session are serial, in order of arrival. With a `turn_id`, any text, the turn happens at
         most once: asked again after its answer it gives the stored one, and `TurnInDoubtError` when
         a crash left its outcome unknown, unless it is to `resume="resend"`: then it is sent again, and may be billed
         twice; tools that have run keep their results, and of those whose result is unknown only harmless ones run
@@ -440,8 +428,7 @@ class SessionRef:
         Until the answer is there, and if there is none, the history stays as it is. `turn_id` is the id of the new
         turn. Raises `SessionConflictError` when the history has no turn `edited`, and as `ask` does.
         """
-        if not edited:
-            raise ConfigError("edited: must be the id of a turn")
+        encode_name("edited:", edited)
         turn = self._turn(prompt, turn_id, _with_type(options, response_type), replaces=edited)
         return await self._whole(turn, rounds)
 
@@ -450,6 +437,8 @@ class SessionRef:
 
         False when there is none. The log keeps what was said and paid for, and the ids stay used.
         """
+        if turn_id is not None:
+            encode_name("turn_id:", turn_id)
         return cast("bool", await (await self._own_actor()).ask(UndoTurns(turn_id or "")))
 
     async def answer(self, question_id: str, answer: object, *, rounds: TakeRounds | None = None) -> bool:
@@ -644,8 +633,8 @@ class SessionRef:
         resume: Literal["resend"] | None = None,
         replaces: str | None = None,
     ) -> _Turn:
-        if turn_id is not None and not turn_id:
-            raise ConfigError("turn_id: must not be empty")
+        if turn_id is not None:
+            encode_name("turn_id:", turn_id)
         if resume not in {None, "resend"} or (resume and turn_id is None):
             raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         own = self._current()

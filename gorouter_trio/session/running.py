@@ -132,7 +132,8 @@ class Envelope(ReplySlot[Answer]):
         if self._is_done:
             await trio.lowlevel.checkpoint()
             return
-        self._done = self._done or trio.Event()
+        if self._done is None:
+            self._done = trio.Event()
         await self._done.wait()
 
     def on_abandon(self) -> None:

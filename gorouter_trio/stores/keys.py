@@ -16,6 +16,7 @@ import re
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ..wire.codec import encode_name
 
 __all__ = ["SessionKey", "check_key", "prefix_range"]
 
@@ -66,12 +67,7 @@ class SessionKey(Struct, frozen=True, kw_only=True, order=True):
 
 def check_key(key: str) -> bytes:
     """The bytes that `key` is stored as; raises `ConfigError` for one that no session can have."""
-    if not key:
-        raise ConfigError("session: the key must be a text that is not empty")
-    try:
-        return key.encode()
-    except UnicodeEncodeError as exc:
-        raise ConfigError(f"session: the key is not valid Unicode: {exc.reason}") from exc
+    return encode_name("session: the key", key)
 
 
 def prefix_range(prefix: str) -> tuple[bytes, bytes]:

@@ -20,8 +20,8 @@ __all__ = ["MemoryStore"]
 class _Session:
     __slots__ = ("bytes", "entries", "updated_at_s", "version")
 
-    def __init__(self) -> None:
-        self.version = 0
+    def __init__(self, version: int) -> None:
+        self.version = version
         self.entries: list[bytes] = []
         self.bytes = 0
         self.updated_at_s = 0.0
@@ -37,6 +37,7 @@ class MemoryStore:
 
     def __init__(self, *, wall: Callable[[], float] | None = None) -> None:
         self._sessions: dict[str, _Session] = {}
+        self._deleted_version = 0
         self._wall = wall or Seams().wall
 
     def __repr__(self) -> str:
@@ -88,7 +89,11 @@ class MemoryStore:
         """Remove the session; False when there was none."""
         await trio.lowlevel.checkpoint()
         check_key(key)
-        return self._sessions.pop(key, None) is not None
+        session = self._sessions.pop(key, None)
+        if session is None:
+            return False
+        self._deleted_version = max(self._deleted_version, session.version)
+        return True
 
     async def erase(self, key: str) -> bool:
         """Remove the session; nothing else holds it. False when there was none."""
@@ -113,14 +118,14 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
 
     def _changed(self, key: str, expected_version: int) -> _Session:
-        """The session, one version on; made if it was never written."""
+        """The session, one version on; made if it is not there, above every version that was deleted."""
         session = self._sessions.get(key)
         version = 0 if session is None else session.version
         if version != expected_version:
             raise SessionConflictError(f"the session is at version {version}, not at {expected_version}")
         if session is None:
             check_key(key)
-            session = self._sessions[key] = _Session()
+            session = self._sessions[key] = _Session(self._deleted_version)
         session.version += 1
         session.updated_at_s = self._wall()
         return session

@@ -93,6 +93,7 @@ class RedisStore:
         self._sessions, self._leases = f"{{{prefix}}}:s:", f"{{{prefix}}}:l:"
         self._waiting = f"{{{prefix}}}:w:"
         self._index, self._due, self._token = f"{{{prefix}}}:sessions", f"{{{prefix}}}:due", f"{{{prefix}}}:token"
+        self._versions = f"{{{prefix}}}:versions"
         self._report = ServerReport()
         self._inspected = -1
         self._inspecting = trio.Lock()
@@ -162,7 +163,7 @@ class RedisStore:
         found: list[StoredSession] = []
         while len(found) < limit:
             size = min(_PAGE, limit - len(found))
-            page = await self._run(DESCRIBE, (self._index,), (above, below, size, self._sessions))
+            page = await self._run(DESCRIBE, (self._index, self._versions), (above, below, size, self._sessions))
             count, last, rows = cast("tuple[int, bytes, list[tuple[bytes, bytes, int]]]", page)
             found += [_Head(head, "").describe(key.decode(), entries) for key, head, entries in rows]
             above = b"(" + last
@@ -202,7 +203,7 @@ class RedisStore:
         """Remove the session; False when there was none, or when it went while a broken connection hid the answer."""
         name = self._session(key)
         await self._ready()
-        return bool(await self._run(DELETE, (name, self._index, self._due), (check_key(key),)))
+        return bool(await self._run(DELETE, (name, self._index, self._due, self._versions), (check_key(key),)))
 
     async def erase(self, key: str) -> bool:
         """Remove the session, and have the server write its files anew, which copies of it stand in.
@@ -291,7 +292,7 @@ class RedisStore:
     ) -> int:
         member = check_key(key)
         size = sum(map(len, entries))
-        keys = (self._session(key), self._index, self._lease(key), self._due)
+        keys = (self._session(key), self._index, self._lease(key), self._due, self._versions)
         args: list[Argument] = [how, expected_version, repr(self._wall()), size, next(self._write_ids)]
         args += ["" if lease is None else _value(lease), lease_ms, member, self._ttl_ms, self._sessions]
         args += entries

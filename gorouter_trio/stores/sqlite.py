@@ -60,21 +60,30 @@ _SCHEMA: tuple[SchemaStep, ...] = (
         "CREATE INDEX sessions_by_owner ON sessions (tenant, principal) WHERE tenant != '' OR principal != ''",
     ),
 )
+# No step of the schema, because older versions of this package go on with the file. What they delete is noted as well.
+_DELETIONS = (
+    "CREATE TABLE IF NOT EXISTS deletions (id INTEGER PRIMARY KEY CHECK (id = 1), version INTEGER NOT NULL)",
+    "CREATE TRIGGER IF NOT EXISTS note_deletion AFTER DELETE ON sessions BEGIN"
+    " INSERT INTO deletions VALUES (1, old.version)"
+    " ON CONFLICT (id) DO UPDATE SET version = max(version, excluded.version);"
+    " END",
+)
 _LOAD = (
     "SELECT s.version, s.format, e.data FROM sessions s LEFT JOIN entries e ON e.session = s.id"
     " WHERE s.key = ? ORDER BY e.number"
 )
 _BEGIN = (
     "INSERT INTO sessions (key, version, entries, bytes, updated_at, format, tenant, principal)"
-    " VALUES (?, 1, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING RETURNING id, entries"
+    " VALUES (?, 1 + coalesce((SELECT version FROM deletions), 0), ?, ?, ?, ?, ?, ?)"
+    " ON CONFLICT (key) DO NOTHING RETURNING id, entries, version"
 )
 _GO_ON = (
     "UPDATE sessions SET version = version + 1, entries = entries + ?, bytes = bytes + ?, updated_at = ?,"
-    " format = max(format, ?) WHERE key = ? AND version = ? RETURNING id, entries"
+    " format = max(format, ?) WHERE key = ? AND version = ? RETURNING id, entries, version"
 )
 _REPLACE = (
     "UPDATE sessions SET version = version + 1, entries = ?, bytes = ?, updated_at = ?, format = ?"
-    " WHERE key = ? AND version = ? RETURNING id, entries"
+    " WHERE key = ? AND version = ? RETURNING id, entries, version"
 )
 _ADD = "INSERT INTO entries (session, number, data) VALUES (?, ?, ?)"
 _LIST = "SELECT key FROM sessions WHERE key > ? AND key >= ? AND (? = x'' OR key < ?) ORDER BY key LIMIT ?"
@@ -124,7 +133,9 @@ class SqliteStore:
         wall: Callable[[], float] | None = None,
     ) -> None:
         self._erase_rewrites = erase_rewrites
-        self._file = SqliteFile(path, _SCHEMA, application_id=_APPLICATION_ID, busy_s=busy_s, max_group=max_group)
+        self._file = SqliteFile(
+            path, _SCHEMA, additions=_DELETIONS, application_id=_APPLICATION_ID, busy_s=busy_s, max_group=max_group
+        )
         self._wall = wall or Seams().wall
 
     def __repr__(self) -> str:
@@ -248,8 +259,7 @@ def _append(connection: Connection, *, change: _Change) -> int:
     else:
         known = (count, size, change.at_s, _ENTRY_FORMAT, change.key, change.expected)
         rows = connection.execute(_GO_ON, known).fetchall()
-    _add(connection, rows, change=change)
-    return change.expected + 1
+    return _add(connection, rows, change=change)
 
 
 def _rewrite(connection: Connection, *, change: _Change) -> int:
@@ -257,20 +267,20 @@ def _rewrite(connection: Connection, *, change: _Change) -> int:
         return _append(connection, change=change)
     new = (len(change.entries), change.size, change.at_s, _ENTRY_FORMAT, change.key, change.expected)
     rows = connection.execute(_REPLACE, new).fetchall()
-    for session, _count in rows:
+    for session, *_rest in rows:
         connection.execute("DELETE FROM entries WHERE session = ?", (session,))
-    _add(connection, rows, change=change)
-    return change.expected + 1
+    return _add(connection, rows, change=change)
 
 
-def _add(connection: Connection, rows: Sequence[tuple[int, int]], *, change: _Change) -> None:
-    """Write the entries of the session that the one row is of; no row means that the version is another one."""
+def _add(connection: Connection, rows: Sequence[tuple[int, int, int]], *, change: _Change) -> int:
+    """Write the entries of the session that the one row is of, and return its version; no row means another version."""
     if not rows:
-        version = _version(connection, key=change.key)
-        raise SessionConflictError(f"the session is at version {version}, not at {change.expected}")
-    ((session, count),) = rows
+        found = _version(connection, key=change.key)
+        raise SessionConflictError(f"the session is at version {found}, not at {change.expected}")
+    ((session, count, version),) = rows
     first = count - len(change.entries)
     connection.executemany(_ADD, [(session, first + n, entry) for n, entry in enumerate(change.entries)])
+    return version
 
 
 def _delete(connection: Connection, *, key: bytes) -> bool:

@@ -113,7 +113,8 @@ class SqliteFile:
     """The file at `path`, made when it is not there, open from the first job until `aclose`.
 
     `schema` is a list of steps; the file keeps the number of steps that it has taken, and takes the others
-    when it is opened. `application_id` marks files of this kind.
+    when it is opened. `additions` are statements that older programs can live with, carried out at every opening: they
+    do nothing where they have been. `application_id` marks files of this kind.
     `busy_s` bounds the wait for another process. `max_group` bounds the jobs of one transaction; with
     1 there are no groups.
 
@@ -125,16 +126,19 @@ class SqliteFile:
         path: str | os.PathLike[str],
         schema: Sequence[SchemaStep],
         *,
+        additions: Sequence[str] = (),
         application_id: int,
         busy_s: float = 5.0,
         max_group: int = 512,
     ) -> None:
-        self._file = _File(Path(path), schema, application_id=application_id, busy_s=busy_s)
+        self._file = _File(Path(path), schema, additions, application_id=application_id, busy_s=busy_s)
         self._lock = threading.Lock()
         self._in_doubt: dict[str, int] = {}
-        self._writer = _Writer(self._file, self._lock, self._in_doubt, max_group=max_group)
         self._reader = _Reader(self._file, self._lock)
         self._surveyor = _Surveyor(self._file, self._lock)
+        self._writer = _Writer(
+            self._file, self._lock, self._in_doubt, max_group=max_group, behind=(self._reader, self._surveyor)
+        )
 
     def __repr__(self) -> str:
         return f"<SqliteFile {str(self._file.path)!r}>"
@@ -197,20 +201,26 @@ class SqliteFile:
 
         A cancel stops the waiting, not the closing.
         """
+        threads = (self._surveyor, self._reader, self._writer)
+        # All are told before anything is waited for, which a cancel may be the end of.
+        ends = [thread.close() for thread in threads]
         self._surveyor.stop()
-        await self._surveyor.aclose()
-        await self._reader.aclose()
-        await self._writer.aclose()
+        for thread, ended in zip(threads, ends, strict=True):
+            await ended.wait()
+            thread.join()  # it has nothing left to do
 
 
 class _File:
     """Opens connections to the file; what it says, it says to threads."""
 
-    def __init__(self, path: Path, schema: Sequence[SchemaStep], *, application_id: int, busy_s: float) -> None:
+    def __init__(
+        self, path: Path, schema: Sequence[SchemaStep], additions: Sequence[str], *, application_id: int, busy_s: float
+    ) -> None:
         self.path = path
         self.log_path = path.with_name(f"{path.name}-wal")
         self.is_made = False
         self._schema = schema
+        self._additions = additions
         self._application_id = application_id
         self._busy_s = busy_s
 
@@ -281,6 +291,8 @@ class _File:
         run("PRAGMA trusted_schema=OFF")
         run(f"PRAGMA journal_size_limit={_LOG_BYTES}").fetchone()
         self._migrate(connection)
+        for statement in self._additions:
+            run(statement)
         _sync_directory(self.path.parent)
 
     def _switch_to_log(self, connection: Connection) -> None:
@@ -331,18 +343,19 @@ class _File:
 
 
 class _Thread:
-    """A thread with one connection and a queue; started by the first job, ended by `aclose`.
+    """A thread with one connection and a queue; started by the first job, ended by `close`, `behind` these others.
 
     The queue is as long as there are tasks that wait, and no longer.
     """
 
-    def __init__(self, file: _File, lock: threading.Lock) -> None:
+    def __init__(self, file: _File, lock: threading.Lock, *, behind: Sequence[_Thread] = ()) -> None:
         self._file = file
+        self._behind = behind
         # A condition of its own on the common lock: a job wakes one thread.
         self._wake = threading.Condition(lock)
         self._queue: deque[_Job] = deque()
         self._thread: threading.Thread | None = None
-        self._is_closing = False
+        self._is_closing = self._has_ended = False
         self.connection: Connection | None = None
         self._waiting: list[tuple[trio.lowlevel.TrioToken, trio.Event]] = []
 
@@ -358,20 +371,24 @@ class _Thread:
                 self._thread.start()
             self._wake.notify()
 
-    async def aclose(self) -> None:
-        """End the thread behind what is queued."""
+    def close(self) -> trio.Event:
+        """Let the thread end behind what is queued; returns what is set then."""
         ended = trio.Event()
         with self._wake:
             self._is_closing = True
-            thread = self._thread
-            if thread is None:
+            if self._thread is None or self._has_ended:
                 ended.set()
             else:
                 self._waiting.append((trio.lowlevel.current_trio_token(), ended))
                 self._wake.notify()
-        await ended.wait()
+        return ended
+
+    def join(self) -> None:
+        """Wait, in a thread, for the end of this one."""
+        with self._wake:
+            thread = self._thread
         if thread is not None:
-            thread.join()  # it has nothing left to do
+            thread.join()
 
     def take_note(self, job: _Job) -> None:
         """`job` is being queued; called with the lock."""
@@ -392,11 +409,13 @@ class _Thread:
             self._serve(jobs)
             # The thread waits now, and would keep what the last ones have written.
             jobs.clear()
+        for other in self._behind:
+            other.join()
         if self.connection is not None:
             with suppress(sqlite3.Error):  # everything in it is committed
                 self.connection.close()
         with self._wake:
-            self._thread = None
+            self._has_ended = True
             waiting, self._waiting = self._waiting, []
         for token, ended in waiting:
             with suppress(trio.RunFinishedError):
@@ -489,8 +508,17 @@ class _Surveyor(_Reader):
 class _Writer(_Thread):
     """Runs writes in groups, and what has to be behind them."""
 
-    def __init__(self, file: _File, lock: threading.Lock, in_doubt: dict[str, int], *, max_group: int) -> None:
-        super().__init__(file, lock)
+    def __init__(
+        self,
+        file: _File,
+        lock: threading.Lock,
+        in_doubt: dict[str, int],
+        *,
+        max_group: int,
+        behind: Sequence[_Thread],
+    ) -> None:
+        # Whoever closes last writes the log back, which only who may write can do.
+        super().__init__(file, lock, behind=behind)
         self._in_doubt = in_doubt
         self._max_group = max_group
         self._needs_check = False

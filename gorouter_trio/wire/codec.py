@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from ..errors import ApiError, BadRequestError, DecodeError, ProviderError
+from ..errors import ApiError, BadRequestError, ConfigError, DecodeError, ProviderError
 from .batch import ApiBatch, ApiBatchPage, OutputLine
 from .catalog import (
     Credits,
@@ -104,6 +104,7 @@ __all__ = [
     "encode_embeddings",
     "encode_json",
     "encode_message",
+    "encode_name",
     "encode_options",
     "encode_prompt",
     "encode_request",
@@ -640,6 +641,22 @@ def kept(raw: msgspec.Raw | UnsetType) -> msgspec.Raw | UnsetType:
     if raw is UNSET or bytes(raw) == b"null" or not is_utf8(raw):
         return UNSET
     return raw.copy()
+
+
+def encode_name(what: str, name: object) -> bytes:
+    """The bytes of what a session or a turn is called by.
+
+    Raises `ConfigError`, which begins with `what`, for what is no text, empty, or no Unicode: it can be neither stored
+    nor found again.
+    """
+    if not isinstance(name, str):
+        raise ConfigError(f"{what} must be a text that is not empty, not {name!r}; str() makes it one")
+    if not name:
+        raise ConfigError(f"{what} must be a text that is not empty")
+    try:
+        return name.encode()
+    except UnicodeEncodeError as exc:
+        raise ConfigError(f"{what} is not valid Unicode: {exc.reason}") from exc
 
 
 def is_utf8(raw: msgspec.Raw) -> bool:

@@ -11,6 +11,7 @@ from worlds import completion, open_world, replies
 import gorouter_trio as gr
 from gorouter_trio.pool.costs import CostSums
 from gorouter_trio.security import Allow, Decision, Deny, ToolAudit, ToolCheck
+from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.transport.http_server import ServerReply, ServerRequest
 
@@ -146,6 +147,59 @@ async def test_store(autojump_clock, no_leaks):
             nursery.start_soon(session.ask, "third")
         assert len(await session.history()) == 2
     assert (await old.version("s"), await new.version("s")) == (4, 2)
+
+
+class BrokenStore(MemoryStore):
+    """A store that is not there any more for whoever asks."""
+
+    is_broken = False
+
+    async def load(self, key):
+        await trio.lowlevel.checkpoint()
+        if self.is_broken:
+            raise gr.StoreError("the store is closed", kind="closed")
+        return await super().load(key)
+
+
+@pytest.mark.parametrize("overflow", ["block", "reject", "drop_oldest"])
+async def test_store_of_a_session_with_a_full_mailbox(overflow, autojump_clock, no_leaks):
+    """A session without room for more mail keeps all that it has, and nobody else hears of it."""
+    old, new = MemoryStore(), MemoryStore()
+    sessions = gr.SessionConfig(mailbox=1, overflow=overflow)
+    async with no_leaks(), open_world(SimulatorConfig(latency_s=5), store=old, sessions=sessions) as world:
+        client = world.client
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.session("s").ask, "first")
+            await trio.sleep(1)
+            nursery.start_soon(client.session("s").ask, "second")
+            nursery.start_soon(client.session("other").ask, "third")
+            await trio.sleep(1)
+            client.set_store(new)
+            assert client.inspect().leaving_sessions == 2
+        assert client.inspect().leaving_sessions == 0
+        await client.session("s").ask("fourth")
+    assert (await old.version("s"), await old.version("other"), await new.version("s")) == (4, 2, 2)
+
+
+async def test_store_that_is_broken_is_exchanged(autojump_clock, no_leaks):
+    """That a store is broken is the usual reason to exchange it: whoever needs it is told, the others go on."""
+    old, new = BrokenStore(), MemoryStore()
+    async with no_leaks(), open_world(SimulatorConfig(latency_s=5), store=old) as world:
+        client, told = world.client, []
+
+        async def ask(key, text):
+            told.append((await client.session(key).ask(text)).turn_id)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask, "s", "first")
+            nursery.start_soon(ask, "other", "second")
+            await trio.sleep(1)
+            old.is_broken = True
+            client.set_store(new)
+            await client.session("s").ask("third")
+        assert len(told) == 2
+        assert client.inspect().leaving_sessions == 0
+    assert await new.version("s") == 2
 
 
 async def test_store_that_is_none(autojump_clock):

@@ -246,7 +246,18 @@ async def test_errors_are_the_same(front):
             await client.chat([])
         with pytest.raises(BadRequestError):
             await client.chat("x", temperature="warm")
-        with pytest.raises(ConfigError):
-            await client.session("s").ask("x", turn_id="")
-        with pytest.raises(ConfigError):
-            client.session("")
+        session = client.session("s")
+        for name in ("", 17, "\ud800"):
+            for attempt in (
+                lambda name=name: session.ask("x", turn_id=name),
+                lambda name=name: session.stream("x", turn_id=name).__aenter__(),
+                lambda name=name: session.edit(name, "x"),
+                lambda name=name: session.undo(name),
+                lambda name=name: session.fork(name),
+            ):
+                with pytest.raises(ConfigError):
+                    await attempt()
+            with pytest.raises(ConfigError):
+                client.session(name)
+        with pytest.raises(ConfigError, match="user"):
+            await client.ask("x", user=17)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from failing_store import FailingStore
 from worlds import completion, open_world, replies
 
 import gorouter_trio as gr
-from gorouter_trio.stores import MemoryStore
+from gorouter_trio.stores import MemoryStore, SqliteStore
 from gorouter_trio.wire.messages import AssistantMessage, ToolMessage, UserMessage
 from gorouter_trio.wire.result import CallRecord, HistoryEntry
 
@@ -73,6 +74,25 @@ async def test_clear_delete_erase():
     assert await manager.keys() == []
 
 
+@pytest.mark.parametrize("prefix", ["user:", ""])
+async def test_erasing_again(tmp_path, prefix):
+    """Where a reader kept the traces of what was deleted, erasing again removes them, though no session is left."""
+    path = tmp_path / "h.db"
+    async with SqliteStore(path, busy_s=0.01) as store:
+        manager = gr.HistoryManager(store)
+        await manager.add("user:1", [UserMessage("s3cret"), AssistantMessage("hello")])
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM sessions").fetchone()
+        with pytest.raises(gr.StoreError, match="try again") as caught:
+            await manager.erase_all(prefix)
+        assert caught.value.kind == "locked"
+        reader.close()
+        assert await manager.keys() == []
+        assert await manager.erase_all(prefix) == 0
+        assert [file.name for file in tmp_path.iterdir() if b"s3cret" in file.read_bytes()] == []
+
+
 async def test_the_cache_is_asked_for_its_version():
     """What was read once is not loaded again, unless somebody has changed it since."""
     store = FailingStore()
@@ -87,6 +107,24 @@ async def test_the_cache_is_asked_for_its_version():
     assert await manager.entries("k") == []
     statistics = manager.statistics()
     assert (statistics.hits, statistics.misses, statistics.sessions) == (2, 3, 0)
+
+
+async def test_a_session_that_was_made_anew_elsewhere(autojump_clock):
+    """What another process has erased is told by no cache and sent by no session, however long the new one is."""
+    store = MemoryStore()
+    async with open_world(store=store) as world, world.another_client() as other:
+        mine, theirs = world.client.session("k"), other.session("k")
+        cache = gr.HistoryManager(store)
+        await mine.ask("the secret [[say noted]]")
+        assert texts(await cache.entries("k")) == ["the secret [[say noted]]", "noted"]
+        await gr.HistoryManager(store, owner=other).erase("k")
+        await theirs.ask("hello [[say hi]]")
+        assert texts(await cache.entries("k")) == ["hello [[say hi]]", "hi"]
+        with pytest.raises(gr.SessionConflictError):
+            await mine.ask("go on")
+        await mine.ask("go on [[say well]]")
+        assert world.sent[-1].contents == ["hello [[say hi]]", "hi", "go on [[say well]]"]
+        assert texts(await mine.history()) == ["hello [[say hi]]", "hi", "go on [[say well]]", "well"]
 
 
 async def test_a_caller_may_change_what_it_got():

@@ -322,6 +322,25 @@ async def test_aclose_answers_everybody(autojump_clock):
         await next_turn_is_right(world, session, before=[])
 
 
+async def test_several_wait_for_the_end(autojump_clock):
+    """Any number of tasks may interrupt the same turn, and close the same session: each waits until it is done."""
+    async with open_world(SLOW) as world:
+        session = world.client.session("k")
+
+        async def ask():
+            with pytest.raises(gr.TurnInterruptedError):
+                await session.ask("[[tokens 50]]")
+
+        for stop in (session.interrupt, session.aclose):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await trio.sleep(0.5)
+                for _ in range(3):
+                    nursery.start_soon(stop)
+        assert (await session.statistics()).state == "idle"
+        await next_turn_is_right(world, session, before=[])
+
+
 async def test_aclose_while_the_answer_is_stored(autojump_clock):
     """A turn that is being stored when its session is closed is stored, and its asker gets the answer."""
     for moment in ("hang", "hang_after"):

@@ -8,7 +8,7 @@ import math
 import pytest
 import trio
 import trio.testing
-from worlds import open_world
+from worlds import completion, open_world, replies
 
 import gorouter_trio as gr
 from gorouter_trio.pool.workers import Ticket
@@ -57,6 +57,44 @@ async def test_use_keeps_a_session(autojump_clock):
         await world.client.session("other").ask("q")
         await trio.sleep(70)
         assert await states(world, "used", "other") == [None, "idle"]
+
+
+@pytest.mark.parametrize("overflow", ["block", "reject", "drop_oldest"])
+async def test_passivating_takes_no_room(autojump_clock, overflow):
+    """A session with a full mailbox passivates behind its mail, every turn of which is answered; as often as asked."""
+    sessions = gr.SessionConfig(mailbox=1, overflow=overflow)
+    async with open_world(SimulatorConfig(latency_s=5), sessions=sessions) as world:
+        session = world.client.session("k")
+        async with trio.open_nursery() as nursery:
+            for text in ("one", "two"):
+                nursery.start_soon(session.ask, text)
+                await trio.sleep(1)
+            with trio.move_on_after(1):
+                await world.client.passivate("k")
+            nursery.start_soon(world.client.passivate, "k")
+            await world.client.passivate("k")
+            assert await states(world, "k") == [None]
+        assert [entry.message.content for entry in (await session.history())[::2]] == ["one", "two"]
+
+
+async def test_passivating_what_one_is_part_of(autojump_clock):
+    """Neither a tool of the session's turn nor the holder of its stream waits for itself: each is told."""
+
+    @gr.tool
+    async def look() -> str:
+        """Look."""
+        with pytest.raises(gr.SessionBusyError):
+            await world.client.passivate("k")
+        return "seen"
+
+    answers = replies(completion("", tool_calls=[("1", "look")]), completion())
+    async with open_world(answer=answers) as world:
+        assert (await world.client.session("k", tools=[look]).ask("q")).text == "Yes."
+        assert world.sent[-1].contents[-1] == "seen"
+    async with open_world() as world, world.client.session("k").stream("q") as stream:
+        with pytest.raises(gr.SessionBusyError):
+            await world.client.passivate("k")
+        await stream.collect()
 
 
 async def test_a_running_turn_is_use(autojump_clock):

@@ -71,8 +71,34 @@ async def test_results_say_their_turn(autojump_clock):
         assert (await session.ask("a", turn_id="t-1")).turn_id == "t-1"
         made = [(await session.ask("b")).turn_id for _ in range(3)]
         assert len({*made, "t-1"}) == 4
-        with pytest.raises(gr.ConfigError, match="turn_id"):
-            await session.ask("c", turn_id="")
+
+
+@pytest.mark.parametrize("name", ["", 17, 0, b"x", "\ud800"])
+async def test_what_cannot_be_an_id(autojump_clock, name):
+    """An id that could not be read again is refused before anything is sent or stored, and the session goes on."""
+    store = MemoryStore()
+    async with open_world(answer=replies(completion()), store=store) as world:
+        session = world.client.session("k")
+        await session.ask("a", turn_id="t-1")
+        attempts = {
+            "ask": lambda: session.ask("b", turn_id=name),
+            "stream": lambda: session.stream("b", turn_id=name).__aenter__(),
+            "retry": lambda: session.retry(turn_id=name),
+            "edit": lambda: session.edit("t-1", "b", turn_id=name),
+            "edited": lambda: session.edit(name, "b"),
+            "undo": lambda: session.undo(name),
+        }
+        for attempt in attempts.values():
+            with pytest.raises(gr.ConfigError, match=r"turn_id|edited"):
+                await attempt()
+        for key in (name, 42):
+            with pytest.raises(gr.ConfigError, match="session: the key"):
+                await session.fork(key)
+        assert len(world.sent) == 1
+        assert await store.version("k") == 2
+        await session.aclose()
+        await session.ask("b")
+        assert texts(await session.history()) == ["a", "Yes.", "b", "Yes."]
 
 
 async def test_a_client_that_draws_the_same_ids_again(autojump_clock):
@@ -100,7 +126,7 @@ async def test_many_messages_in_one_turn(autojump_clock):
 # Keys and refs
 
 
-@pytest.mark.parametrize("key", ["", "\ud800", "x" * 4097, "й" * 2049])
+@pytest.mark.parametrize("key", ["", "\ud800", "x" * 4097, "й" * 2049, 42, b"x", None])
 async def test_what_cannot_be_a_key(autojump_clock, key):
     """Keys are 1 byte to 4 KiB of Unicode text."""
     async with open_world() as world:

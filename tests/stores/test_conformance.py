@@ -183,14 +183,40 @@ async def test_rewrite(store):
 
 
 async def test_delete(store):
-    """A deleted session is one that was never written."""
+    """A deleted session is not there, and a new one can be in its place."""
     await store.append("k", [b"1"], expected_version=0)
     await store.append("other", [b"1"], expected_version=0)
     assert await store.delete("k")
     assert not await store.delete("k")
     assert (await store.load("k")).version == 0
-    assert await store.append("k", [b"2"], expected_version=0) == 1
+    assert await store.append("k", [b"2"], expected_version=0) == 2
+    assert list((await store.load("k")).entries) == [b"2"]
     assert list((await store.load("other")).entries) == [b"1"]
+
+
+@pytest.mark.parametrize("how", ["delete", "erase"])
+@pytest.mark.parametrize("method", ["append", "rewrite"])
+async def test_no_version_comes_again(store, how, method):
+    """Whoever has seen a session that has gone since neither writes to the new one in its place nor takes it for it."""
+    write = getattr(store, method)
+    for number in range(3):
+        await store.append("k", [b"old"], expected_version=number)
+    await store.append("other", [b"old"], expected_version=0)
+    for key in ("k", "other"):
+        await getattr(store, how)(key)
+    version, seen = 0, set()
+    for _ in range(5):
+        version = await write("k", [b"new"], expected_version=version)
+        seen.add(version)
+        for old in {1, 2, 3} - {version}:
+            with pytest.raises(gr.SessionConflictError):
+                await write("k", [b"of old"], expected_version=old)
+    assert seen == {4, 5, 6, 7, 8}
+    assert set((await store.load("k")).entries) == {b"new"}
+    assert await store.version("k") == 8
+    assert (await store.list_sessions("k"))[0].version == 8
+    # The versions of one session are above those of any that has gone: a store need not keep the names of those.
+    assert await store.append("fresh", [], expected_version=0) == 4
 
 
 async def test_keys_never_meet(store):
@@ -262,9 +288,9 @@ async def test_owners(store):
         assert list((await store.load(str(key))).entries) == [str(key).encode()]
 
 
-@pytest.mark.parametrize("key", ["", "\ud800"])
+@pytest.mark.parametrize("key", ["", "\ud800", 42, b"k"])
 async def test_keys_that_cannot_be(store, key):
-    """An empty key, and one that is no Unicode, is refused by every method and named."""
+    """An empty key, and one that is no text or no Unicode, is refused by every method and named."""
     for call in (store.load, store.version, store.delete, store.erase):
         with pytest.raises(gr.ConfigError, match="session: the key"):
             await call(key)
@@ -405,12 +431,15 @@ class Model:
 
     def __init__(self):
         self.sessions: dict[str, tuple[int, list[bytes]]] = {}
+        self.gone = 0
 
     async def step(self, store, name, *args):
         if name in {"append", "rewrite"}:
             await self.write(store, name, *args)
         elif name == "delete":
-            assert await store.delete(args[0]) == (self.sessions.pop(args[0], None) is not None)
+            version, _entries = self.sessions.pop(args[0], (0, []))
+            self.gone = max(self.gone, version)
+            assert await store.delete(args[0]) == (version > 0)
         else:
             prefix, after, limit = args
             expected = sorted(key for key in self.sessions if key.startswith(prefix) and key > after)[:limit]
@@ -428,8 +457,9 @@ class Model:
             with pytest.raises(gr.SessionConflictError):
                 await getattr(store, name)(key, entries, expected_version=version + offset)
             return
-        assert await getattr(store, name)(key, entries, expected_version=version) == version + 1
-        self.sessions[key] = (version + 1, (stored if name == "append" else []) + entries)
+        changed = (version or self.gone) + 1
+        assert await getattr(store, name)(key, entries, expected_version=version) == changed
+        self.sessions[key] = (changed, (stored if name == "append" else []) + entries)
 
     async def check(self, store):
         for key in ("a", "b", "ab"):

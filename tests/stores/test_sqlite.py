@@ -381,6 +381,30 @@ async def test_a_thread_that_meets_the_unexpected_answers_all_the_same(
         assert await store.append("k", [b"2"], expected_version=1) == 2
 
 
+@pytest.mark.parametrize("is_surveyed", [False, True])
+async def test_a_store_that_is_left_by_a_cancel_is_closed(path: Path, is_surveyed: bool) -> None:
+    """Nobody waits for it, and it ends all the same: its threads, its files, and what was queued; the log last."""
+    with trio.CancelScope() as scope:
+        async with SqliteStore(path) as store:
+            await store.append("k", [b"1"], expected_version=0)
+            await store.load("k")
+            if is_surveyed:
+                await store._file.survey(lambda c: c.execute("SELECT count(*) FROM sessions").fetchall())
+            threads = [thread for thread in threading.enumerate() if path.name in thread.name]
+            scope.cancel()
+    assert scope.cancelled_caught
+    assert len(threads) == 2 + is_surveyed
+    for call in (store.append("k", [b"2"], expected_version=1), store.load("k")):
+        with pytest.raises(gr.StoreError) as caught:
+            await call
+        assert caught.value.kind == "closed"
+    for thread in threads:
+        await trio.to_thread.run_sync(thread.join)
+    # The log goes with the last of the connections.
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    await store.aclose()
+
+
 async def test_migrations_are_taken_once_and_in_order(path: Path) -> None:
     """A file of an older format takes the missing steps and keeps what it has."""
     steps = [["CREATE TABLE t (a)"], ["ALTER TABLE t ADD COLUMN b", "UPDATE t SET b = a * 2"]]
@@ -395,6 +419,38 @@ async def test_migrations_are_taken_once_and_in_order(path: Path) -> None:
     with pytest.raises(gr.StoreError, match="newer"):
         await again.read(lambda c: None, subject="")
     await again.aclose()
+
+
+async def test_additions_are_there_whoever_made_the_file(path: Path) -> None:
+    """A file of the same format gets them when it is opened, whoever is writing; older programs open it as before."""
+    steps = [["CREATE TABLE t (a)"]]
+    for additions in ([], ["CREATE TABLE IF NOT EXISTS more (b)"], []):
+        file = SqliteFile(path, steps, additions=additions, application_id=7)
+        assert await file.read(lambda c: c.execute("SELECT * FROM t").fetchall(), subject="") == []
+        await file.aclose()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    file = SqliteFile(path, steps, additions=["CREATE TABLE IF NOT EXISTS more (b)"], application_id=7, busy_s=0)
+    assert await file.read(lambda c: c.execute("SELECT * FROM more").fetchall(), subject="") == []
+    await file.aclose()
+    other.close()
+
+
+async def test_what_older_versions_delete_is_noted(path: Path) -> None:
+    """A file that was made before deletions were noted notes them once it was opened, also those of older versions."""
+    async with SqliteStore(path) as store:
+        await store.append("k", [b"1"], expected_version=0)
+    old = sqlite3.connect(path, isolation_level=None)
+    for name in ("TRIGGER note_deletion", "TABLE deletions"):
+        old.execute(f"DROP {name}")
+    async with SqliteStore(path) as store:
+        assert await store.append("k", [b"2"], expected_version=1) == 2
+        old.execute("PRAGMA trusted_schema=OFF")
+        old.execute("DELETE FROM entries")
+        assert old.execute("DELETE FROM sessions WHERE key = x'6b' RETURNING id").fetchall() == [(1,)]
+        old.close()
+        assert await store.append("k", [b"3"], expected_version=0) == 3
+        assert list(await store.list_keys()) == ["k"]
 
 
 async def test_a_migration_that_fails_changes_nothing(path: Path) -> None:
