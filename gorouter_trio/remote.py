@@ -199,12 +199,16 @@ class _Wire:
             return message
 
     def _lost(self, link: Link, exc: LinkBrokenError) -> None:
-        """Do not offer this link any more, and raise what trying again would not change."""
+        """Do not offer this link any more, and raise what trying again would not change.
+
+        Which of the calls on it the gateway did not like nobody knows: none of them is made again.
+        """
         if self._link is link:
             self._set(None)
         if (fatal := exc.fatal()) is not None:
-            self._fatal = fatal
-            self._tell()
+            if exc.is_for_good:
+                self._fatal = fatal
+                self._tell()
             raise fatal
 
     async def reopen(self, link: Link, exc: LinkBrokenError) -> None:

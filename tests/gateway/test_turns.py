@@ -19,7 +19,7 @@ from gateway_attackers import open_attack
 from gateways import ADA_KEY, Healthy, frame, limits, open_gateway, open_raw, open_talk, secured
 
 import gorouter_trio as gr
-from gorouter_trio.errors import AccessDeniedError, ConnectError, InvalidTokenError
+from gorouter_trio.errors import AccessDeniedError, BadRequestError, ConfigError, ConnectError, InvalidTokenError
 from gorouter_trio.events import TextDelta, ToolFinished
 from gorouter_trio.gateway import GatewayConfig
 from gorouter_trio.remote import open_remote
@@ -149,6 +149,40 @@ async def test_a_gateway_that_is_not_there():
                 for _ in range(100):
                     await trio.sleep(0.01)
                     await client.session("s").history()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (lambda client: client.chat("x" * 1_100_000), "1048576"),
+        (lambda client: client.chat("ü" * 600_000), "1048576"),
+        (lambda client: client.session("k" * 5_000).ask("x"), "session"),
+        (lambda client: client.session("k").ask("x", turn_id="t" * 300), "turn_id"),
+        (lambda client: client.session("k").answer("q", {"approved": True, "reason": "r" * 3_000}), "reason"),
+        (lambda client: client.session("\ud800").history(), "surrogates"),
+    ],
+    ids=["prompt", "bytes", "session", "turn_id", "reason", "surrogates"],
+)
+async def test_a_call_that_cannot_be_sent_takes_no_other_along(wrong, word):
+    """It raises, whoever made it; what runs on the same connection goes on, and so does the client."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=400.0)) as behind, open_remote(behind.url) as client:
+        async with client.session("s").stream("[[tokens 60]]") as stream:
+            with pytest.raises(BadRequestError, match=word):
+                await wrong(client)
+            assert (await stream.collect()).text
+        assert (await client.session("k").ask("[[say well]]")).text == "well"
+        assert client.connects == 1
+
+
+async def test_what_is_refused_all_the_same():
+    """What the gateway closes a connection for fails what runs on it, and the client connects again."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=100.0)) as behind, open_remote(behind.url) as client:
+        async with client.session("s").stream("[[tokens 900]]") as stream:
+            await client._wire._link._websocket.send_message("no message of this protocol")
+            with pytest.raises(ConfigError, match="no message of this protocol"):
+                await stream.collect()
+        assert (await client.session("k").ask("[[say well]]")).text == "well"
+        assert client.connects == 2
 
 
 # Row 33
