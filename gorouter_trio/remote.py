@@ -227,6 +227,7 @@ class _Turn(ChunkSource):
         self._call: Call | None = None
         self._seq = 0
         self._owed = 0
+        self._question: Question | None = None
         self._result: ChatResult[object] | None = None
 
     @property
@@ -266,12 +267,14 @@ class _Turn(ChunkSource):
             await trio.lowlevel.checkpoint()
             return []
         while True:
+            await self._pass_question_on()
             await self._pay()
             events: list[StreamEvent] = []
             message: ServerMessage | None = await self._next()
             while message is not None:
                 self._take(message, events)
-                message = None if self.has_ended() else self._next_nowait()
+                # What came before a question is the reader's before the handler is called, which may take its time.
+                message = None if self.has_ended() or self._question is not None else self._next_nowait()
             if events:
                 return tuple(events)
             if self.has_ended():
@@ -295,6 +298,8 @@ class _Turn(ChunkSource):
                 pass
             case Event(event=event):
                 events.append(event)
+            case Question():
+                self._question = message
             case Done(result=result):
                 self._result = result
             case Failed(error=error):
@@ -321,8 +326,6 @@ class _Turn(ChunkSource):
                 await self._wait_for_another(link)
                 await self.begin()
                 continue
-            if isinstance(message, Question):
-                await self._asked(message)
             return message
 
     def _next_nowait(self) -> ServerMessage | None:
@@ -342,8 +345,9 @@ class _Turn(ChunkSource):
             self._seq = seq
         return message
 
-    async def _asked(self, question: Question) -> None:
-        if self._wire.on_question is not None:
+    async def _pass_question_on(self) -> None:
+        question, self._question = self._question, None
+        if question is not None and self._wire.on_question is not None:
             await self._wire.on_question(question)
 
     async def _wait_for_another(self, link: Link) -> None:

@@ -324,6 +324,29 @@ async def test_questions_from_python():
         assert [event.result for event in events if isinstance(event, ToolFinished)] == ["sunny in Paris"]
 
 
+async def test_questions_behind_other_messages():
+    """Each question is passed on, also one that has come while the reader, or the handler, was at something else."""
+    async with open_gateway(serve={"tools": [wipe]}) as behind, open_remote(behind.url) as client:
+        session, asked = client.session("s"), []
+
+        async def approve(question):
+            asked.append(question.arguments)
+            for _ in range(20):
+                await session.statistics()  # the next question comes meanwhile
+            await session.answer(question.question_id, True)
+
+        client.on_question(approve)
+        with trio.fail_after(20):
+            reply = await session.ask('[[call wipe#a {"disk": "sda"}]] [[call wipe#b {"disk": "sdb"}]]')
+            assert sorted(report.text for report in reply.tool_calls) == ["sda is wiped", "sdb is wiped"]
+            async with session.stream('[[call wipe {"disk": "sdc"}]]') as stream:
+                await anext(aiter(stream))
+                while (await session.statistics()).question_id is None:
+                    pass  # until it is asked, behind the other events
+                assert (await stream.collect()).tool_calls[0].text == "sdc is wiped"
+        assert sorted(asked) == ['{"disk":"sda"}', '{"disk":"sdb"}', '{"disk":"sdc"}']
+
+
 async def test_approvers_alone():
     """Where approvers are named, whoever asked may not approve."""
     rules = GatewayConfig(approver_roles=["approver"])
