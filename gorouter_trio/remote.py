@@ -254,6 +254,8 @@ class _Turn(ChunkSource):
             link = await self._wire.link()
             try:
                 self._call, self._link = await link.begin(ask), link
+                # That has its credit anew.
+                self._owed = 0
             except LinkBrokenError as exc:
                 await self._wire.reopen(link, exc)
                 # It may have arrived.
@@ -282,8 +284,8 @@ class _Turn(ChunkSource):
 
     async def _pay(self) -> None:
         """Grant what was read, in pieces that are worth a message."""
-        call = self._call
-        if call is None or self._owed < _CREDIT // 2:
+        call, link = self._call, self._link
+        if call is None or link is None or self._owed < max(1, min(_CREDIT, link.welcome.max_credit) // 2):
             return
         owed, self._owed = self._owed, 0
         try:
@@ -337,7 +339,8 @@ class _Turn(ChunkSource):
 
     def _accept(self, seq: int, text: str) -> ServerMessage | None:
         """The message, unless it has come before."""
-        self._owed += len(text)
+        # Credit is counted in bytes.
+        self._owed += len(text) if text.isascii() else len(text.encode())
         message = decode_server_message(text)
         if isinstance(message, (Event, Question, Gap)):
             if seq <= self._seq:

@@ -17,6 +17,7 @@ import trio
 from endless import endless, open_endless_api
 from gateway_attackers import open_attack
 from gateways import ADA_KEY, Healthy, frame, limits, open_gateway, open_raw, open_talk, secured
+from worlds import DONE, chunk, streams
 
 import gorouter_trio as gr
 from gorouter_trio.errors import AccessDeniedError, BadRequestError, ConfigError, ConnectError, InvalidTokenError
@@ -270,6 +271,20 @@ async def test_one_that_does_not_read_its_socket():
                     await trio.sleep(0.02)  # until it is given up
         assert behind.gateway.statistics().closed == {"4413": 1}
         assert (await behind.client.session("s").history())[-1].message.content == "word " * 60_000
+
+
+@pytest.mark.parametrize(
+    ("piece", "buffer_bytes"), [("你好" * 50, 262_144), ("word " * 20, 16_384)], ids=["wide", "small"]
+)
+async def test_credit_is_paid_as_it_is_taken(piece, buffer_bytes):
+    """A reader that reads is never out of credit: whatever a character takes, however little the gateway keeps."""
+    answer = streams(*[chunk({"content": piece}) for _ in range(500)], chunk(finish="stop"), DONE)
+    async with open_gateway(config(buffer_bytes=buffer_bytes), answer=answer) as behind:
+        async with open_remote(behind.url) as client, client.stream("x") as stream:
+            pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
+            assert stream.result.text == piece * 500
+            assert buffer_bytes < 262_144 or "".join(pieces) == stream.result.text
+            assert client.connects == 1
 
 
 # Questions
