@@ -118,8 +118,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     `origins` are the web origins whose pages may connect, exactly as browsers send them (`https://app.example.com`);
     what sends no Origin is no browser, and is let in by its token alone. `anonymous` lets everybody in, where the
     client has no `security`: all of them then share all sessions. `models` are the models that may be asked for, None
-    for any. `allow_system` says whether askers may bring a system message of their own. `operator_roles` may see what
-    the gateway does. `approver_roles` may approve tools, and nobody else; without them, whoever asked.
+    for any. `allow_system` says whether askers may bring system messages of their own, by whatever way.
+    `operator_roles` may see what the gateway does. `approver_roles` may approve tools, and nobody else; without them,
+    whoever asked.
     """
 
     origins: Collection[str] = ()

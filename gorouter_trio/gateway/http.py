@@ -161,12 +161,11 @@ class _Chat:
         """Raise `GorouterError` for what cannot be asked."""
         backend = self._core.backend
         backend.check_options(self.request.options)
+        backend.check_system(None, self.request.messages)
         if self._session is None:
             if self._turn_id is not None:
                 raise BadRequestError(f"{_TURN}: needs a session, in {_SESSION}", status=400)
             return
-        if self.request.system is not None and not self._core.config.allow_system:
-            raise AccessDeniedError("system: this gateway has its own")
         if not self.request.newest():
             raise BadRequestError("messages: there is none behind the last answer", status=400)
 

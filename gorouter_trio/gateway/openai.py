@@ -16,7 +16,7 @@ from ..errors import ApiError, BadRequestError, DecodeError, GorouterError, Inva
 from ..events import ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
 from ..wire.codec import decode_json, encode_json, make_decoder
 from .failures import error_info
-from .protocol import AskOptions
+from .protocol import SYSTEM_ROLES, AskOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,6 @@ _DONE: Final = b"data: [DONE]\n\n"
 # What clients send of their own accord, and what has no meaning here.
 _PASSED_OVER: Final = frozenset({"stream_options", "store", "usage", "n", "session_id"})
 _MOST_MESSAGES: Final = 10_000
-_SYSTEM: Final = frozenset({"system", "developer"})
 _STATUSES: Final[Mapping[str, int]] = {
     "authentication_required": 401,
     "invalid_token": 401,
@@ -67,7 +66,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
         """The text of the first message, if that is a system message."""
         first = self.messages[0]
         content = first.get("content")
-        return content if first.get("role") in _SYSTEM and isinstance(content, str) else None
+        return content if first.get("role") in SYSTEM_ROLES and isinstance(content, str) else None
 
     def newest(self) -> list[Mapping[str, object]]:
         """What a session has not heard yet: the messages behind the last answer, without system messages.
@@ -78,7 +77,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
         for position, message in enumerate(self.messages):
             if message.get("role") == "assistant":
                 start = position + 1
-        return [message for message in self.messages[start:] if message.get("role") not in _SYSTEM]
+        return [message for message in self.messages[start:] if message.get("role") not in SYSTEM_ROLES]
 
 
 def read_request(body: bytes) -> CompletionRequest:
