@@ -119,7 +119,8 @@ class Subscription:
         self.turn = turn
         self._is_streamed = is_streamed
         self.request_id = request_id
-        self._cursor = min(after, turn.log.last_seq)
+        # The end comes in any case, also for who says to have seen it.
+        self._cursor = min(after, turn.log.last_seq - turn.is_over)
         self._credit = min(credit, limits.buffer_bytes)
         self._limits = limits
         self._since = math.inf
@@ -154,7 +155,7 @@ class Subscription:
         if log.end is not None and self._cursor == log.last_seq - 1:
             self._cursor = log.last_seq
             return _with_id(log.end, self.request_id)
-        if self._credit <= 0:
+        if self._is_streamed and self._credit <= 0:
             return None
         if self._cursor + 1 < log.first_seq:
             self._cursor = log.first_seq - 1
@@ -162,9 +163,12 @@ class Subscription:
         body = log.get(self._cursor + 1)
         if body is None:
             return None
-        self._cursor += 1
         if not self._is_streamed and body.startswith(_EVENT):
+            self._cursor += 1
             return ""
+        if self._credit <= 0:
+            return None
+        self._cursor += 1
         self._credit -= len(body)
         return _with_id(body, self.request_id)
 
