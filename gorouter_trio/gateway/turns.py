@@ -218,9 +218,16 @@ class TurnHub:
         return len(self._kept)
 
     def find(self, key: TurnKey, *, resumed: bool) -> LiveTurn | None:
-        """The turn with this key: one that runs, or, for who comes back, one that has ended."""
+        """The turn with this key: one that runs, or one that has ended, for who comes back.
+
+        A session has the answer of one that has ended for who asks anew. Of a chat this is the only place to have it.
+        """
         turn = self._live.get(key)
-        return self._kept.get(key) if turn is None and resumed else turn
+        if turn is not None:
+            return turn
+        kept = self._kept.get(key)
+        is_known_here_only = kept is not None and not key.session and not kept.error_code
+        return kept if resumed or is_known_here_only else None
 
     def has_room(self, key: TurnKey) -> bool:
         """Whether the principal may begin one more."""

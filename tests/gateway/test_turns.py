@@ -78,6 +78,22 @@ async def test_what_nobody_keeps_any_more():
         assert len(behind.world.sent) == 2
 
 
+async def test_a_chat_asked_twice():
+    """Under one id it is one request, with a session and without; one that has failed is tried again."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        ids = set()
+        for number in (1, 2, 3):
+            said = await talk.request(type="ask", id=number, turn_id="c", messages="[[say well]]", stream=number == 3)
+            ids.add(said["result"]["call"]["generation_id"])
+        assert len(ids) == len(behind.world.sent) == 1
+        for number in (4, 5):
+            failed = await talk.request(type="ask", id=number, turn_id="f", messages=[{"role": "wizard"}])
+            assert failed["error"]["code"] == "bad_request"
+        said = await talk.request(type="ask", id=6, turn_id="f", messages="[[say well]]")
+        assert said["type"] == "done"
+        assert len(behind.world.sent) == 2
+
+
 async def drop_and_ask(url, rng, *, turns, drops):
     """Take turns while the connection is cut again and again; how many connections that took."""
     async with open_remote(url, rng=random.Random(1)) as client, trio.open_nursery() as nursery:
