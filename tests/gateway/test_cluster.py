@@ -138,6 +138,36 @@ async def test_a_gateway_that_drains_gives_its_sessions_away():
         assert len(await there.session("s").history()) == 4
 
 
+class SlowRedis:
+    """Keys, without their ends; each command takes a while."""
+
+    def __init__(self):
+        self.keys = {}
+
+    async def execute(self, command, key, *args):
+        await trio.sleep(0.05)
+        if command == "SET":
+            self.keys[key] = args[0]
+        else:
+            self.keys.pop(key, None)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.12, 0.14, 0.2])
+async def test_who_has_left_does_not_come_back(autojump_clock, after_s):
+    """It says no more that it lives, whenever it leaves: between two signs of life, or in the middle of one."""
+    redis = SlowRedis()
+    config = ClusterConfig(redis=cast("Any", redis), secret=Secret(SECRET), url="ws://x", member_s=0.3)
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(config, name="a", nursery=nursery, wall=lambda: 0.0)
+        await nursery.start(cluster.run)
+        assert list(redis.keys.values()) == ["ws://x"]
+        await trio.sleep(after_s)
+        await cluster.leave()
+        assert redis.keys == {}
+        await trio.sleep(10)
+        assert redis.keys == {}
+
+
 async def test_proofs():
     """Only who knows the secret is a peer; a proof is good once, and not for long."""
     wall = [1_000.0]
