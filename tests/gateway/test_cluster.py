@@ -22,7 +22,7 @@ from gorouter_trio.config import Secret
 from gorouter_trio.errors import ConfigError, ConnectError, GorouterError, SessionNotFoundError, TurnInDoubtError
 from gorouter_trio.events import TextDelta
 from gorouter_trio.gateway import ClusterConfig, GatewayConfig
-from gorouter_trio.gateway.cluster import Cluster
+from gorouter_trio.gateway.cluster import Cluster, Owner
 from gorouter_trio.gateway.link import open_link
 from gorouter_trio.gateway.metrics import metrics_text
 from gorouter_trio.remote import open_remote
@@ -136,6 +136,61 @@ async def test_a_gateway_that_drains_gives_its_sessions_away():
             assert (await there.session("s").ask("[[say two]]")).text == "two"
         assert len(second.world.sent) == 1
         assert len(await there.session("s").history()) == 4
+
+
+class DeadOwner:
+    """A cluster whose one session is a dead gateway's, until `dies` is called."""
+
+    def __init__(self):
+        self.forwarded = 0
+        self._dead = trio.Event()
+        self.asked = trio.Event()
+
+    def dies(self):
+        self._dead.set()
+
+    async def owner(self, *names):
+        await trio.lowlevel.checkpoint()
+        return Owner(1, "x", "ws://dead", self._dead.is_set())
+
+    async def link(self, url, token):
+        self.asked.set()
+        await self._dead.wait()
+        raise ConnectError("it does not answer")
+
+    async def leave(self):
+        await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def open_heir(ask, *messages):
+    """A gateway that a session falls to, and its client, which has sent `messages` while its owner was looked for."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=400.0)) as behind, open_talk(behind.url) as talk:
+        cluster = behind.gateway._core.cluster = cast("Any", DeadOwner())
+        await talk.send(ask)
+        await cluster.asked.wait()
+        await talk.send(*messages)
+        # They are answered in their order: what was said before is known by now.
+        assert (await talk.request(type="statistics", id=99))["type"] == "snapshot"
+        cluster.dies()
+        yield behind, talk
+
+
+async def test_a_cancel_while_the_owner_is_looked_for():
+    """It holds for the gateway that the session falls to: the turn ends, and nothing is sent."""
+    ask = {"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 60]]"}
+    async with open_heir(ask, {"type": "cancel", "id": 1}) as (behind, talk):
+        assert (await talk.until("failed", "done"))[-1]["error"]["code"] == "turn_interrupted"
+        assert behind.world.sent == []
+
+
+async def test_a_grant_while_the_owner_is_looked_for():
+    """So does this: what was granted comes."""
+    ask = {"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 60]]", "stream": True, "credit": 0}
+    async with open_heir(ask, {"type": "grant", "id": 1, "credit": 100_000}) as (_behind, talk):
+        messages = await talk.until("done")
+        assert [message["seq"] for message in messages] == list(range(1, len(messages) + 1))
+        assert len(messages) > 5
 
 
 class SlowRedis:
