@@ -93,10 +93,14 @@ def read_request(body: bytes) -> CompletionRequest:
         raise _bad("messages: must be a list of messages")
     if len(messages) > _MOST_MESSAGES:
         raise _bad(f"messages: at most {_MOST_MESSAGES} are allowed")
+    for position, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise _bad(f"messages[{position}].role: must be a text")
     stream = fields.pop("stream", False)
     if not isinstance(stream, (bool, type(None))):
         raise _bad("stream: must be true or false")
-    if fields.get("n") not in {None, 1}:
+    n = fields.get("n")
+    if n is not None and n != 1:
         raise _bad("n: only one answer is given")
     stream_options = fields.get("stream_options")
     includes_usage = isinstance(stream_options, dict) and stream_options.get("include_usage") is True

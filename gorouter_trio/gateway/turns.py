@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -21,7 +22,7 @@ from .protocol import Done, Failed, Gap
 from .turnlog import TurnLog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from msgspec import Struct
 
@@ -229,9 +230,23 @@ class TurnHub:
         is_known_here_only = kept is not None and not key.session and not kept.error_code
         return kept if resumed or is_known_here_only else None
 
-    def has_room(self, key: TurnKey) -> bool:
+    def has_room(self, tenant: str, principal: str) -> bool:
         """Whether the principal may begin one more."""
-        return self._by_principal[key.tenant, key.principal] < self._limits.max_turns_per_principal
+        return self._by_principal[tenant, principal] < self._limits.max_turns_per_principal
+
+    @contextmanager
+    def counted(self, tenant: str, principal: str) -> Iterator[None]:
+        """Count a turn of the principal that does not run in the hub."""
+        self._by_principal[tenant, principal] += 1
+        try:
+            yield
+        finally:
+            self._uncount(tenant, principal)
+
+    def _uncount(self, tenant: str, principal: str) -> None:
+        self._by_principal[tenant, principal] -= 1
+        if not self._by_principal[tenant, principal]:
+            del self._by_principal[tenant, principal]
 
     def begin(self, key: TurnKey, take: TakeTurn, *, after: int = 0) -> LiveTurn:
         """Begin a turn that is not there; its messages are numbered from above `after` on."""
@@ -256,10 +271,7 @@ class TurnHub:
     def _end(self, turn: LiveTurn) -> None:
         key = turn.key
         del self._live[key]
-        who = (key.tenant, key.principal)
-        self._by_principal[who] -= 1
-        if not self._by_principal[who]:
-            del self._by_principal[who]
+        self._uncount(key.tenant, key.principal)
         if turn.error_code:
             self.failed += 1
             self.errors[turn.error_code] += 1
