@@ -17,11 +17,19 @@ import trio
 from gateways import ADA_KEY, BOB_KEY, ROOMY, open_gateway, open_talk, secured
 from redis_server import fresh_prefix, shared_redis
 from served import open_served_api
+from worlds import open_world
 
 from gorouter_trio.config import Secret
-from gorouter_trio.errors import ConfigError, ConnectError, GorouterError, SessionNotFoundError, TurnInDoubtError
+from gorouter_trio.errors import (
+    ConfigError,
+    ConnectError,
+    GorouterError,
+    SessionNotFoundError,
+    StoreError,
+    TurnInDoubtError,
+)
 from gorouter_trio.events import TextDelta
-from gorouter_trio.gateway import ClusterConfig, GatewayConfig
+from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
 from gorouter_trio.gateway.cluster import Cluster, Owner
 from gorouter_trio.gateway.link import open_link
 from gorouter_trio.gateway.metrics import metrics_text
@@ -244,6 +252,16 @@ async def test_proofs():
     for field, value in (("secret", Secret("short")), ("url", "http://x"), ("member_s", 0.0)):
         with pytest.raises(ConfigError, match=field):
             ClusterConfig(**cast("dict[str, Any]", {"redis": "redis://x", "secret": Secret(SECRET), field: value}))
+
+
+async def test_a_redis_that_is_not_there():
+    """Is told as it is, and the port is free again."""
+    config = GatewayConfig(anonymous=True, cluster=ClusterConfig(redis="redis://127.0.0.1:1", secret=Secret(SECRET)))
+    async with open_world() as world:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        with pytest.raises(StoreError):
+            await serve_gateway(world.client, config, listeners=[listener])
+        assert listener.socket.fileno() == -1
 
 
 async def test_a_stranger_is_no_peer():
