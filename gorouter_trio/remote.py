@@ -147,7 +147,7 @@ class _Wire:
                     self._set(link)
                     await link.closed()
             except* (LinkBrokenError, GorouterError) as group:
-                self._note(group)
+                self._give_up_on(_first(group))
             self._set(None)
             await trio.sleep(self._rng.uniform(0, min(_MAX_S, _BASE_S * 2 ** min(failures, 10))))
             failures += 1
@@ -155,12 +155,6 @@ class _Wire:
     def _set(self, link: Link | None) -> None:
         self._link = link
         self._tell()
-
-    def _note(self, group: BaseExceptionGroup[Exception]) -> None:
-        exc: BaseException = group
-        while isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
-        self._give_up_on(exc)
 
     def _give_up_on(self, exc: BaseException) -> None:
         if isinstance(exc, LinkBrokenError):
@@ -766,10 +760,22 @@ async def open_remote(
                 raise
             finally:
                 nursery.cancel_scope.cancel()
-    except BaseExceptionGroup:
+    except BaseExceptionGroup as group:
+        failures = group.split(trio.Cancelled)[1]
+        if failures is not None and (body is None or isinstance(body, trio.Cancelled)):
+            # The body was cancelled because of it.
+            failure = _first(failures)
+            raise failure from failure.__cause__
         if body is None:
             raise
         raise body from body.__cause__
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    exc: BaseException = group
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
 
 
 def _check_url(url: str) -> None:
@@ -779,8 +785,11 @@ def _check_url(url: str) -> None:
     try:
         place = urlsplit(url)
         has_place = bool(place.hostname) and place.port != 0
+        (place.hostname or "").encode("idna")
     except ValueError as exc:
         raise ConfigError(f"url: {url!r}: {exc}") from None
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"url: {url!r}: must be printable ASCII: write others as %XX, and a host as xn--…")
     if not has_place:
         raise ConfigError(f"url: {url!r} names no host, or no port that there is")
     if place.username is not None or place.password is not None:

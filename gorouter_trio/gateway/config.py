@@ -18,6 +18,8 @@ from ..transport.resp_client import RedisClient
 __all__ = ["ClusterConfig", "GatewayConfig", "GatewayLimits"]
 
 _MIN_SECRET = 16
+# Clients are told of them, in JSON, which knows no infinity.
+_TOLD = ("max_message_bytes", "max_requests", "buffer_bytes", "resume_s", "drain_s")
 
 
 class GatewayLimits(Struct, frozen=True, kw_only=True):
@@ -83,6 +85,9 @@ class GatewayLimits(Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0 or math.isnan(value):
                 raise ConfigError(f"limits.{name}: must be more than zero, not {value!r}")
+        for name in _TOLD:
+            if math.isinf(getattr(self, name)):
+                raise ConfigError(f"limits.{name}: must be finite: clients are told of it")
 
 
 class ClusterConfig(Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from worlds import DONE, chunk, streams
 import gorouter_trio as gr
 from gorouter_trio.errors import AccessDeniedError, BadRequestError, ConfigError, ConnectError, InvalidTokenError
 from gorouter_trio.events import TextDelta, ToolFinished
-from gorouter_trio.gateway import GatewayConfig
+from gorouter_trio.gateway import GatewayConfig, GatewayLimits
 from gorouter_trio.remote import open_remote
 from gorouter_trio.security import SecurityManager
 from gorouter_trio.simulator import SimulatorConfig
@@ -200,6 +200,35 @@ async def test_what_is_refused_all_the_same():
                 await stream.collect()
         assert (await client.session("k").ask("[[say well]]")).text == "well"
         assert client.connects == 2
+
+
+@pytest.mark.parametrize("path", ["/ä", "/?x=ü", "/a b", "/a\tb"])
+async def test_places_that_are_none(path):
+    """Are told as such, at once."""
+    for url in (f"ws://127.0.0.1:9{path}", "ws://a..b:80"):
+        with pytest.raises(ConfigError, match="url"):
+            async with open_remote(url):
+                pass
+
+
+async def test_a_bug_in_the_connection_comes_out(monkeypatch):
+    """As itself: not as the cancel of the body that it has caused."""
+
+    def broken(*args, **named):
+        raise ZeroDivisionError
+
+    async with open_gateway() as behind:
+        monkeypatch.setattr("gorouter_trio.remote.open_link", broken)
+        with pytest.raises(ZeroDivisionError):
+            async with open_remote(behind.url):
+                pass
+
+
+@pytest.mark.parametrize("name", ["max_message_bytes", "max_requests", "buffer_bytes", "resume_s", "drain_s"])
+def test_limits_that_clients_are_told_of(name):
+    """Are finite: JSON has no infinity, and a welcome that holds one could not be read."""
+    with pytest.raises(ConfigError, match=name):
+        GatewayLimits(**{name: float("inf")})
 
 
 # Row 33
