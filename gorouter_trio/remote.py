@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from .abc import TurnOptions
     from .events import StreamEvent
     from .gateway.link import Call, Link
-    from .gateway.protocol import ClientMessage, ServerMessage
+    from .gateway.protocol import ServerMessage, SessionRequest
     from .network import TlsConfig
     from .wire.codec import Prompt
     from .wire.requests import AskKeywords
@@ -118,39 +118,56 @@ class _Wire:
         self._trouble = ""
         self._changed = trio.Event()
         self.connects = 0
+        self.turns: dict[tuple[str, tuple[str, str] | None], Link] = {}
+        """Where the sessions are in the middle of a turn, which may be a gateway that goes away."""
         self.forms = FormCache()
         self.on_question: OnQuestion | None = None
 
     def __repr__(self) -> str:
         return f"{self._url} {'connected' if self._link is not None else 'not connected'}"
 
-    async def link(self) -> Link:
+    async def link(self, *, other_than: Link | None = None) -> Link:
         """The connection, waited for where there is none; raises `ConnectError` when that takes too long."""
         with trio.move_on_after(self._patience_s):
             while True:
                 if self._fatal is not None:
                     raise self._fatal
-                if self._link is not None:
+                if self._link is not None and self._link is not other_than:
                     return self._link
                 await self._changed.wait()
         raise ConnectError(f"there is no connection to {self._url}{self._trouble}")
 
     async def run(self) -> None:
-        """Keep a connection, until it is of no use to try."""
+        """Keep a connection, until it is of no use to try.
+
+        One whose gateway goes away stays for what runs on it while the next one is made.
+        """
         failures = 0
-        while self._fatal is None:
-            try:
-                async with open_link(self._url, token=self._token, tls=self._tls, agent=_AGENT) as link:
+        async with trio.open_nursery() as nursery:
+            while self._fatal is None:
+                link: Link | None = await nursery.start(self._hold)
+                if link is not None:
                     failures = 0
-                    self._trouble = ""
-                    self.connects += 1
-                    self._set(link)
-                    await link.closed()
-            except* (LinkBrokenError, GorouterError) as group:
-                self._give_up_on(_first(group))
+                    await link.leaving()
+                await trio.sleep(self._rng.uniform(0, min(_MAX_S, _BASE_S * 2 ** min(failures, 10))))
+                failures += 1
+
+    async def _hold(self, *, task_status: trio.TaskStatus[Link | None]) -> None:
+        """Make a connection, and keep it until it ends; started with None where none could be made."""
+        link: Link | None = None
+        try:
+            async with open_link(self._url, token=self._token, tls=self._tls, agent=_AGENT) as link:
+                self._trouble = ""
+                self.connects += 1
+                self._set(link)
+                task_status.started(link)
+                await link.closed()
+        except* (LinkBrokenError, GorouterError) as group:
+            self._give_up_on(_first(group))
+        if link is None:
+            task_status.started(None)
+        elif self._link is link:
             self._set(None)
-            await trio.sleep(self._rng.uniform(0, min(_MAX_S, _BASE_S * 2 ** min(failures, 10))))
-            failures += 1
 
     def _set(self, link: Link | None) -> None:
         self._link = link
@@ -172,10 +189,10 @@ class _Wire:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def request(self, request: ClientMessage, *, again: bool = False) -> ServerMessage:
+    async def request(self, request: SessionRequest | Statistics, *, again: bool = False) -> ServerMessage:
         """The one answer to a request; `again` asks once more when the connection breaks first."""
         while True:
-            link = await self.link()
+            link = self._link_of_turn(request) or await self.link()
             try:
                 call = await link.begin(request)
                 try:
@@ -191,6 +208,10 @@ class _Wire:
             if isinstance(message, Failed):
                 raise error_of(message.error)
             return message
+
+    def _link_of_turn(self, request: SessionRequest | Statistics) -> Link | None:
+        link = None if request.session is None else self.turns.get((request.session, request.owner))
+        return None if link is None or link.broken is not None else link
 
     def _lost(self, link: Link, exc: LinkBrokenError) -> None:
         """Do not offer this link any more, and raise what trying again would not change.
@@ -222,6 +243,7 @@ class _Turn(ChunkSource):
         self._seq = 0
         self._owed = 0
         self._question: Question | None = None
+        self._may_have_begun = False
         self._result: ChatResult[object] | None = None
 
     @property
@@ -239,20 +261,22 @@ class _Turn(ChunkSource):
             raise StreamNotFinishedError("the turn has not ended")
         return self._result
 
-    async def begin(self) -> None:
+    async def begin(self, *, other_than: Link | None = None) -> None:
         """Ask, the first time or again."""
         ask = self._ask
-        if self._call is not None or self._seq:
+        if self._may_have_begun:
             ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
         while True:
-            link = await self._wire.link()
+            link = await self._wire.link(other_than=other_than)
             try:
                 self._call, self._link = await link.begin(ask), link
                 # That has its credit anew.
                 self._owed = 0
+                if ask.session is not None:
+                    self._wire.turns[ask.session, ask.owner] = link
             except LinkBrokenError as exc:
                 await self._wire.reopen(link, exc)
-                # It may have arrived.
+                self._may_have_begun = True
                 ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
             else:
                 return
@@ -312,6 +336,7 @@ class _Turn(ChunkSource):
             try:
                 head, text = await call.receive()
             except LinkBrokenError as exc:
+                self._may_have_begun = True
                 await self._wire.reopen(link, exc)
                 await self.begin()
                 continue
@@ -319,8 +344,8 @@ class _Turn(ChunkSource):
             if message is None:
                 continue
             if isinstance(message, Failed) and message.error.code == "draining":
-                await self._wait_for_another(link)
-                await self.begin()
+                # Nothing was begun: another gateway takes it.
+                await self.begin(other_than=link)
                 continue
             return message
 
@@ -347,12 +372,6 @@ class _Turn(ChunkSource):
         if question is not None and self._wire.on_question is not None:
             await self._wire.on_question(question)
 
-    async def _wait_for_another(self, link: Link) -> None:
-        """The gateway goes away: it closes the connection soon, and another one answers."""
-        with trio.move_on_after(_GRACE_S):
-            await link.closed()
-        await self._wire.reopen(link, link.broken or LinkBrokenError(1001))
-
     async def whole(self) -> ChatResult[object]:
         """Read to the end; being cancelled stops the turn, and waits until that is stored."""
         try:
@@ -367,6 +386,14 @@ class _Turn(ChunkSource):
         call, link = self._call, self._link
         if call is None or link is None:
             return
+        try:
+            await self._stop(call, link)
+        finally:
+            place = (self._ask.session or "", self._ask.owner)
+            if self._wire.turns.get(place) is link:
+                del self._wire.turns[place]
+
+    async def _stop(self, call: Call, link: Link) -> None:
         if not call.is_over and link.broken is None:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE_S):
                 await _stop(call)
@@ -628,7 +655,7 @@ class RemoteSession:
     def _names(self) -> _Names:
         return {"session": self.key, "owner": self._owner, "system": self._system}
 
-    async def _accepted(self, request: ClientMessage) -> bool:
+    async def _accepted(self, request: SessionRequest) -> bool:
         return cast("Accepted", await self._wire.request(request)).value is True
 
     async def _whole(

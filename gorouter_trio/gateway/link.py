@@ -181,6 +181,7 @@ class Link:
         self.broken: LinkBrokenError | None = None
         self.is_draining = False
         self._closed = trio.Event()
+        self._leaving = trio.Event()
 
     def __repr__(self) -> str:
         return f"<Link: {'broken' if self.broken else 'open'}, {len(self._calls)} calls>"
@@ -240,6 +241,10 @@ class Link:
         """Wait for its end."""
         await self._closed.wait()
 
+    async def leaving(self) -> None:
+        """Wait for its end, or for the word that its gateway goes away."""
+        await self._leaving.wait()
+
     async def run(self) -> None:
         """Hand out what comes, until the connection ends."""
         try:
@@ -260,6 +265,7 @@ class Link:
             raise DecodeError(f"no message of a gateway: {exc}") from None
         if head.type == "draining":
             self.is_draining = True
+            self._leaving.set()
         call = self._calls.get(head.id)
         if call is None:
             return
@@ -276,6 +282,7 @@ class Link:
     def _end(self, broken: LinkBrokenError) -> LinkBrokenError:
         self.broken = self.broken or broken
         self._closed.set()
+        self._leaving.set()
         for call in self._calls.values():
             call.wake()
         return self.broken

@@ -169,6 +169,9 @@ class DeadOwner:
     async def leave(self):
         await trio.lowlevel.checkpoint()
 
+    async def aclose(self):
+        await trio.lowlevel.checkpoint()
+
 
 @asynccontextmanager
 async def open_heir(ask, *messages):

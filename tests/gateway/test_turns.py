@@ -16,11 +16,17 @@ import pytest
 import trio
 from endless import endless, open_endless_api
 from gateway_attackers import open_attack
-from gateways import ADA_KEY, Healthy, frame, limits, open_gateway, open_raw, open_talk, secured
-from worlds import DONE, chunk, streams
+from gateways import ADA_KEY, Healthy, address_of, frame, limits, open_gateway, open_raw, open_talk, secured
+from worlds import DONE, chunk, streams, there
 
 import gorouter_trio as gr
-from gorouter_trio.errors import AccessDeniedError, BadRequestError, ConfigError, ConnectError, InvalidTokenError
+from gorouter_trio.errors import (
+    AccessDeniedError,
+    BadRequestError,
+    ConfigError,
+    ConnectError,
+    InvalidTokenError,
+)
 from gorouter_trio.events import TextDelta, ToolFinished
 from gorouter_trio.gateway import GatewayConfig, GatewayLimits
 from gorouter_trio.remote import open_remote
@@ -524,6 +530,96 @@ async def test_draining(figure):
         assert took < 5
         assert len(await behind.client.session("s").history()) == 2
     figure(f"drained in {took:.2f} s with a turn running")
+
+
+class Balancer:
+    """One address in front of the gateway at `url`, whichever that is."""
+
+    def __init__(self, url):
+        self.url = url
+        self.is_ready = trio.Event()
+        self.is_ready.set()
+
+    async def serve(self, *, task_status):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        await trio.serve_listeners(self._pass, [listener], task_status=cast("Any", Started(task_status, port)))
+
+    async def _pass(self, stream):
+        await self.is_ready.wait()
+        async with await trio.open_tcp_stream(*address_of(self.url)) as behind, trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, stream, behind)
+            nursery.start_soon(self._pump, behind, stream)
+
+    async def _pump(self, source, sink):
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await sink.send_all(data)
+        await trio.aclose_forcefully(sink)
+
+
+class Started:
+    def __init__(self, task_status, port):
+        self._task_status, self._port = task_status, port
+
+    def started(self, _listeners=None):
+        self._task_status.started(f"ws://127.0.0.1:{self._port}")
+
+
+def note_refusals(monkeypatch, behind):
+    """What the gateway answers to each ask from now on."""
+    core, found = behind.gateway._core, []
+    turn_for = core.turn_for
+
+    def noting(ask, caller):
+        found.append(turn_for(ask, caller))
+        return found[-1]
+
+    monkeypatch.setattr(core, "turn_for", noting)
+    return found
+
+
+async def test_another_gateway_takes_over(monkeypatch):
+    """What a gateway that goes away refuses, the next one does; what runs on the first ends there meanwhile."""
+    slow = SimulatorConfig(tokens_per_s=30.0)
+    async with (
+        open_gateway(config(drain_s=30.0), config=slow) as one,
+        open_gateway(config()) as two,
+        trio.open_nursery() as nursery,
+    ):
+        balancer = Balancer(one.url)
+        url = await nursery.start(balancer.serve)
+        async with open_remote(url) as client, client.session("long").stream("[[tokens 900]]") as running:
+            await anext(aiter(running))
+            balancer.is_ready = trio.Event()
+            one.gateway.drain()
+            while not there(client._wire._link).is_draining:
+                await trio.sleep(0.01)  # until it is told
+            refused = note_refusals(monkeypatch, one)
+            async with trio.open_nursery() as asking:
+                asking.start_soon(check_chat, client)
+                asking.start_soon(check_stream, client)
+                while len(refused) < 2:
+                    await trio.sleep(0.01)  # until the first gateway has said no
+                balancer.url = two.url
+                balancer.is_ready.set()
+            assert one.gateway.statistics().live_turns == 1
+            assert client.connects == 2
+            await anext(aiter(running))
+            # A request about the session finds its turn.
+            assert await client.session("long").interrupt()
+        assert (len(one.world.sent), len(two.world.sent)) == (1, 2)
+        nursery.cancel_scope.cancel()
+
+
+async def check_chat(client):
+    assert (await client.chat("[[say well]]")).text == "well"
+
+
+async def check_stream(client):
+    async with client.session("s").stream("[[tokens 20]]") as stream:
+        pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
+    assert "".join(pieces) == stream.result.text
 
 
 async def test_draining_stops_what_takes_too_long():
