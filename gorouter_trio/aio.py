@@ -33,7 +33,6 @@ from ._fronts.common import (
     FrontJob,
     SessionName,
     StreamCore,
-    asked_session,
     checked_config,
     holding,
 )
@@ -233,6 +232,7 @@ class _LoopHome:
     def __init__(self, portal: Portal[RuntimeClient], loop: asyncio.AbstractEventLoop) -> None:
         self.portal = portal
         self.holders: set[tuple[SessionName, object]] = set()
+        self.asked: contextvars.ContextVar[SessionName | None] = contextvars.ContextVar("asked")
         self.outbox = _Outbox(portal, loop)
 
     def signal(self) -> Signal:
@@ -249,7 +249,7 @@ class _LoopHome:
 
     async def _on_loop(self, context: ToolContext, call: Callable[[], object]) -> object:
         async def run() -> object:
-            with holding(self, asked_session()):
+            with holding(self, self.asked.get(None)):
                 return await cast("Awaitable[object]", call())
 
         return await self.run(run)
@@ -563,7 +563,7 @@ class Client(FrontClient):
         context = core.place().context(context)
         given = core.given(options)
         make = partial(core.client.session, key, system=system, context=context, owner=owner, **given)
-        return SessionRef(core, core.now(make), SessionName(key, owner).asked_with(options))
+        return SessionRef(core, core.now(make), name=SessionName(key, owner).asked_with(options))
 
     async def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
@@ -743,7 +743,7 @@ class SessionRef:
 
     __slots__ = ("_core", "_name", "_ref", "key")
 
-    def __init__(self, core: Core, ref: RuntimeSession, name: SessionName) -> None:
+    def __init__(self, core: Core, ref: RuntimeSession, *, name: SessionName) -> None:
         self._core = core
         self._ref = ref
         self._name = name
@@ -788,7 +788,7 @@ class SessionRef:
         """Take one turn and return its answer, which is stored by then; as `gr.SessionRef.ask`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.ask, prompt, turn_id=turn_id, resume=resume, **given)
-        return await self._call(work, deadline_s, options, is_paid=True)
+        return await self._call(work, deadline_s, options=options, is_paid=True)
 
     @overload
     async def retry(
@@ -815,7 +815,9 @@ class SessionRef:
     ) -> ChatResult[object]:
         """Take the last turn of the history again; as `gr.SessionRef.retry`."""
         given = self._core.given(options, response_type)
-        return await self._call(partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, options, is_paid=True)
+        return await self._call(
+            partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, options=options, is_paid=True
+        )
 
     @overload
     async def edit(
@@ -853,7 +855,7 @@ class SessionRef:
         """Ask something else in place of the past turn `edited` and all after it; as `gr.SessionRef.edit`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.edit, edited, prompt, turn_id=turn_id, **given)
-        return await self._call(work, deadline_s, options, is_paid=True)
+        return await self._call(work, deadline_s, options=options, is_paid=True)
 
     async def undo(self, turn_id: str | None = None, *, deadline_s: float | None = None) -> bool:
         """Leave the last turn out of the history, or the one of this id and all after it; as `gr.SessionRef.undo`."""
@@ -927,7 +929,7 @@ class SessionRef:
         """A new session with a copy of this history; as `gr.SessionRef.fork`."""
         work = partial(self._ref.fork, key, **self._core.given(options))
         ref = await self._call(work, deadline_s)
-        return SessionRef(self._core, ref, self._name._replace(key=key).asked_with(options))
+        return SessionRef(self._core, ref, name=self._name._replace(key=key).asked_with(options))
 
     async def statistics(self, *, deadline_s: float | None = None) -> SessionStatistics:
         """A snapshot; a session that is not active is idle with nothing known of it."""
@@ -941,8 +943,8 @@ class SessionRef:
         self,
         work: Callable[[], Awaitable[T]],
         deadline_s: float | None,
-        options: Mapping[str, object] | None = None,
         *,
+        options: Mapping[str, object] | None = None,
         is_paid: bool = False,
     ) -> T:
         """A call that waits for the turns before it."""

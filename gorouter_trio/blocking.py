@@ -14,6 +14,7 @@ waits until it has cleaned up, and is raised then.
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import threading
 import time
@@ -33,7 +34,6 @@ from ._fronts.common import (
     FrontJob,
     SessionName,
     StreamCore,
-    asked_session,
     checked_config,
     drive,
     holding,
@@ -160,6 +160,7 @@ class _ThreadHome:
     def __init__(self, portal: Portal[RuntimeClient]) -> None:
         self.portal = portal
         self.holders: set[tuple[SessionName, object]] = set()
+        self.asked: contextvars.ContextVar[SessionName | None] = contextvars.ContextVar("asked")
         # As many as there are calls in need of one: a middleware keeps its thread while the next one wants another.
         self._limiter = trio.CapacityLimiter(float("inf"))
 
@@ -174,7 +175,7 @@ class _ThreadHome:
         return self._on_trio if tool.isolation == "task" else self._in_thread
 
     def _in_thread(self, context: ToolContext, call: Callable[[], object]) -> object:
-        with holding(self, asked_session()):
+        with holding(self, self.asked.get(None)):
             return call()
 
     async def _on_trio(self, context: ToolContext, call: Callable[[], object]) -> object:
@@ -561,7 +562,7 @@ class Client(FrontClient):
         context = core.place().context(context)
         given = core.given(options)
         make = partial(core.client.session, key, system=system, context=context, owner=owner, **given)
-        return SessionRef(core, core.now(make), SessionName(key, owner).asked_with(options))
+        return SessionRef(core, core.now(make), name=SessionName(key, owner).asked_with(options))
 
     def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
@@ -739,7 +740,7 @@ class SessionRef:
 
     __slots__ = ("_core", "_name", "_ref", "key")
 
-    def __init__(self, core: Core, ref: RuntimeSession, name: SessionName) -> None:
+    def __init__(self, core: Core, ref: RuntimeSession, *, name: SessionName) -> None:
         self._core = core
         self._ref = ref
         self._name = name
@@ -784,7 +785,7 @@ class SessionRef:
         """Take one turn and return its answer, which is stored by then; as `gr.SessionRef.ask`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.ask, prompt, turn_id=turn_id, resume=resume, **given)
-        return self._call(work, deadline_s, options, is_paid=True)
+        return self._call(work, deadline_s, options=options, is_paid=True)
 
     @overload
     def retry(
@@ -811,7 +812,7 @@ class SessionRef:
     ) -> ChatResult[object]:
         """Take the last turn of the history again; as `gr.SessionRef.retry`."""
         given = self._core.given(options, response_type)
-        return self._call(partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, options, is_paid=True)
+        return self._call(partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, options=options, is_paid=True)
 
     @overload
     def edit(
@@ -849,7 +850,7 @@ class SessionRef:
         """Ask something else in place of the past turn `edited` and all after it; as `gr.SessionRef.edit`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.edit, edited, prompt, turn_id=turn_id, **given)
-        return self._call(work, deadline_s, options, is_paid=True)
+        return self._call(work, deadline_s, options=options, is_paid=True)
 
     def undo(self, turn_id: str | None = None, *, deadline_s: float | None = None) -> bool:
         """Leave the last turn out of the history, or the one of this id and all after it; as `gr.SessionRef.undo`."""
@@ -923,7 +924,7 @@ class SessionRef:
         """A new session with a copy of this history; as `gr.SessionRef.fork`."""
         work = partial(self._ref.fork, key, **self._core.given(options))
         ref = self._call(work, deadline_s)
-        return SessionRef(self._core, ref, self._name._replace(key=key).asked_with(options))
+        return SessionRef(self._core, ref, name=self._name._replace(key=key).asked_with(options))
 
     def statistics(self, *, deadline_s: float | None = None) -> SessionStatistics:
         """A snapshot; a session that is not active is idle with nothing known of it."""
@@ -937,8 +938,8 @@ class SessionRef:
         self,
         work: Callable[[], Awaitable[T]],
         deadline_s: float | None,
-        options: Mapping[str, object] | None = None,
         *,
+        options: Mapping[str, object] | None = None,
         is_paid: bool = False,
     ) -> T:
         """A call that waits for the turns before it."""

@@ -86,7 +86,6 @@ __all__ = [
     "SessionName",
     "Signal",
     "StreamCore",
-    "asked_session",
     "call_runtime",
     "checked_config",
     "drive",
@@ -125,19 +124,7 @@ class SessionName(NamedTuple):
         return self._replace(token=Secret(token) if isinstance(token, str) else cast("Secret", token))
 
 
-_ASKED: contextvars.ContextVar[SessionName | None] = contextvars.ContextVar("asked_session", default=None)
-
-
-def asked_session() -> SessionName | None:
-    """The session that was asked for the turn whose tool this is, by the name that its asker had for it."""
-    return _ASKED.get()
-
-
-def _context_of(session: SessionName | None) -> contextvars.Context:
-    """The context of a call about this session, which the tools of its turn run in."""
-    context = contextvars.copy_context()
-    context.run(_ASKED.set, session)
-    return context
+AskedSession: TypeAlias = "contextvars.ContextVar[SessionName | None]"
 
 
 class Signal(Protocol):
@@ -159,6 +146,8 @@ class Home(Protocol):
     portal: Portal[Client]
     holders: set[tuple[SessionName, object]]
     """Sessions that somebody there is in the midst of, with who that is: whose stream is open, whose tool runs."""
+    asked: AskedSession
+    """In the context of a turn, and so of its tools: its session, by the name that its asker there had for it."""
 
     def signal(self) -> Signal:
         """A signal for somebody who waits there."""
@@ -436,6 +425,13 @@ async def _open(config: ClientConfig) -> AsyncIterator[Client]:
         yield await stack.enter_async_context(open_client(config))
 
 
+def _context_of(home: Home, session: SessionName | None) -> contextvars.Context:
+    """The context of a call about this session, which the tools of its turn run in."""
+    context = contextvars.copy_context()
+    context.run(home.asked.set, session)
+    return context
+
+
 @contextmanager
 def holding(home: Home, session: SessionName | None) -> Iterator[None]:
     """Whoever is calling is in the midst of this session, if it is one."""
@@ -585,7 +581,7 @@ class Core:
             deadline_s=deadline_s,
             is_paid=is_paid,
             patience_s=self._patience_s,
-            context=_context_of(session),
+            context=_context_of(home, session),
         )
 
     def given(self, options: Mapping[str, object], response_type: type[object] | None = None) -> Mapping[str, Any]:
@@ -613,7 +609,8 @@ class Core:
         session: SessionName | None = None,
     ) -> AsyncIterator[LotReader[T]]:
         """Something of the runtime to read from. Leaving waits until it was left there; cancelling as well."""
-        signal = self.place().home.signal()
+        home = self.place().home
+        signal = home.signal()
         lent = Lent(
             self.portal.tell,
             opening,
@@ -621,7 +618,7 @@ class Core:
             room=room,
             deadline_s=deadline_s,
             is_paid=is_paid,
-            context=_context_of(session),
+            context=_context_of(home, session),
         )
         self.portal.lend(lent)
         try:
