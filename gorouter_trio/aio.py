@@ -25,14 +25,33 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast, overload
 import outcome
 import trio
 
-from ._fronts.common import Bridge, BridgedStore, Core, FrontClient, FrontJob, StreamCore, checked_config, holding
+from ._fronts.common import (
+    Bridge,
+    BridgedStore,
+    Core,
+    FrontClient,
+    FrontJob,
+    SessionName,
+    StreamCore,
+    checked_config,
+    holding,
+)
 from .client import session_key
 from .errors import ConfigError
 from .runtime_events import RuntimeEvent
 from .wire.result import T_co
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+    from collections.abc import (
+        AsyncIterable,
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Coroutine,
+        Iterable,
+        Iterator,
+        Mapping,
+    )
     from typing import Literal, Unpack
 
     from ._bus import EventFeed as RuntimeFeed
@@ -212,7 +231,8 @@ class _LoopHome:
 
     def __init__(self, portal: Portal[RuntimeClient], loop: asyncio.AbstractEventLoop) -> None:
         self.portal = portal
-        self.holders: set[tuple[str, object]] = set()
+        self.holders: set[tuple[SessionName, object]] = set()
+        self.asked: contextvars.ContextVar[SessionName | None] = contextvars.ContextVar("asked")
         self.outbox = _Outbox(portal, loop)
 
     def signal(self) -> Signal:
@@ -229,7 +249,7 @@ class _LoopHome:
 
     async def _on_loop(self, context: ToolContext, call: Callable[[], object]) -> object:
         async def run() -> object:
-            with holding(self, context.session):
+            with holding(self, self.asked.get(None)):
                 return await cast("Awaitable[object]", call())
 
         return await self.run(run)
@@ -432,11 +452,10 @@ class Client(FrontClient):
     ) -> ChatResult[object]:
         """Ask once and return the whole answer; as `gr.Client.chat`."""
         core = self._core
-        if session is not None:
-            core.check_holder(session)
+        name = None if session is None else SessionName(session).asked_with(options)
         given = core.given(options, response_type)
         work = partial(core.client.chat, prompt, system=system, session=session, **given)
-        return await core.call(work, deadline_s=deadline_s, is_paid=True)
+        return await core.call(work, deadline_s=deadline_s, is_paid=True, session=name)
 
     @overload
     async def ask(
@@ -479,11 +498,10 @@ class Client(FrontClient):
     ) -> ChatResult[object]:
         """Ask for a user, in the session that belongs to them; as `gr.Client.ask`."""
         core = self._core
-        if user:
-            core.check_holder(session_key(user, group=group))
+        name = SessionName(session_key(user, group=group)).asked_with(options) if user else None
         given = core.given(options, response_type)
         work = partial(core.client.ask, prompt, user=user, group=group, system=system, turn_id=turn_id, **given)
-        return await core.call(work, deadline_s=deadline_s, is_paid=True)
+        return await core.call(work, deadline_s=deadline_s, is_paid=True, session=name)
 
     @overload
     def stream(
@@ -528,7 +546,8 @@ class Client(FrontClient):
         given = self._core.given(options, response_type)
         client = self._core.client
         opening = partial(client.stream, prompt, system=system, session=session, raw_chunks=raw_chunks, **given)
-        return _stream(self._core, opening, deadline_s=deadline_s, session=session)
+        name = None if session is None else SessionName(session).asked_with(options)
+        return _stream(self._core, opening, deadline_s=deadline_s, session=name)
 
     def session(
         self,
@@ -544,7 +563,7 @@ class Client(FrontClient):
         context = core.place().context(context)
         given = core.given(options)
         make = partial(core.client.session, key, system=system, context=context, owner=owner, **given)
-        return SessionRef(core, core.now(make))
+        return SessionRef(core, core.now(make), name=SessionName(key, owner).asked_with(options))
 
     async def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
@@ -722,11 +741,12 @@ class Client(FrontClient):
 class SessionRef:
     """A session by its key, for asyncio; as `gr.SessionRef`. Cheap, safe to keep and pass on."""
 
-    __slots__ = ("_core", "_ref", "key")
+    __slots__ = ("_core", "_name", "_ref", "key")
 
-    def __init__(self, core: Core, ref: RuntimeSession) -> None:
+    def __init__(self, core: Core, ref: RuntimeSession, *, name: SessionName) -> None:
         self._core = core
         self._ref = ref
+        self._name = name
         self.key = ref.key
 
     def __repr__(self) -> str:
@@ -768,7 +788,7 @@ class SessionRef:
         """Take one turn and return its answer, which is stored by then; as `gr.SessionRef.ask`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.ask, prompt, turn_id=turn_id, resume=resume, **given)
-        return await self._call(work, deadline_s, is_paid=True)
+        return await self._call(work, deadline_s, options=options, is_paid=True)
 
     @overload
     async def retry(
@@ -795,7 +815,9 @@ class SessionRef:
     ) -> ChatResult[object]:
         """Take the last turn of the history again; as `gr.SessionRef.retry`."""
         given = self._core.given(options, response_type)
-        return await self._call(partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, is_paid=True)
+        return await self._call(
+            partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, options=options, is_paid=True
+        )
 
     @overload
     async def edit(
@@ -833,7 +855,7 @@ class SessionRef:
         """Ask something else in place of the past turn `edited` and all after it; as `gr.SessionRef.edit`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.edit, edited, prompt, turn_id=turn_id, **given)
-        return await self._call(work, deadline_s, is_paid=True)
+        return await self._call(work, deadline_s, options=options, is_paid=True)
 
     async def undo(self, turn_id: str | None = None, *, deadline_s: float | None = None) -> bool:
         """Leave the last turn out of the history, or the one of this id and all after it; as `gr.SessionRef.undo`."""
@@ -889,7 +911,7 @@ class SessionRef:
         """
         given = self._core.given(options, response_type)
         opening = partial(self._ref.stream, prompt, turn_id=turn_id, resume=resume, raw_chunks=raw_chunks, **given)
-        return _stream(self._core, opening, deadline_s=deadline_s, session=self.key)
+        return _stream(self._core, opening, deadline_s=deadline_s, session=self._name.asked_with(options))
 
     async def interrupt(self, *, deadline_s: float | None = None) -> bool:
         """Stop the running turn, ahead of queued ones; what had arrived is stored. False when none runs."""
@@ -906,7 +928,8 @@ class SessionRef:
     async def fork(self, key: str, *, deadline_s: float | None = None, **options: Unpack[TurnKeywords]) -> SessionRef:
         """A new session with a copy of this history; as `gr.SessionRef.fork`."""
         work = partial(self._ref.fork, key, **self._core.given(options))
-        return SessionRef(self._core, await self._call(work, deadline_s))
+        ref = await self._call(work, deadline_s)
+        return SessionRef(self._core, ref, name=self._name._replace(key=key).asked_with(options))
 
     async def statistics(self, *, deadline_s: float | None = None) -> SessionStatistics:
         """A snapshot; a session that is not active is idle with nothing known of it."""
@@ -916,10 +939,17 @@ class SessionRef:
         """End the actor: a running turn is interrupted, queued ones get `ActorGoneError`. The history stays."""
         await self._core.call(self._ref.aclose, deadline_s=deadline_s)
 
-    async def _call(self, work: Callable[[], Awaitable[T]], deadline_s: float | None, *, is_paid: bool = False) -> T:
+    async def _call(
+        self,
+        work: Callable[[], Awaitable[T]],
+        deadline_s: float | None,
+        *,
+        options: Mapping[str, object] | None = None,
+        is_paid: bool = False,
+    ) -> T:
         """A call that waits for the turns before it."""
-        self._core.check_holder(self.key)
-        return await self._core.call(work, deadline_s=deadline_s, is_paid=is_paid)
+        name = self._name if options is None else self._name.asked_with(options)
+        return await self._core.call(work, deadline_s=deadline_s, is_paid=is_paid, session=name)
 
 
 @asynccontextmanager
@@ -928,7 +958,7 @@ async def _stream(
     opening: Callable[[], AbstractAsyncContextManager[RuntimeStream[T]]],
     *,
     deadline_s: float | None,
-    session: str | None,
+    session: SessionName | None,
 ) -> AsyncIterator[ChatStream[T]]:
     async with core.stream(opening, deadline_s=deadline_s, session=session) as (stream, lots):
         yield ChatStream(stream, lots)

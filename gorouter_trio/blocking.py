@@ -14,6 +14,7 @@ waits until it has cleaned up, and is raised then.
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import threading
 import time
@@ -31,6 +32,7 @@ from ._fronts.common import (
     Core,
     FrontClient,
     FrontJob,
+    SessionName,
     StreamCore,
     checked_config,
     drive,
@@ -44,7 +46,7 @@ from .wire.requests import AskKeywords, ChatKeywords, JsonObject
 from .wire.result import T_co
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
+    from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
     from contextlib import AbstractAsyncContextManager
     from typing import Literal, Unpack
 
@@ -157,7 +159,8 @@ class _ThreadHome:
 
     def __init__(self, portal: Portal[RuntimeClient]) -> None:
         self.portal = portal
-        self.holders: set[tuple[str, object]] = set()
+        self.holders: set[tuple[SessionName, object]] = set()
+        self.asked: contextvars.ContextVar[SessionName | None] = contextvars.ContextVar("asked")
         # As many as there are calls in need of one: a middleware keeps its thread while the next one wants another.
         self._limiter = trio.CapacityLimiter(float("inf"))
 
@@ -172,7 +175,7 @@ class _ThreadHome:
         return self._on_trio if tool.isolation == "task" else self._in_thread
 
     def _in_thread(self, context: ToolContext, call: Callable[[], object]) -> object:
-        with holding(self, context.session):
+        with holding(self, self.asked.get(None)):
             return call()
 
     async def _on_trio(self, context: ToolContext, call: Callable[[], object]) -> object:
@@ -448,11 +451,10 @@ class Client(FrontClient):
     ) -> ChatResult[object]:
         """Ask once and return the whole answer; as `gr.Client.chat`."""
         core = self._core
-        if session is not None:
-            core.check_holder(session)
+        name = None if session is None else SessionName(session).asked_with(options)
         given = core.given(options, response_type)
         work = partial(core.client.chat, prompt, system=system, session=session, **given)
-        return drive(core.call(work, deadline_s=deadline_s, is_paid=True))
+        return drive(core.call(work, deadline_s=deadline_s, is_paid=True, session=name))
 
     @overload
     def ask(
@@ -495,11 +497,10 @@ class Client(FrontClient):
     ) -> ChatResult[object]:
         """Ask for a user, in the session that belongs to them; as `gr.Client.ask`."""
         core = self._core
-        if user:
-            core.check_holder(session_key(user, group=group))
+        name = SessionName(session_key(user, group=group)).asked_with(options) if user else None
         given = core.given(options, response_type)
         work = partial(core.client.ask, prompt, user=user, group=group, system=system, turn_id=turn_id, **given)
-        return drive(core.call(work, deadline_s=deadline_s, is_paid=True))
+        return drive(core.call(work, deadline_s=deadline_s, is_paid=True, session=name))
 
     @overload
     def stream(
@@ -544,7 +545,8 @@ class Client(FrontClient):
         given = self._core.given(options, response_type)
         client = self._core.client
         opening = partial(client.stream, prompt, system=system, session=session, raw_chunks=raw_chunks, **given)
-        return _stream(self._core, opening, deadline_s=deadline_s, session=session)
+        name = None if session is None else SessionName(session).asked_with(options)
+        return _stream(self._core, opening, deadline_s=deadline_s, session=name)
 
     def session(
         self,
@@ -560,7 +562,7 @@ class Client(FrontClient):
         context = core.place().context(context)
         given = core.given(options)
         make = partial(core.client.session, key, system=system, context=context, owner=owner, **given)
-        return SessionRef(core, core.now(make))
+        return SessionRef(core, core.now(make), name=SessionName(key, owner).asked_with(options))
 
     def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
@@ -736,11 +738,12 @@ class Client(FrontClient):
 class SessionRef:
     """A session by its key, for threads; as `gr.SessionRef`. Cheap, safe to keep and pass on."""
 
-    __slots__ = ("_core", "_ref", "key")
+    __slots__ = ("_core", "_name", "_ref", "key")
 
-    def __init__(self, core: Core, ref: RuntimeSession) -> None:
+    def __init__(self, core: Core, ref: RuntimeSession, *, name: SessionName) -> None:
         self._core = core
         self._ref = ref
+        self._name = name
         self.key = ref.key
 
     def __repr__(self) -> str:
@@ -782,7 +785,7 @@ class SessionRef:
         """Take one turn and return its answer, which is stored by then; as `gr.SessionRef.ask`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.ask, prompt, turn_id=turn_id, resume=resume, **given)
-        return self._call(work, deadline_s, is_paid=True)
+        return self._call(work, deadline_s, options=options, is_paid=True)
 
     @overload
     def retry(
@@ -809,7 +812,7 @@ class SessionRef:
     ) -> ChatResult[object]:
         """Take the last turn of the history again; as `gr.SessionRef.retry`."""
         given = self._core.given(options, response_type)
-        return self._call(partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, is_paid=True)
+        return self._call(partial(self._ref.retry, turn_id=turn_id, **given), deadline_s, options=options, is_paid=True)
 
     @overload
     def edit(
@@ -847,7 +850,7 @@ class SessionRef:
         """Ask something else in place of the past turn `edited` and all after it; as `gr.SessionRef.edit`."""
         given = self._core.given(options, response_type)
         work = partial(self._ref.edit, edited, prompt, turn_id=turn_id, **given)
-        return self._call(work, deadline_s, is_paid=True)
+        return self._call(work, deadline_s, options=options, is_paid=True)
 
     def undo(self, turn_id: str | None = None, *, deadline_s: float | None = None) -> bool:
         """Leave the last turn out of the history, or the one of this id and all after it; as `gr.SessionRef.undo`."""
@@ -903,7 +906,7 @@ class SessionRef:
         """
         given = self._core.given(options, response_type)
         opening = partial(self._ref.stream, prompt, turn_id=turn_id, resume=resume, raw_chunks=raw_chunks, **given)
-        return _stream(self._core, opening, deadline_s=deadline_s, session=self.key)
+        return _stream(self._core, opening, deadline_s=deadline_s, session=self._name.asked_with(options))
 
     def interrupt(self, *, deadline_s: float | None = None) -> bool:
         """Stop the running turn, ahead of queued ones; what had arrived is stored. False when none runs."""
@@ -920,7 +923,8 @@ class SessionRef:
     def fork(self, key: str, *, deadline_s: float | None = None, **options: Unpack[TurnKeywords]) -> SessionRef:
         """A new session with a copy of this history; as `gr.SessionRef.fork`."""
         work = partial(self._ref.fork, key, **self._core.given(options))
-        return SessionRef(self._core, self._call(work, deadline_s))
+        ref = self._call(work, deadline_s)
+        return SessionRef(self._core, ref, name=self._name._replace(key=key).asked_with(options))
 
     def statistics(self, *, deadline_s: float | None = None) -> SessionStatistics:
         """A snapshot; a session that is not active is idle with nothing known of it."""
@@ -930,10 +934,17 @@ class SessionRef:
         """End the actor: a running turn is interrupted, queued ones get `ActorGoneError`. The history stays."""
         drive(self._core.call(self._ref.aclose, deadline_s=deadline_s))
 
-    def _call(self, work: Callable[[], Awaitable[T]], deadline_s: float | None, *, is_paid: bool = False) -> T:
+    def _call(
+        self,
+        work: Callable[[], Awaitable[T]],
+        deadline_s: float | None,
+        *,
+        options: Mapping[str, object] | None = None,
+        is_paid: bool = False,
+    ) -> T:
         """A call that waits for the turns before it."""
-        self._core.check_holder(self.key)
-        return drive(self._core.call(work, deadline_s=deadline_s, is_paid=is_paid))
+        name = self._name if options is None else self._name.asked_with(options)
+        return drive(self._core.call(work, deadline_s=deadline_s, is_paid=is_paid, session=name))
 
 
 @contextmanager
@@ -942,7 +953,7 @@ def _stream(
     opening: Callable[[], AbstractAsyncContextManager[RuntimeStream[T]]],
     *,
     deadline_s: float | None,
-    session: str | None,
+    session: SessionName | None,
 ) -> Iterator[ChatStream[T]]:
     with _driven(core.stream(opening, deadline_s=deadline_s, session=session)) as (stream, lots):
         yield ChatStream(StreamCore(stream, lots))

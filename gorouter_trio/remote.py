@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from .abc import TurnOptions
     from .events import StreamEvent
     from .gateway.link import Call, Link
-    from .gateway.protocol import ClientMessage, ServerMessage
+    from .gateway.protocol import ServerMessage, SessionRequest
     from .network import TlsConfig
     from .wire.codec import Prompt
     from .wire.requests import AskKeywords
@@ -118,49 +118,60 @@ class _Wire:
         self._trouble = ""
         self._changed = trio.Event()
         self.connects = 0
+        self.turns: dict[tuple[str, tuple[str, str] | None], Link] = {}
+        """Where the sessions are in the middle of a turn, which may be a gateway that goes away."""
         self.forms = FormCache()
         self.on_question: OnQuestion | None = None
 
     def __repr__(self) -> str:
         return f"{self._url} {'connected' if self._link is not None else 'not connected'}"
 
-    async def link(self) -> Link:
+    async def link(self, *, other_than: Link | None = None) -> Link:
         """The connection, waited for where there is none; raises `ConnectError` when that takes too long."""
         with trio.move_on_after(self._patience_s):
             while True:
                 if self._fatal is not None:
                     raise self._fatal
-                if self._link is not None:
+                if self._link is not None and self._link is not other_than:
                     return self._link
                 await self._changed.wait()
         raise ConnectError(f"there is no connection to {self._url}{self._trouble}")
 
     async def run(self) -> None:
-        """Keep a connection, until it is of no use to try."""
+        """Keep a connection, until it is of no use to try.
+
+        One whose gateway goes away stays for what runs on it while the next one is made.
+        """
         failures = 0
-        while self._fatal is None:
-            try:
-                async with open_link(self._url, token=self._token, tls=self._tls, agent=_AGENT) as link:
+        async with trio.open_nursery() as nursery:
+            while self._fatal is None:
+                link: Link | None = await nursery.start(self._hold)
+                if link is not None:
                     failures = 0
-                    self._trouble = ""
-                    self.connects += 1
-                    self._set(link)
-                    await link.closed()
-            except* (LinkBrokenError, GorouterError) as group:
-                self._note(group)
+                    await link.leaving()
+                await trio.sleep(self._rng.uniform(0, min(_MAX_S, _BASE_S * 2 ** min(failures, 10))))
+                failures += 1
+
+    async def _hold(self, *, task_status: trio.TaskStatus[Link | None]) -> None:
+        """Make a connection, and keep it until it ends; started with None where none could be made."""
+        link: Link | None = None
+        try:
+            async with open_link(self._url, token=self._token, tls=self._tls, agent=_AGENT) as link:
+                self._trouble = ""
+                self.connects += 1
+                self._set(link)
+                task_status.started(link)
+                await link.closed()
+        except* (LinkBrokenError, GorouterError) as group:
+            self._give_up_on(_first(group))
+        if link is None:
+            task_status.started(None)
+        elif self._link is link:
             self._set(None)
-            await trio.sleep(self._rng.uniform(0, min(_MAX_S, _BASE_S * 2 ** min(failures, 10))))
-            failures += 1
 
     def _set(self, link: Link | None) -> None:
         self._link = link
         self._tell()
-
-    def _note(self, group: BaseExceptionGroup[Exception]) -> None:
-        exc: BaseException = group
-        while isinstance(exc, BaseExceptionGroup):
-            exc = exc.exceptions[0]
-        self._give_up_on(exc)
 
     def _give_up_on(self, exc: BaseException) -> None:
         if isinstance(exc, LinkBrokenError):
@@ -178,10 +189,10 @@ class _Wire:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def request(self, request: ClientMessage, *, again: bool = False) -> ServerMessage:
+    async def request(self, request: SessionRequest | Statistics, *, again: bool = False) -> ServerMessage:
         """The one answer to a request; `again` asks once more when the connection breaks first."""
         while True:
-            link = await self.link()
+            link = self._link_of_turn(request) or await self.link()
             try:
                 call = await link.begin(request)
                 try:
@@ -198,13 +209,21 @@ class _Wire:
                 raise error_of(message.error)
             return message
 
+    def _link_of_turn(self, request: SessionRequest | Statistics) -> Link | None:
+        link = None if request.session is None else self.turns.get((request.session, request.owner))
+        return None if link is None or link.broken is not None else link
+
     def _lost(self, link: Link, exc: LinkBrokenError) -> None:
-        """Do not offer this link any more, and raise what trying again would not change."""
+        """Do not offer this link any more, and raise what trying again would not change.
+
+        Which of the calls on it the gateway did not like nobody knows: none of them is made again.
+        """
         if self._link is link:
             self._set(None)
         if (fatal := exc.fatal()) is not None:
-            self._fatal = fatal
-            self._tell()
+            if exc.is_for_good:
+                self._fatal = fatal
+                self._tell()
             raise fatal
 
     async def reopen(self, link: Link, exc: LinkBrokenError) -> None:
@@ -223,6 +242,8 @@ class _Turn(ChunkSource):
         self._call: Call | None = None
         self._seq = 0
         self._owed = 0
+        self._question: Question | None = None
+        self._may_have_begun = False
         self._result: ChatResult[object] | None = None
 
     @property
@@ -240,18 +261,22 @@ class _Turn(ChunkSource):
             raise StreamNotFinishedError("the turn has not ended")
         return self._result
 
-    async def begin(self) -> None:
+    async def begin(self, *, other_than: Link | None = None) -> None:
         """Ask, the first time or again."""
         ask = self._ask
-        if self._call is not None or self._seq:
+        if self._may_have_begun:
             ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
         while True:
-            link = await self._wire.link()
+            link = await self._wire.link(other_than=other_than)
             try:
                 self._call, self._link = await link.begin(ask), link
+                # That has its credit anew.
+                self._owed = 0
+                if ask.session is not None:
+                    self._wire.turns[ask.session, ask.owner] = link
             except LinkBrokenError as exc:
                 await self._wire.reopen(link, exc)
-                # It may have arrived.
+                self._may_have_begun = True
                 ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
             else:
                 return
@@ -262,12 +287,14 @@ class _Turn(ChunkSource):
             await trio.lowlevel.checkpoint()
             return []
         while True:
+            await self._pass_question_on()
             await self._pay()
             events: list[StreamEvent] = []
             message: ServerMessage | None = await self._next()
             while message is not None:
                 self._take(message, events)
-                message = None if self.has_ended() else self._next_nowait()
+                # What came before a question is the reader's before the handler is called, which may take its time.
+                message = None if self.has_ended() or self._question is not None else self._next_nowait()
             if events:
                 return tuple(events)
             if self.has_ended():
@@ -275,8 +302,8 @@ class _Turn(ChunkSource):
 
     async def _pay(self) -> None:
         """Grant what was read, in pieces that are worth a message."""
-        call = self._call
-        if call is None or self._owed < _CREDIT // 2:
+        call, link = self._call, self._link
+        if call is None or link is None or self._owed < max(1, min(_CREDIT, link.welcome.max_credit) // 2):
             return
         owed, self._owed = self._owed, 0
         try:
@@ -291,6 +318,8 @@ class _Turn(ChunkSource):
                 pass
             case Event(event=event):
                 events.append(event)
+            case Question():
+                self._question = message
             case Done(result=result):
                 self._result = result
             case Failed(error=error):
@@ -307,6 +336,7 @@ class _Turn(ChunkSource):
             try:
                 head, text = await call.receive()
             except LinkBrokenError as exc:
+                self._may_have_begun = True
                 await self._wire.reopen(link, exc)
                 await self.begin()
                 continue
@@ -314,11 +344,9 @@ class _Turn(ChunkSource):
             if message is None:
                 continue
             if isinstance(message, Failed) and message.error.code == "draining":
-                await self._wait_for_another(link)
-                await self.begin()
+                # Nothing was begun: another gateway takes it.
+                await self.begin(other_than=link)
                 continue
-            if isinstance(message, Question):
-                await self._asked(message)
             return message
 
     def _next_nowait(self) -> ServerMessage | None:
@@ -330,7 +358,8 @@ class _Turn(ChunkSource):
 
     def _accept(self, seq: int, text: str) -> ServerMessage | None:
         """The message, unless it has come before."""
-        self._owed += len(text)
+        # Credit is counted in bytes.
+        self._owed += len(text) if text.isascii() else len(text.encode())
         message = decode_server_message(text)
         if isinstance(message, (Event, Question, Gap)):
             if seq <= self._seq:
@@ -338,15 +367,10 @@ class _Turn(ChunkSource):
             self._seq = seq
         return message
 
-    async def _asked(self, question: Question) -> None:
-        if self._wire.on_question is not None:
+    async def _pass_question_on(self) -> None:
+        question, self._question = self._question, None
+        if question is not None and self._wire.on_question is not None:
             await self._wire.on_question(question)
-
-    async def _wait_for_another(self, link: Link) -> None:
-        """The gateway goes away: it closes the connection soon, and another one answers."""
-        with trio.move_on_after(_GRACE_S):
-            await link.closed()
-        await self._wire.reopen(link, link.broken or LinkBrokenError(1001))
 
     async def whole(self) -> ChatResult[object]:
         """Read to the end; being cancelled stops the turn, and waits until that is stored."""
@@ -362,6 +386,14 @@ class _Turn(ChunkSource):
         call, link = self._call, self._link
         if call is None or link is None:
             return
+        try:
+            await self._stop(call, link)
+        finally:
+            place = (self._ask.session or "", self._ask.owner)
+            if self._wire.turns.get(place) is link:
+                del self._wire.turns[place]
+
+    async def _stop(self, call: Call, link: Link) -> None:
         if not call.is_over and link.broken is None:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _GRACE_S):
                 await _stop(call)
@@ -622,7 +654,7 @@ class RemoteSession:
     def _names(self) -> _Names:
         return {"session": self.key, "owner": self._owner, "system": self._system}
 
-    async def _accepted(self, request: ClientMessage) -> bool:
+    async def _accepted(self, request: SessionRequest) -> bool:
         return cast("Accepted", await self._wire.request(request)).value is True
 
     async def _whole(
@@ -756,10 +788,22 @@ async def open_remote(
                 raise
             finally:
                 nursery.cancel_scope.cancel()
-    except BaseExceptionGroup:
+    except BaseExceptionGroup as group:
+        failures = group.split(trio.Cancelled)[1]
+        if failures is not None and (body is None or isinstance(body, trio.Cancelled)):
+            # The body was cancelled because of it.
+            failure = _first(failures)
+            raise failure from failure.__cause__
         if body is None:
             raise
         raise body from body.__cause__
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    exc: BaseException = group
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
 
 
 def _check_url(url: str) -> None:
@@ -769,8 +813,11 @@ def _check_url(url: str) -> None:
     try:
         place = urlsplit(url)
         has_place = bool(place.hostname) and place.port != 0
+        (place.hostname or "").encode("idna")
     except ValueError as exc:
         raise ConfigError(f"url: {url!r}: {exc}") from None
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ConfigError(f"url: {url!r}: must be printable ASCII: write others as %XX, and a host as xn--…")
     if not has_place:
         raise ConfigError(f"url: {url!r} names no host, or no port that there is")
     if place.username is not None or place.password is not None:

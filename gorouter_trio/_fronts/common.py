@@ -12,6 +12,7 @@ until what was cancelled has cleaned up, for a bounded time.
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from contextlib import (
     contextmanager,
 )
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, cast
 
 import msgspec
 import outcome
@@ -38,6 +39,7 @@ from ..config import hide_keys
 from ..errors import ConfigError, DeadlineExceededError, PoolClosedError, SessionBusyError
 from ..events import StreamEvent, StreamFinished
 from ..runtime_events import RuntimeEvent
+from ..secret import Secret
 from ..tools.registry import Tool
 from ..wire.result import T_co
 from .portal import Call, Lent, Portal
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
     from ..pool.tracing import Tracer
     from ..pool.workers import PoolStatistics
     from ..runtime_events import ChatContext
-    from ..secret import Secret
     from ..security.rules import ToolGuard
     from ..session.actor import SessionStatistics
     from ..tools.context import ToolContext
@@ -82,6 +83,7 @@ __all__ = [
     "FrontJob",
     "Home",
     "LotReader",
+    "SessionName",
     "Signal",
     "StreamCore",
     "call_runtime",
@@ -104,6 +106,27 @@ _JOIN_S = 1.0
 _END_S = 10.0
 
 
+class SessionName(NamedTuple):
+    """What a caller knows a session by: its key, its owner where that is named, and the token that it is asked with.
+
+    The same two times is the same session; its full name is known in the runtime only, where tokens are looked at.
+    """
+
+    key: str
+    owner: tuple[str, str] | None = None
+    token: Secret | None = None
+
+    def asked_with(self, options: Mapping[str, object]) -> SessionName:
+        """The name of what is asked with these options, which may bring a token of their own."""
+        token = options.get("access_token")
+        if token is None:
+            return self
+        return self._replace(token=Secret(token) if isinstance(token, str) else cast("Secret", token))
+
+
+AskedSession: TypeAlias = "contextvars.ContextVar[SessionName | None]"
+
+
 class Signal(Protocol):
     """What one caller waits for; it may be set before, and more often than it is waited for."""
 
@@ -121,8 +144,10 @@ class Home(Protocol):
     """Where the functions of the program run, and its callers wait."""
 
     portal: Portal[Client]
-    holders: set[tuple[str, object]]
+    holders: set[tuple[SessionName, object]]
     """Sessions that somebody there is in the midst of, with who that is: whose stream is open, whose tool runs."""
+    asked: AskedSession
+    """In the context of a turn, and so of its tools: its session, by the name that its asker there had for it."""
 
     def signal(self) -> Signal:
         """A signal for somebody who waits there."""
@@ -400,11 +425,17 @@ async def _open(config: ClientConfig) -> AsyncIterator[Client]:
         yield await stack.enter_async_context(open_client(config))
 
 
+def _context_of(home: Home, session: SessionName | None) -> contextvars.Context:
+    """The context of a call about this session, which the tools of its turn run in."""
+    context = contextvars.copy_context()
+    context.run(home.asked.set, session)
+    return context
+
+
 @contextmanager
-def holding(home: Home, session: str | None) -> Iterator[None]:
+def holding(home: Home, session: SessionName | None) -> Iterator[None]:
     """Whoever is calling is in the midst of this session, if it is one."""
-    holder = (session or "", home.who())
-    if session is None or holder in home.holders:
+    if session is None or (holder := (session, home.who())) in home.holders:
         yield
         return
     home.holders.add(holder)
@@ -422,10 +453,11 @@ async def call_runtime(
     is_paid: bool = False,
     nursery: trio.Nursery | None = None,
     patience_s: float = _CLOSING_S,
+    context: contextvars.Context | None = None,
 ) -> T:
     """The answer to a call, from its home. Cancelling cancels it, and waits until that is through."""
     signal = home.signal()
-    call = Call(work, deadline_s=deadline_s, on_settled=signal.set, is_paid=is_paid)
+    call = Call(work, deadline_s=deadline_s, on_settled=signal.set, is_paid=is_paid, context=context)
     home.portal.submit(call, nursery)
     try:
         while call.captured is None:
@@ -530,11 +562,27 @@ class Core:
     # Ways to use it
 
     async def call(
-        self, work: Callable[[], Awaitable[T]], *, deadline_s: float | None = None, is_paid: bool = False
+        self,
+        work: Callable[[], Awaitable[T]],
+        *,
+        deadline_s: float | None = None,
+        is_paid: bool = False,
+        session: SessionName | None = None,
     ) -> T:
-        """The answer to a call. Cancelling cancels it, and waits until that is through."""
+        """The answer to a call. Cancelling cancels it, and waits until that is through.
+
+        `session` is the one whose turns it waits for; raises `SessionBusyError` where it would wait for itself.
+        """
         home = self.place().home
-        return await call_runtime(home, work, deadline_s=deadline_s, is_paid=is_paid, patience_s=self._patience_s)
+        self._check_holder(home, session)
+        return await call_runtime(
+            home,
+            work,
+            deadline_s=deadline_s,
+            is_paid=is_paid,
+            patience_s=self._patience_s,
+            context=_context_of(home, session),
+        )
 
     def given(self, options: Mapping[str, object], response_type: type[object] | None = None) -> Mapping[str, Any]:
         """The options of a turn, with functions that the runtime can call."""
@@ -558,10 +606,20 @@ class Core:
         room: int,
         deadline_s: float | None = None,
         is_paid: bool = False,
+        session: SessionName | None = None,
     ) -> AsyncIterator[LotReader[T]]:
         """Something of the runtime to read from. Leaving waits until it was left there; cancelling as well."""
-        signal = self.place().home.signal()
-        lent = Lent(self.portal.tell, opening, on_change=signal.set, room=room, deadline_s=deadline_s, is_paid=is_paid)
+        home = self.place().home
+        signal = home.signal()
+        lent = Lent(
+            self.portal.tell,
+            opening,
+            on_change=signal.set,
+            room=room,
+            deadline_s=deadline_s,
+            is_paid=is_paid,
+            context=_context_of(home, session),
+        )
         self.portal.lend(lent)
         try:
             while lent.opened is None:
@@ -597,22 +655,25 @@ class Core:
         open_stream: Callable[[], AbstractAsyncContextManager[ChatStream[T]]],
         *,
         deadline_s: float | None = None,
-        session: str | None = None,
+        session: SessionName | None = None,
     ) -> AsyncIterator[tuple[ChatStream[T], LotReader[StreamEvent]]]:
-        """A stream of the runtime, and where it is read; `session` is the key of the session whose turn it is."""
+        """A stream of the runtime, and where it is read; `session` is the one whose turn it is, as for `call`."""
+        home = self.place().home
+        self._check_holder(home, session)
         held: _Held[ChatStream[T]] = _Held()
         opening = partial(_stream_opened, open_stream, held)
-        async with self.lend(opening, room=_STREAM_ROOM, deadline_s=deadline_s, is_paid=True) as lots:
+        lending = self.lend(opening, room=_STREAM_ROOM, deadline_s=deadline_s, is_paid=True, session=session)
+        async with lending as lots:
             lots.partial = held.partial
-            with holding(self.place().home, session):
+            with holding(home, session):
                 yield held.value, lots
 
-    def check_holder(self, session: str) -> None:
+    def _check_holder(self, home: Home, session: SessionName | None) -> None:
         """Raise `SessionBusyError` where the caller is in the midst of this session, and would wait for itself."""
-        home = self.place().home
-        if home.holders and (session, home.who()) in home.holders:
+        if session is not None and home.holders and (session, home.who()) in home.holders:
             raise SessionBusyError(
-                f"session {session!r}: its stream is open here, or this is a tool of its turn: it would wait for itself"
+                f"session {session.key!r}: its stream is open here, or this is a tool of its turn: "
+                "it would wait for itself"
             )
 
     @asynccontextmanager

@@ -287,7 +287,8 @@ class Call(Generic[T]):
     """An async function on its way through the runtime, with its deadline and in a copy of its caller's context.
 
     `deadline_s` counts from now. `on_settled` is called once, in the thread of the runtime, when there is an answer.
-    A call that `is_paid` may have been billed when its time is up.
+    It runs in `context`, where there is one, instead of a copy of its caller's. A call that `is_paid` may have been
+    billed when its time is up.
     """
 
     __slots__ = (
@@ -309,9 +310,10 @@ class Call(Generic[T]):
         deadline_s: float | None = None,
         on_settled: Callable[[], object] = bool,
         is_paid: bool = False,
+        context: contextvars.Context | None = None,
     ) -> None:
         self._expires_at = math.inf if deadline_s is None else _expiry(deadline_s)
-        self._context = contextvars.copy_context()
+        self._context = contextvars.copy_context() if context is None else context
         self._work = work
         self._scope: trio.CancelScope | None = None
         self._is_cancelled = False
@@ -399,12 +401,15 @@ class Lent(Generic[T]):
         room: int,
         deadline_s: float | None = None,
         is_paid: bool = False,
+        context: contextvars.Context | None = None,
     ) -> None:
         self._tell = tell
         self._opening = opening
         self._on_change = on_change
         self._room = room
-        self._call: Call[None] = Call(self._hold, deadline_s=deadline_s, on_settled=self._note_left, is_paid=is_paid)
+        self._call: Call[None] = Call(
+            self._hold, deadline_s=deadline_s, on_settled=self._note_left, is_paid=is_paid, context=context
+        )
         self._lock = threading.Lock()
         self._items: list[T] = []
         # Full, so that nothing is read before somebody wants it.

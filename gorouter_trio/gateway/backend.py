@@ -21,6 +21,7 @@ from ..security.rules import Principal
 from ..wire.codec import encode_json
 from .failures import error_info
 from .protocol import (
+    SYSTEM_ROLES,
     Accepted,
     Answer,
     Ask,
@@ -41,7 +42,7 @@ from .protocol import (
 from .turns import TurnKey
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from .._turns.request import TurnKeywords
@@ -91,13 +92,19 @@ class Backend:
 
     def check(self, ask: Ask) -> None:
         """Raise `GorouterError` for what cannot be asked, before anything is begun."""
-        if ask.system is not None and not self.config.allow_system:
-            raise AccessDeniedError("system: this gateway has its own")
+        self.check_system(ask.system, () if isinstance(ask.messages, str) else ask.messages or ())
         if ask.session is None and (ask.owner or ask.replaces is not None or ask.resume is not None):
             raise BadRequestError("owner, replaces and resume: need a session", status=400)
         if ask.messages is None and (ask.replaces is None and ask.turn_id is None):
             raise BadRequestError("messages: a turn needs messages", status=400)
         self.check_options(ask.options)
+
+    def check_system(self, system: str | None, messages: Sequence[Mapping[str, object]] = ()) -> None:
+        """Raise `AccessDeniedError` for a system message, however it is brought, where askers may bring none."""
+        if self.config.allow_system:
+            return
+        if system is not None or any(message.get("role") in SYSTEM_ROLES for message in messages):
+            raise AccessDeniedError("system: this gateway has its own")
 
     def check_options(self, options: AskOptions) -> None:
         """Raise `AccessDeniedError` for a model that is not on offer here."""
@@ -193,6 +200,7 @@ class Backend:
 
     async def act(self, request: SessionRequest | Statistics, caller: Caller) -> list[msgspec.Struct]:
         """Do what is asked of a session, and give the messages that answer it; raises `GorouterError`."""
+        self.check_system(request.system)
         session = self.session(cast("str", request.session), caller, owner=request.owner, system=request.system)
         value: bool | None = None
         match request:

@@ -90,16 +90,21 @@ class Cluster:
         self._members, self._sessions, self._tokens = f"{prefix}m:", f"{prefix}s:", f"{prefix}token"
         self._links: dict[tuple[str, Secret | None], _PeerLink] = {}
         self._nonces: OrderedDict[str, float] = OrderedDict()
+        self._has_left = False
+        self._speaking = trio.Lock()
         self.forwarded = 0
 
     def __repr__(self) -> str:
         return f"<Cluster member {self.member!r}, {len(self._links)} links>"
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Say that this gateway lives, until cancelled; raises `StoreError` when that cannot even be begun."""
+        """Say that this gateway lives, until it leaves or is cancelled.
+
+        Raises `StoreError` when that cannot even be begun.
+        """
         await self._beat()
         task_status.started()
-        while True:
+        while not self._has_left:
             await trio.sleep(self._config.member_s / _BEATS)
             failures: list[Exception] = []
             await contain(self._beat, report=failures.append)
@@ -108,12 +113,17 @@ class Cluster:
 
     async def _beat(self) -> None:
         ttl_ms = max(1, round(self._config.member_s * 1000))
-        await self._redis.execute("SET", self._members + self.member, self._config.url, "PX", ttl_ms)
+        # One word at a time: the last one is that it has left.
+        async with self._speaking:
+            if not self._has_left:
+                await self._redis.execute("SET", self._members + self.member, self._config.url, "PX", ttl_ms)
 
     async def leave(self) -> None:
-        """Let others have the sessions: this gateway takes nothing new."""
+        """Let others have the sessions, for good: this gateway takes nothing new."""
+        self._has_left = True
         failures: list[Exception] = []
-        await contain(partial(self._redis.execute, "DEL", self._members + self.member), report=failures.append)
+        async with self._speaking:
+            await contain(partial(self._redis.execute, "DEL", self._members + self.member), report=failures.append)
 
     async def aclose(self) -> None:
         """Close the connection to Redis, where it was made here."""

@@ -18,6 +18,8 @@ from ..transport.resp_client import RedisClient
 __all__ = ["ClusterConfig", "GatewayConfig", "GatewayLimits"]
 
 _MIN_SECRET = 16
+# Clients are told of them, in JSON, which knows no infinity.
+_TOLD = ("max_message_bytes", "max_requests", "buffer_bytes", "resume_s", "drain_s")
 
 
 class GatewayLimits(Struct, frozen=True, kw_only=True):
@@ -83,6 +85,9 @@ class GatewayLimits(Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not value > 0 or math.isnan(value):
                 raise ConfigError(f"limits.{name}: must be more than zero, not {value!r}")
+        for name in _TOLD:
+            if math.isinf(getattr(self, name)):
+                raise ConfigError(f"limits.{name}: must be finite: clients are told of it")
 
 
 class ClusterConfig(Struct, frozen=True, kw_only=True):
@@ -118,8 +123,9 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     `origins` are the web origins whose pages may connect, exactly as browsers send them (`https://app.example.com`);
     what sends no Origin is no browser, and is let in by its token alone. `anonymous` lets everybody in, where the
     client has no `security`: all of them then share all sessions. `models` are the models that may be asked for, None
-    for any. `allow_system` says whether askers may bring a system message of their own. `operator_roles` may see what
-    the gateway does. `approver_roles` may approve tools, and nobody else; without them, whoever asked.
+    for any. `allow_system` says whether askers may bring system messages of their own, by whatever way.
+    `operator_roles` may see what the gateway does. `approver_roles` may approve tools, and nobody else; without them,
+    whoever asked.
     """
 
     origins: Collection[str] = ()

@@ -307,10 +307,8 @@ class Connection:
     def _steer(self, nursery: trio.Nursery, message: Grant | Cancel) -> None:
         steered = self._steered.get(message.id)
         if isinstance(steered, Relay):
-            if isinstance(message, Grant):
-                nursery.start_soon(steered.grant, message.credit)
-            else:
-                nursery.start_soon(steered.stop)
+            steered.note(message)
+            nursery.start_soon(steered.steer)
         elif steered is not None:
             if isinstance(message, Grant):
                 steered.grant(message.credit)
@@ -411,7 +409,10 @@ class Connection:
             is_streamed=ask.stream,
             limits=self._limits,
         )
+        before = self._steered.get(ask.id)
         self._steered[ask.id] = subscription
+        if isinstance(before, Relay) and before.is_stopped:
+            turn.scope.cancel()
         try:
             await subscription.run(self._send_text)
         except SlowReaderError:

@@ -217,7 +217,7 @@ class GatewayCore:
         if self.is_draining:
             return refusal("the gateway goes away; ask another one")
         self.backend.check(ask)
-        if not self.hub.has_room(key):
+        if not self.hub.has_room(key.tenant, key.principal):
             return ErrorInfo(code=TOO_MANY_REQUESTS, message="too many turns of this principal run")
         take = self.backend.turn(ask, caller)
         return self.hub.begin(key, take, after=ask.after if ask.resumed else 0)

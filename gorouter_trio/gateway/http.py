@@ -11,6 +11,7 @@ from ..errors import (
     GorouterError,
     NotFoundError,
     SecurityError,
+    SessionBusyError,
 )
 from ..secret import Secret
 from ..transport.http_server import encode_headers
@@ -109,13 +110,20 @@ class HttpFront:
         completion = read_request(bytes(request.body))
         chat = _Chat(self._core, caller, completion, session=_id(request, _SESSION), turn_id=_id(request, _TURN))
         chat.check()
+        hub = self._core.hub
+        if not hub.has_room(*caller.identity):
+            raise SessionBusyError("too many turns of this principal run")
         # Who leaves stops the turn: nobody else waits for it.
-        async with reply.open_disconnect_scope():
-            if completion.is_streamed:
-                await self._stream(chat, reply)
-            else:
-                result = await chat.whole()
-                await reply.send(200, _JSON, body=completion_body(result, created=int(self._core.wall())))
+        with hub.counted(*caller.identity):
+            async with reply.open_disconnect_scope():
+                await self._answer(chat, reply)
+
+    async def _answer(self, chat: _Chat, reply: ServerReply) -> None:
+        if chat.request.is_streamed:
+            await self._stream(chat, reply)
+            return
+        result = await chat.whole()
+        await reply.send(200, _JSON, body=completion_body(result, created=int(self._core.wall())))
 
     async def _stream(self, chat: _Chat, reply: ServerReply) -> None:
         stream = CompletionStream(
@@ -161,12 +169,11 @@ class _Chat:
         """Raise `GorouterError` for what cannot be asked."""
         backend = self._core.backend
         backend.check_options(self.request.options)
+        backend.check_system(None, self.request.messages)
         if self._session is None:
             if self._turn_id is not None:
                 raise BadRequestError(f"{_TURN}: needs a session, in {_SESSION}", status=400)
             return
-        if self.request.system is not None and not self._core.config.allow_system:
-            raise AccessDeniedError("system: this gateway has its own")
         if not self.request.newest():
             raise BadRequestError("messages: there is none behind the last answer", status=400)
 

@@ -27,6 +27,7 @@ from trio_websocket import (
 
 from ..errors import (
     AccessDeniedError,
+    BadRequestError,
     ConfigError,
     ConnectError,
     DecodeError,
@@ -41,12 +42,14 @@ from .protocol import (
     SUBPROTOCOL,
     VERSION,
     Ask,
+    AskOptions,
     Cancel,
     ClientMessage,
     Grant,
     Hello,
     SessionRequest,
     Welcome,
+    decode_client_message,
     decode_server_message,
     encode_text,
 )
@@ -95,8 +98,13 @@ class LinkBrokenError(Exception):
         self.code = code
         self.reason = reason
 
+    @property
+    def is_for_good(self) -> bool:
+        """Whether every other connection of this client would end as well, whatever is said on it."""
+        return self.code in {4401, 4406}
+
     def fatal(self) -> GorouterError | None:
-        """The error that connecting again would only give again; None where it is worth a try."""
+        """The error that asking again would only give again; None where it is worth a try."""
         match self.code:
             case 4401:
                 return InvalidTokenError(self.reason or "the access token does not hold", problem="unknown")
@@ -173,6 +181,7 @@ class Link:
         self.broken: LinkBrokenError | None = None
         self.is_draining = False
         self._closed = trio.Event()
+        self._leaving = trio.Event()
 
     def __repr__(self) -> str:
         return f"<Link: {'broken' if self.broken else 'open'}, {len(self._calls)} calls>"
@@ -188,19 +197,23 @@ class Link:
         return len(self._calls) < self.welcome.max_requests
 
     async def begin(self, request: ClientMessage | SessionRequest) -> Call:
-        """Send a request, under an id of this connection; raises `LinkBrokenError`, `SessionBusyError`."""
+        """Send a request, under an id of this connection; raises `LinkBrokenError`, `SessionBusyError`.
+
+        Raises `BadRequestError` for one that the gateway would close the connection for, with all else that runs on it.
+        """
         if self.broken is not None:
             raise self.broken
         if not self.has_room:
             raise SessionBusyError(f"{self.welcome.max_requests} requests run on this connection")
         await trio.lowlevel.checkpoint_if_cancelled()
+        numbered = msgspec.structs.replace(request, id=self._last_id + 1)
+        text = _checked_text(numbered, most=self.welcome.max_message_bytes)
         self._last_id += 1
-        numbered = msgspec.structs.replace(request, id=self._last_id)
         call = Call(self, self._last_id, credit=request.credit if isinstance(request, Ask) else _MAX_MESSAGE)
         self._calls[call.id] = call
         try:
             # Nothing may come between: the ids go up in the order in which they are sent.
-            await self.send(numbered)
+            await self._send_text(text)
         except BaseException:
             self._calls.pop(call.id, None)
             raise
@@ -212,10 +225,13 @@ class Link:
 
     async def send(self, message: ClientMessage | SessionRequest) -> None:
         """Send a message; raises `LinkBrokenError`. Cancelling leaves no frame half sent."""
+        await self._send_text(encode_text(message))
+
+    async def _send_text(self, text: str) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _SEND_S) as scope:
-                await self._websocket.send_message(encode_text(message))
+                await self._websocket.send_message(text)
         except ConnectionClosed as exc:
             raise self._break(exc) from None
         if scope.cancelled_caught:
@@ -224,6 +240,10 @@ class Link:
     async def closed(self) -> None:
         """Wait for its end."""
         await self._closed.wait()
+
+    async def leaving(self) -> None:
+        """Wait for its end, or for the word that its gateway goes away."""
+        await self._leaving.wait()
 
     async def run(self) -> None:
         """Hand out what comes, until the connection ends."""
@@ -245,6 +265,7 @@ class Link:
             raise DecodeError(f"no message of a gateway: {exc}") from None
         if head.type == "draining":
             self.is_draining = True
+            self._leaving.set()
         call = self._calls.get(head.id)
         if call is None:
             return
@@ -261,9 +282,32 @@ class Link:
     def _end(self, broken: LinkBrokenError) -> LinkBrokenError:
         self.broken = self.broken or broken
         self._closed.set()
+        self._leaving.set()
         for call in self._calls.values():
             call.wake()
         return self.broken
+
+
+def _checked_text(request: ClientMessage | SessionRequest, *, most: int) -> str:
+    """The text of a request; raises `BadRequestError` for what is none, or is longer than the gateway takes."""
+    try:
+        text = encode_text(request)
+        decode_client_message(encode_text(_outline(request)))
+    except DecodeError as exc:
+        raise BadRequestError(exc.message, status=400) from None
+    except (TypeError, ValueError) as exc:
+        raise BadRequestError(f"the request cannot be written as JSON: {exc}", status=400) from None
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > most:
+        raise BadRequestError(f"the request is {size} bytes long; this gateway takes {most}", status=413)
+    return text
+
+
+def _outline(request: ClientMessage | SessionRequest) -> ClientMessage | SessionRequest:
+    """The request without what is long, and was made by the decoders of these very fields."""
+    if not isinstance(request, Ask):
+        return request
+    return msgspec.structs.replace(request, messages=None, options=AskOptions())
 
 
 @asynccontextmanager

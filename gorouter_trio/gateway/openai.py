@@ -16,7 +16,7 @@ from ..errors import ApiError, BadRequestError, DecodeError, GorouterError, Inva
 from ..events import ReasoningDelta, RefusalDelta, TextDelta, ToolCallDelta
 from ..wire.codec import decode_json, encode_json, make_decoder
 from .failures import error_info
-from .protocol import AskOptions
+from .protocol import SYSTEM_ROLES, AskOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +30,6 @@ _DONE: Final = b"data: [DONE]\n\n"
 # What clients send of their own accord, and what has no meaning here.
 _PASSED_OVER: Final = frozenset({"stream_options", "store", "usage", "n", "session_id"})
 _MOST_MESSAGES: Final = 10_000
-_SYSTEM: Final = frozenset({"system", "developer"})
 _STATUSES: Final[Mapping[str, int]] = {
     "authentication_required": 401,
     "invalid_token": 401,
@@ -67,7 +66,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
         """The text of the first message, if that is a system message."""
         first = self.messages[0]
         content = first.get("content")
-        return content if first.get("role") in _SYSTEM and isinstance(content, str) else None
+        return content if first.get("role") in SYSTEM_ROLES and isinstance(content, str) else None
 
     def newest(self) -> list[Mapping[str, object]]:
         """What a session has not heard yet: the messages behind the last answer, without system messages.
@@ -78,7 +77,7 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
         for position, message in enumerate(self.messages):
             if message.get("role") == "assistant":
                 start = position + 1
-        return [message for message in self.messages[start:] if message.get("role") not in _SYSTEM]
+        return [message for message in self.messages[start:] if message.get("role") not in SYSTEM_ROLES]
 
 
 def read_request(body: bytes) -> CompletionRequest:
@@ -94,10 +93,14 @@ def read_request(body: bytes) -> CompletionRequest:
         raise _bad("messages: must be a list of messages")
     if len(messages) > _MOST_MESSAGES:
         raise _bad(f"messages: at most {_MOST_MESSAGES} are allowed")
+    for position, message in enumerate(messages):
+        if not isinstance(message.get("role"), str):
+            raise _bad(f"messages[{position}].role: must be a text")
     stream = fields.pop("stream", False)
     if not isinstance(stream, (bool, type(None))):
         raise _bad("stream: must be true or false")
-    if fields.get("n") not in {None, 1}:
+    n = fields.get("n")
+    if n is not None and n != 1:
         raise _bad("n: only one answer is given")
     stream_options = fields.get("stream_options")
     includes_usage = isinstance(stream_options, dict) and stream_options.get("include_usage") is True

@@ -35,6 +35,7 @@ from ..wire.schema import without_indentation
 __all__ = [
     "CLOSE_CODES",
     "SUBPROTOCOL",
+    "SYSTEM_ROLES",
     "VERSION",
     "Accepted",
     "Answer",
@@ -102,6 +103,10 @@ CLOSE_CODES: Final[Mapping[int, str]] = {
     4413: "the client reads too slowly, or grants no credit",
 }
 """Why a connection was closed, by its close code."""
+
+# A tuple, no set: what is looked for in it is whatever a client has sent, which may have no hash.
+SYSTEM_ROLES: Final = ("system", "developer")
+"""The roles of messages that instruct the model in the name of the application."""
 
 RequestId: TypeAlias = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 _SessionKey: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]

@@ -9,7 +9,7 @@ import trio
 
 from ..errors import ConnectError, GorouterError, StreamBrokenError
 from .link import LinkBrokenError
-from .protocol import Ask, History, Statistics
+from .protocol import Ask, Cancel, Grant, History, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -34,16 +34,17 @@ class Relay:
         self._caller = caller
         self._names = names
         self._call: Call | None = None
-        self._is_stopped = False
-        self._credit = 0
+        self._unsent = 0
         self.request = request
         self.is_over = False
+        self.is_stopped = False
 
     async def run(self, send: Callable[[str], Awaitable[None]]) -> None:
         """Pass the request on and its answers back, until it has its end or the session is this gateway's.
 
-        Then `is_over` is false, and `request` is what is left to do here. Raises `StreamBrokenError` for a request that
-        must not be sent twice, `StoreError`.
+        Then `is_over` is false, and `request` is what is left to do here, with what is left of its credit; `is_stopped`
+        says whether its asker wants it stopped. Raises `StreamBrokenError` for a request that must not be sent twice,
+        `StoreError`.
         """
         while True:
             owner = await self._cluster.owner(*self._names)
@@ -73,14 +74,16 @@ class Relay:
         """Whether the request has its end; False where the owner takes nothing new."""
         link = await self._cluster.link(owner.url, self._caller.token)
         self._cluster.forwarded += 1
+        # What was granted so far goes with the request.
+        self._unsent = 0
         call = self._call = await link.begin(self.request)
         try:
-            await self._catch_up(call)
+            await self.steer()
             while True:
                 head, text = await call.receive()
                 if head.type == "failed" and '"code":"draining"' in text[:200]:
                     return False
-                self._note(head.seq)
+                self._note_passed(head.seq, text)
                 await send(text.replace(f'"id":{call.id}', f'"id":{self.request.id}', 1))
                 if head.is_last:
                     return True
@@ -88,34 +91,31 @@ class Relay:
             self._call = None
             link.end(call)
 
-    async def _catch_up(self, call: Call) -> None:
-        """What was said before there was a call."""
-        if self._is_stopped:
-            await call.cancel()
-        credit, self._credit = self._credit, 0
-        if credit:
-            await call.grant(credit)
+    def _note_passed(self, seq: int, text: str) -> None:
+        if isinstance(self.request, Ask):
+            credit = self.request.credit - (len(text) if text.isascii() else len(text.encode()))
+            after = max(seq, self.request.after)
+            self.request = msgspec.structs.replace(self.request, after=after, credit=max(credit, 0))
 
-    def _note(self, seq: int) -> None:
-        if isinstance(self.request, Ask) and seq > self.request.after:
-            self.request = msgspec.structs.replace(self.request, after=seq)
+    def note(self, message: Grant | Cancel) -> None:
+        """What its asker says about the request meanwhile; `steer` passes it on."""
+        if isinstance(message, Cancel):
+            self.is_stopped = True
+        elif isinstance(self.request, Ask):
+            self._unsent += message.credit
+            self.request = msgspec.structs.replace(self.request, credit=self.request.credit + message.credit)
 
-    async def grant(self, credit: int) -> None:
-        """The asker takes more."""
-        if self._call is None:
-            self._credit += credit
-        else:
-            await self._steer(self._call.grant(credit))
-
-    async def stop(self) -> None:
-        """The asker wants the turn stopped."""
-        self._is_stopped = True
-        if self._call is not None:
-            await self._steer(self._call.cancel())
-
-    async def _steer(self, sending: Awaitable[None]) -> None:
+    async def steer(self) -> None:
+        """Pass on what was said, if the request is under way."""
+        call = self._call
+        if call is None:
+            return
+        credit, self._unsent = self._unsent, 0
         try:
-            await sending
+            if self.is_stopped:
+                await call.cancel()
+            if credit:
+                await call.grant(credit)
         except (LinkBrokenError, GorouterError):
             # Noticed where the answers are read.
             return

@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from .._contain import contain
+from ..errors import GorouterError
 from ..transport.http_server import HttpServer, HttpServerLimits, open_http_server
 from .cluster import PEER_HEADER, Cluster
 from .config import GatewayConfig
@@ -84,21 +85,48 @@ async def serve_gateway(
     that nobody has foreseen and must not raise; without it they go to the log. The client stays its owner's to close.
 
     Cancelling stops at once: running turns are interrupted, and what had arrived is stored by the client's sessions.
-    Raises `ConfigError` for a client that lets everybody in without `anonymous`, `OSError` for a port that is taken.
+    Raises `ConfigError` for a client that lets everybody in without `anonymous`, `OSError` for a port that is taken,
+    `StoreError` where the Redis of its cluster does not answer at the beginning.
     """
     config = config or GatewayConfig()
     check_open(client, config)
     bound = listeners or await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
-    url, http_url = _urls(bound[0], host, is_tls=tls is not None)
-    async with trio.open_nursery() as nursery:
-        cluster = await _join(config, url, nursery=nursery, wall=wall)
-        core = GatewayCore(client, config, nursery=nursery, wall=wall, tools=tools, cluster=cluster, on_error=on_error)
-        nursery.start_soon(core.keep)
-        try:
-            await _serve(core, bound, urls=(url, http_url), tls=tls, task_status=task_status)
-        finally:
-            nursery.cancel_scope.cancel()
-            await _leave(cluster)  # noqa: ASYNC102 - shields itself, bounded
+    urls = _urls(bound[0], host, is_tls=tls is not None)
+    failure: GorouterError | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                cluster = await _join(config, urls[0], nursery=nursery, wall=wall)
+            except GorouterError as exc:
+                # Raised outside, where nothing makes a group of it.
+                failure = exc
+            else:
+                core = GatewayCore(
+                    client, config, nursery=nursery, wall=wall, tools=tools, cluster=cluster, on_error=on_error
+                )
+                await _run(core, bound, urls=urls, tls=tls, task_status=task_status, nursery=nursery)
+    finally:
+        for listener in bound:
+            listener.socket.close()
+    if failure is not None:
+        raise failure
+
+
+async def _run(
+    core: GatewayCore,
+    bound: Sequence[trio.SocketListener],
+    *,
+    urls: tuple[str, str],
+    tls: ssl.SSLContext | None,
+    task_status: trio.TaskStatus[Gateway],
+    nursery: trio.Nursery,
+) -> None:
+    nursery.start_soon(core.keep)
+    try:
+        await _serve(core, bound, urls=urls, tls=tls, task_status=task_status)
+    finally:
+        nursery.cancel_scope.cancel()
+        await _leave(core.cluster)  # noqa: ASYNC102 - shields itself, bounded
 
 
 async def _leave(cluster: Cluster | None) -> None:
@@ -114,7 +142,12 @@ async def _join(config: GatewayConfig, url: str, *, nursery: trio.Nursery, wall:
         return None
     place = msgspec.structs.replace(config.cluster, url=config.cluster.url or url)
     cluster = Cluster(place, name=config.name, nursery=nursery, wall=wall)
-    await nursery.start(cluster.run)
+    try:
+        await nursery.start(cluster.run)
+    except BaseException:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_WORDS_S):
+            await cluster.aclose()  # noqa: ASYNC102 - as the line above says
+        raise
     return cluster
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
@@ -21,7 +22,7 @@ from .protocol import Done, Failed, Gap
 from .turnlog import TurnLog
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     from msgspec import Struct
 
@@ -119,7 +120,8 @@ class Subscription:
         self.turn = turn
         self._is_streamed = is_streamed
         self.request_id = request_id
-        self._cursor = min(after, turn.log.last_seq)
+        # The end comes in any case, also for who says to have seen it.
+        self._cursor = min(after, turn.log.last_seq - turn.is_over)
         self._credit = min(credit, limits.buffer_bytes)
         self._limits = limits
         self._since = math.inf
@@ -154,7 +156,7 @@ class Subscription:
         if log.end is not None and self._cursor == log.last_seq - 1:
             self._cursor = log.last_seq
             return _with_id(log.end, self.request_id)
-        if self._credit <= 0:
+        if self._is_streamed and self._credit <= 0:
             return None
         if self._cursor + 1 < log.first_seq:
             self._cursor = log.first_seq - 1
@@ -162,9 +164,12 @@ class Subscription:
         body = log.get(self._cursor + 1)
         if body is None:
             return None
-        self._cursor += 1
         if not self._is_streamed and body.startswith(_EVENT):
+            self._cursor += 1
             return ""
+        if self._credit <= 0:
+            return None
+        self._cursor += 1
         self._credit -= len(body)
         return _with_id(body, self.request_id)
 
@@ -214,13 +219,34 @@ class TurnHub:
         return len(self._kept)
 
     def find(self, key: TurnKey, *, resumed: bool) -> LiveTurn | None:
-        """The turn with this key: one that runs, or, for who comes back, one that has ended."""
-        turn = self._live.get(key)
-        return self._kept.get(key) if turn is None and resumed else turn
+        """The turn with this key: one that runs, or one that has ended, for who comes back.
 
-    def has_room(self, key: TurnKey) -> bool:
+        A session has the answer of one that has ended for who asks anew. Of a chat this is the only place to have it.
+        """
+        turn = self._live.get(key)
+        if turn is not None:
+            return turn
+        kept = self._kept.get(key)
+        is_known_here_only = kept is not None and not key.session and not kept.error_code
+        return kept if resumed or is_known_here_only else None
+
+    def has_room(self, tenant: str, principal: str) -> bool:
         """Whether the principal may begin one more."""
-        return self._by_principal[key.tenant, key.principal] < self._limits.max_turns_per_principal
+        return self._by_principal[tenant, principal] < self._limits.max_turns_per_principal
+
+    @contextmanager
+    def counted(self, tenant: str, principal: str) -> Iterator[None]:
+        """Count a turn of the principal that does not run in the hub."""
+        self._by_principal[tenant, principal] += 1
+        try:
+            yield
+        finally:
+            self._uncount(tenant, principal)
+
+    def _uncount(self, tenant: str, principal: str) -> None:
+        self._by_principal[tenant, principal] -= 1
+        if not self._by_principal[tenant, principal]:
+            del self._by_principal[tenant, principal]
 
     def begin(self, key: TurnKey, take: TakeTurn, *, after: int = 0) -> LiveTurn:
         """Begin a turn that is not there; its messages are numbered from above `after` on."""
@@ -245,10 +271,7 @@ class TurnHub:
     def _end(self, turn: LiveTurn) -> None:
         key = turn.key
         del self._live[key]
-        who = (key.tenant, key.principal)
-        self._by_principal[who] -= 1
-        if not self._by_principal[who]:
-            del self._by_principal[who]
+        self._uncount(key.tenant, key.principal)
         if turn.error_code:
             self.failed += 1
             self.errors[turn.error_code] += 1

@@ -18,6 +18,7 @@ from fronted import OWN_THREAD, Stage, settings, simulator_in_thread, staged
 import gorouter_trio as gr
 from gorouter_trio import aio
 from gorouter_trio._fronts import portal
+from gorouter_trio.security import ApiKeyAuth, Principal, SecurityConfig
 
 pytestmark = pytest.mark.net
 
@@ -392,18 +393,33 @@ def test_a_turn_of_a_session_has_the_context_of_its_asker(base_url: str) -> None
     asyncio.run(main())
 
 
-def test_a_tool_that_asks_its_own_session_is_refused(base_url: str) -> None:
+ADA: dict[str, Any] = {"access_token": "key-of-ada-0123456789"}
+GUARDS: list[dict[str, Any]] = [
+    {},
+    {
+        "security": SecurityConfig(
+            auth=ApiKeyAuth(api_keys={ADA["access_token"]: Principal(id="ada")}),
+            require_authentication=True,
+            default_policy="allow-all",
+        )
+    },
+]
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=["open", "secured"])
+def test_a_tool_that_asks_its_own_session_is_refused(base_url: str, guard: dict[str, Any]) -> None:
     """At once, instead of waiting until its time is up."""
+    token = ADA if guard else {}
 
     async def main() -> None:
-        async with aio.open_client(**settings(base_url)) as client:
+        async with aio.open_client(**settings(base_url, **guard)) as client:
 
             async def ask_again(city: str) -> str:
                 with pytest.raises(gr.SessionBusyError, match="wait for itself"):
                     await session.ask("[[say x]]")
-                return (await client.session("other").ask("[[say y]]")).text
+                return (await client.session("other", **token).ask("[[say y]]")).text
 
-            session = client.session("s", tools=[ask_again])
+            session = client.session("s", tools=[ask_again], **token)
             reply = await session.ask('[[call ask_again {"city": "Aber"}]]', deadline_s=20)
             assert [call.text for call in reply.tool_calls] == ["y"]
 

@@ -19,6 +19,7 @@ from fronted import OWN_THREAD, Stage, settings, simulator_in_thread, staged
 
 import gorouter_trio as gr
 from gorouter_trio import blocking
+from gorouter_trio.security import ApiKeyAuth, Principal, SecurityConfig
 
 pytestmark = pytest.mark.net
 
@@ -166,16 +167,31 @@ def test_the_callers_variables_reach_its_functions(base_url: str) -> None:
     assert seen == [("middleware", "mine", False), ("hook", "mine", False), ("tool", "mine", False)]
 
 
-def test_a_tool_that_asks_its_own_session_is_refused(base_url: str) -> None:
+ADA: dict[str, Any] = {"access_token": "key-of-ada-0123456789"}
+GUARDS: list[dict[str, Any]] = [
+    {},
+    {
+        "security": SecurityConfig(
+            auth=ApiKeyAuth(api_keys={ADA["access_token"]: Principal(id="ada")}),
+            require_authentication=True,
+            default_policy="allow-all",
+        )
+    },
+]
+
+
+@pytest.mark.parametrize("guard", GUARDS, ids=["open", "secured"])
+def test_a_tool_that_asks_its_own_session_is_refused(base_url: str, guard: dict[str, Any]) -> None:
     """At once, instead of waiting until its time is up; others it may ask."""
-    with blocking.open_client(**settings(base_url)) as client:
+    token = ADA if guard else {}
+    with blocking.open_client(**settings(base_url, **guard)) as client:
 
         def ask_again(city: str) -> str:
             with pytest.raises(gr.SessionBusyError, match="wait for itself"):
                 session.history()
-            return client.session("other").ask("[[say y]]").text
+            return client.session("other", **token).ask("[[say y]]").text
 
-        session = client.session("s", tools=[ask_again])
+        session = client.session("s", tools=[ask_again], **token)
         reply = session.ask('[[call ask_again {"city": "Aber"}]]', deadline_s=20)
         assert [call.text for call in reply.tool_calls] == ["y"]
 

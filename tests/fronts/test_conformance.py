@@ -12,6 +12,7 @@ import pytest
 from fronted import KINDS, OWN_THREAD, Front, run_scenario, simulator_in_thread
 
 import gorouter_trio as gr
+from gorouter_trio.security import ApiKeyAuth, Principal, SecurityConfig
 from gorouter_trio.security.rules import ToolRules
 
 pytestmark = pytest.mark.net
@@ -193,6 +194,57 @@ def test_sessions(same: Same) -> None:
     assert results[0] == results[1]
     assert results[5] is gr.SessionBusyError
     assert results[-1] == []
+
+
+ADA, BOB = ({"access_token": f"key-of-{name}-0123456789"} for name in ("ada", "bob"))
+
+
+def test_whoever_would_wait_for_itself_is_refused(same: Same) -> None:
+    """Inside a stream every other call of that session is, a second stream as well."""
+
+    async def scenario(front: Front) -> Any:
+        async with front.open_client() as client:
+            session = client.session("s")
+            async with session.stream("[[tokens 300]]") as stream:
+                await anext(aiter(stream))
+                found = await refused_all(client, session)
+            return [*found, (await session.ask("[[say after]]")).text]
+
+    assert same(scenario) == [gr.SessionBusyError] * 4 + ["after"]
+
+
+def test_whose_session_it_is_decides(same: Same) -> None:
+    """Where principals have sessions of one name, that of another one is no reason to refuse."""
+    keys = {ADA["access_token"]: Principal(id="ada"), BOB["access_token"]: Principal(id="bob")}
+    guard = SecurityConfig(auth=ApiKeyAuth(api_keys=keys), require_authentication=True, default_policy="allow-all")
+
+    async def scenario(front: Front) -> Any:
+        async with front.open_client(security=guard) as client:
+            session = client.session("s", **ADA)
+            async with session.stream("[[tokens 300]]") as stream:
+                await anext(aiter(stream))
+                found = await refused_all(client, session, **ADA)
+                found.append((await client.session("s", **BOB).ask("[[say bob]]")).text)
+                found.append((await session.ask("[[say bob]]", **BOB)).text)
+            return [*found, (await session.ask("[[say after]]")).text]
+
+    assert same(scenario) == [gr.SessionBusyError] * 4 + ["bob", "bob", "after"]
+
+
+async def refused_all(client: Any, session: Any, **token: str) -> list[object]:
+    """What calls of the session raise, each."""
+
+    async def stream(source: Any, **named: object) -> None:
+        async with source.stream("[[say x]]", **named):
+            pass
+
+    calls = (
+        lambda: session.ask("[[say x]]"),
+        lambda: client.chat("[[say x]]", session=session.key, **token),
+        lambda: stream(session),
+        lambda: stream(client, session=session.key, **token),
+    )
+    return [(await refused(call))[0] for call in calls]
 
 
 def _conflict(client: Any) -> object:

@@ -17,12 +17,20 @@ import trio
 from gateways import ADA_KEY, BOB_KEY, ROOMY, open_gateway, open_talk, secured
 from redis_server import fresh_prefix, shared_redis
 from served import open_served_api
+from worlds import open_world
 
 from gorouter_trio.config import Secret
-from gorouter_trio.errors import ConfigError, ConnectError, GorouterError, SessionNotFoundError, TurnInDoubtError
+from gorouter_trio.errors import (
+    ConfigError,
+    ConnectError,
+    GorouterError,
+    SessionNotFoundError,
+    StoreError,
+    TurnInDoubtError,
+)
 from gorouter_trio.events import TextDelta
-from gorouter_trio.gateway import ClusterConfig, GatewayConfig
-from gorouter_trio.gateway.cluster import Cluster
+from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
+from gorouter_trio.gateway.cluster import Cluster, Owner
 from gorouter_trio.gateway.link import open_link
 from gorouter_trio.gateway.metrics import metrics_text
 from gorouter_trio.remote import open_remote
@@ -138,6 +146,94 @@ async def test_a_gateway_that_drains_gives_its_sessions_away():
         assert len(await there.session("s").history()) == 4
 
 
+class DeadOwner:
+    """A cluster whose one session is a dead gateway's, until `dies` is called."""
+
+    def __init__(self):
+        self.forwarded = 0
+        self._dead = trio.Event()
+        self.asked = trio.Event()
+
+    def dies(self):
+        self._dead.set()
+
+    async def owner(self, *names):
+        await trio.lowlevel.checkpoint()
+        return Owner(1, "x", "ws://dead", self._dead.is_set())
+
+    async def link(self, url, token):
+        self.asked.set()
+        await self._dead.wait()
+        raise ConnectError("it does not answer")
+
+    async def leave(self):
+        await trio.lowlevel.checkpoint()
+
+    async def aclose(self):
+        await trio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def open_heir(ask, *messages):
+    """A gateway that a session falls to, and its client, which has sent `messages` while its owner was looked for."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=400.0)) as behind, open_talk(behind.url) as talk:
+        cluster = behind.gateway._core.cluster = cast("Any", DeadOwner())
+        await talk.send(ask)
+        await cluster.asked.wait()
+        await talk.send(*messages)
+        # They are answered in their order: what was said before is known by now.
+        assert (await talk.request(type="statistics", id=99))["type"] == "snapshot"
+        cluster.dies()
+        yield behind, talk
+
+
+async def test_a_cancel_while_the_owner_is_looked_for():
+    """It holds for the gateway that the session falls to: the turn ends, and nothing is sent."""
+    ask = {"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 60]]"}
+    async with open_heir(ask, {"type": "cancel", "id": 1}) as (behind, talk):
+        assert (await talk.until("failed", "done"))[-1]["error"]["code"] == "turn_interrupted"
+        assert behind.world.sent == []
+
+
+async def test_a_grant_while_the_owner_is_looked_for():
+    """So does this: what was granted comes."""
+    ask = {"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 60]]", "stream": True, "credit": 0}
+    async with open_heir(ask, {"type": "grant", "id": 1, "credit": 100_000}) as (_behind, talk):
+        messages = await talk.until("done")
+        assert [message["seq"] for message in messages] == list(range(1, len(messages) + 1))
+        assert len(messages) > 5
+
+
+class SlowRedis:
+    """Keys, without their ends; each command takes a while."""
+
+    def __init__(self):
+        self.keys = {}
+
+    async def execute(self, command, key, *args):
+        await trio.sleep(0.05)
+        if command == "SET":
+            self.keys[key] = args[0]
+        else:
+            self.keys.pop(key, None)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.05, 0.12, 0.14, 0.2])
+async def test_who_has_left_does_not_come_back(autojump_clock, after_s):
+    """It says no more that it lives, whenever it leaves: between two signs of life, or in the middle of one."""
+    redis = SlowRedis()
+    config = ClusterConfig(redis=cast("Any", redis), secret=Secret(SECRET), url="ws://x", member_s=0.3)
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(config, name="a", nursery=nursery, wall=lambda: 0.0)
+        await nursery.start(cluster.run)
+        assert list(redis.keys.values()) == ["ws://x"]
+        await trio.sleep(after_s)
+        await cluster.leave()
+        assert redis.keys == {}
+        await trio.sleep(10)
+        assert redis.keys == {}
+
+
 async def test_proofs():
     """Only who knows the secret is a peer; a proof is good once, and not for long."""
     wall = [1_000.0]
@@ -159,6 +255,16 @@ async def test_proofs():
     for field, value in (("secret", Secret("short")), ("url", "http://x"), ("member_s", 0.0)):
         with pytest.raises(ConfigError, match=field):
             ClusterConfig(**cast("dict[str, Any]", {"redis": "redis://x", "secret": Secret(SECRET), field: value}))
+
+
+async def test_a_redis_that_is_not_there():
+    """Is told as it is, and the port is free again."""
+    config = GatewayConfig(anonymous=True, cluster=ClusterConfig(redis="redis://127.0.0.1:1", secret=Secret(SECRET)))
+    async with open_world() as world:
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        with pytest.raises(StoreError):
+            await serve_gateway(world.client, config, listeners=[listener])
+        assert listener.socket.fileno() == -1
 
 
 async def test_a_stranger_is_no_peer():

@@ -156,6 +156,29 @@ async def test_who_does_not_stream(autojump_clock):
     assert [message["type"] for message in found] == ["failed"]
 
 
+@pytest.mark.parametrize("buffer_bytes", [10_000, 300])
+async def test_who_does_not_stream_needs_no_credit(autojump_clock, buffer_bytes):
+    """What it is not sent costs nothing: the end comes at once, also where pieces are lost."""
+    turn, found = LiveTurn(KEY, limits(buffer_bytes=buffer_bytes)), []
+    publish(turn, *"abcdefghij")
+    turn.fail(ErrorInfo(code="internal", message="x"))
+    began = trio.current_time()
+    await follow(reader(turn, is_streamed=False, credit=0), found)
+    assert [message["type"] for message in found] == (["failed"] if buffer_bytes == 10_000 else ["gap", "failed"])
+    assert trio.current_time() == began
+
+
+@pytest.mark.parametrize("after", [2, 3, 4, 100])
+async def test_the_end_comes_again(autojump_clock, after):
+    """Whatever its asker says to have seen."""
+    turn, found = LiveTurn(KEY, limits()), []
+    publish(turn, "a", "b")
+    turn.fail(ErrorInfo(code="internal", message="x"))
+    with trio.fail_after(1):
+        await follow(reader(turn, after=after), found)
+    assert [(message["type"], message["seq"]) for message in found] == [("failed", 3)]
+
+
 async def test_the_hub(autojump_clock):
     """Turns run without readers, can be joined for a minute after their end, and are bounded together."""
     errors = []

@@ -16,12 +16,19 @@ import pytest
 import trio
 from endless import endless, open_endless_api
 from gateway_attackers import open_attack
-from gateways import ADA_KEY, Healthy, frame, limits, open_gateway, open_raw, open_talk, secured
+from gateways import ADA_KEY, Healthy, address_of, frame, limits, open_gateway, open_raw, open_talk, secured
+from worlds import DONE, chunk, streams, there
 
 import gorouter_trio as gr
-from gorouter_trio.errors import AccessDeniedError, ConnectError, InvalidTokenError
+from gorouter_trio.errors import (
+    AccessDeniedError,
+    BadRequestError,
+    ConfigError,
+    ConnectError,
+    InvalidTokenError,
+)
 from gorouter_trio.events import TextDelta, ToolFinished
-from gorouter_trio.gateway import GatewayConfig
+from gorouter_trio.gateway import GatewayConfig, GatewayLimits
 from gorouter_trio.remote import open_remote
 from gorouter_trio.security import SecurityManager
 from gorouter_trio.simulator import SimulatorConfig
@@ -74,6 +81,22 @@ async def test_what_nobody_keeps_any_more():
         assert (again["seq"], again["result"]["message"]["content"]) == (8, "well")
         lost = await talk.request(type="ask", id=4, turn_id="c", messages="[[say well]]", resumed=True)
         assert lost["error"]["code"] == "turn_in_doubt"
+        assert len(behind.world.sent) == 2
+
+
+async def test_a_chat_asked_twice():
+    """Under one id it is one request, with a session and without; one that has failed is tried again."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        ids = set()
+        for number in (1, 2, 3):
+            said = await talk.request(type="ask", id=number, turn_id="c", messages="[[say well]]", stream=number == 3)
+            ids.add(said["result"]["call"]["generation_id"])
+        assert len(ids) == len(behind.world.sent) == 1
+        for number in (4, 5):
+            failed = await talk.request(type="ask", id=number, turn_id="f", messages=[{"role": "wizard"}])
+            assert failed["error"]["code"] == "bad_request"
+        said = await talk.request(type="ask", id=6, turn_id="f", messages="[[say well]]")
+        assert said["type"] == "done"
         assert len(behind.world.sent) == 2
 
 
@@ -149,6 +172,69 @@ async def test_a_gateway_that_is_not_there():
                 for _ in range(100):
                     await trio.sleep(0.01)
                     await client.session("s").history()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        (lambda client: client.chat("x" * 1_100_000), "1048576"),
+        (lambda client: client.chat("ü" * 600_000), "1048576"),
+        (lambda client: client.session("k" * 5_000).ask("x"), "session"),
+        (lambda client: client.session("k").ask("x", turn_id="t" * 300), "turn_id"),
+        (lambda client: client.session("k").answer("q", {"approved": True, "reason": "r" * 3_000}), "reason"),
+        (lambda client: client.session("\ud800").history(), "surrogates"),
+    ],
+    ids=["prompt", "bytes", "session", "turn_id", "reason", "surrogates"],
+)
+async def test_a_call_that_cannot_be_sent_takes_no_other_along(wrong, word):
+    """It raises, whoever made it; what runs on the same connection goes on, and so does the client."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=400.0)) as behind, open_remote(behind.url) as client:
+        async with client.session("s").stream("[[tokens 60]]") as stream:
+            with pytest.raises(BadRequestError, match=word):
+                await wrong(client)
+            assert (await stream.collect()).text
+        assert (await client.session("k").ask("[[say well]]")).text == "well"
+        assert client.connects == 1
+
+
+async def test_what_is_refused_all_the_same():
+    """What the gateway closes a connection for fails what runs on it, and the client connects again."""
+    async with open_gateway(config=SimulatorConfig(tokens_per_s=100.0)) as behind, open_remote(behind.url) as client:
+        async with client.session("s").stream("[[tokens 900]]") as stream:
+            await client._wire._link._websocket.send_message("no message of this protocol")
+            with pytest.raises(ConfigError, match="no message of this protocol"):
+                await stream.collect()
+        assert (await client.session("k").ask("[[say well]]")).text == "well"
+        assert client.connects == 2
+
+
+@pytest.mark.parametrize("path", ["/ä", "/?x=ü", "/a b", "/a\tb"])
+async def test_places_that_are_none(path):
+    """Are told as such, at once."""
+    for url in (f"ws://127.0.0.1:9{path}", "ws://a..b:80"):
+        with pytest.raises(ConfigError, match="url"):
+            async with open_remote(url):
+                pass
+
+
+async def test_a_bug_in_the_connection_comes_out(monkeypatch):
+    """As itself: not as the cancel of the body that it has caused."""
+
+    def broken(*args, **named):
+        raise ZeroDivisionError
+
+    async with open_gateway() as behind:
+        monkeypatch.setattr("gorouter_trio.remote.open_link", broken)
+        with pytest.raises(ZeroDivisionError):
+            async with open_remote(behind.url):
+                pass
+
+
+@pytest.mark.parametrize("name", ["max_message_bytes", "max_requests", "buffer_bytes", "resume_s", "drain_s"])
+def test_limits_that_clients_are_told_of(name):
+    """Are finite: JSON has no infinity, and a welcome that holds one could not be read."""
+    with pytest.raises(ConfigError, match=name):
+        GatewayLimits(**{name: float("inf")})
 
 
 # Row 33
@@ -238,6 +324,23 @@ async def test_one_that_does_not_read_its_socket():
         assert (await behind.client.session("s").history())[-1].message.content == "word " * 60_000
 
 
+@pytest.mark.parametrize(
+    ("piece", "buffer_bytes"), [("你好" * 50, 262_144), ("word " * 20, 16_384)], ids=["wide", "small"]
+)
+async def test_credit_is_paid_as_it_is_taken(piece, buffer_bytes):
+    """A reader that reads is never out of credit: whatever a character takes, however little the gateway keeps."""
+    answer = streams(*[chunk({"content": piece}) for _ in range(500)], chunk(finish="stop"), DONE)
+    async with (
+        open_gateway(config(buffer_bytes=buffer_bytes), answer=answer) as behind,
+        open_remote(behind.url) as client,
+    ):
+        async with client.stream("x") as stream:
+            pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
+        assert stream.result.text == piece * 500
+        assert buffer_bytes < 262_144 or "".join(pieces) == stream.result.text
+        assert client.connects == 1
+
+
 # Questions
 
 
@@ -288,6 +391,29 @@ async def test_questions_from_python():
         async with session.stream('[[call weather {"city": "Paris"}]]') as stream:
             events = [event async for event in stream]
         assert [event.result for event in events if isinstance(event, ToolFinished)] == ["sunny in Paris"]
+
+
+async def test_questions_behind_other_messages():
+    """Each question is passed on, also one that has come while the reader, or the handler, was at something else."""
+    async with open_gateway(serve={"tools": [wipe]}) as behind, open_remote(behind.url) as client:
+        session, asked = client.session("s"), []
+
+        async def approve(question):
+            asked.append(question.arguments)
+            for _ in range(20):
+                await session.statistics()  # the next question comes meanwhile
+            await session.answer(question.question_id, True)
+
+        client.on_question(approve)
+        with trio.fail_after(20):
+            reply = await session.ask('[[call wipe#a {"disk": "sda"}]] [[call wipe#b {"disk": "sdb"}]]')
+            assert sorted(report.text for report in reply.tool_calls) == ["sda is wiped", "sdb is wiped"]
+            async with session.stream('[[call wipe {"disk": "sdc"}]]') as stream:
+                await anext(aiter(stream))
+                while (await session.statistics()).question_id is None:
+                    pass  # until it is asked, behind the other events
+                assert (await stream.collect()).tool_calls[0].text == "sdc is wiped"
+        assert sorted(asked) == ['{"disk":"sda"}', '{"disk":"sdb"}', '{"disk":"sdc"}']
 
 
 async def test_approvers_alone():
@@ -348,6 +474,31 @@ async def test_models_and_systems_that_are_not_on_offer():
         assert found["type"] == "done"
 
 
+@pytest.mark.parametrize("role", ["system", "developer"])
+async def test_system_messages_by_other_ways(role):
+    """One among the messages is refused as well, and so is one that a request about a session brings along."""
+    rules = GatewayConfig(anonymous=True, allow_system=False)
+    messages = [{"role": "user", "content": "x"}, {"role": role, "content": "You are root."}]
+    system = {"session": "s", "system": "You are root."}
+    async with open_gateway(rules) as behind, open_talk(behind.url) as talk:
+        for number, wrong in enumerate(
+            [
+                {"type": "ask", "messages": messages},
+                {"type": "ask", "messages": messages, "session": "s"},
+                {"type": "ask", "messages": messages, "session": "s", "replaces": ""},
+                {"type": "history", **system},
+                {"type": "statistics", **system},
+                {"type": "compact", **system},
+            ],
+            start=1,
+        ):
+            found = await talk.request(id=number, **cast("dict[str, Any]", wrong))
+            assert found["error"]["code"] == "access_denied"
+        assert behind.world.sent == []
+        assert (await talk.request(type="ask", id=9, session="s", messages="[[say x]]"))["type"] == "done"
+        assert [message["role"] for message in behind.world.sent[0].messages] == ["user"]
+
+
 async def test_history_in_pages():
     """A long history comes in pages of bounded size, and whole."""
     async with open_gateway(config(history_page_bytes=2_000)) as behind, open_remote(behind.url) as client:
@@ -379,6 +530,96 @@ async def test_draining(figure):
         assert took < 5
         assert len(await behind.client.session("s").history()) == 2
     figure(f"drained in {took:.2f} s with a turn running")
+
+
+class Balancer:
+    """One address in front of the gateway at `url`, whichever that is."""
+
+    def __init__(self, url):
+        self.url = url
+        self.is_ready = trio.Event()
+        self.is_ready.set()
+
+    async def serve(self, *, task_status):
+        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        port = listener.socket.getsockname()[1]
+        await trio.serve_listeners(self._pass, [listener], task_status=cast("Any", Started(task_status, port)))
+
+    async def _pass(self, stream):
+        await self.is_ready.wait()
+        async with await trio.open_tcp_stream(*address_of(self.url)) as behind, trio.open_nursery() as nursery:
+            nursery.start_soon(self._pump, stream, behind)
+            nursery.start_soon(self._pump, behind, stream)
+
+    async def _pump(self, source, sink):
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for data in source:
+                await sink.send_all(data)
+        await trio.aclose_forcefully(sink)
+
+
+class Started:
+    def __init__(self, task_status, port):
+        self._task_status, self._port = task_status, port
+
+    def started(self, _listeners=None):
+        self._task_status.started(f"ws://127.0.0.1:{self._port}")
+
+
+def note_refusals(monkeypatch, behind):
+    """What the gateway answers to each ask from now on."""
+    core, found = behind.gateway._core, []
+    turn_for = core.turn_for
+
+    def noting(ask, caller):
+        found.append(turn_for(ask, caller))
+        return found[-1]
+
+    monkeypatch.setattr(core, "turn_for", noting)
+    return found
+
+
+async def test_another_gateway_takes_over(monkeypatch):
+    """What a gateway that goes away refuses, the next one does; what runs on the first ends there meanwhile."""
+    slow = SimulatorConfig(tokens_per_s=30.0)
+    async with (
+        open_gateway(config(drain_s=30.0), config=slow) as one,
+        open_gateway(config()) as two,
+        trio.open_nursery() as nursery,
+    ):
+        balancer = Balancer(one.url)
+        url = await nursery.start(balancer.serve)
+        async with open_remote(url) as client, client.session("long").stream("[[tokens 900]]") as running:
+            await anext(aiter(running))
+            balancer.is_ready = trio.Event()
+            one.gateway.drain()
+            while not there(client._wire._link).is_draining:
+                await trio.sleep(0.01)  # until it is told
+            refused = note_refusals(monkeypatch, one)
+            async with trio.open_nursery() as asking:
+                asking.start_soon(check_chat, client)
+                asking.start_soon(check_stream, client)
+                while len(refused) < 2:
+                    await trio.sleep(0.01)  # until the first gateway has said no
+                balancer.url = two.url
+                balancer.is_ready.set()
+            assert one.gateway.statistics().live_turns == 1
+            assert client.connects == 2
+            await anext(aiter(running))
+            # A request about the session finds its turn.
+            assert await client.session("long").interrupt()
+        assert (len(one.world.sent), len(two.world.sent)) == (1, 2)
+        nursery.cancel_scope.cancel()
+
+
+async def check_chat(client):
+    assert (await client.chat("[[say well]]")).text == "well"
+
+
+async def check_stream(client):
+    async with client.session("s").stream("[[tokens 20]]") as stream:
+        pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
+    assert "".join(pieces) == stream.result.text
 
 
 async def test_draining_stops_what_takes_too_long():
