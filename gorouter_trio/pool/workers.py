@@ -38,6 +38,7 @@ from ..errors import (
     ConnectError,
     DeadlineExceededError,
     DeadlinePhase,
+    DecodeError,
     GorouterError,
     PoolClosedError,
     PoolFullError,
@@ -95,6 +96,7 @@ class Ticket(ReplySlot[None]):
         "call",
         "charged",
         "cost",
+        "data_at",
         "deadline",
         "deadline_at",
         "error",
@@ -128,7 +130,8 @@ class Ticket(ReplySlot[None]):
         self.deadline = deadline
         self.queued_at = now
         self.started_at = now
-        self.reply_at = now
+        # When the head of the reply came, and when what follows its padding did.
+        self.reply_at = self.data_at = now
         self.sent_at = _NEVER
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
@@ -590,7 +593,8 @@ class Pool:
             except _KeysChangedError:
                 continue
             finally:
-                exchange.queue_wait_s += ticket.started_at - ticket.queued_at
+                # To the sending: a connection that had to be made was waited for as well.
+                exchange.queue_wait_s += max(ticket.started_at, ticket.sent_at) - ticket.queued_at
                 exchange.attempts += ticket.sent_at is not _NEVER
         if ticket.resolved_at is not _NEVER:
             self.lag.add(self.now() - ticket.resolved_at)
@@ -1129,7 +1133,7 @@ class _Worker:
         if ticket.on_sent is not None:
             ticket.on_sent()
         await connection.start(ticket.head, ticket.call.body)
-        ticket.reply_at = now = pool.now()
+        ticket.reply_at = ticket.data_at = now = pool.now()
         status = ticket.status = connection.status
         ticket.headers = connection.headers
         is_good = 200 <= status < 300
@@ -1138,8 +1142,13 @@ class _Worker:
         else:
             if not connection.is_complete:
                 self.watch(min(ticket.deadline, now + deadlines.first_data_s), "first_data")
-            ticket.body = await connection.receive_all()
-            if not is_good:
+            if is_good:
+                is_here = connection.is_complete
+                ticket.body = await connection.receive_all()
+                if not is_here:
+                    ticket.data_at = pool.now()
+            else:
+                ticket.body = await self._receive_refusal(ticket, connection)
                 pool.note_refusal(ticket)
         if not pool.answered & _LAG_MASK:
             ticket.resolved_at = pool.now()
@@ -1147,6 +1156,19 @@ class _Worker:
             pool.answered += 1
         elif ticket.lease is not None:
             ticket.lease.give_back(reusable=False)
+
+    async def _receive_refusal(self, ticket: Ticket, connection: Connection) -> bytes:
+        """The body of a refusal, empty where it is cut, unreadable or late: its status says what became of the request.
+
+        Without a status nobody would know, and what was refused would be asked for again, or held to be charged.
+        """
+        try:
+            return await connection.receive_all()
+        except (StreamBrokenError, DecodeError):
+            if ticket.abandoned or self.pool.now() >= ticket.deadline:
+                raise
+            connection.close()
+            return b""
 
     async def _wait_for_lease(self, lease: Lease) -> None:
         """Wait until the stream is over; its last bytes may still be on the way."""

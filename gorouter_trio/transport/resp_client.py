@@ -8,6 +8,7 @@ Commands that block, and subscriptions, would hold up everybody on a shared conn
 own; a blocking command that is cancelled takes its connection with it.
 
 In a cluster the slot of a command's key says whose it is. What nodes answer with MOVED is remembered, ASK is followed.
+What is remembered of a node that cannot be reached is forgotten: the node of the URL is asked who has its slots now.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ _MAY_BLOCK: Final = frozenset(("XREAD", "XREADGROUP"))
 _STATEFUL: Final = frozenset(
     (
         *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "SYNC", "PSYNC", "MULTI", "EXEC", "DISCARD", "WATCH"),
+        # In RESP3 they are answered by a push, and so by nothing.
+        *("UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
         *("UNWATCH", "SELECT", "HELLO", "AUTH", "QUIT", "RESET", "ASKING", "READONLY", "READWRITE"),
     )
 )
@@ -128,10 +131,9 @@ class RedisClient:
         self._now: Callable[[], float] | None = None
         self._known: set[tuple[RedisLink, str]] = set()
         self._resent = 0
-        self._is_closed = False
 
     def __repr__(self) -> str:
-        return f"<RedisClient of {self.address}{', closed' if self._is_closed else ''}>"
+        return f"<RedisClient of {self.address}{', closed' if self._settings.is_closed else ''}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -221,7 +223,7 @@ class RedisClient:
         except BaseException:
             connection.close()
             raise
-        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._is_closed:
+        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._settings.is_closed:
             self._idle.append(connection)
         else:
             connection.close()
@@ -256,31 +258,33 @@ class RedisClient:
             connection.close()
 
     async def aclose(self) -> None:
-        """Close the connections: what is in flight fails. Later calls raise `StoreError`."""
-        self._is_closed = True
-        for link in (self._link, *self._links.values()):
-            if link.connection is not None:
-                link.connection.close()
-        for connection in self._idle:
-            connection.close()
+        """Close the connections, also those that block or are subscribed: what is in flight fails.
+
+        Later calls raise `StoreError`.
+        """
+        self._settings.close()
         self._idle.clear()
         await trio.lowlevel.checkpoint()
 
     # Sending
 
     def _deadline(self) -> float:
-        if self._is_closed:
-            raise StoreError(f"{self.address}: the client is closed", kind="closed")
+        self._settings.check_open()
         return trio.current_time() + self._settings.timeout_s
 
     async def _send(self, args: tuple[Argument, ...], deadline: float) -> Reply:
         link = self._link_for(args)
         data = pack(args)
         commands: tuple[bytes, ...] = (data,)
-        for _ in range(_MOST_REDIRECTS):
+        redirects = 0
+        while redirects < _MOST_REDIRECTS:
             connection = link.connection
             if connection is None or not connection.is_open:
-                connection = await link.ready(deadline)
+                connection = await self._ready(link, deadline)
+            if connection is None:
+                link, commands, redirects = self._link, (data,), 0
+                continue
+            redirects += 1
             reply = await connection.call_all(commands, deadline=deadline)
             if type(reply) is not ErrorReply:
                 return reply
@@ -300,11 +304,26 @@ class RedisClient:
                 return await self._send(args, deadline)
             except StoreError as exc:
                 is_passing = exc.kind in PASSING or (exc.kind == "read_only" and bool(self.address.master))
-                if self._is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
+                if self._settings.is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
                     raise
                 self._resent += 1
                 if exc.kind != "io":
                     await trio.sleep(self._settings.rng.uniform(0.0, SPACING_S))
+
+    async def _ready(self, link: RedisLink, deadline: float) -> RespConnection | None:
+        """The connection of a link, until the deadline; None for a node of a cluster that an attempt has not reached.
+
+        Attempts on a node are spaced, and so are questions about one that stays unreachable.
+        """
+        if link is self._link:
+            return await link.ready(deadline)
+        connection = None
+        try:
+            connection = await link.ready(deadline, once=True)
+        finally:
+            if connection is None:
+                self._slots = {slot: other for slot, other in self._slots.items() if other is not link}
+        return connection
 
     # Who has what
 
@@ -364,11 +383,14 @@ class RedisClient:
     async def _open_master(self, place: Place) -> RespConnection:
         """A connection to what is the master itself, not only by the word of a sentinel that may be late."""
         connection = await self._settings.open_stream(place)
-        role = await connection.call(pack(("ROLE",)), deadline=trio.current_time() + self._settings.timeout_s)
-        if isinstance(role, list) and role and role[0] == b"master":
-            return connection
-        connection.close()
-        raise StoreError(f"{place} is no master any more, or not yet", kind="unreachable")
+        try:
+            role = await connection.call(pack(("ROLE",)), deadline=trio.current_time() + self._settings.timeout_s)
+            if not (isinstance(role, list) and role and role[0] == b"master"):
+                raise StoreError(f"{place} is no master any more, or not yet", kind="unreachable")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     # Connections for one
 
@@ -443,20 +465,20 @@ def _check(args: tuple[Argument, ...]) -> None:
     """Refuse what would harm everybody on a shared connection."""
     if not args:
         raise ConfigError("redis: a command needs a name")
-    name = args[0]
-    if isinstance(name, str) and not _is_harmful(name.upper(), args):
-        return
-    if isinstance(name, bytes) and not _is_harmful(name.decode(errors="replace").upper(), args):
-        return
-    raise ConfigError(
-        f"redis: {name!r} changes or blocks the shared connection; there are execute_together, execute_blocking and "
-        "subscribe for that"
-    )
+    name = _word(args[0])
+    may_block = name in _BLOCKING or (name in _MAY_BLOCK and "BLOCK" in map(_word, args))
+    # Without its reply, a command would be answered with that of the next one.
+    is_mute = name == "CLIENT" and len(args) > 1 and _word(args[1]) == "REPLY"
+    if may_block or is_mute or name in _STATEFUL:
+        raise ConfigError(
+            f"redis: {args[0]!r} changes or blocks the shared connection; there are execute_together, "
+            "execute_blocking and subscribe for that"
+        )
 
 
-def _is_harmful(name: str, args: tuple[Argument, ...]) -> bool:
-    may_block = name in _MAY_BLOCK and any(str(part).upper() in {"BLOCK", "B'BLOCK'"} for part in args[1:])
-    return may_block or name in _BLOCKING or name in _STATEFUL
+def _word(arg: Argument) -> str:
+    """An argument as a keyword is compared."""
+    return (arg.decode(errors="replace") if isinstance(arg, bytes) else str(arg)).upper()
 
 
 def _slot(key: Argument) -> int:

@@ -30,7 +30,7 @@ from .catalog import (
 from .embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingReply
 from .faults import api_error, body_summary, error_from_reply
 from .formcheck import check_embedding_form, check_form, check_headers, check_message
-from .journal import LogEntry
+from .journal import AnswerDiscarded, LogEntry, TurnAnswered, TurnCalled
 from .ledger import LedgerRow
 from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
@@ -116,6 +116,7 @@ __all__ = [
     "kept",
     "make_decoder",
     "render_body",
+    "settings_of_whole",
     "split_list",
     "split_object",
     "to_chunk",
@@ -128,6 +129,9 @@ S = TypeVar("S", bound=msgspec.Struct)
 
 Prompt: TypeAlias = str | Message | Mapping[str, object] | Sequence[Message | Mapping[str, object]]
 """What a chat takes: the text of one user message, a message, or messages, each typed or a mapping in wire names."""
+
+
+_Headers: TypeAlias = tuple[tuple[str, str], ...]
 
 
 class _Role(msgspec.Struct, frozen=True):
@@ -152,6 +156,7 @@ encode_json = _encoder.encode
 """Any value of this package as JSON bytes; Decimals as numbers."""
 
 _decode_any = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
@@ -173,14 +178,20 @@ _LF = 10  # a number: looking for it takes an eighth of looking for bytes
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
+_TOO_MANY = 10**12
 _NO_DETAILS = CostDetails()
 _NO_PROMPT_DETAILS = PromptTokensDetails()
 _NO_COMPLETION_DETAILS = CompletionTokensDetails()
 _EMPTY = msgspec.Raw(b'""')
-_NOT_JSON = (TypeError, ValueError, RecursionError)
+_WITH_CALL = (TurnAnswered, TurnCalled, AnswerDiscarded)
+_NOT_JSON = (TypeError, ValueError, RecursionError, msgspec.DecodeError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
 _KNOWN_OPTIONS = frozenset({"model", "models", "max_tokens", "max_completion_tokens", "extra_body"})
+# Options where null says no more than their absence, to the API as here.
+_NEVER_NULL = ("model", "models", "max_tokens", "max_completion_tokens")
+# Two names of one option.
+_BOUNDS = frozenset({"max_tokens", "max_completion_tokens"})
 _LANES = ("interactive", "batch")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
@@ -334,10 +345,19 @@ def encode_message(message: Message | Mapping[str, object]) -> bytes:
     """One message as JSON bytes; raises `BadRequestError` when it is none, or its role is unknown."""
     if message.__class__ not in _MESSAGES:
         message = _checked_mapping(message)
+    return _encode_given(message, "messages:")
+
+
+def _encode_given(value: object, what: str) -> bytes:
+    """What a caller gave, as JSON bytes; raises `BadRequestError` about `what` when it has no JSON."""
     try:
-        return encode_json(message)
+        encoded = encode_json(value)
+        # A Decimal that is no number, and raw JSON that is none, are written as they are: nobody could read them again.
+        if not is_utf8(_decode_raw(encoded)):
+            raise _bad_request(f"{what} cannot be written as JSON: not UTF-8")
     except _NOT_JSON as exc:
-        raise _bad_request(f"messages: cannot be written as JSON: {exc}") from exc
+        raise _bad_request(f"{what} cannot be written as JSON: {exc}") from exc
+    return encoded
 
 
 def add_system(system: bytes, messages: bytes) -> bytes:
@@ -354,7 +374,7 @@ def _has_system(messages: bytes) -> bool:
 
 
 def encode_options(keywords: ChatKeywords) -> bytes:
-    """The options of a request as one encoded JSON object.
+    """The options of a request as one encoded JSON object; a model, models or a bound of None are not given.
 
     Raises `BadRequestError` for a value that is not JSON, and `TypeError` for an unknown name, as
     a call with an unknown keyword does.
@@ -363,15 +383,13 @@ def encode_options(keywords: ChatKeywords) -> bytes:
     extra = _extra_body(fields.pop("extra_body", None))
     if "routing_id" in fields:
         fields["session_id"] = fields.pop("routing_id")
+    _drop_nulls(fields)
     options = ChatOptions(**fields)  # type: ignore[arg-type]  # the TypedDict has checked them
     _refuse_numbers_without_json(fields)
     _refuse_numbers_without_json(extra)
     check_form({**fields, **extra})
-    try:
-        encoded = encode_json(options)
-        return join_options(encoded, encode_json(extra)) if extra else encoded
-    except _NOT_JSON as exc:
-        raise _bad_request(f"the options cannot be written as JSON: {exc}") from exc
+    encoded = _encode_given(options, "the options")
+    return join_options(encoded, _encode_given(extra, "the options")) if extra else encoded
 
 
 def _extra_body(given: object) -> dict[str, object]:
@@ -383,7 +401,15 @@ def _extra_body(given: object) -> dict[str, object]:
     for name in ("messages", "stream"):
         if name in extra:
             raise _bad_request(f"extra_body: {name} is set by the call itself")
+    _drop_nulls(extra)
     return extra
+
+
+def _drop_nulls(fields: dict[str, object]) -> None:
+    """Take out what is null where that says nothing: in a body it would hide the bound that a budget puts there."""
+    for name in _NEVER_NULL:
+        if name in fields and fields[name] is None:
+            del fields[name]
 
 
 def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTINGS) -> tuple[bytes, CallSettings]:
@@ -398,7 +424,7 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
     fields = dict(cast("Mapping[str, object]", keywords))
     lane = fields.pop("lane", beneath.lane)
     tenant = fields.pop("tenant", beneath.tenant)
-    headers = tuple((dict(beneath.headers) | dict(check_headers(fields.pop("extra_headers", None)))).items())
+    headers = _headers_above(beneath.headers, check_headers(fields.pop("extra_headers", None)))
     if lane not in _LANES:
         raise _bad_request(f"lane: must be one of {', '.join(_LANES)}, not {lane!r}")
     if not isinstance(tenant, str):
@@ -408,12 +434,19 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
     return encoded, _settings_of(fields, settings)
 
 
+def _headers_above(first: _Headers, second: _Headers) -> _Headers:
+    """Headers of two levels as one; their names have no case."""
+    return tuple({name.lower(): (name, value) for name, value in (*first, *second)}.values())
+
+
 def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSettings:
     """`beneath` with the model and the bound on the completion that checked options name."""
-    fields = {**options, **cast("Mapping[str, object]", options.get("extra_body") or {})}
+    fields = dict(options)
+    _drop_nulls(fields)
+    fields = _above(fields, _extra_body(fields.get("extra_body")))
     model = fields.get("model")
-    bounds = [fields.get("max_completion_tokens"), fields.get("max_tokens")]
-    bound = next((bound for bound in bounds if isinstance(bound, int)), None)
+    # Where one level says both, nobody knows which of them holds.
+    bound = max((bound for name in _BOUNDS if isinstance(bound := fields.get(name), int)), default=None)
     others = fields.get("models")
     return msgspec.structs.replace(
         beneath,
@@ -421,6 +454,11 @@ def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSe
         models=tuple(map(str, others)) if isinstance(others, (list, tuple)) else beneath.models,
         max_tokens=beneath.max_tokens if bound is None else bound,
     )
+
+
+def settings_of_whole(options: Mapping[str, object], settings: CallSettings) -> CallSettings:
+    """`settings` of a request with these options and no others: what they do not name, nothing beneath them does."""
+    return _settings_of(options, msgspec.structs.replace(settings, model="", models=(), max_tokens=None))
 
 
 def check_options(fields: Mapping[str, object]) -> None:
@@ -459,13 +497,11 @@ def encode_request(
         raise _bad_request("messages: a request needs a list of messages")
     for name in ("custom_id", "stream", "stream_options"):
         fields.pop(name, None)
+    _drop_nulls(fields)
     encoded = encode_prompt(cast("Prompt", list(cast("Sequence[Message]", messages))))
     _refuse_numbers_without_json(fields)
     check_form(fields)
-    try:
-        options = join_options(defaults, encode_json(fields))
-    except _NOT_JSON as exc:
-        raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
+    options = join_options(defaults, _encode_given(fields, "the request"))
     settings = beneath if _KNOWN_OPTIONS.isdisjoint(fields) else _settings_of(fields, beneath)
     return render_body(options, add_system(system, encoded), streaming=False), settings
 
@@ -483,15 +519,12 @@ def encode_embeddings(
     if unknown:
         raise TypeError(f"there is no keyword {min(unknown)!r}; use extra_body for one that is newer than this package")
     extra = _extra_body(fields.pop("extra_body", None))
-    headers = tuple((dict(beneath.headers) | dict(check_headers(fields.pop("extra_headers", None)))).items())
+    headers = _headers_above(beneath.headers, check_headers(fields.pop("extra_headers", None)))
     if "routing_id" in fields:
         fields["session_id"] = fields.pop("routing_id")
     fields = {"model": model, "input": given, **fields, **extra}
     check_embedding_form(fields)
-    try:
-        body = encode_json(fields)
-    except _NOT_JSON as exc:
-        raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
+    body = _encode_given(fields, "the request")
     return body, msgspec.structs.replace(beneath, headers=headers, model=cast("str", fields["model"]), max_tokens=None)
 
 
@@ -499,17 +532,21 @@ def encode_text_prompt(prompt: object, options: bytes) -> bytes:
     """The body of POST /completions from its prompt and encoded options; raises `BadRequestError`."""
     if not isinstance(prompt, str) or not prompt:
         raise _bad_request(f"prompt: must be a text, and not empty, not {prompt!r:.200}")
-    try:
-        return join_options(options, encode_json({"prompt": prompt}))
-    except _NOT_JSON as exc:
-        raise _bad_request(f"prompt: cannot be written as JSON: {exc}") from exc
+    return join_options(options, _encode_given({"prompt": prompt}, "prompt:"))
 
 
 def join_options(first: bytes, second: bytes) -> bytes:
-    """Two encoded objects as one; where both have a name, `second` wins."""
+    """Two encoded objects as one; where both have a name, `second` wins, and so it does with a bound of either name."""
     if first == b"{}" or second == b"{}":
         return second if first == b"{}" else first
-    return encode_json(_split_object(first) | _split_object(second))
+    return encode_json(_above(_split_object(first), _split_object(second)))
+
+
+def _above(first: dict[str, T], second: dict[str, T]) -> dict[str, T]:
+    """Options of two levels as one; a bound of the first would hold beside the other one that settings have."""
+    if not _BOUNDS.isdisjoint(second):
+        first = {name: value for name, value in first.items() if name not in _BOUNDS or name in second}
+    return first | second
 
 
 def render_body(options: bytes, messages: bytes, *, streaming: bool) -> bytes:
@@ -565,18 +602,18 @@ def decode_completion(body: bytes, *, generation_id: str | None = None) -> ChatC
 
 
 def checked_usage(usage: Usage) -> Usage:
-    """`usage`, or a copy in which None stands for counts below zero and for amounts that are no money.
+    """`usage`, or a copy in which None stands for counts that no request has and for amounts that are no money.
 
-    A provider's NaN, or its thousand-digit exponent, must reach neither a sum nor a store.
+    A provider's NaN, or its thousand-digit number, must reach neither a sum nor a store.
     """
     if _is_plausible(usage):
         return usage
     details = usage.cost_details
     return msgspec.structs.replace(
         usage,
-        prompt_tokens_details=_without_negatives(usage.prompt_tokens_details),
-        completion_tokens_details=_without_negatives(usage.completion_tokens_details),
-        server_tool_use_details=_without_negatives(usage.server_tool_use_details),
+        prompt_tokens_details=_without_odd_counts(usage.prompt_tokens_details),
+        completion_tokens_details=_without_odd_counts(usage.completion_tokens_details),
+        server_tool_use_details=_without_odd_counts(usage.server_tool_use_details),
         cost=usage.cost if _is_plausible(Usage(cost=usage.cost)) else None,
         cost_details=details if _is_plausible(Usage(cost_details=details)) else None,
         prompt_tokens=_count_or_none(usage.prompt_tokens),
@@ -597,15 +634,15 @@ def _is_plausible(usage: Usage) -> bool:
             and _FREE <= (details.upstream_inference_prompt_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_completions_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.server_tool_cost or _FREE) < _TOO_MUCH
-            and (prompt.cached_tokens or 0) >= 0
-            and (prompt.cache_write_tokens or 0) >= 0
-            and (prompt.audio_tokens or 0) >= 0
-            and (completion.reasoning_tokens or 0) >= 0
-            and (completion.image_tokens or 0) >= 0
-            and (completion.audio_tokens or 0) >= 0
-            and (usage.prompt_tokens or 0) >= 0
-            and (usage.completion_tokens or 0) >= 0
-            and (usage.total_tokens or 0) >= 0
+            and 0 <= (prompt.cached_tokens or 0) < _TOO_MANY
+            and 0 <= (prompt.cache_write_tokens or 0) < _TOO_MANY
+            and 0 <= (prompt.audio_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.reasoning_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.image_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.audio_tokens or 0) < _TOO_MANY
+            and 0 <= (usage.prompt_tokens or 0) < _TOO_MANY
+            and 0 <= (usage.completion_tokens or 0) < _TOO_MANY
+            and 0 <= (usage.total_tokens or 0) < _TOO_MANY
         )
     except InvalidOperation:
         # NaN cannot be compared.
@@ -917,8 +954,16 @@ def _read_content(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], T]) -> str |
 
 
 def decode_log_entry(data: bytes) -> LogEntry:
-    """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
-    return cast("LogEntry", _stored(_decode_log_entry, data))
+    """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`.
+
+    Counts that no request has are None, as in a reply: older versions have stored them.
+    """
+    entry = cast("LogEntry", _stored(_decode_log_entry, data))
+    if isinstance(entry, _WITH_CALL) and entry.call.usage is not None:
+        usage = checked_usage(entry.call.usage)
+        if usage is not entry.call.usage:
+            return msgspec.structs.replace(entry, call=msgspec.structs.replace(entry.call, usage=usage))
+    return entry
 
 
 def decode_log_outline(data: bytes) -> LogOutline:
@@ -1126,15 +1171,15 @@ def _finite_field(value: object) -> object:
 
 
 def _count_or_none(count: int | None) -> int | None:
-    return count if count is not None and count >= 0 else None
+    return count if count is not None and 0 <= count < _TOO_MANY else None
 
 
-def _without_negatives(counts: S | None) -> S | None:
-    """The same with None for counts below zero."""
+def _without_odd_counts(counts: S | None) -> S | None:
+    """The same with None for counts that no request has."""
     if counts is None:
         return None
-    odd = {name: None for name, value in msgspec.structs.asdict(counts).items() if value is not None and value < 0}
-    return msgspec.structs.replace(counts, **odd) if odd else counts
+    checked = {name: _count_or_none(value) for name, value in msgspec.structs.asdict(counts).items()}
+    return msgspec.structs.replace(counts, **checked)
 
 
 def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:

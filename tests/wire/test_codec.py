@@ -20,7 +20,8 @@ from msgspec import UNSET
 
 from gorouter_trio.errors import ApiError, BadRequestError, DecodeError, GorouterError, ProviderError, RateLimitError
 from gorouter_trio.wire import codec
-from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.wire.journal import AnswerDiscarded, TurnAbandoned, TurnAnswered, TurnCalled, TurnStarted
+from gorouter_trio.wire.mail import CallSettings
 from gorouter_trio.wire.messages import (
     AssistantMessage,
     DeveloperMessage,
@@ -35,7 +36,13 @@ from gorouter_trio.wire.messages import (
     UserMessage,
 )
 from gorouter_trio.wire.requests import ChatKeywords, ChatOptions, ChatRequest
-from gorouter_trio.wire.responses import CostDetails, Usage
+from gorouter_trio.wire.responses import (
+    CompletionTokensDetails,
+    CostDetails,
+    PromptTokensDetails,
+    ServerToolUse,
+    Usage,
+)
 from gorouter_trio.wire.result import CallRecord
 
 DEEP = 100_000
@@ -61,6 +68,22 @@ def test_absent_null_and_zero_are_three_things() -> None:
         "temperature": 0, "seed": None, "min_p": 0.0, "parallel_tool_calls": False, "user": "", "stop": [],
     }  # fmt: skip
     assert sent("hi") == {"messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize("name", ["model", "models", "max_tokens", "max_completion_tokens"])
+def test_null_where_it_says_nothing_is_not_sent(name: str) -> None:
+    """A model or a bound of null is one that is not given: what is beneath stays, in the body and in the settings."""
+    beneath = CallSettings(model="a/b", models=("c/d",), max_tokens=5)
+    null: Any = {name: None}
+    assert codec.encode_call(null, beneath=beneath) == (b"{}", beneath)
+    assert codec.encode_call({"extra_body": null}, beneath=beneath) == (b"{}", beneath)
+    given: Any = {"model": "e/f", "models": ["g/h"], "max_tokens": 7, "max_completion_tokens": 7}
+    for keywords in ({**given, "extra_body": null}, given):
+        options, settings = codec.encode_call(keywords, beneath=beneath)
+        assert json.loads(options) == given
+        assert settings == CallSettings(model="e/f", models=("g/h",), max_tokens=7)
+    body, settings = codec.encode_request({"messages": [UserMessage("a")], **null}, beneath=beneath)
+    assert (json.loads(body).keys(), settings) == ({"messages"}, beneath)
 
 
 @pytest.mark.parametrize(
@@ -205,6 +228,30 @@ def test_joining_options_keeps_their_bytes() -> None:
     assert codec.join_options(b"{}", b"{}") == b"{}"
 
 
+def test_joining_options_leaves_one_bound() -> None:
+    """`max_tokens` and `max_completion_tokens` are one option: that of the upper level holds, as the settings say."""
+    lower, higher = b'{"max_completion_tokens":3000}', b'{"max_tokens":50}'
+    assert codec.join_options(lower, higher) == higher
+    assert codec.join_options(higher, lower) == lower
+    assert codec.join_options(lower, b'{"seed":1}') == b'{"max_completion_tokens":3000,"seed":1}'
+    options, settings = codec.encode_call({"max_completion_tokens": 3000, "extra_body": {"max_tokens": 50}})
+    assert (options, settings.max_tokens) == (higher, 50)
+    _, settings = codec.encode_call({"max_completion_tokens": 50, "max_tokens": 3000})
+    assert settings.max_tokens == 3000
+    _, settings = codec.encode_request({"messages": [UserMessage("a")], "max_tokens": 7}, defaults=lower)
+    assert settings.max_tokens == 7
+
+
+def test_settings_of_whole_options() -> None:
+    """Options that have nothing beneath them: the rest of the settings stays."""
+    before = CallSettings(model="a/b", models=("c/d",), max_tokens=5, tenant="t")
+    assert codec.settings_of_whole({"seed": 1}, before) == CallSettings(tenant="t")
+    named: Any = {"model": "e/f", "models": ["g/h"], "max_tokens": 7}
+    assert codec.settings_of_whole(named, before) == CallSettings(
+        model="e/f", models=("g/h",), max_tokens=7, tenant="t"
+    )
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("options", [b"{}", b'{"model":"m","temperature":0}'])
 def test_a_body_is_one_object(options: bytes, streaming: bool) -> None:
@@ -244,6 +291,29 @@ def test_a_whole_request() -> None:
     for request in wrong:
         with pytest.raises(BadRequestError):
             codec.encode_request(request)
+
+
+NO_JSON = [Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), msgspec.Raw(b'{"type":'), msgspec.Raw(b'"\xff"')]
+
+
+@pytest.mark.parametrize("odd", NO_JSON, ids=range(len(NO_JSON)))
+def test_what_has_no_json_is_refused_wherever_it_stands(odd: Any) -> None:
+    """A Decimal that is no number, or raw JSON that is none, goes neither into a request nor into a history."""
+    user: Any = {"role": "user", "content": "x"}
+    for message in ({**user, "weight": odd}, {"role": "user", "content": [{"type": "x", "y": odd}]}):
+        for prompt in (message, [user, message]):
+            with pytest.raises(BadRequestError, match="messages: cannot be written"):
+                codec.encode_prompt(prompt)
+    with pytest.raises(BadRequestError, match="messages: cannot be written"):
+        codec.encode_message(UserMessage([odd]))
+    for options in ({"trace": {"x": odd}}, {"extra_body": {"x": [odd]}}):
+        with pytest.raises(BadRequestError, match="options cannot be written"):
+            codec.encode_options(options)  # type: ignore[arg-type]  # what a caller without a type checker may give
+    for defaults in (b"{}", b'{"seed":1}'):
+        with pytest.raises(BadRequestError, match="request cannot be written"):
+            codec.encode_request({"messages": [user], "provider": {"max_price": {"prompt": odd}}}, defaults=defaults)
+    with pytest.raises(BadRequestError, match="request cannot be written"):
+        codec.encode_embeddings("x", "m", keywords={"extra_body": {"x": {"y": odd}}})
 
 
 @given(text=st.text())
@@ -451,6 +521,32 @@ def test_checked_usage() -> None:
     assert codec.checked_usage(sound) is sound
     odd = Usage(prompt_tokens=-1, completion_tokens=2, cost=Decimal("0.1"), cost_details=CostDetails(Decimal("NaN")))
     assert codec.checked_usage(odd) == Usage(completion_tokens=2, cost=Decimal("0.1"))
+
+
+@pytest.mark.parametrize(
+    "count", ["1000000000000", "18446744073709551616", "1e300", "1" + 400 * "0", "-1"], ids=range(5)
+)
+def test_counts_that_no_request_has(count: str) -> None:
+    """A count beyond all measure is unknown, wherever it stands, and so it is in a log of an older version."""
+    text = (
+        f'{{"prompt_tokens":{count},"completion_tokens":{count},"total_tokens":{count},"cost":0.1,'
+        f'"prompt_tokens_details":{{"cached_tokens":{count}}},"server_tool_use_details":{{"web_search_requests":2}},'
+        f'"completion_tokens_details":{{"reasoning_tokens":{count}}}}}'
+    )
+    checked = Usage(
+        cost=Decimal("0.1"),
+        prompt_tokens_details=PromptTokensDetails(),
+        completion_tokens_details=CompletionTokensDetails(),
+        server_tool_use_details=ServerToolUse(web_search_requests=2),
+    )
+    body = f'{{"choices":[{{"message":{{"content":"x"}}}}],"usage":{text}}}'
+    assert codec.decode_completion(body.encode()).usage == checked
+    digits = text.replace(count, str(int(Decimal(count))))
+    for tag in ("answered", "called", "discarded"):
+        stored = f'{{"type":"{tag}","turn_id":"t","message":{{}},"call":{{"usage":{digits}}}}}'
+        entry = codec.decode_log_entry(stored.encode())
+        assert isinstance(entry, (TurnAnswered, TurnCalled, AnswerDiscarded))
+        assert entry.call.usage == checked
 
 
 def test_chunks_up_to_the_bad_one() -> None:
