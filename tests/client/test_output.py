@@ -187,3 +187,23 @@ async def test_middlewares_see_the_value(autojump_clock):
         result = await world.client.chat("Who?", response_type=Person)
     assert seen == [Person("Ada", 36)]
     assert isinstance(result.cost, Decimal)
+
+
+DEEP = '{"a":' + "[" * 300 + "]" * 300 + "}"
+NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+
+
+async def test_an_answer_that_is_nested_too_deeply(autojump_clock):
+    """It is an answer of another form, for chats and sessions, and one row of a batch."""
+    options = {"response_schema": NUMBER, "output": gr.OutputPolicy(reasks=0)}
+    async with open_world(answer=replies(completion(DEEP))) as world:
+        session = world.client.session("s")
+        for ask in (world.client.chat, session.ask):
+            with pytest.raises(gr.InvalidOutputError, match="cannot be checked"):
+                await ask("Well?", **options)
+        rows = [{"messages": [{"role": "user", "content": "Well?"}]}] * 3
+        async with world.client.batch(rows, **options) as results:
+            errors = [type(row.error) async for row in results]
+        assert errors == [gr.InvalidOutputError] * 3
+        world.api.answer = replies(completion('{"a":1}'))
+        assert (await session.ask("Well?", **options)).value == {"a": 1}
