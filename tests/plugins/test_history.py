@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
+import trio
+from failing_store import FailingStore
 from redis_server import fresh_prefix, shared_redis
 from worlds import completion, open_world, replies
 
 import gorouter_trio as gr
 from gorouter_trio.plugins import HistoryPlugin, RedisHistoryPlugin
+from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore, RedisStore
+from gorouter_trio.wire.codec import decode_log_entry
+from gorouter_trio.wire.journal import TurnAnswered
 
 YES = completion("Yes.")
 
@@ -26,6 +33,36 @@ async def test_any_store(autojump_clock):
         await session.ask("4")
         assert len(await session.history()) == 4
     assert (await own.version("s"), await other.version("s")) == (4, 4)
+
+
+class Closing(FailingStore):
+    """A store that takes its time, and nothing once it is closed."""
+
+    is_closed = False
+
+    async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+        await trio.sleep(0.1)
+        if self.is_closed:
+            raise gr.StoreError("closed", kind="io")
+        return await super().append(key, entries, expected_version=expected_version)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+async def test_a_cancel_from_outside(autojump_clock):
+    """The store is closed when the sessions have stored what they had."""
+    store = Closing()
+    slow = SimulatorConfig(latency_s=1, tokens_per_s=1, comment_interval_s=0)
+    with trio.move_on_after(5):
+        async with (
+            open_world(slow, plugins=[HistoryPlugin(store, closes_store=True)]) as world,
+            world.client.session("s").stream("Well?") as stream,
+        ):
+            await stream.collect()
+    last = decode_log_entry((await store.load("s")).entries[-1])
+    assert isinstance(last, TurnAnswered)
+    assert store.is_closed
 
 
 class Broken(MemoryStore):
