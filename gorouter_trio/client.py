@@ -627,6 +627,13 @@ class Client:
         """
         self._runtime.set_store(store)
 
+    def push_store(self, store: HistoryStore) -> Callable[[], None]:
+        """As `set_store`, until what is returned is called: then this store is taken away, wherever it stands.
+
+        The one that was there before comes back, unless others have come in front, which stay.
+        """
+        return self._runtime.push_store(store)
+
     @property
     def security(self) -> ToolGuard:
         """What stands in front of tools and turns: as it was given, or made of the `SecurityConfig` that was given."""
@@ -778,6 +785,12 @@ class _PluginClient(Client):
     def push_security(self, security: object) -> Callable[[], None]:
         """As `Client.push_security`; the guard goes with the plugin at the latest."""
         pop = super().push_security(security)
+        self._undo.append(pop)
+        return pop
+
+    def push_store(self, store: HistoryStore) -> Callable[[], None]:
+        """As `Client.push_store`; the store goes with the plugin at the latest."""
+        pop = super().push_store(store)
         self._undo.append(pop)
         return pop
 
