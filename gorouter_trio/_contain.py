@@ -1,4 +1,4 @@
-"""Containment: where an exception of one part stops, so that the rest lives on.
+"""Containment: where an exception of one part stops, so that the rest lives on, or leaves its nurseries as itself.
 
 This is one of the two modules that may catch `Exception`. Nothing is swallowed: what is caught is
 reported through the callback that the owner passes in. `Cancelled` and other `BaseException`s pass.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+import trio
 
-__all__ = ["contain", "contain_sync"]
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+__all__ = ["contain", "contain_sync", "lone_error"]
 
 T = TypeVar("T")
 
@@ -36,3 +38,29 @@ def contain_sync(work: Callable[[], T], *, report: Callable[[Exception], None]) 
     except Exception as exc:  # noqa: BLE001 - this module exists to do that
         report(exc)
         return None
+
+
+def lone_error(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> BaseException:
+    """What nurseries around a body wrapped up in `group`: the error of the body itself, where nothing else failed.
+
+    The body may have raised a group of its own, which is left as it is. Groups do not stay the same
+    object on their way through a nursery, what is in them does.
+    """
+    of_body = [] if body is None else list(_leaves(body))
+    others = [
+        exc
+        for exc in _leaves(group)
+        if not isinstance(exc, trio.Cancelled) and not any(exc is theirs for theirs in of_body)
+    ]
+    if not others:
+        return next(_leaves(group)) if body is None else body
+    is_lone = len(others) == 1 and all(isinstance(exc, trio.Cancelled) for exc in of_body)
+    return others[0] if is_lone else group
+
+
+def _leaves(exc: BaseException) -> Iterator[BaseException]:
+    if isinstance(exc, BaseExceptionGroup):
+        for inner in exc.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield exc

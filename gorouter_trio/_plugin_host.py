@@ -2,7 +2,9 @@
 
 Theory of operation. A plugin is something with `init(client)` and `destroy()`, an async context manager, or a function
 of the client that gives one, which may hold nurseries: so each plugin is entered and left in one and
-the same task. A plugin that fails to begin has never been there: what it had registered is taken back. One
+the same task. That task is shielded once it has begun, so that a cancel from outside ends plugins when their turn has
+come, after what they serve; `PluginHost.end_all`, which always runs, ends each in a bounded time. A plugin that fails
+to begin has never been there: what it had registered is taken back. One
 that fails later, or while it ends, harms nobody else: its error is an event, and the first error of ending
 is raised when all have ended.
 """
@@ -60,6 +62,7 @@ class PluginHost:
         self._bus = bus
         self._wall = wall
         self._running: dict[str, _Running] = {}
+        self._is_ending = False
 
     def __repr__(self) -> str:
         return f"<PluginHost: {', '.join(self._running) or 'empty'}>"
@@ -82,7 +85,7 @@ class PluginHost:
         try:
             await self._nursery.start(self._run, partial(opened, client), client, running)
         except BaseException:
-            del self._running[name]
+            self._forget(running)
             client.undo()
             raise
         return name
@@ -108,14 +111,19 @@ class PluginHost:
         One that takes longer is cancelled, and does not take the time of the others.
         """
         first: Exception | None = None
-        for running in reversed(list(self._running.values())):
-            running.stop.set()
-            with trio.move_on_after(_END_S) as scope:
-                await running.ended.wait()
-            if scope.cancelled_caught:
+        self._is_ending = True
+        try:
+            for running in reversed(list(self._running.values())):
+                running.stop.set()
+                with trio.move_on_after(_END_S) as scope:
+                    await running.ended.wait()
+                if scope.cancelled_caught:
+                    running.scope.cancel()
+                    running.error = TimeoutError(f"the plugin {running.name!r} did not end in {_END_S:g} s")
+                first = first or running.error
+        finally:
+            for running in self._running.values():
                 running.scope.cancel()
-                running.error = TimeoutError(f"the plugin {running.name!r} did not end in {_END_S:g} s")
-            first = first or running.error
         if first is not None:
             raise first
 
@@ -129,6 +137,9 @@ class PluginHost:
             async with opened():
                 is_begun = True
                 task_status.started()
+                # Whoever began it may have been cancelled; from here on it is for the host to end it.
+                await trio.lowlevel.checkpoint_if_cancelled()
+                running.scope.shield = not self._is_ending
                 await running.stop.wait()
 
         def report(error: Exception) -> None:
@@ -141,12 +152,17 @@ class PluginHost:
             client.undo()
             running.ended.set()
             if is_begun:
-                self._running.pop(running.name, None)
+                self._forget(running)
         if running.error is None:
             return
         if not is_begun:
             raise running.error
         self._bus.emit(PluginFailed(at_s=self._wall(), plugin=running.name, error=running.error))
+
+    def _forget(self, running: _Running) -> None:
+        """Free its name, which may be that of another by now."""
+        if self._running.get(running.name) is running:
+            del self._running[running.name]
 
 
 @asynccontextmanager

@@ -71,6 +71,7 @@ class Runtime:
 
     __slots__ = (
         "_owners",
+        "_stores",
         "accounting",
         "bus",
         "chain",
@@ -83,7 +84,6 @@ class Runtime:
         "pool",
         "services",
         "sessions",
-        "store",
         "tools",
         "tracers",
     )
@@ -120,7 +120,7 @@ class Runtime:
         self.pool = pool
         self.services = services
         self.sessions = sessions
-        self.store = store
+        self._stores = [_Place(store)]
         self.tools = tools
         self.tracers = tracers
 
@@ -147,12 +147,44 @@ class Runtime:
         self.pool.change_keys(config)
         self.config = config
 
+    @property
+    def store(self) -> HistoryStore:
+        """The store of the histories in use."""
+        return self._stores[-1].store
+
     def set_store(self, store: HistoryStore) -> None:
         """Keep histories there from now on; raises `ConfigError`, having changed nothing."""
+        self._change_store(store)
+        self._stores[-1] = _Place(store)
+
+    def push_store(self, store: HistoryStore) -> Callable[[], None]:
+        """The same until what is returned is called: then this one is taken away, wherever it stands by then."""
+        self._change_store(store)
+        place = _Place(store)
+        self._stores.append(place)
+        return partial(self._remove_store, place)
+
+    def _remove_store(self, place: _Place) -> None:
+        if place not in self._stores:
+            return
+        former = self.store
+        self._stores.remove(place)
+        if self.store is not former:
+            self._change_store(self.store)
+
+    def _change_store(self, store: HistoryStore) -> None:
         missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
         if missing:
             raise ConfigError(f"store: {store!r} is no history store: it has no {missing[0]}")
         self.sessions.change_store(store, self._owners.of(store))
+
+
+class _Place:
+    """A store at its place in the stack; one that stands there twice has two."""
+
+    __slots__ = ("store",)
+
+    def __init__(self, store: HistoryStore) -> None:
         self.store = store
 
 

@@ -8,10 +8,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, cast, overload
 
 import msgspec
-import trio
 
 from ._callables import can_take
 from ._completion import run_completion
+from ._contain import lone_error
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
@@ -25,7 +25,7 @@ from .session.actor import SessionOptions
 from .wire.codec import add_system, encode_embeddings, encode_name, encode_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager, AbstractContextManager
     from typing import TypeVar, Unpack
 
@@ -633,6 +633,13 @@ class Client:
         """
         self._runtime.set_store(store)
 
+    def push_store(self, store: HistoryStore) -> Callable[[], None]:
+        """As `set_store`, until what is returned is called: then this store is taken away, wherever it stands.
+
+        The one that was there before comes back, unless others have come in front, which stay.
+        """
+        return self._runtime.push_store(store)
+
     @property
     def security(self) -> ToolGuard:
         """What stands in front of tools and turns: as it was given, or made of the `SecurityConfig` that was given."""
@@ -787,6 +794,12 @@ class _PluginClient(Client):
         self._undo.append(pop)
         return pop
 
+    def push_store(self, store: HistoryStore) -> Callable[[], None]:
+        """As `Client.push_store`; the store goes with the plugin at the latest."""
+        pop = super().push_store(store)
+        self._undo.append(pop)
+        return pop
+
     def undo(self) -> None:
         """Take back everything that was registered through this client."""
         while self._undo:
@@ -840,7 +853,7 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
                 raise
         return
     except BaseExceptionGroup as group:
-        lone = _lone_error(group, body)
+        lone = lone_error(group, body)
     # Raised out here, where no exception is being handled, it keeps the context that it came with.
     try:
         raise lone
@@ -868,29 +881,3 @@ def merged_config(config: ClientConfig | None, fields: dict[str, object]) -> Cli
     if unknown:
         raise ConfigError(f"{unknown[0]}: there is no such setting; see ClientConfig")
     return msgspec.structs.replace(config or ClientConfig(), **fields)
-
-
-def _lone_error(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> BaseException:
-    """What the runtime's nurseries wrapped up in `group`: the error of the body itself, where nothing else failed.
-
-    The body may have raised a group of its own, which is left as it is. Groups do not stay the same
-    object on their way through a nursery, what is in them does.
-    """
-    of_body = [] if body is None else list(_leaves(body))
-    others = [
-        exc
-        for exc in _leaves(group)
-        if not isinstance(exc, trio.Cancelled) and not any(exc is theirs for theirs in of_body)
-    ]
-    if not others:
-        return next(_leaves(group)) if body is None else body
-    is_lone = len(others) == 1 and all(isinstance(exc, trio.Cancelled) for exc in of_body)
-    return others[0] if is_lone else group
-
-
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
-    if isinstance(exc, BaseExceptionGroup):
-        for inner in exc.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield exc

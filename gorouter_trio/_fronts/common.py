@@ -883,8 +883,14 @@ class FrontClient:
 
         A store of the program's own is given as a `Store`. Nobody but the program closes it.
         """
-        bridged = store.at(self._core.place().home) if isinstance(store, BridgedStore) else store
-        self._core.now(partial(self._core.client.set_store, bridged))
+        self._core.now(partial(self._core.client.set_store, self._bridged(store)))
+
+    def push_store(self, store: HistoryStore) -> Callable[[], None]:
+        """As `set_store`, until what is returned is called; as `gr.Client.push_store`."""
+        return partial(self._core.now, self._core.now(partial(self._core.client.push_store, self._bridged(store))))
+
+    def _bridged(self, store: HistoryStore) -> HistoryStore:
+        return store.at(self._core.place().home) if isinstance(store, BridgedStore) else store
 
     @property
     def security(self) -> ToolGuard:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
 
 from msgspec import Struct
@@ -242,7 +243,7 @@ class Chain:
 
     def remove(self, middleware: Middleware) -> bool:
         """Take `middleware` out again; False when it is not there."""
-        left = tuple(other for other in self._middlewares if other is not middleware)
+        left = tuple(other for other in self._middlewares if not _is_same(other, middleware))
         is_found = len(left) < len(self._middlewares)
         self._middlewares = left
         return is_found
@@ -351,6 +352,11 @@ class Chain:
     def _tell_failed_hook(self, name: str, phase: str, error: Exception) -> None:
         if self._bus.has_listeners:
             self._bus.emit(HookFailed(at_s=self._wall(), hook=name, phase=phase, error=error))
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two are one function; a method is another object each time it is looked up."""
+    return one is other or (isinstance(one, MethodType) and one == other)
 
 
 class _Once:

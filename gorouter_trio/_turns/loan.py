@@ -147,9 +147,14 @@ class TurnLoan:
         await self._wake.wait()
 
     def result(self) -> ChatResult[object]:
-        """The whole answer, once it has arrived."""
-        self._result = self._result or msgspec.structs.replace(self._reader.result(), turn_id=self.turn_id)
-        return self._result
+        """The answer from everything that was read; once that is all of it, this is also what is stored."""
+        if self._result is not None:
+            return self._result
+        reader = self._reader
+        result = msgspec.structs.replace(reader.result(), turn_id=self.turn_id)
+        if reader.is_ended and reader.is_answered and not self._has_rounds:
+            self._result = result
+        return result
 
     def give_back(self) -> None:
         """The asker has stopped reading; never waits, may be called twice."""

@@ -219,8 +219,8 @@ class _Turn:
         written: set[str] = set()
 
         async def write(outcomes: Sequence[ToolOutcome]) -> None:
-            written.update(outcome.message.tool_call_id for outcome in outcomes)
             await journal.answered(*_parts(outcomes))
+            written.update(outcome.message.tool_call_id for outcome in outcomes)
 
         try:
             # Written down as they come, reported in the order of the calls.

@@ -50,11 +50,16 @@ class OutputPolicy(Struct, frozen=True, kw_only=True):
 
 
 class AnswerForm(Struct, frozen=True):
-    """A form: what goes into the request, and the way from a text to a value, which raises `DecodeError`."""
+    """A form: what goes into the request, and the way from a text to a value, which raises `DecodeError`.
+
+    `response_type` and `response_schema` are what it was made of.
+    """
 
     response_format: Mapping[str, object]
     read: _Decode
     policy: OutputPolicy
+    response_type: object = None
+    response_schema: object = None
 
     def decode(self, text: str) -> object:
         """The value of an answer; raises `DecodeError` that says what is wrong.
@@ -80,14 +85,13 @@ def form_of(
     """
     if response_type is not None and response_schema is not None:
         raise ConfigError("response_type and response_schema: give one of them, not both")
-    if policy is not None and not isinstance(policy, OutputPolicy):
-        raise ConfigError(f"output: must be an OutputPolicy, not a {type(policy).__name__}")
+    _check_policy(policy)
     policy = policy or OutputPolicy()
     if response_type is dict:
-        return AnswerForm(_JSON_OBJECT, _read_object, policy)
+        return AnswerForm(_JSON_OBJECT, _read_object, policy, response_type)
     if response_type is not None:
         kind = JsonType(response_type, strict=policy.strict_schema)
-        return AnswerForm(_json_schema(kind.name, kind.schema, policy), kind.decode, policy)
+        return AnswerForm(_json_schema(kind.name, kind.schema, policy), kind.decode, policy, response_type)
     return None if response_schema is None else _form_of_schema(response_schema, policy)
 
 
@@ -109,7 +113,12 @@ def _form_of_schema(schema: Mapping[str, object], policy: OutputPolicy) -> Answe
             raise DecodeError(problem)
         return value
 
-    return AnswerForm(_json_schema(name, sent, policy), read, policy)
+    return AnswerForm(_json_schema(name, sent, policy), read, policy, response_schema=schema)
+
+
+def _check_policy(policy: object) -> None:
+    if policy is not None and not isinstance(policy, OutputPolicy):
+        raise ConfigError(f"output: must be an OutputPolicy, not a {type(policy).__name__}")
 
 
 def _json_schema(name: str, schema: Mapping[str, object], policy: OutputPolicy) -> Mapping[str, object]:
@@ -132,6 +141,7 @@ class FormCache:
 
     def get(self, response_type: object, response_schema: object, policy: object) -> AnswerForm | None:
         """As `form_of`."""
+        _check_policy(policy)
         if response_type is None and response_schema is None:
             return None
         key = (response_type, None if response_schema is None else _schema_key(response_schema), policy)

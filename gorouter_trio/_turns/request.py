@@ -55,10 +55,10 @@ Approve: TypeAlias = Callable[[ApprovalRequest], Awaitable[ApprovalDecision | No
 class AskTurnKeywords(AskKeywords, total=False):
     """The keyword arguments of `client.ask`: those of a request, and those of a turn.
 
-    `response_schema` is a JSON schema that the answer must follow, and `output` how strictly; `fallbacks` are
-    models to ask, in order, when the one before has failed for reasons of its own. `tool_limits` bounds the tools
-    among `tools` that are functions, which are run here; `approve` is asked before one runs that is sensitive.
-    `access_token` says who asks, where the client has `security`.
+    `response_schema` is a JSON schema that the answer must follow, and `output` how strictly, also where the form is
+    the session's; `fallbacks` are models to ask, in order, when the one before has failed for reasons of its own.
+    `tool_limits` bounds the tools among `tools` that are functions, which are run here; `approve` is asked before one
+    runs that is sensitive. `access_token` says who asks, where the client has `security`.
     """
 
     response_schema: JsonObject
@@ -132,7 +132,7 @@ class TurnEncoder:
             return (*encode_call(cast("ChatKeywords", keywords), beneath=beneath), extras)
         given = dict(keywords)
         changes: dict[str, object] = {}
-        self._take_form(given, changes)
+        self._take_form(given, changes, None if extras is None else extras.form)
         self._take_tools(given, changes)
         if "fallbacks" in given:
             changes["fallbacks"] = _fallbacks(given.pop("fallbacks"))
@@ -146,8 +146,12 @@ class TurnEncoder:
             extras = msgspec.structs.replace(extras or TurnExtras(), **changes)
         return (*encode_call(cast("ChatKeywords", given), beneath=beneath), extras)
 
-    def _take_form(self, given: dict[str, object], changes: dict[str, object]) -> None:
-        form = self._forms.get(*(given.pop(name, None) for name in _FORM))
+    def _take_form(self, given: dict[str, object], changes: dict[str, object], beneath: AnswerForm | None) -> None:
+        """The form that is given; a policy alone is one for the form `beneath`, which stays the form."""
+        kind, schema, policy = (given.pop(name, None) for name in _FORM)
+        if kind is None and schema is None and policy is not None and beneath is not None:
+            kind, schema = beneath.response_type, beneath.response_schema
+        form = self._forms.get(kind, schema, policy)
         if form is None:
             return
         if "response_format" in given:

@@ -111,7 +111,10 @@ class RoundJournal(Protocol):
         """What some of the open calls, or all, returned, and a report on each: any value that is written as JSON."""
 
     def keep(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
-        """`answered` for a loop that is being cancelled: what tools have done is written down as the turn ends."""
+        """`answered` for a loop that is being cancelled: what tools have done is written down as the turn ends.
+
+        What `answered` was given and has not written, because it was cut off, may be among it.
+        """
 
     async def parked(self, question: Question) -> bytes | None:
         """Wait for the reply to `question` and return it, as JSON; None when it has lapsed.

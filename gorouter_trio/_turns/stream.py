@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Generic, Protocol, TypeAlias, cast
 
+import msgspec
 import trio
 from msgspec import UNSET
 
@@ -32,8 +33,6 @@ from .partial import PartialValue
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from typing import TypeVar
-
-    import msgspec
 
     from ..wire.responses import ReplyToolCall
     from ..wire.result import ChatResult
@@ -127,8 +126,14 @@ class ChatStream(Generic[T_co]):
         return self._result
 
     def so_far(self) -> ChatResult[object]:
-        """The answer as far as it was read, for who has lost patience with the rest."""
-        return self._source.result()
+        """The answer as far as it was read, for who has lost patience with the rest: `interrupted` if some is missing.
+
+        Looking changes nothing: the stream can be read on.
+        """
+        result = self._result or self._source.result()
+        if result.finish_reason is not None:
+            return result
+        return msgspec.structs.replace(result, call=msgspec.structs.replace(result.call, interrupted=True))
 
     async def read_some(self) -> list[StreamEvent]:
         """The next events, all that have arrived together; none at the end. It takes up where iterating stopped."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, TextIO, TypeAlias, TypeGuard
 from msgspec import UNSET
 
 from .._contain import contain_sync
-from ..errors import ApiError, ConfigError
+from ..errors import ApiError, ConfigError, InvalidOutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,13 +29,13 @@ _MOST_KEPT: Final = 1_000
 class LoggingPlugin:
     """Logs one line for each chat, stream and session turn: model, messages, duration, tool calls, cost, error.
 
-    What is logged is also in the record's `chat` attribute, a dict, for structured logs. Texts of users and models
-    are not logged. What comes from outside is made printable, so that a line stays a line. `logger` is
-    `logging.getLogger("gorouter_trio.chats")` if none is given; answers are logged at `level`, errors one above
-    it, at least as warnings. Records are made some hundredths of a second after the chat has ended, many at a time,
-    and say when that was; those that are waiting are lost when the process is killed. Where one `StreamHandler` or
-    `FileHandler` is all there is to call, their lines are written together, in order. Handlers run on the loop: one
-    that may wait belongs behind a `QueueHandler`.
+    What is logged is also in the record's `chat` attribute, a dict, for structured logs. Texts of users and models are
+    not logged, nor is what was wrong with the form of an answer, which quotes it. What comes from outside is made
+    printable, so that a line stays a line. `logger` is `logging.getLogger("gorouter_trio.chats")` if none is given;
+    answers are logged at `level`, errors one above it, at least as warnings. Records are made some hundredths of a
+    second after the chat has ended, many at a time, and say when that was; those that are waiting are lost when the
+    process is killed. Where one `StreamHandler` or `FileHandler` is all there is to call, their lines are written
+    together, in order. Handlers run on the loop: one that may wait belongs behind a `QueueHandler`.
     """
 
     name = "logging"
@@ -110,7 +110,7 @@ class LoggingPlugin:
         told: dict[str, object] = {
             "error": type(error).__name__,
             "status": error.status if isinstance(error, ApiError) else None,
-            "message": error.message,
+            "message": None if isinstance(error, InvalidOutputError) else error.message,
             "attempts": error.attempts,
             "maybe_billed": error.maybe_billed,
         }

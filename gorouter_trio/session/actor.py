@@ -952,7 +952,7 @@ class SessionActor:
 
     def keep(self, turn: RunningTurn, entry: LogEntry) -> None:
         """Store the entry when the turn is repaired; used by the journal."""
-        turn.unsaved = entry
+        turn.kept = (*turn.kept, entry)
 
     def request(self, turn: RunningTurn) -> TurnRequest:
         """The conversation as it is now; used by the journal."""
@@ -1070,8 +1070,8 @@ class SessionActor:
         if isinstance(unsaved, QuestionAnswered):
             # Whoever takes the turn up begins the call; here it was not.
             unsaved = msgspec.structs.replace(unsaved, taken=False)
-        if unsaved is not None and machine.fault(cast("TurnEntry", unsaved)) is None:
-            entries.append(unsaved)
+        left = turn.kept if unsaved is None else (unsaved, *turn.kept)
+        entries += [entry for entry in left if machine.fault(cast("TurnEntry", entry)) is None]
         if machine.rounds or entries:
             turn.is_sent = True
             if isinstance(exc, GorouterError):

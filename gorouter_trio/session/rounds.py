@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from .._mailbox import ReplySlot
-from ..wire.codec import encode_json
+from ..wire.codec import decode_json, encode_json
 from ..wire.journal import AnswerDiscarded, QuestionAnswered, ToolsAnswered, TurnCalled, TurnParked
 from ..wire.messages import ToolMessage
 from .running import gone
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .._turns.request import TurnRequest
     from .._turns.rounds import Question, RoundJournal
     from ..events import StreamEvent
+    from ..wire.journal import LogEntry
     from ..wire.mail import AnswerQuestion
     from ..wire.messages import AssistantMessage
     from ..wire.result import ChatResult
@@ -157,9 +158,16 @@ class SessionRounds:
             await self._actor.write(self._turn, self._answers(messages, reports))
 
     def keep(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:
-        """What calls returned before the turn was cut off."""
-        if messages:
-            self._actor.keep(self._turn, self._answers(messages, reports))
+        """What calls returned before the turn was cut off.
+
+        Each is an entry of its own: of a write that was cut off, the store may have some of them already.
+        """
+        under_way = _ids_in(self._turn.unsaved)
+        for message in messages:
+            call_id = message.tool_call_id
+            if call_id not in under_way:
+                own = [report for report in reports if report.call_id == call_id]
+                self._actor.keep(self._turn, self._answers([message], own))
 
     def _answers(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport]) -> ToolsAnswered:
         encoded = [msgspec.Raw(encode_json(list(part))) for part in (messages, reports)]
@@ -239,3 +247,10 @@ class SessionRounds:
                 del tasks[task]
             else:
                 tasks[task] = before
+
+
+def _ids_in(entry: LogEntry | None) -> set[object]:
+    """The calls that have their results in an entry."""
+    if not isinstance(entry, ToolsAnswered):
+        return set()
+    return {message["tool_call_id"] for message in cast("list[dict[str, object]]", decode_json(bytes(entry.messages)))}

@@ -146,9 +146,9 @@ class RunningTurn:
 
     `others` are askers whose messages are taken in the same turn. `first` and `end` bound the part of the history that
     is sent. `unsaved` is what has to be stored even if the turn is cut off: an answer that was paid for, the result of
-    a tool that has run. `earlier` are the rounds of an earlier life, `earlier_reports` what became of their calls.
-    `begun` are the messages of the first request of a turn with rounds; `is_saved` says that the answer of one is
-    stored.
+    a tool that has run; `kept` are results that nobody has begun to store. `earlier` are the rounds of an earlier life,
+    `earlier_reports` what became of their calls. `begun` are the messages of the first request of a turn with rounds;
+    `is_saved` says that the answer of one is stored.
     """
 
     __slots__ = (
@@ -164,6 +164,7 @@ class RunningTurn:
         "is_late",
         "is_saved",
         "is_sent",
+        "kept",
         "loan",
         "mail",
         "messages",
@@ -193,6 +194,7 @@ class RunningTurn:
         self.loan: TurnLoan | None = None
         self.answer: ChatResult[object] | None = None
         self.unsaved: LogEntry | None = None
+        self.kept: tuple[LogEntry, ...] = ()
 
     def note_sent(self) -> None:
         """A request of the turn is going out: from now on it may be billed."""

@@ -31,7 +31,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import PaginatedRequestParams
 
-from .._contain import contain
+from .._contain import contain, lone_error
 from ..errors import ConfigError, ConnectError, ToolError
 from .registry import Tool, ToolSet
 
@@ -51,6 +51,7 @@ T = TypeVar("T")
 
 _LOG = logging.getLogger(__name__)
 _NAME_CHARACTERS: Final = re.compile(r"[^A-Za-z0-9_-]")
+_ADDRESS: Final = re.compile(r"(\w://)(?:[^\s/?#]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
 _MAX_NAME: Final = 64
 _MAX_DESCRIPTION: Final = 4_096
 _MAX_PAGES: Final = 100
@@ -86,16 +87,30 @@ async def open_mcp(
     it. `timeout_s` is the time of a call. Of more than `max_tools` tools the first are taken.
 
     Raises `ConnectError` when the server cannot be reached or does not speak the protocol, and `ConfigError` for a
-    target that is none. Leaving ends the connection, and the command with all that it started.
+    target that is none. Leaving ends the connection, and the command with all that it started. An error of the body
+    leaves as itself, not in an exception group.
     """
     settings = _Settings(prefix, rules, timeout_s, max_tools)
     server = McpServer(_transport(target, env=env, cwd=cwd, headers=headers), settings, name=_shown(target))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(server.run)
-        try:
-            yield server
-        finally:
-            nursery.cancel_scope.cancel()
+    body: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(server.run)
+            try:
+                yield server
+            except BaseException as exc:
+                body = exc
+                raise
+            finally:
+                nursery.cancel_scope.cancel()
+        return
+    except BaseExceptionGroup as group:
+        lone = lone_error(group, body)
+    # Raised out here, where no exception is being handled, it keeps the context that it came with.
+    try:
+        raise lone
+    finally:
+        del body, lone  # a traceback that leads to itself would stay until the next collection
 
 
 class _Settings:
@@ -299,12 +314,17 @@ def _transport(
     if not isinstance(target, str):
         command = list(target)
         if not command or not all(isinstance(part, str) for part in command):
-            raise ConfigError(f"MCP server: a command is a list of texts, not {target!r}")
+            kinds = ", ".join(type(part).__name__ for part in command) or "nothing"
+            raise ConfigError(f"MCP server: a command is a list of texts, not one of {kinds}")
         parameters = StdioServerParameters(command=command[0], args=command[1:], env=dict(env or {}), cwd=cwd)
         return partial(_open_command, parameters)
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(f"MCP server: give an http or https address, or a command as a list, not {target!r}")
+        given = _shown(target) if "://" in target else "another text"
+        raise ConfigError(f"MCP server: give an http or https address, or a command as a list, not {given}")
     if headers and parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
         raise ConfigError(f"MCP server: http would send the headers to {parts.hostname} in the clear; use https")
     return partial(_open_address, target, dict(headers or {}))
@@ -369,8 +389,13 @@ def _text_of_block(block: Mapping[str, object]) -> str:
 
 
 def _shown(target: str | Sequence[str]) -> str:
-    """A target for a log: without a query, which may hold a key, and without arguments."""
-    return target.partition("?")[0] if isinstance(target, str) else str(next(iter(target), ""))
+    """A target for a log: without a password, a query, which may hold a key, and without arguments."""
+    return _without_secrets(target) if isinstance(target, str) else str(next(iter(target), ""))
+
+
+def _without_secrets(text: str) -> str:
+    """A text with its addresses shortened to what they lead to."""
+    return _ADDRESS.sub(r"\1\2", text)
 
 
 def _reason(failures: Sequence[BaseException]) -> str:
@@ -383,4 +408,4 @@ def _reason(failures: Sequence[BaseException]) -> str:
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    return _without_secrets(text.splitlines()[0])[:300]

@@ -143,10 +143,19 @@ def unique_calls(calls: Sequence[ToolCall]) -> list[ToolCall]:
 
 
 def _error_text(ending: Ending, max_bytes: int) -> str:
-    """The error as JSON, in GoRouter Kit's form."""
-    # Escapes make JSON longer than the text, at most six times.
-    told, _is_cut = cut_text(ending.text, max_bytes // 6 - 64)
-    return encode_json({"errorType": ending.status, "errorMessage": told}).decode()
+    """The error as JSON, in GoRouter Kit's form, with as much of its text as there is room for."""
+    room = max(max_bytes - len(_error_json(ending, "")), 0)
+    # Escapes make JSON longer than the text, the line feed of a mark by one, and others at most six times.
+    for size in (room, room - 1, room // 6):
+        text = _error_json(ending, cut_text(ending.text, size)[0])
+        if len(text) <= max_bytes:
+            return text.decode()
+    # Not even the mark has room.
+    return _error_json(ending, ending.text[: room // 12]).decode()
+
+
+def _error_json(ending: Ending, told: str) -> bytes:
+    return encode_json({"errorType": ending.status, "errorMessage": told})
 
 
 def _said(error: BaseException) -> str:

@@ -58,6 +58,10 @@ class ProcessError(Exception):
     """The process of a tool could not be started, ended without an answer, or sent something else."""
 
 
+class _LeftError(Exception):
+    """Whoever was starting the process has left it, or it has died."""
+
+
 class ProcessPool:
     """Runs calls in processes, `limits.max_processes` at the same time. To be closed by whoever made it."""
 
@@ -105,14 +109,16 @@ class ProcessPool:
         return zygote, await zygote.fork()
 
     async def _zygote_of(self, module: str) -> _Zygote:
-        found = self._zygotes.get(module)
-        if found is None or found.is_broken:
-            left, found = found, _Zygote(module, self._environment())
-            self._zygotes[module] = found
-            if left is not None:
-                await left.aclose()
-        await found.start()
-        return found
+        while True:
+            found = self._zygotes.get(module)
+            if found is None or found.is_broken:
+                left, found = found, _Zygote(module, self._environment())
+                self._zygotes[module] = found
+                if left is not None:
+                    await left.aclose()
+            with suppress(_LeftError):
+                await found.start()
+                return found
 
     def _environment(self) -> dict[str, str]:
         names = {*_ENVIRONMENT, *self._extra}
@@ -132,9 +138,14 @@ class _Zygote:
         self.is_broken = False
 
     async def start(self) -> None:
-        """Start the process unless it runs, and wait until it has imported the module. Cancelling ends it."""
+        """Start the process unless it runs, and wait until it has imported the module. Cancelling ends it.
+
+        Raises `_LeftError` when it is broken: then it takes no calls, which would end with it, but is to be replaced.
+        """
         async with self._lock:
-            if self._is_ready and not self.is_broken:
+            if self.is_broken:
+                raise _LeftError
+            if self._is_ready:
                 return
             try:
                 await self._start()

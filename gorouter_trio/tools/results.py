@@ -2,7 +2,8 @@
 
 Whatever a tool returns, the work is bounded by the size that is kept, not by the size of the value: a
 value is measured first, up to a budget, and one that is larger is written piece by piece until the room
-is used up.
+is used up. A pydantic model is the exception: what it leaves out, renames or masks only its own serialisation
+says, so it is written whole before it is cut.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, cast
 
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ..wire.codec import decode_json, encode_json
 from ..wire.schema import to_json_value
@@ -57,10 +58,12 @@ def encode_result(value: object, *, max_bytes: int, keep_value: bool = False) ->
         text, is_cut = cut_text(value, max_bytes)
         return EncodedResult(text, is_cut, text if keep_value and not is_cut else None)
     if not _fits(value, budget=4 * max_bytes):
-        return EncodedResult(_cut(_written(value, 4 * max_bytes), max_bytes), is_cut=True)
-    encoded = _encode(value)
-    text, is_cut = cut_text(encoded.decode(), max_bytes)
-    return EncodedResult(text, is_cut, decode_json(encoded) if keep_value and not is_cut else None)
+        # Fields that are not written may be all that is large.
+        encoded = _written(value, 4 * max_bytes)
+    else:
+        encoded = _encode(value).decode()
+    text, is_cut = cut_text(encoded, max_bytes)
+    return EncodedResult(text, is_cut, decode_json(text) if keep_value and not is_cut else None)
 
 
 def cut_text(text: str, max_bytes: int) -> tuple[str, bool]:
@@ -134,14 +137,28 @@ def _some(parts: object, budget: int) -> list[object]:
 
 
 def _fields(value: object) -> dict[str, object]:
-    """The fields of an object that is written as a JSON object."""
+    """The fields of an object that is written as a JSON object, under the names that are written."""
     if isinstance(value, Struct):
-        return {name: getattr(value, name, None) for name in value.__struct_fields__}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
-    if hasattr(type(value), "__attrs_attrs__") or hasattr(type(value), "model_dump"):
-        return dict(getattr(value, "__dict__", {}))
-    return {}
+        names = zip(value.__struct_encode_fields__, value.__struct_fields__, strict=True)
+        fields = {shown: getattr(value, name, None) for shown, name in names}
+        config = value.__struct_config__
+        fields = fields if config.tag_field is None else {config.tag_field: config.tag, **fields}
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
+    elif hasattr(type(value), "__attrs_attrs__"):
+        fields = {name: part for name, part in _own(value).items() if not name.startswith("_")}
+    else:
+        return _own(value) if _is_model(value) else {}
+    return {name: part for name, part in fields.items() if part is not UNSET}
+
+
+def _own(value: object) -> dict[str, object]:
+    return dict(getattr(value, "__dict__", {}))
+
+
+def _is_model(value: object) -> bool:
+    """Whether it is a pydantic model; pydantic itself is never imported here."""
+    return hasattr(type(value), "model_dump")
 
 
 def _finite(value: object, depth: int = 0) -> object:
@@ -175,7 +192,7 @@ def _pieces(value: object, room: int, depth: int) -> Iterator[str]:
         raise ResultError(_TOO_DEEP)
     if isinstance(value, (bytes, bytearray, memoryview)):
         value = bytes(value[:room])
-    fields = value if isinstance(value, dict) else _fields(value)
+    fields = value if isinstance(value, dict) else {} if _is_model(value) else _fields(value)
     if fields or isinstance(value, dict):
         yield from _pieces_of_object(cast("dict[object, object]", fields), room, depth)
     elif isinstance(value, _LISTS):

@@ -44,8 +44,14 @@ class SchemaCheck:
             raise ConfigError(f"response_schema: is no JSON schema: {message}") from exc
 
     def problem(self, value: object) -> str | None:
-        """What is wrong with `value`, decoded JSON, in one line; None when it follows the schema."""
-        found = cast("list[_Problem]", list(itertools.islice(self._validator.iter_errors(value), _MAX_PROBLEMS)))
+        """What is wrong with `value`, decoded JSON, in one line; None when it follows the schema.
+
+        A value that is nested too deeply to be checked does not follow it.
+        """
+        try:
+            found = cast("list[_Problem]", list(itertools.islice(self._validator.iter_errors(value), _MAX_PROBLEMS)))
+        except ValueError as exc:
+            return f"$: cannot be checked: {exc}"
         return "; ".join(map(_in_words, found)) if found else None
 
 

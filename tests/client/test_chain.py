@@ -90,6 +90,35 @@ async def test_a_middleware_answers_by_itself(autojump_clock):
         assert not world.client.unuse(remember)
 
 
+class Counting:
+    """A middleware that is a method; all of them are equal."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Counting)
+
+    __hash__ = None  # type: ignore[assignment]  # as a dataclass has it
+
+    async def around(self, context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+        self.count += 1
+        await proceed()
+
+
+async def test_a_method_is_taken_out(autojump_clock):
+    """A method of an object is the same each time it is given; that of another object is not."""
+    one, other = Counting(), Counting()
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        world.client.use(one.around)
+        world.client.use(other.around)
+        await world.client.chat("Well?")
+        assert world.client.unuse(one.around)
+        assert not world.client.unuse(one.around)
+        await world.client.chat("Well?")
+    assert (one.count, other.count) == (1, 2)
+
+
 def raising(error: Exception):
     async def middleware(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
         raise error

@@ -187,3 +187,50 @@ async def test_middlewares_see_the_value(autojump_clock):
         result = await world.client.chat("Who?", response_type=Person)
     assert seen == [Person("Ada", 36)]
     assert isinstance(result.cost, Decimal)
+
+
+DEEP = '{"a":' + "[" * 300 + "]" * 300 + "}"
+NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
+
+
+async def test_an_answer_that_is_nested_too_deeply(autojump_clock):
+    """It is an answer of another form, for chats and sessions, and one row of a batch."""
+    options = {"response_schema": NUMBER, "output": gr.OutputPolicy(reasks=0)}
+    async with open_world(answer=replies(completion(DEEP))) as world:
+        session = world.client.session("s")
+        for ask in (world.client.chat, session.ask):
+            with pytest.raises(gr.InvalidOutputError, match="cannot be checked"):
+                await ask("Well?", **options)
+        rows = [{"messages": [{"role": "user", "content": "Well?"}]}] * 3
+        async with world.client.batch(rows, **options) as results:
+            errors = [type(row.error) async for row in results]
+        assert errors == [gr.InvalidOutputError] * 3
+        world.api.answer = replies(completion('{"a":1}'))
+        assert (await session.ask("Well?", **options)).value == {"a": 1}
+
+
+@pytest.mark.parametrize("form", [{"response_type": Person}, {"response_schema": NUMBER}, {"response_type": dict}])
+async def test_a_policy_for_the_form_of_the_session(form, autojump_clock):
+    """The policy of a turn holds for the form that the session was opened with, for that turn alone."""
+    async with open_world(answer=replies(completion("[]"))) as world:
+        session = world.client.session("s", **form)
+        result = await session.ask("Well?", output=gr.OutputPolicy(reasks=0, strict_schema=False, on_invalid="none"))
+        assert (result.value, len(world.sent)) == (None, 1)
+        assert result.invalid
+        loose = world.sent[0].body["response_format"]
+        with pytest.raises(gr.InvalidOutputError):
+            await session.ask("Well?")
+        assert len(world.sent) == 3
+        strict = world.sent[2].body["response_format"]
+        if form != {"response_type": dict}:
+            assert (loose["json_schema"]["strict"], strict["json_schema"]["strict"]) == (False, True)
+
+
+@pytest.mark.parametrize("form", [{}, {"response_type": Person}, {"response_schema": NUMBER}])
+async def test_no_policy(form, autojump_clock):
+    """What is no policy is a setting that is wrong, whatever it is given with."""
+    async with open_world() as world:
+        session = world.client.session("s", response_type=Person)
+        for ask in (world.client.chat, session.ask):
+            with pytest.raises(gr.ConfigError, match="OutputPolicy"):
+                await ask("Well?", output={"reasks": 2}, **form)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from failing_store import FailingStore
 from worlds import completion, open_world, replies
 
 import gorouter_trio as gr
+from gorouter_trio.simulator import SimulatorConfig
 
 
 class Noted:
@@ -190,3 +193,67 @@ async def test_names_are_taken(autojump_clock):
         with pytest.raises(gr.ConfigError, match="'a'"):
             await world.client.register(Noted("a", notes))
     assert notes == ["a begins", "a ends"]
+
+
+async def test_a_cancel_from_outside(autojump_clock, no_leaks):
+    """Plugins end in reverse, after the sessions: what those store when they are cut off still goes through them."""
+    notes: list[str] = []
+
+    class Store(FailingStore):
+        async def append(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
+            await trio.sleep(0.1)
+            version = await super().append(key, entries, expected_version=expected_version)
+            notes.append("stored")
+            return version
+
+    class Slow(Noted):
+        async def destroy(self) -> None:
+            await trio.sleep(1)
+            super().destroy()
+
+    async with no_leaks():
+        with trio.move_on_after(5) as scope:
+            plugins = [Noted("a", notes), Slow("b", notes)]
+            slow = SimulatorConfig(latency_s=1, tokens_per_s=1, comment_interval_s=0)
+            async with (
+                open_world(slow, store=Store(), plugins=plugins) as world,
+                world.client.session("s").stream("Well?") as stream,
+            ):
+                await stream.collect()
+        assert scope.cancelled_caught
+        assert notes[-3:] == ["stored", "b ends", "a ends"]
+        assert trio.current_time() - scope.deadline < 3
+
+
+async def test_a_cancel_from_outside_and_one_that_does_not_end(autojump_clock, no_leaks):
+    """Ending is bounded then, too, also for plugins that others begin as they end."""
+
+    class Begins(HangingPlugin):
+        name = "begins"
+
+        async def init(self, client: gr.Client) -> None:
+            self._client = client
+
+        async def destroy(self) -> None:
+            await self._client.register(HangingPlugin())
+            await trio.sleep_forever()
+
+    async with no_leaks():
+        with trio.move_on_after(5) as scope, pytest.raises(TimeoutError, match="begins"):
+            async with open_world(answer=yes(), plugins=[Begins()]):
+                await trio.sleep_forever()
+        assert trio.current_time() - scope.deadline < 40
+
+
+async def test_beginning_in_a_cancelled_scope(autojump_clock):
+    """That is a cancel as any other, and nothing of the plugin is left."""
+    notes: list[str] = []
+    async with open_world(answer=yes()) as world:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await world.client.register(Noted("a", notes))
+        assert scope.cancelled_caught
+        assert world.client.inspect().plugins == ()
+        await world.client.chat("Well?")
+        assert "a around" not in notes
+        await world.client.register(Noted("a", notes))

@@ -492,6 +492,10 @@ def test_changes_while_it_runs(same: Same) -> None:
             store = gr.stores.MemoryStore()
             client.set_store(store)
             found += [client.store is store, await client.session("s").history()]
+            pop_store = client.push_store(gr.stores.MemoryStore())
+            found.append(client.store is store)
+            pop_store()
+            found.append(client.store is store)
             guard = client.security
             pop = client.push_security(
                 gr.security.SecurityManager(gr.security.SecurityConfig(default_policy="allow-all"))
@@ -509,7 +513,7 @@ def test_changes_while_it_runs(same: Same) -> None:
 
     results = same(scenario)
     assert results[0] != results[3]
-    assert len(results) == 19
+    assert len(results) == 21
 
 
 def test_jobs(same: Same, tmp_path: Path) -> None:

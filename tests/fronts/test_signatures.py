@@ -16,7 +16,7 @@ WITHOUT_DEADLINE = {
     "budget", "budgets", "price", "set_prices", "start_price_refresh", "stop_price_refresh", "session_statistics",
     "inspect", "observe", "unobserve", "observe_ledger", "unobserve_ledger", "flush_observers", "add_tracer",
     "remove_tracer", "metrics_text", "add_metrics", "remove_metrics", "set_model", "set_api_key", "set_store",
-    "set_security", "push_security", "set_cost_tracker", "batch_job",
+    "set_security", "push_security", "push_store", "set_cost_tracker", "batch_job",
 }  # fmt: skip
 SNAPSHOT = {(gr.Client, "statistics")}
 # A loop of tool rounds is an async function of the runtime's inside.

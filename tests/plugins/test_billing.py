@@ -10,6 +10,7 @@ from worlds import completion, errors, open_world, replies
 
 import gorouter_trio as gr
 from gorouter_trio.plugins import BillingPlugin, BillingReport
+from gorouter_trio.simulator import SimulatorConfig
 
 YES = completion("Yes.")
 
@@ -51,6 +52,25 @@ async def test_an_async_reporter_drains_on_close(autojump_clock, no_leaks):
             assert trio.current_time() - began < 0.5
         assert reports == [1, 2, 3, 4]
         assert plugin.statistics().reported == 4
+
+
+async def test_a_cancel_from_outside(autojump_clock):
+    """What is cut off by it is reported like anything else."""
+    reports: list[int] = []
+    plugin = BillingPlugin(lambda report: reports.append(report.row.call))
+    with trio.move_on_after(5):
+        slow = SimulatorConfig(latency_s=1, tokens_per_s=1, comment_interval_s=0)
+        async with open_world(slow, plugins=[plugin]) as world:
+
+            async def read(session: str) -> None:
+                async with world.client.session(session).stream("Well?") as stream:
+                    await stream.collect()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, "a")
+                nursery.start_soon(read, "b")
+                await world.client.chat("Well?")
+    assert sorted(reports) == [1, 2, 3]
 
 
 async def test_what_finds_no_room_is_told(autojump_clock):

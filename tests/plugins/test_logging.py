@@ -41,6 +41,19 @@ async def test_an_error_is_one_line(autojump_clock, caplog):
     assert "error=BadRequestError status=400" in line
 
 
+async def test_an_answer_of_another_form(autojump_clock, caplog):
+    """What is wrong with an answer quotes it, and is not logged."""
+    caplog.set_level(logging.INFO, "gorouter_trio.chats")
+    schema = {"type": "object", "properties": {"illness": {"type": "integer"}}, "required": ["illness"]}
+    output = gr.OutputPolicy(reasks=0, strict_schema=False)
+    async with open_world(answer=replies(completion('{"illness":"secret"}')), plugins=[LoggingPlugin()]) as world:
+        with pytest.raises(gr.InvalidOutputError, match="secret"):
+            await world.client.chat("Well?", response_schema=schema, output=output)
+    (record,) = caplog.records
+    assert "error=InvalidOutputError" in record.getMessage()
+    assert "secret" not in record.getMessage() + str(vars(record)["chat"])
+
+
 async def test_nothing_is_made_for_nobody(autojump_clock, caplog):
     """At a level that is off, nothing is logged; a logger of one's own is taken."""
     quiet = logging.getLogger("tests.quiet")

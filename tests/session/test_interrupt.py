@@ -279,6 +279,38 @@ async def test_leaving_a_stream_early_stores_the_partial_answer(autojump_clock):
         await next_turn_is_right(world, session)
 
 
+@gr.tool
+async def step() -> str:
+    return "done, and more, " * 10
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+@pytest.mark.parametrize("prompt", ["[[tokens 40]]", "[[call step {}]] [[tokens 40]]"], ids=["plain", "tools"])
+async def test_looking_at_a_stream_changes_nothing(autojump_clock, prompt, leaves):
+    """What has been read so far is marked as interrupted, and neither the result nor what is stored is cut there."""
+    async with open_world(SLOW) as world:
+        session = world.client.session("k")
+        pieces = []
+        async with session.stream(prompt, tools=[step]) as stream:
+            async for event in stream:
+                before = stream.so_far()
+                if isinstance(event, gr.events.TextDelta):
+                    pieces.append(event.text)
+                    assert before.text.startswith("".join(pieces))
+                    assert before.interrupted == (before.finish_reason is None)
+                if leaves and len(pieces) == 3:
+                    break
+        stored = (await session.history())[-1]
+        assert there(stored.call).interrupted == leaves
+        assert there(stored.call).finish_reason == (None if leaves else "stop")
+        assert stored.message.content.startswith("".join(pieces))
+        if not leaves:
+            assert len(pieces) > 3
+            assert stored.message.content == stream.result.text == stream.so_far().text == "".join(pieces)
+            assert not stream.so_far().interrupted
+        await next_turn_is_right(world, session)
+
+
 @pytest.mark.parametrize("kind", ["error", "cancel"])
 async def test_leaving_a_stream_by_error_or_cancel(autojump_clock, kind):
     """The body's error or cancel leaves as it is, after the partial answer was stored."""
@@ -323,16 +355,21 @@ async def test_a_stream_without_visible_text_is_left_out_later(autojump_clock):
             assert world.sent[-1].contents == [*expected, "[[say well]]"]
 
 
-async def test_a_stream_that_breaks(autojump_clock):
+@pytest.mark.parametrize("rest", ["error", "nothing"])
+@pytest.mark.parametrize("looks", [False, True])
+async def test_a_stream_that_breaks(autojump_clock, rest, looks):
     """An error in the stream is raised after its deltas, and what had arrived is stored as interrupted."""
-    failure = chunk({}, finish="error", error={"code": 502, "message": "gone"})
-    async with open_world(answer=streams(chunk({"content": "Hel"}), failure, DONE)) as world:
+    failure = [chunk({}, finish="error", error={"code": 502, "message": "gone"}), DONE] if rest == "error" else []
+    async with open_world(answer=streams(chunk({"content": "Hel"}), *failure)) as world:
         session = world.client.session("k")
         seen = []
-        with pytest.raises(gr.ProviderError, match="gone") as caught:
+        with pytest.raises(gr.GorouterError, match=r"gone|the stream ended") as caught:
             async with session.stream("q") as stream:
-                async for event in stream:
-                    seen.append(event)  # noqa: PERF401 - what came before the error counts
+                try:
+                    async for event in stream:
+                        seen.append(event)  # noqa: PERF401 - what came before the error counts
+                finally:
+                    assert not looks or stream.so_far().text == "Hel"
         assert seen == [gr.TextDelta("Hel")]
         assert there(caught.value.partial).text == "Hel"
         history = await session.history()

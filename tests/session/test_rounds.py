@@ -14,6 +14,7 @@ from tool_loop import ONE_ROUND, TOOLS, TWO_ROUNDS, Loop
 from worlds import errors, open_world, there
 
 import gorouter_trio as gr
+from gorouter_trio.security.rules import ToolRules
 from gorouter_trio.session.turn import EntryOutOfOrderError
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
@@ -238,6 +239,69 @@ async def test_results_of_tools_outlive_an_interrupt(autojump_clock):
             "result of a1",
             "result of a2",
         ]
+
+
+@pytest.mark.parametrize("moment", ["hang", "hang_after", "before", "after"])
+@pytest.mark.parametrize("second_s", [0.5, 50])
+async def test_results_of_tools_outlive_each_other(autojump_clock, moment, second_s):
+    """A result whose writing is cut off is stored beside that of a tool which has run meanwhile, each once."""
+    store = FailingStore(faults={4: moment}, error=OSError)
+
+    @gr.tool
+    async def first() -> str:
+        return "paid"
+
+    @gr.tool
+    async def second() -> str:
+        await trio.sleep(second_s)
+        return "ran as well"
+
+    async with open_world(store=store) as world:
+        session = world.client.session("k")
+        async with trio.open_nursery() as nursery:
+
+            async def ask():
+                with pytest.raises(gr.StoreError if moment in {"before", "after"} else gr.TurnInterruptedError):
+                    await session.ask("[[call first#a1]] [[call second#a2]]", tools=[first, second])
+
+            nursery.start_soon(ask)
+            await trio.sleep(2)
+            assert await session.interrupt() == moment.startswith("hang")
+        tools = [e.message for e in await session.history() if isinstance(e.message, ToolMessage)]
+        assert [message.tool_call_id for message in tools] == ["a1", "a2"]
+        assert tools[0].content == "paid"
+        if second_s < 2 and moment.startswith("hang"):
+            assert tools[1].content == "ran as well"
+        await next_is_right(world, session)
+
+
+async def test_results_of_tools_outlive_a_question(autojump_clock):
+    """What a tool has returned is stored even if its turn is stopped while the question of another is written down."""
+    store = FailingStore(faults={4: "hang"})
+
+    @gr.tool(rules=ToolRules(sensitive=True))
+    async def asked() -> str:
+        return "never"
+
+    @gr.tool
+    async def quick() -> str:
+        await trio.sleep(0.5)
+        return "paid"
+
+    async with open_world(store=store) as world:
+        session = world.client.session("k")
+        async with trio.open_nursery() as nursery:
+
+            async def ask():
+                with pytest.raises(gr.TurnInterruptedError):
+                    await session.ask("[[call asked#a1]] [[call quick#a2]]", tools=[asked, quick])
+
+            nursery.start_soon(ask)
+            await trio.sleep(2)
+            assert await session.interrupt()
+        contents = [e.message.content for e in await session.history() if isinstance(e.message, ToolMessage)]
+        assert "paid" in contents
+        await next_is_right(world, session)
 
 
 @pytest.mark.parametrize("how", ["ask", "stream"])

@@ -31,7 +31,7 @@ PLAIN = {
     "price", "set_prices", "start_price_refresh", "stop_price_refresh", "cancel", "session_statistics", "inspect",
     "observe", "unobserve", "observe_ledger", "unobserve_ledger", "flush_observers", "add_tracer", "remove_tracer",
     "metrics_text", "add_metrics", "remove_metrics", "set_model", "set_api_key", "set_store", "set_security",
-    "push_security", "set_cost_tracker", "progress", "drain",
+    "push_security", "push_store", "set_cost_tracker", "progress", "drain",
 }  # fmt: skip
 OWN_THREAD = ("gorouter-trio runtime",)
 

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import toolbox_functions
 import trio
+import trio.testing
 from toolbox import Bench, call, open_bench, told
 
 import gorouter_trio as gr
 from gorouter_trio.events import ToolProgress
 from gorouter_trio.security.rules import Principal
+from gorouter_trio.tools.frames import ChildRequest
+from gorouter_trio.tools.process import ProcessPool
 from gorouter_trio.tools.turn import ToolTurn
 
 pytestmark = pytest.mark.net  # real processes, real time
@@ -221,6 +224,50 @@ async def test_slow_start_is_part_of_the_time() -> None:
         row = await bench.one(call("remember"))
         assert row.status == "error_timeout"
         assert (await bench.one(call("remember"), ToolTurn(limits=gr.ToolLimits(timeout_s=30)))).text == "1"
+
+
+async def test_leaving_a_slow_start_to_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A call whose process was being started by one that was cancelled is not ended with what that left behind."""
+    monkeypatch.syspath_prepend(tmp_path)
+    wait = "def wait(name: str) -> None:\n    while not pathlib.Path(name).exists(): time.sleep(0.01)\n"
+    (tmp_path / "slow_start.py").write_text(f"import pathlib, time\n{wait}wait({str(tmp_path / 'go')!r})\n")
+    pool, ends = ProcessPool(gr.ToolLimits()), {}
+
+    async def run(call_id: str) -> None:
+        request = ChildRequest(
+            module="slow_start",
+            qualname="wait",
+            tool="wait",
+            arguments={"name": str(tmp_path / call_id)},
+            call_id=call_id,
+            principal=None,
+            session=None,
+            turn_id=None,
+            remaining_s=30.0,
+            idempotent=False,
+            raw_schema=False,
+            max_result_bytes=1024,
+            keep_value=False,
+            max_process_bytes=None,
+        )
+        ends[call_id] = await pool.run(request, on_progress=lambda *_: None)
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as first:
+                    first.start_soon(run, "a")
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                    nursery.start_soon(run, "b")
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                    scope.cancel()
+            (tmp_path / "go").touch()
+            (tmp_path / "c").touch()
+            await run("c")
+            assert "b" not in ends
+            (tmp_path / "b").touch()
+        assert {call_id: end.text for call_id, end in ends.items()} == {"b": "null", "c": "null"}
+        await pool.aclose()
 
 
 async def test_a_dead_zygote_is_replaced() -> None:

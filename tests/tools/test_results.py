@@ -14,11 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from gorouter_trio.tools.results import ResultError, cut_text, encode_result
 
@@ -40,6 +41,31 @@ class Pair:
 
 class Model(pydantic.BaseModel):
     name: str
+
+
+class Account(pydantic.BaseModel):
+    password: str = pydantic.Field(exclude=True)
+    name: str = pydantic.Field(serialization_alias="userName")
+    card: str
+    token: pydantic.SecretStr
+    pad: str
+
+    @pydantic.field_serializer("card")
+    def mask(self, _card: str) -> str:
+        return "****"
+
+
+class Renamed(Struct, rename="camel", tag="renamed"):
+    first_name: str
+    pad: str
+    left_out: UnsetType | str = UNSET
+
+
+@attrs.define(slots=False)
+class Private:
+    name: str
+    _key: str
+    pad: str
 
 
 @pytest.mark.parametrize(
@@ -165,6 +191,36 @@ def test_large(make: Callable[[], object]) -> None:
     assert len(found.text) > 15_000
     assert found.text.endswith("\n[cut: longer than 65536 bytes]")
     assert took < 1.0
+
+
+def account(pad: str) -> Account:
+    return Account(password="HUNTER2", name="Ada", card="4111111111111111", token=pydantic.SecretStr("HUSH"), pad=pad)
+
+
+@pytest.mark.parametrize("pad", ["", "x" * 10_000], ids=["small", "large"])
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (account, '{"userName":"Ada","card":"****","token":"**********","pad":"'),
+        (lambda pad: [account(pad)], '[{"userName":"Ada","card":"****","token":"**********","pad":"'),
+        (lambda pad: Renamed("Ada", pad), '{"type":"renamed","firstName":"Ada","pad":"'),
+        (lambda pad: Pair(Private("Ada", "HUSH", pad), 1), '{"left":{"name":"Ada","pad":"'),
+    ],
+    ids=range(4),
+)
+def test_names_and_secrets(make: Callable[[str], object], text: str, pad: str) -> None:
+    """What a class renames, masks or leaves out is so in a result of any size."""
+    found = encode_result(make(pad), max_bytes=1024)
+    assert found.text.startswith(text + pad[:100])
+    assert found.is_cut == bool(pad)
+    assert not any(secret in found.text for secret in ("HUNTER2", "4111", "HUSH"))
+
+
+def test_large_in_what_is_left_out() -> None:
+    """A result is whole when only fields that are not written are large."""
+    value = Account(password="x" * 10_000, name="Ada", card="4", token=pydantic.SecretStr("t"), pad="")
+    found = encode_result(value, max_bytes=1024, keep_value=True)
+    assert (found.is_cut, found.value) == (False, json.loads(found.text))
 
 
 def test_kept_value() -> None:

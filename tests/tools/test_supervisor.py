@@ -255,6 +255,21 @@ async def test_long_tool_error_is_cut(autojump_clock: trio.testing.MockClock) ->
             assert told(row)
 
 
+@pytest.mark.parametrize("size", [100, 200, 400, 700, 1000])
+async def test_tool_errors_in_little_room(size: int, autojump_clock: trio.testing.MockClock) -> None:
+    """As much of an error is told as there is room for, all of it where that is enough."""
+    texts = ["no such city", "x" * size, "\x01" * size, "€" * size, '"' * size, "\n" * size, "\ud800"]
+    for text in texts:
+        async with open_bench(gr.Tool(_raise(gr.ToolError(text)), name="bad", max_result_bytes=size)) as bench:
+            row = await bench.one(call("bad"))
+            assert len(row.text.encode()) <= size
+            assert told(row)
+            if text == texts[0]:
+                assert told(row) == text
+            if text == texts[1] and size >= 200:
+                assert told(row).startswith("x" * (size - 120))
+
+
 async def test_large_results(autojump_clock: trio.testing.MockClock) -> None:
     """A result is cut at its tool's size, or at that of the limits, and marked (T4)."""
 
