@@ -180,6 +180,8 @@ _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
 _KNOWN_OPTIONS = frozenset({"model", "models", "max_tokens", "max_completion_tokens", "extra_body"})
+# Options where null says no more than their absence, to the API as here.
+_NEVER_NULL = ("model", "models", "max_tokens", "max_completion_tokens")
 _LANES = ("interactive", "batch")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
@@ -352,7 +354,7 @@ def _has_system(messages: bytes) -> bool:
 
 
 def encode_options(keywords: ChatKeywords) -> bytes:
-    """The options of a request as one encoded JSON object.
+    """The options of a request as one encoded JSON object; a model, models or a bound of None are not given.
 
     Raises `BadRequestError` for a value that is not JSON, and `TypeError` for an unknown name, as
     a call with an unknown keyword does.
@@ -361,6 +363,7 @@ def encode_options(keywords: ChatKeywords) -> bytes:
     extra = _extra_body(fields.pop("extra_body", None))
     if "routing_id" in fields:
         fields["session_id"] = fields.pop("routing_id")
+    _drop_nulls(fields)
     options = ChatOptions(**fields)  # type: ignore[arg-type]  # the TypedDict has checked them
     _refuse_numbers_without_json(fields)
     _refuse_numbers_without_json(extra)
@@ -381,7 +384,15 @@ def _extra_body(given: object) -> dict[str, object]:
     for name in ("messages", "stream"):
         if name in extra:
             raise _bad_request(f"extra_body: {name} is set by the call itself")
+    _drop_nulls(extra)
     return extra
+
+
+def _drop_nulls(fields: dict[str, object]) -> None:
+    """Take out what is null where that says nothing: in a body it would hide the bound that a budget puts there."""
+    for name in _NEVER_NULL:
+        if name in fields and fields[name] is None:
+            del fields[name]
 
 
 def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTINGS) -> tuple[bytes, CallSettings]:
@@ -408,7 +419,9 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
 
 def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSettings:
     """`beneath` with the model and the bound on the completion that checked options name."""
-    fields = {**options, **cast("Mapping[str, object]", options.get("extra_body") or {})}
+    fields = dict(options)
+    _drop_nulls(fields)
+    fields |= _extra_body(fields.get("extra_body"))
     model = fields.get("model")
     bounds = [fields.get("max_completion_tokens"), fields.get("max_tokens")]
     bound = next((bound for bound in bounds if isinstance(bound, int)), None)
@@ -457,6 +470,7 @@ def encode_request(
         raise _bad_request("messages: a request needs a list of messages")
     for name in ("custom_id", "stream", "stream_options"):
         fields.pop(name, None)
+    _drop_nulls(fields)
     encoded = encode_prompt(cast("Prompt", list(cast("Sequence[Message]", messages))))
     _refuse_numbers_without_json(fields)
     check_form(fields)

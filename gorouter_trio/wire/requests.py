@@ -2,8 +2,9 @@
 
 `ChatOptions` is the value, `ChatKeywords` the same fields as keyword arguments of `client.chat` and
 its kin. A field left at `UNSET` is not sent and the provider's own default applies; null and zero
-are sent as they are. What is an object of its own has a type in `wire.preferences`, and a mapping
-in wire names is as good. Fields newer than this package go through `extra_body`.
+are sent as they are, but for `model`, `models` and the bounds on the completion, where None is as
+good as nothing. What is an object of its own has a type in `wire.preferences`, and a mapping in
+wire names is as good. Fields newer than this package go through `extra_body`.
 """
 
 from __future__ import annotations

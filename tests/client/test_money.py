@@ -124,6 +124,51 @@ async def test_a_dollar_is_used_and_not_overshot(autojump_clock, seed, record_pr
     assert account.spent_usd >= D("0.95")
 
 
+LONG = "[[tokens 2000]]"  # at the simulator's price of this model more than twice what UNBOUNDED has
+UNBOUNDED: dict[str, Any] = {"model": "openai/gpt-4o-mini", "budget": gr.Budget(usd="0.0005"), **PRICED}
+
+
+async def chat_without_bound(client: Any, **options: object) -> None:
+    """A chat."""
+    await client.chat(LONG, **options)
+
+
+async def stream_without_bound(client: Any, **options: object) -> None:
+    """A stream, read to its end."""
+    async with client.stream(LONG, **options) as stream:
+        await stream.collect()
+
+
+async def ask_without_bound(client: Any, **options: object) -> None:
+    """A turn of a session."""
+    await client.session("s").ask(LONG, **options)
+
+
+async def row_without_bound(client: Any, **options: object) -> None:
+    """A row of a batch."""
+    row = {"messages": [{"role": "user", "content": LONG}], **options}
+    async with client.batch([row]) as results:
+        async for result in results:
+            result.unwrap()
+
+
+async def assert_within_budget(spend_much: Any, *, default: dict[str, object] | None = None, **options: object) -> None:
+    """A request that would cost more than there is if nothing bounded it costs no more than there is."""
+    async with open_world(options=default or {}, **UNBOUNDED) as world:
+        await world.client.refresh_prices()
+        await spend_much(world.client, **options)
+        assert 0 < charged_usd(world) <= D("0.0005")
+        assert world.client.budget().client.overrun_usd == 0
+
+
+@pytest.mark.parametrize("default", [{}, {"max_tokens": 100}, {"max_completion_tokens": None}])
+@pytest.mark.parametrize("options", [{"max_tokens": None}, {"max_completion_tokens": None}])
+@pytest.mark.parametrize("spend_much", [chat_without_bound, stream_without_bound, ask_without_bound, row_without_bound])
+async def test_a_bound_of_null_is_none_given(autojump_clock, spend_much, default, options):
+    """None where a bound could stand leaves the request bounded, by its defaults or by what is left to spend."""
+    await assert_within_budget(spend_much, default=default, **options)
+
+
 @pytest.mark.long
 def test_many_dollars(seed, record_property):
     """The same with 1,000 seeds."""

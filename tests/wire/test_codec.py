@@ -21,6 +21,7 @@ from msgspec import UNSET
 from gorouter_trio.errors import ApiError, BadRequestError, DecodeError, GorouterError, ProviderError, RateLimitError
 from gorouter_trio.wire import codec
 from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.wire.mail import CallSettings
 from gorouter_trio.wire.messages import (
     AssistantMessage,
     DeveloperMessage,
@@ -61,6 +62,23 @@ def test_absent_null_and_zero_are_three_things() -> None:
         "temperature": 0, "seed": None, "min_p": 0.0, "parallel_tool_calls": False, "user": "", "stop": [],
     }  # fmt: skip
     assert sent("hi") == {"messages": [{"role": "user", "content": "hi"}]}
+
+
+@pytest.mark.parametrize("name", ["model", "models", "max_tokens", "max_completion_tokens"])
+def test_null_where_it_says_nothing_is_not_sent(name: str) -> None:
+    """A model or a bound of null is one that is not given: what is beneath stays, in the body and in the settings."""
+    beneath = CallSettings(model="a/b", models=("c/d",), max_tokens=5)
+    null: Any = {name: None}
+    assert codec.encode_call(null, beneath=beneath) == (b"{}", beneath)
+    assert codec.encode_call({"extra_body": null}, beneath=beneath) == (b"{}", beneath)
+    given: Any = {"model": "e/f", "models": ["g/h"], "max_tokens": 7, "max_completion_tokens": 7}
+    both: Any = {**given, "extra_body": null}
+    for keywords in (both, given):
+        options, settings = codec.encode_call(keywords, beneath=beneath)
+        assert json.loads(options) == given
+        assert settings == CallSettings(model="e/f", models=("g/h",), max_tokens=7)
+    body, settings = codec.encode_request({"messages": [UserMessage("a")], **null}, beneath=beneath)
+    assert (json.loads(body).keys(), settings) == ({"messages"}, beneath)
 
 
 @pytest.mark.parametrize(
