@@ -13,7 +13,7 @@ from msgspec import UNSET
 from ._turns.chain import ChatState
 from ._turns.request import TurnRequest
 from .errors import BadRequestError, GorouterError
-from .wire.codec import decode_json, encode_call, encode_message, encode_text_prompt
+from .wire.codec import decode_json, encode_message, encode_text_prompt, settings_of_whole
 from .wire.messages import AssistantMessage, UserMessage
 from .wire.result import ChatResult, CompletionResult
 
@@ -74,7 +74,7 @@ def _encoded(state: ChatState, request: TurnRequest) -> tuple[bytes, CallSetting
     options, messages = state.encoded()
     settings = request.settings
     if options is not request.options:
-        _, settings = encode_call({"extra_body": state.options}, beneath=settings)
+        settings = settings_of_whole(state.options, settings)
     return encode_text_prompt(_prompt_of(messages), options), settings
 
 

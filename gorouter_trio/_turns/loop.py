@@ -18,7 +18,7 @@ from ..pool.retry import warrants_fallback
 from ..tools.outcomes import unique_calls
 from ..tools.registry import ToolSet
 from ..tools.turn import ApprovalDecision, ToolTurn
-from ..wire.codec import decode_json, encode_call, join_options
+from ..wire.codec import decode_json, join_options, settings_of_whole
 from ..wire.messages import ToolMessage
 from ..wire.toolcalls import ToolCallReport
 from .chain import ChatState
@@ -262,7 +262,7 @@ class _Change:
             definitions = b"[]" if state.tools is None else state.tools.encoded
             self._options = join_options(self._options, b'{"tools":%b}' % definitions)
         if self._options is not self._base_options:
-            _, self._settings = encode_call({"extra_body": state.options}, beneath=base.settings)
+            self._settings = settings_of_whole(state.options, base.settings)
 
     def applied(self, request: TurnRequest) -> TurnRequest:
         """The request with the changes; what was added to the first one follows what they made of that."""

@@ -115,6 +115,7 @@ __all__ = [
     "kept",
     "make_decoder",
     "render_body",
+    "settings_of_whole",
     "split_list",
     "split_object",
     "to_chunk",
@@ -182,6 +183,8 @@ _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 _KNOWN_OPTIONS = frozenset({"model", "models", "max_tokens", "max_completion_tokens", "extra_body"})
 # Options where null says no more than their absence, to the API as here.
 _NEVER_NULL = ("model", "models", "max_tokens", "max_completion_tokens")
+# Two names of one option.
+_BOUNDS = frozenset({"max_tokens", "max_completion_tokens"})
 _LANES = ("interactive", "batch")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
@@ -421,10 +424,10 @@ def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSe
     """`beneath` with the model and the bound on the completion that checked options name."""
     fields = dict(options)
     _drop_nulls(fields)
-    fields |= _extra_body(fields.get("extra_body"))
+    fields = _above(fields, _extra_body(fields.get("extra_body")))
     model = fields.get("model")
-    bounds = [fields.get("max_completion_tokens"), fields.get("max_tokens")]
-    bound = next((bound for bound in bounds if isinstance(bound, int)), None)
+    # Where one level says both, nobody knows which of them holds.
+    bound = max((bound for name in _BOUNDS if isinstance(bound := fields.get(name), int)), default=None)
     others = fields.get("models")
     return msgspec.structs.replace(
         beneath,
@@ -432,6 +435,11 @@ def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSe
         models=tuple(map(str, others)) if isinstance(others, (list, tuple)) else beneath.models,
         max_tokens=beneath.max_tokens if bound is None else bound,
     )
+
+
+def settings_of_whole(options: Mapping[str, object], settings: CallSettings) -> CallSettings:
+    """`settings` of a request with these options and no others: what they do not name, nothing beneath them does."""
+    return _settings_of(options, msgspec.structs.replace(settings, model="", models=(), max_tokens=None))
 
 
 def check_options(fields: Mapping[str, object]) -> None:
@@ -518,10 +526,17 @@ def encode_text_prompt(prompt: object, options: bytes) -> bytes:
 
 
 def join_options(first: bytes, second: bytes) -> bytes:
-    """Two encoded objects as one; where both have a name, `second` wins."""
+    """Two encoded objects as one; where both have a name, `second` wins, and so it does with a bound of either name."""
     if first == b"{}" or second == b"{}":
         return second if first == b"{}" else first
-    return encode_json(_split_object(first) | _split_object(second))
+    return encode_json(_above(_split_object(first), _split_object(second)))
+
+
+def _above(first: dict[str, T], second: dict[str, T]) -> dict[str, T]:
+    """Options of two levels as one; a bound of the first would hold beside the other one that settings have."""
+    if not _BOUNDS.isdisjoint(second):
+        first = {name: value for name, value in first.items() if name not in _BOUNDS or name in second}
+    return first | second
 
 
 def render_body(options: bytes, messages: bytes, *, streaming: bool) -> bytes:

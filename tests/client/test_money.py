@@ -144,6 +144,11 @@ async def ask_without_bound(client: Any, **options: object) -> None:
     await client.session("s").ask(LONG, **options)
 
 
+async def complete_without_bound(client: Any, **options: object) -> None:
+    """A completion."""
+    await client.completions(LONG, **options)
+
+
 async def row_without_bound(client: Any, **options: object) -> None:
     """A row of a batch."""
     row = {"messages": [{"role": "user", "content": LONG}], **options}
@@ -167,6 +172,41 @@ async def assert_within_budget(spend_much: Any, *, default: dict[str, object] | 
 async def test_a_bound_of_null_is_none_given(autojump_clock, spend_much, default, options):
     """None where a bound could stand leaves the request bounded, by its defaults or by what is left to spend."""
     await assert_within_budget(spend_much, default=default, **options)
+
+
+@pytest.mark.parametrize("spend_much", [chat_without_bound, stream_without_bound, ask_without_bound])
+async def test_a_bound_of_either_name_stands_alone(autojump_clock, spend_much):
+    """A call's bound takes the place of a default of the other name, which would hold instead of it."""
+    default: dict[str, object] = {"max_completion_tokens": 3000}
+    await assert_within_budget(spend_much, default=default, max_tokens=50)
+    await assert_within_budget(spend_much, default=default, extra_body={"max_tokens": 50})
+
+
+async def test_a_bound_of_a_session_of_the_other_name(autojump_clock):
+    """The same between a session and its turn."""
+
+    async def ask(client: Any) -> None:
+        await client.session("s", max_completion_tokens=3000).ask(LONG, max_tokens=50)
+
+    await assert_within_budget(ask)
+
+
+@pytest.mark.parametrize("left", [{}, {"max_tokens": None}])
+async def test_an_extension_takes_a_bound_away(autojump_clock, left):
+    """What an extension leaves of the options is all there is: a bound that it took away is given anew."""
+
+    async def unbounded(_context: Any, state: Any, proceed: Any) -> None:
+        del state.options["max_tokens"]
+        state.options |= left
+        await proceed()
+
+    for spend_much in (chat_without_bound, stream_without_bound, ask_without_bound, complete_without_bound):
+
+        async def spend_inside(client: Any, spend_much: Any = spend_much, **options: object) -> None:
+            client.use(unbounded)
+            await spend_much(client, **options)
+
+        await assert_within_budget(spend_inside, max_tokens=50)
 
 
 @pytest.mark.long

@@ -223,6 +223,30 @@ def test_joining_options_keeps_their_bytes() -> None:
     assert codec.join_options(b"{}", b"{}") == b"{}"
 
 
+def test_joining_options_leaves_one_bound() -> None:
+    """`max_tokens` and `max_completion_tokens` are one option: that of the upper level holds, as the settings say."""
+    lower, higher = b'{"max_completion_tokens":3000}', b'{"max_tokens":50}'
+    assert codec.join_options(lower, higher) == higher
+    assert codec.join_options(higher, lower) == lower
+    assert codec.join_options(lower, b'{"seed":1}') == b'{"max_completion_tokens":3000,"seed":1}'
+    options, settings = codec.encode_call({"max_completion_tokens": 3000, "extra_body": {"max_tokens": 50}})
+    assert (options, settings.max_tokens) == (higher, 50)
+    _, settings = codec.encode_call({"max_completion_tokens": 50, "max_tokens": 3000})
+    assert settings.max_tokens == 3000
+    _, settings = codec.encode_request({"messages": [UserMessage("a")], "max_tokens": 7}, defaults=lower)
+    assert settings.max_tokens == 7
+
+
+def test_settings_of_whole_options() -> None:
+    """Options that have nothing beneath them: the rest of the settings stays."""
+    before = CallSettings(model="a/b", models=("c/d",), max_tokens=5, tenant="t")
+    assert codec.settings_of_whole({"seed": 1}, before) == CallSettings(tenant="t")
+    named: Any = {"model": "e/f", "models": ["g/h"], "max_tokens": 7}
+    assert codec.settings_of_whole(named, before) == CallSettings(
+        model="e/f", models=("g/h",), max_tokens=7, tenant="t"
+    )
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("options", [b"{}", b'{"model":"m","temperature":0}'])
 def test_a_body_is_one_object(options: bytes, streaming: bool) -> None:
