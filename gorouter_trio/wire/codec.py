@@ -30,7 +30,7 @@ from .catalog import (
 from .embeddings import EmbeddingInput, EmbeddingKeywords, EmbeddingReply
 from .faults import api_error, body_summary, error_from_reply
 from .formcheck import check_embedding_form, check_form, check_headers, check_message
-from .journal import LogEntry
+from .journal import AnswerDiscarded, LogEntry, TurnAnswered, TurnCalled
 from .ledger import LedgerRow
 from .mail import DEFAULT_SETTINGS, CallSettings
 from .messages import (
@@ -173,10 +173,12 @@ _LF = 10  # a number: looking for it takes an eighth of looking for bytes
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
+_TOO_MANY = 10**12
 _NO_DETAILS = CostDetails()
 _NO_PROMPT_DETAILS = PromptTokensDetails()
 _NO_COMPLETION_DETAILS = CompletionTokensDetails()
 _EMPTY = msgspec.Raw(b'""')
+_WITH_CALL = (TurnAnswered, TurnCalled, AnswerDiscarded)
 _NOT_JSON = (TypeError, ValueError, RecursionError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
@@ -592,18 +594,18 @@ def decode_completion(body: bytes, *, generation_id: str | None = None) -> ChatC
 
 
 def checked_usage(usage: Usage) -> Usage:
-    """`usage`, or a copy in which None stands for counts below zero and for amounts that are no money.
+    """`usage`, or a copy in which None stands for counts that no request has and for amounts that are no money.
 
-    A provider's NaN, or its thousand-digit exponent, must reach neither a sum nor a store.
+    A provider's NaN, or its thousand-digit number, must reach neither a sum nor a store.
     """
     if _is_plausible(usage):
         return usage
     details = usage.cost_details
     return msgspec.structs.replace(
         usage,
-        prompt_tokens_details=_without_negatives(usage.prompt_tokens_details),
-        completion_tokens_details=_without_negatives(usage.completion_tokens_details),
-        server_tool_use_details=_without_negatives(usage.server_tool_use_details),
+        prompt_tokens_details=_without_odd_counts(usage.prompt_tokens_details),
+        completion_tokens_details=_without_odd_counts(usage.completion_tokens_details),
+        server_tool_use_details=_without_odd_counts(usage.server_tool_use_details),
         cost=usage.cost if _is_plausible(Usage(cost=usage.cost)) else None,
         cost_details=details if _is_plausible(Usage(cost_details=details)) else None,
         prompt_tokens=_count_or_none(usage.prompt_tokens),
@@ -624,15 +626,15 @@ def _is_plausible(usage: Usage) -> bool:
             and _FREE <= (details.upstream_inference_prompt_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.upstream_inference_completions_cost or _FREE) < _TOO_MUCH
             and _FREE <= (details.server_tool_cost or _FREE) < _TOO_MUCH
-            and (prompt.cached_tokens or 0) >= 0
-            and (prompt.cache_write_tokens or 0) >= 0
-            and (prompt.audio_tokens or 0) >= 0
-            and (completion.reasoning_tokens or 0) >= 0
-            and (completion.image_tokens or 0) >= 0
-            and (completion.audio_tokens or 0) >= 0
-            and (usage.prompt_tokens or 0) >= 0
-            and (usage.completion_tokens or 0) >= 0
-            and (usage.total_tokens or 0) >= 0
+            and 0 <= (prompt.cached_tokens or 0) < _TOO_MANY
+            and 0 <= (prompt.cache_write_tokens or 0) < _TOO_MANY
+            and 0 <= (prompt.audio_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.reasoning_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.image_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.audio_tokens or 0) < _TOO_MANY
+            and 0 <= (usage.prompt_tokens or 0) < _TOO_MANY
+            and 0 <= (usage.completion_tokens or 0) < _TOO_MANY
+            and 0 <= (usage.total_tokens or 0) < _TOO_MANY
         )
     except InvalidOperation:
         # NaN cannot be compared.
@@ -928,8 +930,16 @@ def _read_content(raw: msgspec.Raw, decode: Callable[[msgspec.Raw], T]) -> str |
 
 
 def decode_log_entry(data: bytes) -> LogEntry:
-    """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`."""
-    return cast("LogEntry", _stored(_decode_log_entry, data))
+    """An entry of a session's log; raises `DecodeError`. Its raw fields pin `data`.
+
+    Counts that no request has are None, as in a reply: older versions have stored them.
+    """
+    entry = cast("LogEntry", _stored(_decode_log_entry, data))
+    if isinstance(entry, _WITH_CALL) and entry.call.usage is not None:
+        usage = checked_usage(entry.call.usage)
+        if usage is not entry.call.usage:
+            return msgspec.structs.replace(entry, call=msgspec.structs.replace(entry.call, usage=usage))
+    return entry
 
 
 def decode_log_outline(data: bytes) -> LogOutline:
@@ -1137,15 +1147,15 @@ def _finite_field(value: object) -> object:
 
 
 def _count_or_none(count: int | None) -> int | None:
-    return count if count is not None and count >= 0 else None
+    return count if count is not None and 0 <= count < _TOO_MANY else None
 
 
-def _without_negatives(counts: S | None) -> S | None:
-    """The same with None for counts below zero."""
+def _without_odd_counts(counts: S | None) -> S | None:
+    """The same with None for counts that no request has."""
     if counts is None:
         return None
-    odd = {name: None for name, value in msgspec.structs.asdict(counts).items() if value is not None and value < 0}
-    return msgspec.structs.replace(counts, **odd) if odd else counts
+    checked = {name: _count_or_none(value) for name, value in msgspec.structs.asdict(counts).items()}
+    return msgspec.structs.replace(counts, **checked)
 
 
 def _pieces(raw: msgspec.Raw | UnsetType) -> list[msgspec.Raw] | None:

@@ -431,3 +431,19 @@ async def test_asking_while_the_client_closes(autojump_clock):
             nursery.start_soon(late, client)
             nursery.start_soon(later, client)
             await trio.sleep(1.5)
+
+
+@pytest.mark.parametrize("count", [2**64, 10**400], ids=["wide", "huge"])
+async def test_a_count_beyond_all_measure(autojump_clock, count):
+    """A reply that counts so costs its session nothing, nor does a log that an older version has written so."""
+    store = gr.stores.MemoryStore()
+    odd = completion("A").replace(b'"prompt_tokens":3', b'"prompt_tokens":%d' % count)
+    async with open_world(answer=replies(odd, completion("B")), store=store) as world:
+        session = world.client.session("k")
+        assert [(await session.ask("q")).text for _ in range(2)] == ["A", "B"]
+    held = await store.load("k")
+    older = [entry.replace(b'"completion_tokens":5', b'"completion_tokens":%d' % count) for entry in held.entries]
+    assert older != list(held.entries)
+    await store.rewrite("k", older, expected_version=held.version)
+    async with open_world(store=store) as world:
+        await next_turn_is_right(world, world.client.session("k"), before=["q", "A", "q", "B"])

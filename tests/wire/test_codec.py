@@ -20,7 +20,7 @@ from msgspec import UNSET
 
 from gorouter_trio.errors import ApiError, BadRequestError, DecodeError, GorouterError, ProviderError, RateLimitError
 from gorouter_trio.wire import codec
-from gorouter_trio.wire.journal import TurnAbandoned, TurnAnswered, TurnStarted
+from gorouter_trio.wire.journal import AnswerDiscarded, TurnAbandoned, TurnAnswered, TurnCalled, TurnStarted
 from gorouter_trio.wire.mail import CallSettings
 from gorouter_trio.wire.messages import (
     AssistantMessage,
@@ -36,7 +36,13 @@ from gorouter_trio.wire.messages import (
     UserMessage,
 )
 from gorouter_trio.wire.requests import ChatKeywords, ChatOptions, ChatRequest
-from gorouter_trio.wire.responses import CostDetails, Usage
+from gorouter_trio.wire.responses import (
+    CompletionTokensDetails,
+    CostDetails,
+    PromptTokensDetails,
+    ServerToolUse,
+    Usage,
+)
 from gorouter_trio.wire.result import CallRecord
 
 DEEP = 100_000
@@ -493,6 +499,32 @@ def test_checked_usage() -> None:
     assert codec.checked_usage(sound) is sound
     odd = Usage(prompt_tokens=-1, completion_tokens=2, cost=Decimal("0.1"), cost_details=CostDetails(Decimal("NaN")))
     assert codec.checked_usage(odd) == Usage(completion_tokens=2, cost=Decimal("0.1"))
+
+
+@pytest.mark.parametrize(
+    "count", ["1000000000000", "18446744073709551616", "1e300", "1" + 400 * "0", "-1"], ids=range(5)
+)
+def test_counts_that_no_request_has(count: str) -> None:
+    """A count beyond all measure is unknown, wherever it stands, and so it is in a log of an older version."""
+    text = (
+        f'{{"prompt_tokens":{count},"completion_tokens":{count},"total_tokens":{count},"cost":0.1,'
+        f'"prompt_tokens_details":{{"cached_tokens":{count}}},"server_tool_use_details":{{"web_search_requests":2}},'
+        f'"completion_tokens_details":{{"reasoning_tokens":{count}}}}}'
+    )
+    checked = Usage(
+        cost=Decimal("0.1"),
+        prompt_tokens_details=PromptTokensDetails(),
+        completion_tokens_details=CompletionTokensDetails(),
+        server_tool_use_details=ServerToolUse(web_search_requests=2),
+    )
+    body = f'{{"choices":[{{"message":{{"content":"x"}}}}],"usage":{text}}}'
+    assert codec.decode_completion(body.encode()).usage == checked
+    digits = text.replace(count, str(int(Decimal(count))))
+    for tag in ("answered", "called", "discarded"):
+        stored = f'{{"type":"{tag}","turn_id":"t","message":{{}},"call":{{"usage":{digits}}}}}'
+        entry = codec.decode_log_entry(stored.encode())
+        assert isinstance(entry, (TurnAnswered, TurnCalled, AnswerDiscarded))
+        assert entry.call.usage == checked
 
 
 def test_chunks_up_to_the_bad_one() -> None:
