@@ -152,6 +152,7 @@ encode_json = _encoder.encode
 """Any value of this package as JSON bytes; Decimals as numbers."""
 
 _decode_any = msgspec.json.Decoder().decode
+_decode_raw = msgspec.json.Decoder(msgspec.Raw).decode
 _split_object = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _split_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_completion = msgspec.json.Decoder(ChatCompletion).decode
@@ -179,7 +180,7 @@ _NO_PROMPT_DETAILS = PromptTokensDetails()
 _NO_COMPLETION_DETAILS = CompletionTokensDetails()
 _EMPTY = msgspec.Raw(b'""')
 _WITH_CALL = (TurnAnswered, TurnCalled, AnswerDiscarded)
-_NOT_JSON = (TypeError, ValueError, RecursionError)
+_NOT_JSON = (TypeError, ValueError, RecursionError, msgspec.DecodeError)
 _SETTINGS = frozenset({"extra_headers", "lane", "tenant"})
 # Options that are settings as well, besides those that `extra_body` may hold.
 _KNOWN_OPTIONS = frozenset({"model", "models", "max_tokens", "max_completion_tokens", "extra_body"})
@@ -339,10 +340,19 @@ def encode_message(message: Message | Mapping[str, object]) -> bytes:
     """One message as JSON bytes; raises `BadRequestError` when it is none, or its role is unknown."""
     if message.__class__ not in _MESSAGES:
         message = _checked_mapping(message)
+    return _encode_given(message, "messages:")
+
+
+def _encode_given(value: object, what: str) -> bytes:
+    """What a caller gave, as JSON bytes; raises `BadRequestError` about `what` when it has no JSON."""
     try:
-        return encode_json(message)
+        encoded = encode_json(value)
+        # A Decimal that is no number, and raw JSON that is none, are written as they are: nobody could read them again.
+        if not is_utf8(_decode_raw(encoded)):
+            raise _bad_request(f"{what} cannot be written as JSON: not UTF-8")
     except _NOT_JSON as exc:
-        raise _bad_request(f"messages: cannot be written as JSON: {exc}") from exc
+        raise _bad_request(f"{what} cannot be written as JSON: {exc}") from exc
+    return encoded
 
 
 def add_system(system: bytes, messages: bytes) -> bytes:
@@ -373,11 +383,8 @@ def encode_options(keywords: ChatKeywords) -> bytes:
     _refuse_numbers_without_json(fields)
     _refuse_numbers_without_json(extra)
     check_form({**fields, **extra})
-    try:
-        encoded = encode_json(options)
-        return join_options(encoded, encode_json(extra)) if extra else encoded
-    except _NOT_JSON as exc:
-        raise _bad_request(f"the options cannot be written as JSON: {exc}") from exc
+    encoded = _encode_given(options, "the options")
+    return join_options(encoded, _encode_given(extra, "the options")) if extra else encoded
 
 
 def _extra_body(given: object) -> dict[str, object]:
@@ -484,10 +491,7 @@ def encode_request(
     encoded = encode_prompt(cast("Prompt", list(cast("Sequence[Message]", messages))))
     _refuse_numbers_without_json(fields)
     check_form(fields)
-    try:
-        options = join_options(defaults, encode_json(fields))
-    except _NOT_JSON as exc:
-        raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
+    options = join_options(defaults, _encode_given(fields, "the request"))
     settings = beneath if _KNOWN_OPTIONS.isdisjoint(fields) else _settings_of(fields, beneath)
     return render_body(options, add_system(system, encoded), streaming=False), settings
 
@@ -510,10 +514,7 @@ def encode_embeddings(
         fields["session_id"] = fields.pop("routing_id")
     fields = {"model": model, "input": given, **fields, **extra}
     check_embedding_form(fields)
-    try:
-        body = encode_json(fields)
-    except _NOT_JSON as exc:
-        raise _bad_request(f"the request cannot be written as JSON: {exc}") from exc
+    body = _encode_given(fields, "the request")
     return body, msgspec.structs.replace(beneath, headers=headers, model=cast("str", fields["model"]), max_tokens=None)
 
 
@@ -521,10 +522,7 @@ def encode_text_prompt(prompt: object, options: bytes) -> bytes:
     """The body of POST /completions from its prompt and encoded options; raises `BadRequestError`."""
     if not isinstance(prompt, str) or not prompt:
         raise _bad_request(f"prompt: must be a text, and not empty, not {prompt!r:.200}")
-    try:
-        return join_options(options, encode_json({"prompt": prompt}))
-    except _NOT_JSON as exc:
-        raise _bad_request(f"prompt: cannot be written as JSON: {exc}") from exc
+    return join_options(options, _encode_given({"prompt": prompt}, "prompt:"))
 
 
 def join_options(first: bytes, second: bytes) -> bytes:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -447,3 +450,16 @@ async def test_a_count_beyond_all_measure(autojump_clock, count):
     await store.rewrite("k", older, expected_version=held.version)
     async with open_world(store=store) as world:
         await next_turn_is_right(world, world.client.session("k"), before=["q", "A", "q", "B"])
+
+
+@pytest.mark.parametrize("odd", [Decimal("NaN"), msgspec.Raw(b'{"type":')], ids=["no number", "no JSON"])
+async def test_a_message_that_has_no_json(autojump_clock, odd):
+    """It is refused, and no store ever has it: the session goes on, in this process and in another."""
+    store = gr.stores.MemoryStore()
+    async with open_world(store=store) as world:
+        session = world.client.session("k")
+        with pytest.raises(gr.BadRequestError, match="messages"):
+            await session.ask({"role": "user", "content": "x", "weight": odd})
+        await next_turn_is_right(world, session, before=[])
+    async with open_world(store=store) as world:
+        await next_turn_is_right(world, world.client.session("k"), before=["[[say well]]", "well"])

@@ -294,6 +294,29 @@ def test_a_whole_request() -> None:
             codec.encode_request(request)
 
 
+NO_JSON = [Decimal("NaN"), Decimal("sNaN"), Decimal("Infinity"), msgspec.Raw(b'{"type":'), msgspec.Raw(b'"\xff"')]
+
+
+@pytest.mark.parametrize("odd", NO_JSON, ids=range(len(NO_JSON)))
+def test_what_has_no_json_is_refused_wherever_it_stands(odd: Any) -> None:
+    """A Decimal that is no number, or raw JSON that is none, goes neither into a request nor into a history."""
+    user: Any = {"role": "user", "content": "x"}
+    for message in ({**user, "weight": odd}, {"role": "user", "content": [{"type": "x", "y": odd}]}):
+        for prompt in (message, [user, message]):
+            with pytest.raises(BadRequestError, match="messages: cannot be written"):
+                codec.encode_prompt(prompt)
+    with pytest.raises(BadRequestError, match="messages: cannot be written"):
+        codec.encode_message(UserMessage([odd]))
+    for options in ({"trace": {"x": odd}}, {"extra_body": {"x": [odd]}}):
+        with pytest.raises(BadRequestError, match="options cannot be written"):
+            codec.encode_options(options)  # type: ignore[arg-type]  # what a caller without a type checker may give
+    for defaults in (b"{}", b'{"seed":1}'):
+        with pytest.raises(BadRequestError, match="request cannot be written"):
+            codec.encode_request({"messages": [user], "provider": {"max_price": {"prompt": odd}}}, defaults=defaults)
+    with pytest.raises(BadRequestError, match="request cannot be written"):
+        codec.encode_embeddings("x", "m", keywords={"extra_body": {"x": {"y": odd}}})
+
+
 @given(text=st.text())
 def test_any_text_that_is_text_goes_through(text: str) -> None:
     """Every text arrives as it was, control characters and quotes and all planes included."""
