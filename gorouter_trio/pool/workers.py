@@ -37,6 +37,7 @@ from ..errors import (
     ConnectError,
     DeadlineExceededError,
     DeadlinePhase,
+    DecodeError,
     GorouterError,
     PoolClosedError,
     PoolFullError,
@@ -1074,8 +1075,10 @@ class _Worker:
         else:
             if not connection.is_complete:
                 self.watch(min(ticket.deadline, now + deadlines.first_data_s), "first_data")
-            ticket.body = await connection.receive_all()
-            if not is_good:
+            if is_good:
+                ticket.body = await connection.receive_all()
+            else:
+                ticket.body = await self._receive_refusal(ticket, connection)
                 pool.note_refusal(ticket)
         if not pool.answered & _LAG_MASK:
             ticket.resolved_at = pool.now()
@@ -1083,6 +1086,19 @@ class _Worker:
             pool.answered += 1
         elif ticket.lease is not None:
             ticket.lease.give_back(reusable=False)
+
+    async def _receive_refusal(self, ticket: Ticket, connection: Connection) -> bytes:
+        """The body of a refusal, empty where it is cut, unreadable or late: its status says what became of the request.
+
+        Without a status nobody would know, and what was refused would be asked for again, or held to be charged.
+        """
+        try:
+            return await connection.receive_all()
+        except (StreamBrokenError, DecodeError):
+            if ticket.abandoned or self.pool.now() >= ticket.deadline:
+                raise
+            connection.close()
+            return b""
 
     async def _wait_for_lease(self, lease: Lease) -> None:
         """Wait until the stream is over; its last bytes may still be on the way."""

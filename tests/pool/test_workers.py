@@ -14,8 +14,10 @@ from scripted import Peer, PlayedStream, Request, Serve, answering, chat, error,
 
 from gorouter_trio.config import PoolLimits, RetryPolicy, Seams
 from gorouter_trio.errors import (
+    AuthenticationError,
     BadRequestError,
     ConnectError,
+    DeadlineExceededError,
     DecodeError,
     InsufficientCreditsError,
     OverloadedError,
@@ -25,6 +27,7 @@ from gorouter_trio.errors import (
     RateLimitError,
     StreamBrokenError,
 )
+from gorouter_trio.pool.attempts import AttemptRecord
 from gorouter_trio.wire.mail import HttpCall
 
 NEVER = RetryPolicy(max_retries=0)
@@ -680,4 +683,73 @@ async def test_requests_together() -> None:
         await together(*(lambda name=str(n): ask(name) for n in range(40)))
         assert place.statistics.answered == 400
         assert place.statistics.opened <= 7
+        await place.check_clean()
+
+
+# --- refusals whose body does not come --------------------------------------------------------------------------------
+
+SPOILED = {
+    "cut": b"Content-Length: 100\r\n\r\n{",
+    "cut in a chunk": b"Transfer-Encoding: chunked\r\n\r\n9\r\n{",
+    "no gzip": b"Content-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+    "late": b"Content-Length: 100\r\n\r\n{",
+}
+
+
+def spoiled(head: bytes, how: str) -> Serve:
+    """Refuses a request of each connection with `head` and a body that is spoiled so; later ones are answered."""
+    seen: list[object] = []
+
+    async def serve(peer: Peer) -> None:
+        request = await peer.request()
+        assert request is not None
+        seen.append(request)
+        if len(seen) > 1:
+            await peer.send(chat("well"))
+            return
+        await peer.send(b"HTTP/1.1 " + head + b"\r\n" + SPOILED[how])
+        if how == "late":
+            await peer.wait_gone()
+
+    return serve
+
+
+@pytest.mark.parametrize("how", SPOILED)
+async def test_a_refusal_holds_without_its_body(how: str, autojump_clock: trio.testing.MockClock) -> None:
+    """A limit with the time to wait, or a key that is refused, is that, was sent once, and is not held to be billed."""
+    for head, kind, wait_s in (
+        (b"429 Too Many Requests\r\nRetry-After: 300", RateLimitError, 300.0),
+        (b"401 Unauthorized", AuthenticationError, None),
+    ):
+        records: list[AttemptRecord] = []
+        async with open_place(spoiled(head, how), on_attempt=records.append) as place:
+            with pytest.raises(kind) as raised:
+                await place.ask()
+            assert (raised.value.retry_after_s, raised.value.maybe_billed, raised.value.attempts) == (wait_s, False, 1)
+            assert [(record.status, record.maybe_billed) for record in records] == [(raised.value.status, False)]
+            assert len(place.network.requests) == 1
+            await place.check_clean()
+
+
+@pytest.mark.parametrize("how", SPOILED)
+async def test_a_refusal_without_its_body_is_sent_again(how: str, autojump_clock: trio.testing.MockClock) -> None:
+    """What may be sent again after a refusal is, when the refusal says so."""
+    async with open_place(spoiled(b"503 Service Unavailable\r\nRetry-After: 2", how)) as place:
+        assert (await place.ask()).text == "well"
+        first, second = place.network.times
+        assert second - first >= 2
+        await place.check_clean()
+
+
+async def test_a_late_refusal_is_over_with_its_request(autojump_clock: trio.testing.MockClock) -> None:
+    """A body that keeps a request beyond its deadline ends it there, and a cancel is a cancel."""
+    async with open_place(spoiled(b"503 Service Unavailable", "late")) as place:
+        with pytest.raises(DeadlineExceededError) as late:
+            await place.ask(deadline=trio.current_time() + 4)
+        assert late.value.phase == "total"
+        await place.check_clean()
+    async with open_place(spoiled(b"503 Service Unavailable", "late")) as place:
+        with trio.move_on_after(4) as scope:
+            await place.ask()
+        assert scope.cancelled_caught
         await place.check_clean()
