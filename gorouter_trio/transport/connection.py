@@ -35,6 +35,9 @@ _READ_BYTES = 64 * 1024
 # A longer request does not surely fit into the kernel's buffers, so its refusal has to be looked out for.
 _LONG_REQUEST_BYTES = 64 * 1024
 _LAST_STATUS = 599
+# What a refusal says is read before the sending ends, as far as it comes at once and is no more than an error says.
+_REFUSAL_S = 2.0
+_REFUSAL_BYTES = 64 * 1024
 # A peer that ends a used connection without a byte of a reply has most likely closed it before the request came, if
 # that shows within a round trip, generously: this, or twice what connecting took. Later it may have worked for the
 # request, which then is not free to be sent again.
@@ -256,7 +259,7 @@ class HttpConnection:
     # Sending
 
     async def _send_and_watch(self, request: memoryview) -> None:
-        """Send and read at the same time; the head of a reply, which can only be a refusal, ends the sending."""
+        """Send and read at the same time; a reply, which can only be a refusal, ends the sending."""
         errors: list[StreamBrokenError | DecodeError] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_for_refusal, errors, nursery.cancel_scope)
@@ -277,9 +280,17 @@ class HttpConnection:
         try:
             while not self._head_complete:
                 await self._receive()
+            if self.status >= 300:
+                # Over TLS, a send that is cancelled takes with it what has not been read yet.
+                await self._read_refusal()
         except (StreamBrokenError, DecodeError) as exc:
             errors.append(exc)
         sending.cancel()
+
+    async def _read_refusal(self) -> None:
+        with trio.move_on_after(_REFUSAL_S):
+            while not (self.is_sent or self.is_complete or self._body_bytes > _REFUSAL_BYTES):
+                await self._receive()
 
     async def _receive_refusal(self, cause: trio.BrokenResourceError) -> None:
         try:
@@ -380,7 +391,8 @@ class HttpConnection:
     def _broken(self, reason: str) -> StreamBrokenError:
         silent = self._is_used and not self._head_bytes and not self.is_closed
         found_closed = silent and self._now() - self._started_at < self._found_closed_s
-        return StreamBrokenError(reason, sent=self.is_sent and not found_closed)
+        # Whoever has a status has had a request, whole or not.
+        return StreamBrokenError(reason, sent=(self.is_sent or self.status >= 200) and not found_closed)
 
 
 def _dislike_of(exc: Exception) -> str:

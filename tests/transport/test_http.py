@@ -864,3 +864,40 @@ def test_pieces_of_a_long_reply_keep_their_order() -> None:
         return result.body
 
     assert len(trio.run(main)) == 120_000
+
+
+async def test_a_refusal_before_the_whole_request_that_does_not_end(autojump_clock: trio.testing.MockClock) -> None:
+    """What it says is not waited for without end before the sending ends, and neither is it read without end."""
+
+    async def stalls(peer: Peer) -> None:
+        await peer.stream.receive_some(1000)
+        await peer.send(b"HTTP/1.1 413 X\r\nContent-Length: 9\r\n\r\ntoo")
+        await trio.sleep(100)
+
+    async def gushes(peer: Peer) -> None:
+        await peer.stream.receive_some(1000)
+        await peer.send(b"HTTP/1.1 413 X\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            await peer.send(b"400\r\n%b\r\n" % (b"x" * 1024))
+
+    for serve, after_s in ((stalls, 2), (gushes, 0)):
+        async with _served_in_memory(serve) as connection:
+            started = trio.current_time()
+            await connection.start(HEAD, LONG)
+            assert (connection.status, trio.current_time() - started) == (413, after_s)
+            assert not connection.is_complete
+            assert not connection.is_reusable
+
+
+async def test_a_refusal_before_the_whole_request_that_is_cut() -> None:
+    """Who has begun to refuse has had the request, as far as it went: it is not as if nothing had been sent."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.stream.receive_some(1000)
+        await peer.send(b"HTTP/1.1 413 X\r\nContent-Length: 9\r\n\r\ntoo")
+
+    async with _served_in_memory(serve) as connection:
+        await connection.start(HEAD, LONG)
+        with pytest.raises(StreamBrokenError) as broken:
+            await connection.receive_all()
+        assert (connection.status, broken.value.sent) == (413, True)

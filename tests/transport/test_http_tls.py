@@ -222,6 +222,43 @@ async def test_an_early_refusal(server_side: ssl.SSLContext, client_side: ssl.SS
         done.set()
 
 
+async def test_an_early_refusal_in_two_records(
+    server_side: ssl.SSLContext, client_side: ssl.SSLContext, no_leaks
+) -> None:
+    """What a refusal says is heard as well when it comes by itself, and it costs one upload."""
+    done, head_read = trio.Event(), trio.Event()
+    refusal = reply({"error": {"message": "Payload too large", "code": 413}}, status=413)
+    cut = refusal.index(b"\r\n\r\n") + 4
+    served: list[Peer] = []
+
+    async def serve(peer: Peer) -> None:
+        served.append(peer)
+        await peer.stream.receive_some(1000)
+        await peer.send(refusal[:cut])
+        await head_read.wait()
+        await peer.send(refusal[cut:])
+        await done.wait()
+
+    class Told(HttpConnection):
+        """Tells when the head has been read."""
+
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            head_read.set()
+
+    async with listening(serve, server_side) as port, no_leaks():
+        made = await connector(port, client_side).connect()
+        assert isinstance(made, HttpConnection)
+        connection = Told(made._stream, ConnectionLimits())
+        with trio.fail_after(5):
+            await connection.start(head(port), LONG * 4)
+            assert connection.status == 413
+            assert b"Payload too large" in await connection.receive_all()
+        assert not connection.is_sent
+        connection.close()
+        done.set()
+
+
 async def test_an_idle_connection_that_is_no_longer_good(
     server_side: ssl.SSLContext, client_side: ssl.SSLContext, no_leaks
 ) -> None:
