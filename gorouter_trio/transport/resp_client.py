@@ -53,6 +53,8 @@ _MAY_BLOCK: Final = frozenset(("XREAD", "XREADGROUP"))
 _STATEFUL: Final = frozenset(
     (
         *("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE", "MONITOR", "SYNC", "PSYNC", "MULTI", "EXEC", "DISCARD", "WATCH"),
+        # In RESP3 they are answered by a push, and so by nothing.
+        *("UNSUBSCRIBE", "PUNSUBSCRIBE", "SUNSUBSCRIBE"),
         *("UNWATCH", "SELECT", "HELLO", "AUTH", "QUIT", "RESET", "ASKING", "READONLY", "READWRITE"),
     )
 )
@@ -443,20 +445,20 @@ def _check(args: tuple[Argument, ...]) -> None:
     """Refuse what would harm everybody on a shared connection."""
     if not args:
         raise ConfigError("redis: a command needs a name")
-    name = args[0]
-    if isinstance(name, str) and not _is_harmful(name.upper(), args):
-        return
-    if isinstance(name, bytes) and not _is_harmful(name.decode(errors="replace").upper(), args):
-        return
-    raise ConfigError(
-        f"redis: {name!r} changes or blocks the shared connection; there are execute_together, execute_blocking and "
-        "subscribe for that"
-    )
+    name = _word(args[0])
+    may_block = name in _BLOCKING or (name in _MAY_BLOCK and "BLOCK" in map(_word, args))
+    # Without its reply, a command would be answered with that of the next one.
+    is_mute = name == "CLIENT" and len(args) > 1 and _word(args[1]) == "REPLY"
+    if may_block or is_mute or name in _STATEFUL:
+        raise ConfigError(
+            f"redis: {args[0]!r} changes or blocks the shared connection; there are execute_together, "
+            "execute_blocking and subscribe for that"
+        )
 
 
-def _is_harmful(name: str, args: tuple[Argument, ...]) -> bool:
-    may_block = name in _MAY_BLOCK and any(str(part).upper() in {"BLOCK", "B'BLOCK'"} for part in args[1:])
-    return may_block or name in _BLOCKING or name in _STATEFUL
+def _word(arg: Argument) -> str:
+    """An argument as a keyword is compared."""
+    return (arg.decode(errors="replace") if isinstance(arg, bytes) else str(arg)).upper()
 
 
 def _slot(key: Argument) -> int:

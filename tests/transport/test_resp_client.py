@@ -71,12 +71,21 @@ async def test_errors_keep_the_connection(redis, name):
 
 @pytest.mark.parametrize(
     "command",
-    [("MULTI",), ("SELECT", 1), ("blpop", "a", 0), (b"SUBSCRIBE", "a"), ("XREAD", "BLOCK", 0, "STREAMS", "a", "$"), ()],
+    [
+        *[("MULTI",), ("SELECT", 1), ("blpop", "a", 0), (b"SUBSCRIBE", "a"), ()],
+        *[("XREAD", "BLOCK", 0, "STREAMS", "a", "$"), (b"xread", b"block", 0, b"STREAMS", b"a", b"$")],
+        # What is not answered would be answered with the next caller's reply.
+        *[("UNSUBSCRIBE",), (b"unsubscribe", "a"), ("PUnsubscribe", "a*"), ("SUNSUBSCRIBE", "a")],
+        *[("CLIENT", "REPLY", "SKIP"), (b"client", b"reply", b"OFF"), ("Client", "Reply", "ON")],
+    ],
 )
 async def test_what_a_shared_connection_does_not_take(redis, command):
     """Commands that change or block it for everybody are refused before anything is sent."""
     with pytest.raises(ConfigError, match="redis:"):
         await redis.execute(*command)
+    with pytest.raises(ConfigError, match="redis:"):
+        await redis.execute_together(("PING",), command)
+    assert await redis.execute("CLIENT", "GETNAME") == b"gorouter-trio"
 
 
 async def test_transactions(redis, name):
