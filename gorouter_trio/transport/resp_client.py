@@ -8,6 +8,7 @@ Commands that block, and subscriptions, would hold up everybody on a shared conn
 own; a blocking command that is cancelled takes its connection with it.
 
 In a cluster the slot of a command's key says whose it is. What nodes answer with MOVED is remembered, ASK is followed.
+What is remembered of a node that cannot be reached is forgotten: the node of the URL is asked who has its slots now.
 """
 
 from __future__ import annotations
@@ -279,18 +280,23 @@ class RedisClient:
         link = self._link_for(args)
         data = pack(args)
         commands: tuple[bytes, ...] = (data,)
-        for _ in range(_MOST_REDIRECTS):
+        redirects = 0
+        while True:
             connection = link.connection
             if connection is None or not connection.is_open:
-                connection = await link.ready(deadline)
+                connection = await self._ready(link, deadline)
+            if connection is None:
+                link, commands, redirects = self._link, (data,), 0
+                continue
             reply = await connection.call_all(commands, deadline=deadline)
             if type(reply) is not ErrorReply:
                 return reply
             if reply.code not in {"MOVED", "ASK"}:
                 break
+            redirects += 1
+            if redirects == _MOST_REDIRECTS:
+                raise StoreError(f"{self.address}: the cluster sends a command round and round", kind="locked")
             link, commands = self._redirected(reply, data)
-        else:
-            raise StoreError(f"{self.address}: the cluster sends a command round and round", kind="locked")
         if reply.code == "READONLY":
             link.drop(connection, f"{connection.name} is a replica now")
         raise store_error(reply, str(args[0]))
@@ -307,6 +313,21 @@ class RedisClient:
                 self._resent += 1
                 if exc.kind != "io":
                     await trio.sleep(self._settings.rng.uniform(0.0, SPACING_S))
+
+    async def _ready(self, link: RedisLink, deadline: float) -> RespConnection | None:
+        """The connection of a link, until the deadline; None for a node of a cluster that an attempt has not reached.
+
+        Attempts on a node are spaced, and so are questions about one that stays unreachable.
+        """
+        if link is self._link:
+            return await link.ready(deadline)
+        connection = None
+        try:
+            connection = await link.ready(deadline, once=True)
+        finally:
+            if connection is None:
+                self._slots = {slot: other for slot, other in self._slots.items() if other is not link}
+        return connection
 
     # Who has what
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import random
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, cast, overload
 
 import trio
 
@@ -194,10 +194,19 @@ class RedisLink:
         self.old = [0, 0, 0]
         self.made = 0
 
-    async def ready(self, deadline: float) -> RespConnection:
-        """The connection that is open, or a new one; raises `StoreError`, at the deadline the last attempt's."""
+    @overload
+    async def ready(self, deadline: float) -> RespConnection: ...
+
+    @overload
+    async def ready(self, deadline: float, *, once: bool) -> RespConnection | None: ...
+
+    async def ready(self, deadline: float, *, once: bool = False) -> RespConnection | None:
+        """The connection that is open, or a new one; raises `StoreError`, at the deadline the last attempt's.
+
+        `once` gives None after one attempt that has not made it.
+        """
         with trio.CancelScope(deadline=deadline):
-            while (connection := await self._wait_turn()) is None:
+            while (connection := await self._wait_turn()) is None and not once:
                 pass
             return connection
         failure = self._failure

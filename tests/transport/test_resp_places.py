@@ -5,15 +5,17 @@ from __future__ import annotations
 import binascii
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from redis_server import RedisProcess, free_port, running_redis
 
 from gorouter_trio.errors import StoreError
 from gorouter_trio.stores import RedisStore
+from gorouter_trio.transport.resp import RespReader
 from gorouter_trio.transport.resp_client import RedisClient
 
 pytestmark = pytest.mark.net
@@ -145,3 +147,86 @@ async def test_cluster():
                 with pytest.raises(StoreError, match="cluster") as caught:
                     await refused
                 assert caught.value.kind == "refused"
+
+
+class Nodes:
+    """A cluster in memory: the node at port 7000 has no slot, and says that all are at `home`; `down` are dead."""
+
+    def __init__(self, nursery):
+        self._nursery = nursery
+        self.home = 7001
+        self.down: set[int] = set()
+        self.open: dict[trio.abc.Stream, int] = {}
+        self.tried: list[int] = []
+
+    async def connect(self, _host, port):
+        self.tried.append(port)
+        if port in self.down:
+            raise ConnectionRefusedError
+        ours, theirs = trio.testing.memory_stream_pair()
+        self.open[theirs] = port
+        self._nursery.start_soon(self._serve, theirs, port)
+        return ours
+
+    async def _serve(self, stream, port):
+        reader = RespReader()
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            while data := await stream.receive_some():
+                for command in reader.feed(data):
+                    await stream.send_all(self._answer(command, port))
+        del self.open[stream]
+
+    def _answer(self, command, port):
+        if command[0] == b"HELLO":
+            return b"%2\r\n+version\r\n+7.0.0\r\n+mode\r\n+cluster\r\n"
+        return b"-MOVED 12182 h:%d\r\n" % self.home if port == 7000 else b"+from %d\r\n" % port
+
+    async def die(self, port):
+        """The node is gone, with its connections."""
+        self.down.add(port)
+        for stream in [stream for stream, of in self.open.items() if of == port]:
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_node_of_a_cluster_that_is_gone(autojump_clock, again):
+    """Who has its slots now is asked of the node of the URL, again while that knows no better, and remembered."""
+    async with trio.open_nursery() as nursery:
+        nodes = Nodes(nursery)
+        async with RedisClient("redis://h:7000", network=nodes, timeout_s=5, seed=1) as client:
+
+            async def send():
+                if again:
+                    return await client.execute_again("GET", "foo")
+                try:
+                    return await client.execute("GET", "foo")
+                except StoreError as exc:
+                    if exc.kind != "io":
+                        raise
+                # The connection had broken: whether it was carried out was unknown. It is asked anew.
+                return await client.execute("GET", "foo")
+
+            assert await send() == b"from 7001"
+            await nodes.die(7001)
+            nodes.home = 7002
+            assert await send() == b"from 7002"
+            commands = client.statistics().commands
+            assert await send() == b"from 7002"
+            assert client.statistics().commands == commands + 1, "it is remembered"
+
+            await nodes.die(7002)
+            nodes.tried.clear()
+
+            async def fail_over():
+                await trio.sleep(2)
+                nodes.home = 7003
+
+            nursery.start_soon(fail_over)
+            assert await send() == b"from 7003"
+            assert 2 <= nodes.tried.count(7002) <= 20
+
+            await nodes.die(7003)
+            with pytest.raises(StoreError) as caught:
+                await send()
+            assert caught.value.kind == "unreachable"
+        nursery.cancel_scope.cancel()
