@@ -205,6 +205,11 @@ class RespConnection:
             self._look()
         return self._failure is None
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended, as far as anybody has noticed."""
+        return self._failure is not None
+
     async def call(self, data: bytes, *, deadline: float) -> Reply:
         """Send a packed command and return its reply, an `ErrorReply` if that is what it is.
 

@@ -131,10 +131,9 @@ class RedisClient:
         self._now: Callable[[], float] | None = None
         self._known: set[tuple[RedisLink, str]] = set()
         self._resent = 0
-        self._is_closed = False
 
     def __repr__(self) -> str:
-        return f"<RedisClient of {self.address}{', closed' if self._is_closed else ''}>"
+        return f"<RedisClient of {self.address}{', closed' if self._settings.is_closed else ''}>"
 
     async def __aenter__(self) -> Self:
         return self
@@ -224,7 +223,7 @@ class RedisClient:
         except BaseException:
             connection.close()
             raise
-        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._is_closed:
+        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._settings.is_closed:
             self._idle.append(connection)
         else:
             connection.close()
@@ -259,21 +258,18 @@ class RedisClient:
             connection.close()
 
     async def aclose(self) -> None:
-        """Close the connections: what is in flight fails. Later calls raise `StoreError`."""
-        self._is_closed = True
-        for link in (self._link, *self._links.values()):
-            if link.connection is not None:
-                link.connection.close()
-        for connection in self._idle:
-            connection.close()
+        """Close the connections, also those that block or are subscribed: what is in flight fails.
+
+        Later calls raise `StoreError`.
+        """
+        self._settings.close()
         self._idle.clear()
         await trio.lowlevel.checkpoint()
 
     # Sending
 
     def _deadline(self) -> float:
-        if self._is_closed:
-            raise StoreError(f"{self.address}: the client is closed", kind="closed")
+        self._settings.check_open()
         return trio.current_time() + self._settings.timeout_s
 
     async def _send(self, args: tuple[Argument, ...], deadline: float) -> Reply:
@@ -308,7 +304,7 @@ class RedisClient:
                 return await self._send(args, deadline)
             except StoreError as exc:
                 is_passing = exc.kind in PASSING or (exc.kind == "read_only" and bool(self.address.master))
-                if self._is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
+                if self._settings.is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
                     raise
                 self._resent += 1
                 if exc.kind != "io":
@@ -387,11 +383,14 @@ class RedisClient:
     async def _open_master(self, place: Place) -> RespConnection:
         """A connection to what is the master itself, not only by the word of a sentinel that may be late."""
         connection = await self._settings.open_stream(place)
-        role = await connection.call(pack(("ROLE",)), deadline=trio.current_time() + self._settings.timeout_s)
-        if isinstance(role, list) and role and role[0] == b"master":
-            return connection
-        connection.close()
-        raise StoreError(f"{place} is no master any more, or not yet", kind="unreachable")
+        try:
+            role = await connection.call(pack(("ROLE",)), deadline=trio.current_time() + self._settings.timeout_s)
+            if not (isinstance(role, list) and role and role[0] == b"master"):
+                raise StoreError(f"{place} is no master any more, or not yet", kind="unreachable")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     # Connections for one
 

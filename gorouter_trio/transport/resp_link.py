@@ -65,7 +65,7 @@ class RedisBackoff:
 
 
 class RedisSettings:
-    """What all connections of a client have in common."""
+    """What all connections of a client have in common: how they are made, and that they end with the client."""
 
     def __init__(
         self,
@@ -86,18 +86,35 @@ class RedisSettings:
         self.attempts = self.connected = 0
         self.failure = ""
         self.is_cluster = False
+        self.is_closed = False
+        self._connections: set[RespConnection] = set()
 
     async def connect(self, place: Place, *, db: int = 0, has_credentials: bool = True) -> RespConnection:
         """A connection that has been greeted; raises `StoreError`. Cancelling leaves nothing open."""
+        self.check_open()
         self.attempts += 1
         connection = RespConnection(await self._dial(place), name=str(place))
+        self._connections = {other for other in self._connections if not other.is_closed} | {connection}
         try:
+            self.check_open()
             await self._greet(connection, db=db, has_credentials=has_credentials)
         except BaseException:
             connection.close()
             raise
         self.connected += 1
         return connection
+
+    def check_open(self) -> None:
+        """Raise `StoreError` when the client is closed."""
+        if self.is_closed:
+            raise StoreError(f"{self.address}: the client is closed", kind="closed")
+
+    def close(self) -> None:
+        """Close every connection, whoever has it; those that are being made are closed when they are there."""
+        self.is_closed = True
+        for connection in self._connections:
+            connection.close()
+        self._connections.clear()
 
     async def open_stream(self, place: Place) -> RespConnection:
         """As `connect`, to the data's own server and database."""

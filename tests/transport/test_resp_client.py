@@ -5,16 +5,19 @@ from __future__ import annotations
 import signal
 import ssl
 import time
+from contextlib import suppress
 from functools import partial
 
 import pytest
 import trio
+import trio.testing
 import trustme
 from redis_server import RedisProcess, free_port, fresh_prefix, running_redis, shared_redis
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, StoreError
 from gorouter_trio.testing.proxy import Chop, Cut, Delay, Stall, open_fault_proxy
+from gorouter_trio.transport.memory import memory_stream_pair
 from gorouter_trio.transport.resp import RespReader
 from gorouter_trio.transport.resp_client import RedisClient, RedisScript
 
@@ -488,3 +491,89 @@ async def test_connections_that_break_anywhere(rng, record_property):
     assert sum(outcomes.values()) == 80
     assert outcomes.keys() <= {"right", "io", "timeout", "unreachable"}
     record_property("figure", f"80 calls over breaking connections: {outcomes}")
+
+
+class Counting(OldServer):
+    """Counts the connections that it has; does not answer the commands in `silent`, and takes a second to connect."""
+
+    def __init__(self, nursery, *, silent=()):
+        super().__init__(nursery, version=b"7.0.0", knows_hello=True)
+        self.silent, self.connections = silent, 0
+
+    async def connect(self, _host, _port):
+        await trio.sleep(1)
+        ours, theirs = memory_stream_pair()
+        self._nursery.start_soon(self._serve, theirs)
+        return ours
+
+    async def _serve(self, stream):
+        self.connections += 1
+        with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
+            await super()._serve(stream)
+        self.connections -= 1
+
+    def _answer(self, command):
+        name = command[0].upper()
+        if name in self.silent:
+            return b""
+        if name == b"SENTINEL":
+            return b"*2\r\n$1\r\nm\r\n$1\r\n9\r\n"
+        if name == b"SUBSCRIBE":
+            return b">3\r\n+subscribe\r\n+c\r\n:1\r\n"
+        return super()._answer(command)
+
+
+async def use_subscription(client):
+    async with client.subscribe("c") as subscription:
+        await subscription.receive()
+
+
+USES = {
+    "a command": ("redis://h", lambda client: client.execute("PING")),
+    "a blocking command": ("redis://h", lambda client: client.execute_blocking("BLPOP", "q", 0, wait_s=1e6)),
+    "a subscription": ("redis://h", use_subscription),
+    "a command through a sentinel": ("redis+sentinel://h/name", lambda client: client.execute("PING")),
+}
+
+
+@pytest.mark.parametrize("after_s", [0.5, 1.5, 2.5], ids=["at first", "later", "at last"])
+@pytest.mark.parametrize("use", USES)
+async def test_closing_while_in_use(autojump_clock, use, after_s):
+    """Whatever waits for a connection, or for a reply on one, ends with the client, and the server has none left."""
+    url, work = USES[use]
+    silent = (b"HELLO",) if after_s == 1.5 else (b"PING", b"BLPOP", b"ROLE")
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery, silent=silent)
+        client = RedisClient(url, network=server, timeout_s=10)
+        ended = trio.Event()
+
+        @nursery.start_soon
+        async def run():
+            with pytest.raises(StoreError) as caught:
+                await work(client)
+            assert caught.value.kind == "closed"
+            ended.set()
+
+        await trio.sleep(after_s)
+        assert server.connections == (after_s > 1)
+        await client.aclose()
+        with trio.fail_after(2):
+            await ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert server.connections == 0
+        with pytest.raises(StoreError, match="the client is closed"):
+            await work(client)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_cancel_while_a_master_is_asked(autojump_clock):
+    """Nothing is left open when who asked whether it is the master has gone."""
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery, silent=(b"ROLE",))
+        async with RedisClient("redis+sentinel://h/name", network=server, timeout_s=10) as client:
+            for _ in range(3):
+                with trio.move_on_after(3):
+                    await client.execute("PING")
+                await trio.testing.wait_all_tasks_blocked()
+                assert server.connections == 0
+        nursery.cancel_scope.cancel()
