@@ -130,6 +130,9 @@ Prompt: TypeAlias = str | Message | Mapping[str, object] | Sequence[Message | Ma
 """What a chat takes: the text of one user message, a message, or messages, each typed or a mapping in wire names."""
 
 
+_Headers: TypeAlias = tuple[tuple[str, str], ...]
+
+
 class _Role(msgspec.Struct, frozen=True):
     role: str = ""
 
@@ -419,7 +422,7 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
     fields = dict(cast("Mapping[str, object]", keywords))
     lane = fields.pop("lane", beneath.lane)
     tenant = fields.pop("tenant", beneath.tenant)
-    headers = tuple((dict(beneath.headers) | dict(check_headers(fields.pop("extra_headers", None)))).items())
+    headers = _headers_above(beneath.headers, check_headers(fields.pop("extra_headers", None)))
     if lane not in _LANES:
         raise _bad_request(f"lane: must be one of {', '.join(_LANES)}, not {lane!r}")
     if not isinstance(tenant, str):
@@ -427,6 +430,11 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
     settings = msgspec.structs.replace(beneath, headers=headers, lane=lane, tenant=tenant)
     encoded = encode_options(cast("ChatKeywords", fields))
     return encoded, _settings_of(fields, settings)
+
+
+def _headers_above(first: _Headers, second: _Headers) -> _Headers:
+    """Headers of two levels as one; their names have no case."""
+    return tuple({name.lower(): (name, value) for name, value in (*first, *second)}.values())
 
 
 def _settings_of(options: Mapping[str, object], beneath: CallSettings) -> CallSettings:
@@ -509,7 +517,7 @@ def encode_embeddings(
     if unknown:
         raise TypeError(f"there is no keyword {min(unknown)!r}; use extra_body for one that is newer than this package")
     extra = _extra_body(fields.pop("extra_body", None))
-    headers = tuple((dict(beneath.headers) | dict(check_headers(fields.pop("extra_headers", None)))).items())
+    headers = _headers_above(beneath.headers, check_headers(fields.pop("extra_headers", None)))
     if "routing_id" in fields:
         fields["session_id"] = fields.pop("routing_id")
     fields = {"model": model, "input": given, **fields, **extra}

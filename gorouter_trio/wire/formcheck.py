@@ -66,7 +66,7 @@ def check_embedding_form(fields: Mapping[str, object]) -> None:
         raise _refuse("input", "a text, or a list of texts or of tokens, and not empty", given)
     if fields.get("dimensions") is not None:
         _whole(1)("dimensions", fields["dimensions"])
-    if fields.get("encoding_format") not in {None, "float", "base64"}:
+    if fields.get("encoding_format") not in (None, "float", "base64"):
         raise _refuse("encoding_format", "float or base64", fields["encoding_format"])
 
 
@@ -144,7 +144,9 @@ def _number(low: float, high: float, *, above_low: bool = False) -> Callable[[st
     rule = f"a number {'above' if above_low else 'from'} {low:g} {'up ' if above_low else ''}to {high:g}"
 
     def check(name: str, value: object) -> None:
-        right = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        right = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # A whole number is finite, and may be too long for a float.
+        right = right and (isinstance(value, int) or math.isfinite(cast("float", value)))
         if not right or not low <= cast("float", value) <= high or (above_low and value == low):
             raise _refuse(name, rule, value)
 
@@ -239,7 +241,9 @@ def _check_response_format(name: str, value: object) -> None:
 
 
 def _check_together(fields: Mapping[str, object]) -> None:
-    if _get(fields, "top_logprobs") is not None and _get(fields, "logprobs") is not True:
+    # A level beneath may have said it already: only what these fields say themselves is looked at.
+    logprobs = _get(fields, "logprobs")
+    if _get(fields, "top_logprobs") is not None and logprobs is not None and logprobs is not True:
         raise BadRequestError("top_logprobs: needs logprobs=True", status=400)
     effort = _get(fields, "reasoning_effort")
     other = _get(_get(fields, "reasoning"), "effort")

@@ -10,7 +10,7 @@ from worlds import completion, open_world, replies
 import gorouter_trio as gr
 from gorouter_trio.client import session_key
 from gorouter_trio.stores import MemoryStore
-from gorouter_trio.wire.codec import encode_call
+from gorouter_trio.wire.codec import encode_call, encode_embeddings
 from gorouter_trio.wire.mail import CallSettings
 
 
@@ -98,6 +98,28 @@ async def test_a_bad_row_fails_alone(autojump_clock):
             found = {result.index: result.error async for result in results}
         assert [type(found[n]) for n in range(3)] == [type(None), gr.BadRequestError, type(None)]
         assert len(world.sent) == 2
+
+
+async def test_options_of_two_levels_belong_together(autojump_clock):
+    """What one option needs of another may stand on a level beneath it."""
+    async with open_world(answer=yes(), options={"logprobs": True}) as world:
+        await world.client.chat("q", top_logprobs=2)
+        await world.client.session("k", top_logprobs=3).ask("q")
+    async with open_world(answer=yes()) as other:
+        await other.client.session("k", logprobs=True).ask("q", top_logprobs=2)
+    bodies = [sent.body for sent in (*world.sent, *other.sent)]
+    assert [(body["logprobs"], body["top_logprobs"]) for body in bodies] == [(True, 2), (True, 3), (True, 2)]
+
+
+def test_extra_headers_have_no_case() -> None:
+    """A header of a call takes the place of that of a level beneath, however their names are written."""
+    _, beneath = encode_call({"extra_headers": {"X-One": "1", "X-Two": "2"}})
+    _, settings = encode_call({"extra_headers": {"x-ONE": "3", "X-Three": "4"}}, beneath=beneath)
+    assert settings.headers == (("x-ONE", "3"), ("X-Two", "2"), ("X-Three", "4"))
+    _, settings = encode_call({"extra_headers": {"X-One": "5", "x-one": "6"}})
+    assert settings.headers == (("x-one", "6"),)
+    _, settings = encode_embeddings("q", "m", keywords={"extra_headers": {"x-two": "7"}}, beneath=beneath)
+    assert settings.headers == (("X-One", "1"), ("x-two", "7"))
 
 
 async def test_extra_headers(autojump_clock):

@@ -329,6 +329,7 @@ async def test_embeddings_are_retried_as_chats_are(autojump_clock):
         (5, {}, "input"),
         ("x", {"dimensions": 0}, "dimensions"),
         ("x", {"encoding_format": "int8"}, "encoding_format"),
+        ("x", {"encoding_format": ["float"]}, "encoding_format"),
         ("x", {"model": " "}, "model"),
         ("x", {"extra_headers": {"Host": "x"}}, "Host"),
     ],
