@@ -781,7 +781,8 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         if isinstance(self.compression, str) or not isinstance(self.compression, (bool, Sequence)):
             raise ConfigError(f"compression: must be True, False or names of codings, not {self.compression!r}")
         for name, other in (("unix_socket", "proxy"), ("unix_socket", "transport")):
-            if getattr(self, name) is not None and getattr(self, other) not in {None, DIRECT}:
+            # Not in a set: a transport of the user's own need not be hashable.
+            if getattr(self, name) is not None and getattr(self, other) not in (None, DIRECT):
                 raise ConfigError(f"{name}: cannot be used together with {other}")
 
     def call_defaults(self) -> tuple[bytes, CallSettings]:
@@ -790,6 +791,9 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         Raises `ConfigError` for a default that no request can have.
         """
         _check_type("options", self.options, Mapping)
+        _check_type("models", self.models, (list, tuple))
+        if "model" in self.options:
+            raise ConfigError("options: model is a setting of its own, which would win over this one")
         own: dict[str, object] = {"model": self.model, "provider": self.provider}
         own |= {"response_format": self.response_format, "models": list(self.models) or None}
         given = {name: value for name, value in own.items() if value is not None}

@@ -182,6 +182,7 @@ def test_who_wins() -> None:
         ({"unix_socket": ""}, "unix_socket"), ({"unix_socket": "x" * 108}, "unix_socket"),
         ({"unix_socket": "/x", "proxy": "http://h"}, "unix_socket"),
         ({"unix_socket": "/x", "transport": 1}, "unix_socket"),
+        ({"unix_socket": "/x", "transport": []}, "unix_socket"),
         ({"compression": "gzip"}, "compression"), ({"compression": 5}, "compression"),
     ],
 )  # fmt: skip

@@ -303,6 +303,8 @@ def test_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert accept_encoding(["gzip", "zstd"]) == "gzip, zstd"
     with pytest.raises(ConfigError, match=r"^compression: 'lzma' is none of zstd, br, gzip, deflate"):
         accept_encoding(["lzma"])
+    with pytest.raises(ConfigError, match=r"^compression: \['gzip'\] is none of"):
+        accept_encoding([["gzip"]])  # type: ignore[list-item]  # what a caller without a type checker may give
     with pytest.raises(ConfigError, match=r"^compression: 5 is none of"):
         accept_encoding([5])  # type: ignore[list-item]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
