@@ -303,7 +303,7 @@ class ChatPipeline:
                 attempts=exchange.attempts,
                 maybe_billed=exchange.state.maybe_billed,
                 queue_wait_s=exchange.queue_wait_s,
-                ttft_s=ticket.reply_at - ticket.started_at,
+                ttft_s=ticket.data_at - ticket.sent_at,
                 duration_s=self._pool.now() - exchange.started_at,
                 finished_at_s=self._wall(),
                 service_tier=reply.service_tier,

@@ -174,7 +174,7 @@ class Services:
             attempts=exchange.attempts,
             maybe_billed=exchange.state.maybe_billed,
             queue_wait_s=exchange.queue_wait_s,
-            ttft_s=ticket.reply_at - ticket.started_at,
+            ttft_s=ticket.data_at - ticket.sent_at,
             duration_s=trio.current_time() - exchange.started_at,
             finished_at_s=self._wall(),
             service_tier=reply.service_tier,

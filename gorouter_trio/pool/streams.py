@@ -151,7 +151,7 @@ class ChatReader:
                 raise self._failure
         self._patience_s, self._phase = self._pool.deadlines.data_idle_s, _IDLE
         self._exchange.first_data_at = self._data_at
-        self.ttft_s = self._data_at - self._exchange.ticket.started_at
+        self.ttft_s = self._data_at - self._exchange.ticket.sent_at
 
     def result(self, *, interrupted: bool = False) -> ChatResult:
         """The answer from what has arrived so far."""

@@ -91,6 +91,7 @@ class Ticket(ReplySlot[None]):
         "call",
         "charged",
         "cost",
+        "data_at",
         "deadline",
         "deadline_at",
         "error",
@@ -124,7 +125,8 @@ class Ticket(ReplySlot[None]):
         self.deadline = deadline
         self.queued_at = now
         self.started_at = now
-        self.reply_at = now
+        # When the head of the reply came, and when what follows its padding did.
+        self.reply_at = self.data_at = now
         self.sent_at = _NEVER
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
@@ -542,7 +544,8 @@ class Pool:
             self._submit(ticket)
             await ticket.wait()
         finally:
-            exchange.queue_wait_s += ticket.started_at - ticket.queued_at
+            # To the sending: a connection that had to be made was waited for as well.
+            exchange.queue_wait_s += max(ticket.started_at, ticket.sent_at) - ticket.queued_at
             exchange.attempts += ticket.sent_at is not _NEVER
         if ticket.resolved_at is not _NEVER:
             self.lag.add(self.now() - ticket.resolved_at)
@@ -1066,7 +1069,7 @@ class _Worker:
         if ticket.on_sent is not None:
             ticket.on_sent()
         await connection.start(ticket.head, ticket.call.body)
-        ticket.reply_at = now = pool.now()
+        ticket.reply_at = ticket.data_at = now = pool.now()
         status = ticket.status = connection.status
         ticket.headers = connection.headers
         is_good = 200 <= status < 300
@@ -1076,7 +1079,10 @@ class _Worker:
             if not connection.is_complete:
                 self.watch(min(ticket.deadline, now + deadlines.first_data_s), "first_data")
             if is_good:
+                is_here = connection.is_complete
                 ticket.body = await connection.receive_all()
+                if not is_here:
+                    ticket.data_at = pool.now()
             else:
                 ticket.body = await self._receive_refusal(ticket, connection)
                 pool.note_refusal(ticket)

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import trio
 import trio.testing
-from worlds import completion, errors, open_world, replies, there
+from scripted import Network, reply
+from worlds import completion, errors, open_quiet_client, open_world, replies, there
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
@@ -223,6 +224,49 @@ async def test_a_history_with_parts_newer_than_this_package(autojump_clock):
         assert world.sent[-1].messages[0] == prompt
         asked = (await session.history())[0].message
     assert asked == gr.UserMessage([gr.TextPart("look"), msgspec.Raw(msgspec.json.encode(newer))])
+
+
+BODY = b'{"choices":[{"message":{"content":"x"},"text":"x","finish_reason":"stop"}]}'
+
+
+async def _at_once(peer):
+    while await peer.request() is not None:
+        await peer.send(reply(BODY, headers=["Content-Type: application/json"]))
+
+
+async def _padded(peer):
+    """Says at once that it has begun, and pads what it says until it has come to something."""
+    while await peer.request() is not None:
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(4):
+            await trio.sleep(5)
+            await peer.send(b"b\r\n\n         \n\r\n")
+        await peer.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
+
+
+@pytest.mark.parametrize(("serve", "to_data_s"), [(_at_once, 0), (_padded, 20)], ids=["at once", "padded"])
+@pytest.mark.parametrize("way", ["chat", "completion", "stream"])
+async def test_times_apart(autojump_clock, way, serve, to_data_s):
+    """To the first data is from the sending to what is no padding; a connection that is made is waited for before."""
+
+    async def ask(client):
+        if way == "chat":
+            return (await client.chat("hi")).call
+        if way == "completion":
+            return (await client.completions("hi")).call
+        async with client.stream("hi") as stream:
+            return (await stream.collect()).call
+
+    async with trio.open_nursery() as nursery:
+        network = Network(nursery, serve, connect_s=3)
+        fields = {"api_key": "sk-test", "base_url": "http://localhost/v1"}
+        async with open_quiet_client(transport=network, **fields) as client:
+            for connect_s in (3, 0):
+                call = await ask(client)
+                assert (call.queue_wait_s, call.ttft_s) == (connect_s, to_data_s)
+                assert call.duration_s == connect_s + to_data_s
+                await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
 
 
 async def test_chat_after_the_client_is_closed(autojump_clock):
