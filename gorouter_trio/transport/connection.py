@@ -280,15 +280,17 @@ class HttpConnection:
         try:
             while not self._head_complete:
                 await self._receive()
-            # Over TLS, a send that is cancelled takes with it what has not been read yet.
-            with trio.move_on_after(_REFUSAL_S):
-                while self.status >= 300 and not (self.is_sent or self.is_complete):
-                    if self._body_bytes > _REFUSAL_BYTES:
-                        break
-                    await self._receive()
+            if self.status >= 300:
+                # Over TLS, a send that is cancelled takes with it what has not been read yet.
+                await self._read_refusal()
         except (StreamBrokenError, DecodeError) as exc:
             errors.append(exc)
         sending.cancel()
+
+    async def _read_refusal(self) -> None:
+        with trio.move_on_after(_REFUSAL_S):
+            while not (self.is_sent or self.is_complete or self._body_bytes > _REFUSAL_BYTES):
+                await self._receive()
 
     async def _receive_refusal(self, cause: trio.BrokenResourceError) -> None:
         try:

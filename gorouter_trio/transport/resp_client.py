@@ -277,22 +277,22 @@ class RedisClient:
         data = pack(args)
         commands: tuple[bytes, ...] = (data,)
         redirects = 0
-        while redirects < _MOST_REDIRECTS:
+        while True:
             connection = link.connection
             if connection is None or not connection.is_open:
                 connection = await self._ready(link, deadline)
             if connection is None:
                 link, commands, redirects = self._link, (data,), 0
                 continue
-            redirects += 1
             reply = await connection.call_all(commands, deadline=deadline)
             if type(reply) is not ErrorReply:
                 return reply
             if reply.code not in {"MOVED", "ASK"}:
                 break
+            redirects += 1
+            if redirects == _MOST_REDIRECTS:
+                raise StoreError(f"{self.address}: the cluster sends a command round and round", kind="locked")
             link, commands = self._redirected(reply, data)
-        else:
-            raise StoreError(f"{self.address}: the cluster sends a command round and round", kind="locked")
         if reply.code == "READONLY":
             link.drop(connection, f"{connection.name} is a replica now")
         raise store_error(reply, str(args[0]))

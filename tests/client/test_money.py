@@ -177,7 +177,7 @@ async def test_a_bound_of_null_is_none_given(autojump_clock, spend_much, default
 @pytest.mark.parametrize("spend_much", [chat_without_bound, stream_without_bound, ask_without_bound])
 async def test_a_bound_of_either_name_stands_alone(autojump_clock, spend_much):
     """A call's bound takes the place of a default of the other name, which would hold instead of it."""
-    default = {"max_completion_tokens": 3000}
+    default: dict[str, object] = {"max_completion_tokens": 3000}
     await assert_within_budget(spend_much, default=default, max_tokens=50)
     await assert_within_budget(spend_much, default=default, extra_body={"max_tokens": 50})
 

@@ -248,6 +248,7 @@ async def test_an_early_refusal_in_two_records(
 
     async with listening(serve, server_side) as port, no_leaks():
         made = await connector(port, client_side).connect()
+        assert isinstance(made, HttpConnection)
         connection = Told(made._stream, ConnectionLimits())
         with trio.fail_after(5):
             await connection.start(head(port), LONG * 4)

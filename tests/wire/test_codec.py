@@ -78,7 +78,8 @@ def test_null_where_it_says_nothing_is_not_sent(name: str) -> None:
     assert codec.encode_call(null, beneath=beneath) == (b"{}", beneath)
     assert codec.encode_call({"extra_body": null}, beneath=beneath) == (b"{}", beneath)
     given: Any = {"model": "e/f", "models": ["g/h"], "max_tokens": 7, "max_completion_tokens": 7}
-    for keywords in ({**given, "extra_body": null}, given):
+    both: Any = {**given, "extra_body": null}
+    for keywords in (both, given):
         options, settings = codec.encode_call(keywords, beneath=beneath)
         assert json.loads(options) == given
         assert settings == CallSettings(model="e/f", models=("g/h",), max_tokens=7)
