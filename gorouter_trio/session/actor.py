@@ -482,10 +482,14 @@ class SessionActor:
         while not self._is_ending:
             with trio.CancelScope() as self._mail_scope:
                 self._stop = ""
-                while not self._is_ending and (not self._is_leaving or self._mailbox.has_mail):
+                while self._goes_on:
                     # A checkpoint, at which the scope is left that was cancelled meanwhile.
                     await self._act(await self._mailbox.receive())
                 self._is_ending = True
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self._is_ending and (not self._is_leaving or self._mailbox.has_mail)
 
     def _stop_for_good(self) -> None:
         """Take no mail any more, and stop what is done for the current one."""

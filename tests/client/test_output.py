@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from decimal import Decimal
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 import pydantic
@@ -195,7 +195,7 @@ NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required"
 
 async def test_an_answer_that_is_nested_too_deeply(autojump_clock):
     """It is an answer of another form, for chats and sessions, and one row of a batch."""
-    options = {"response_schema": NUMBER, "output": gr.OutputPolicy(reasks=0)}
+    options: Any = {"response_schema": NUMBER, "output": gr.OutputPolicy(reasks=0)}
     async with open_world(answer=replies(completion(DEEP))) as world:
         session = world.client.session("s")
         for ask in (world.client.chat, session.ask):
@@ -229,8 +229,10 @@ async def test_a_policy_for_the_form_of_the_session(form, autojump_clock):
 @pytest.mark.parametrize("form", [{}, {"response_type": Person}, {"response_schema": NUMBER}])
 async def test_no_policy(form, autojump_clock):
     """What is no policy is a setting that is wrong, whatever it is given with."""
+    no_policy: Any = {"output": {"reasks": 2}}
+    settings: Any = {"response_type": Person}
     async with open_world() as world:
-        session = world.client.session("s", response_type=Person)
+        session = world.client.session("s", **settings)
         for ask in (world.client.chat, session.ask):
             with pytest.raises(gr.ConfigError, match="OutputPolicy"):
-                await ask("Well?", output={"reasks": 2}, **form)
+                await ask("Well?", **no_policy, **form)

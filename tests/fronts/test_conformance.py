@@ -215,7 +215,10 @@ def test_whoever_would_wait_for_itself_is_refused(same: Same) -> None:
 
 def test_whose_session_it_is_decides(same: Same) -> None:
     """Where principals have sessions of one name, that of another one is no reason to refuse."""
-    keys = {ADA["access_token"]: Principal(id="ada"), BOB["access_token"]: Principal(id="bob")}
+    keys: dict[str | Secret, Principal] = {
+        ADA["access_token"]: Principal(id="ada"),
+        BOB["access_token"]: Principal(id="bob"),
+    }
     guard = SecurityConfig(auth=ApiKeyAuth(api_keys=keys), require_authentication=True, default_policy="allow-all")
 
     async def scenario(front: Front) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
@@ -374,7 +375,7 @@ async def test_a_key_that_waits_keeps_no_other(autojump_clock: trio.testing.Mock
 @pytest.mark.parametrize("count", [8, 9, 40])
 async def test_limits_of_many_keys_of_a_function(autojump_clock: trio.testing.MockClock, count: int) -> None:
     """The limits are those of each key, however many a function gives in turn."""
-    keys = itertools.cycle([f"k{number}" for number in range(count)])
+    keys: Iterator[str] = itertools.cycle([f"k{number}" for number in range(count)])
     rates = RateLimits(requests_per_minute=1, margin=0, burst=0)
     async with open_place(answering(lambda r: chat()), api_key=lambda: next(keys), rates=rates) as place:
         for _ in range(3 * count):

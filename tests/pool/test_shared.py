@@ -315,7 +315,8 @@ QUOTES = PriceBook(gr.PricePolicy(own={"m": {"prompt": "0.000001", "completion":
 class Cut:
     """A backend that one process cannot reach: it fails, or does not answer."""
 
-    def __init__(self, *, is_hung):
+    def __init__(self, inner, *, is_hung):
+        self.inner = inner
         self.is_hung = is_hung
         self.is_cut = False
 
@@ -456,8 +457,8 @@ async def test_places_that_cannot_be_renewed(autojump_clock, is_hung):
             busy -= 1
             await peer.send(chat("x"))
 
-    backend, cut = MemoryBackend(), Cut(is_hung=is_hung)
-    cut.inner = backend
+    backend = MemoryBackend()
+    cut: Any = Cut(backend, is_hung=is_hung)
     rates = RateLimits(max_in_flight=4)
     async with (
         open_shared_limits(cut, holder="a", rng=random.Random(1)) as first,

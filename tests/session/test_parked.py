@@ -377,6 +377,7 @@ async def test_an_approval_that_comes_too_late(autojump_clock):
             await session.ask('[[call pay {"amount": 9}]]', turn_id="t")
         question_id = (await session.statistics()).question_id
         await trio.sleep(7200)
+        assert question_id is not None
         assert not await session.answer(question_id, True)
         assert "not approved" in (await session.ask("", turn_id="t")).tool_calls[0].text
         assert paid == []

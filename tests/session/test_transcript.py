@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from histories import check_history
@@ -312,7 +314,7 @@ def test_an_answered_turn_stays_answered():
             short = compact([*log, *gone])
             assert transcript_of(*short).outcome("1") == "forgotten", short
             assert compact(short) == short
-    as_it_was_compacted_once = [HistoryCompacted(("1",), 1), TurnAbandoned("1", "in doubt", maybe_billed=True)]
+    as_it_was_compacted_once: Any = [HistoryCompacted(("1",), 1), TurnAbandoned("1", "in doubt", maybe_billed=True)]
     assert transcript_of(*as_it_was_compacted_once).outcome("1") == "forgotten"
     assert compact(as_it_was_compacted_once) == as_it_was_compacted_once[:1]
 

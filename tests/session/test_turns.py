@@ -91,7 +91,8 @@ async def test_what_cannot_be_an_id(autojump_clock, name):
         for attempt in attempts.values():
             with pytest.raises(gr.ConfigError, match=r"turn_id|edited"):
                 await attempt()
-        for key in (name, 42):
+        keys: Any = (name, 42)
+        for key in keys:
             with pytest.raises(gr.ConfigError, match="session: the key"):
                 await session.fork(key)
         assert len(world.sent) == 1
@@ -337,7 +338,7 @@ async def test_messages_that_are_added_behind_a_turn_in_doubt(autojump_clock):
         "k", [encode_json(TurnStarted("t", msgspec.Raw(b'[{"role":"user","content":"pay"}]')))], expected_version=0
     )
     async with open_world(store=store) as world:
-        added = [gr.UserMessage("hi"), gr.AssistantMessage("hello")]
+        added: Any = [gr.UserMessage("hi"), gr.AssistantMessage("hello")]
         await gr.HistoryManager(store, owner=world.client).add("k", added)
         session = world.client.session("k")
         with pytest.raises(gr.TurnInDoubtError):

@@ -75,7 +75,8 @@ async def test_a_batch_has_an_id_of_its_own(autojump_clock):
     def submit(text):
         ordered = {"custom_id": "1", "body": {"messages": [{"role": "user", "content": text}]}}
         submission = {"endpoint": "/v1/chat/completions", "model": "openai/gpt-4o-mini", "requests": [ordered]}
-        return json.loads(desk.submit(json.dumps(submission).encode(), "sk-1"))["id"]
+        answer: Any = desk.submit(json.dumps(submission).encode(), "sk-1")
+        return json.loads(answer)["id"]
 
     first = submit("X")
     await trio.sleep(101)
