@@ -26,6 +26,7 @@ from ..errors import (
     BudgetExceededError,
     ConfigError,
     GorouterError,
+    UnpriceableRequestError,
 )
 from .api import ApiPart, ApiRun, ApiServices, choose_back_end, load_parts
 from .cache import AnswerCache, FileAnswers, MemoryAnswers, answers_file
@@ -74,7 +75,8 @@ class JobBudget(Protocol):
     async def assume_spent(self, body: bytes, settings: CallSettings) -> None:
         """A request may have been billed in a run before: count the most that it can have cost as spent.
 
-        Raises `BudgetExceededError` where the budget does not cover that.
+        Raises `BudgetExceededError` where the budget does not cover that, `UnpriceableRequestError` where nobody
+        knows what that is.
         """
 
 
@@ -138,6 +140,8 @@ class RunningJob:
         self._held: deque[JobRow] = deque()
         self._known = sum(state != UNKNOWN for state in files.state.states)
         self._checked = 0
+        self._has_compared = False
+        self._comparing = trio.Lock()
         self._in_flight = 0
         self._failed_before = files.tally.failed
         # A job that runs rows anew among others cannot append in order: its output is sorted at the end.
@@ -257,17 +261,27 @@ class RunningJob:
 
     async def next_row(self) -> JobRow | None:
         """The next row that has to be run."""
-        while self._refusal is None:
-            if self._checked == self._known and self._held:
-                return self._held.popleft()
-            taken = await self._intake.take()
-            if taken is None:
-                return self._held.popleft() if self._is_end_right() and self._held else None
-            row = self._prepare(*taken)
-            if row.mark.row >= self._state.rows:
-                return row if self._is_end_right() else None
-            await self._pass_by(row)
-        return None
+        # One task at a time: whether all rows were there cannot be said while another is in the midst of one.
+        if not self._has_compared:
+            async with self._comparing:
+                await self._compare()
+        if self._refusal is not None:
+            return None
+        if self._held:
+            return self._held.popleft()
+        taken = await self._intake.take()
+        return None if taken is None else self._prepare(*taken)
+
+    async def _compare(self) -> None:
+        """Pass by the rows that the journal knows, and see whether all of them are there."""
+        while not self._has_compared:
+            taken = await self._intake.take() if self._checked < self._known else None
+            row = None if taken is None else self._prepare(*taken)
+            if row is not None and row.mark.row < self._state.rows:
+                await self._pass_by(row)
+            else:
+                self._refuse_lost(is_behind=row is not None)
+                self._has_compared = True
 
     async def _pass_by(self, row: JobRow) -> None:
         """A row that the journal knows: see whether it is the same, and hold it back where it has to be run."""
@@ -276,29 +290,29 @@ class RunningJob:
         if state == UNKNOWN or self._state.digests[number] != row.mark.digest:
             name = "" if row.custom_id is None else f" (id {row.custom_id!r})"
             self._refuse(f"line {number} is another{name}; give the same input, or begin again")
+            self._has_compared = True
             return
         doubts = self._state.unknown_sends(number)
         if number in self.api.rows:
             # It is with the Batch API, which will tell.
-            await self._assume_spent(row, doubts - 1)
-            self._checked += 1
-            return
-        if state != DONE:
+            doubts -= 1
+        elif state != DONE:
             self.resent += state == SENT
             mark = msgspec.structs.replace(row.mark, doubts=doubts)
             self._held.append(msgspec.structs.replace(row, mark=mark, was_in_flight=doubts > 0))
         elif ready := self._restored(row):
-            await self.recorder.emit([line for _row, line in ready], unparked=[row for row, _line in ready])
+            self.recorder.emit([line for _row, line in ready], unparked=[row for row, _line in ready])
         await self._assume_spent(row, doubts)
         self._checked += 1
 
-    def _is_end_right(self) -> bool:
-        """Behind the rows that the journal knows: whether all of them were there, or are not to be looked at."""
-        is_cut = self.job.limit is not None and self._intake.taken >= self.job.limit
-        if self._checked < self._known and self._intake.error is None and not is_cut:
+    def _refuse_lost(self, *, is_behind: bool) -> None:
+        """Refuse an input that has ended, or come to a row behind those that the journal knows, without all of them."""
+        is_cut = self._intake.error is not None or (
+            self.job.limit is not None and self._intake.taken >= self.job.limit
+        )
+        if self._checked < self._known and (is_behind or not is_cut):
             lost = self._known - self._checked
             self._refuse(f"{lost} of the {self._known} rows that were run are not in it any more")
-        return self._refusal is None
 
     def _refuse(self, reason: str) -> None:
         if self._refusal is None:
@@ -332,6 +346,9 @@ class RunningJob:
                 await self._services.budget.assume_spent(row.body, row.settings)
             except BudgetExceededError:
                 self.drain("budget")
+                return
+            except UnpriceableRequestError:
+                # There is nothing to count, and no reason to stop others: run again, the row itself fails with this.
                 return
 
     # One row

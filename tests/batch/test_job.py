@@ -7,7 +7,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
@@ -21,25 +21,32 @@ from gorouter_trio.batch.job import RunningJob
 from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
 from gorouter_trio.config import PoolLimits
-from gorouter_trio.errors import ConfigError, StoreError
+from gorouter_trio.errors import AuthenticationError, ConfigError, GorouterError, InsufficientCreditsError, StoreError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network, serve_simulator
 from gorouter_trio.testing.crash import Kill, open_crash_harness
+from gorouter_trio.transport.http import Network
 from gorouter_trio.transport.http_server import ServerReply, ServerRequest
+from gorouter_trio.wire.mail import CallSettings
+from gorouter_trio.wire.result import ChatResult
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 @asynccontextmanager
 async def open_simulated(
-    config: SimulatorConfig | None = None, *, connections: int = 64, **settings: Any
+    config: SimulatorConfig | None = None,
+    *,
+    connections: int = 64,
+    network: Callable[[Network], Network] = lambda network: network,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Client, Simulator]]:
     simulator = Simulator(config)
     async with (
-        open_simulated_network(simulator) as network,
+        open_simulated_network(simulator) as near,
         open_client(
             api_key="sk-test",
-            base_url=network.base_url,
-            transport=network,
+            base_url=near.base_url,
+            transport=network(near),
             insecure_http=True,
             pool=PoolLimits(max_connections=connections, adaptive_from=connections),
             **settings,
@@ -349,6 +356,83 @@ async def test_budget_counts_each_unknown_send(
     assert charged <= spent[5]
     worst = (spent[0] / 2, spent[4] - spent[3])
     assert spent[5] == cost + 4 * worst[0] + 2 * worst[1]
+
+
+class _FarNetwork:
+    """The network, with connections that take half a second to open."""
+
+    def __init__(self, near: Network) -> None:
+        self._near = near
+
+    async def connect(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        await trio.sleep(0.5)
+        return await self._near.connect(host, port)
+
+
+async def test_unknown_sends_wait_for_prices(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """Two rows in doubt that are counted while the prices are on their way: the job goes on, with its own input."""
+    source, out = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, source, limit=20))
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(line for line in lines if b'"id-5"' not in line and b'"id-15"' not in line))
+    await _mark_as_sent(f"{out}.journal", [6, 16])
+    async with open_simulated(network=_FarNetwork) as (client, simulator):
+        job = job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal(5))
+        running = await run(client, job)
+    assert (running.resent, running.stopping, simulator.statistics().received) == (2, None, 22)
+    assert {row["custom_id"] for row in read_rows(out) if row["maybe_billed"]} == {"id-5", "id-15"}
+    assert len({row["custom_id"] for row in read_rows(out)}) == len(read_rows(out)) == 40
+
+
+async def test_unknown_sends_without_a_price(tmp_path: Path) -> None:
+    """A row in doubt whose model has no price fails as any row of it does, and the others run."""
+    source, out = write_rows(tmp_path / "in.jsonl", 10), tmp_path / "out.jsonl"
+    with Path(source).open("a") as file:  # noqa: ASYNC230 - a test's own file
+        file.write('{"prompt":"[[say 10]]","id":"unlisted","model":"nobody/unlisted"}\n')
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, source))
+        lines = out.read_bytes().splitlines(keepends=True)
+        out.write_bytes(b"".join(line for line in lines if b'"unlisted"' not in line and b'"id-3"' not in line))
+        await _mark_as_sent(f"{out}.journal", [4, 11])
+        await client.refresh_prices()
+        await run(client, job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal(5)))
+    rows = {row["custom_id"]: row for row in read_rows(out)}
+    assert len(rows) == len(read_rows(out)) == 11
+    assert {name: row["error"]["type"] for name, row in rows.items() if row["error"]} == {
+        "unlisted": "UnpriceableRequestError"
+    }
+
+
+async def test_parked_rows_in_another_order(tmp_path: Path) -> None:
+    """An ordered job that was stopped with answers in its journal goes on without an order, and loses none."""
+    source, out = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    async with open_simulated() as (client, simulator):
+        async with client.batch_job(job_for(tmp_path, source, ordered=True)) as running:
+            answer_until(running, last=20, error=InsufficientCreditsError("no credits left", status=402))
+            await running.run()
+        assert (running.stopping, read_rows(out)) == ("credits", [])
+        assert running.tally.rows > 10
+        again = await run(client, job_for(tmp_path, source, if_exists="resume"))
+        assert (again.resent, simulator.statistics().received) == (0, 40)
+    assert len({row["custom_id"] for row in read_rows(out)}) == len(read_rows(out)) == 40
+
+
+def answer_until(running: RunningJob, *, last: int, error: GorouterError) -> None:
+    """Have the first row refused after the others, and those behind the one that is `last`."""
+    send, answered = running._run_request, trio.Event()
+
+    async def run_request(body: bytes, settings: CallSettings) -> tuple[ChatResult[object], bytes]:
+        number = int(body.partition(b"[[say ")[2].partition(b"]]")[0])
+        if number == 0:
+            await answered.wait()
+            raise error
+        if number >= last:
+            answered.set()
+            raise error
+        return await send(body, settings)
+
+    running._run_request = run_request
 
 
 @pytest.mark.net
