@@ -13,7 +13,7 @@ import trio
 from ..errors import ConfigError
 from .journal import DONE, RELEASED, SENT, UNKNOWN, JournalState, journal_file, load_journal, mark_rows, write_facts
 from .output import OutputFile, OutputMode, open_output
-from .scan import FAILED, FAILED_IN_DOUBT, OutputScan, rewrite_output, scan_output
+from .scan import FAILED, FAILED_IN_DOUBT, OutputScan, read_line, rewrite_output, scan_output
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -151,6 +151,9 @@ async def _take_up(files: JobFiles, journal: SqliteFile, *, job: BatchJob, setti
         await _drop_reopened(files, scan, journal=journal)
     if job.retry_failed:
         await _reopen(files, scan, journal=journal)
+    for row, text in state.parked.items():
+        # Not in the output yet, and paid for all the same.
+        files.tally.add_line(read_line(text, f"{path}: row {row} of its journal")[1])
     files.was_reopened = bool(state.facts.get("was_reopened"))
 
 
