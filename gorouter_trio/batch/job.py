@@ -198,6 +198,9 @@ class RunningJob:
         if self.stopping is None:
             self.stopping = reason
             self.stopped.set()
+            if self._window is not None:
+                # The row that they wait for may be put back, as they will be.
+                self._window.open()
 
     def cancel(self) -> None:
         """Cancel what is in flight as well, which may be billed. The job can go on later. Never waits."""
@@ -228,9 +231,18 @@ class RunningJob:
                 nursery.start_soon(self._watch_deadline, trio.current_time() + self.job.deadline_s)
             with self._scope:
                 await self._run_back_ends()
+            self._emit_stranded()
             self.recorder.close()
             await self.recorder.ended.wait()
             nursery.cancel_scope.cancel()
+
+    def _emit_stranded(self) -> None:
+        """Answers that wait for others which do not come in this run: they are paid for, and only a journal keeps them.
+
+        Afterwards they are in the output, in order but for what is missing.
+        """
+        if self._window is not None and not self.has_journal:
+            self.recorder.emit([line for _row, line in self._window.drain()], unparked=())
 
     async def _run_back_ends(self) -> None:
         async with trio.open_nursery() as nursery:

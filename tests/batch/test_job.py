@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
 from gorouter_trio.batch.job import RunningJob
+from gorouter_trio.batch.order import OrderWindow
 from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
 from gorouter_trio.config import PoolLimits
@@ -418,8 +419,54 @@ async def test_parked_rows_in_another_order(tmp_path: Path) -> None:
     assert len({row["custom_id"] for row in read_rows(out)}) == len(read_rows(out)) == 40
 
 
-def answer_until(running: RunningJob, *, last: int, error: GorouterError) -> None:
-    """Have the first row refused after the others, and those behind the one that is `last`."""
+async def test_first_row_of_a_window_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is refused for the row that others wait for ends the run of an ordered job, which goes on later."""
+    source, out = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
+    job = job_for(tmp_path, source, ordered=True, window=16, if_exists="resume")
+    async with open_simulated() as (client, simulator):
+        async with client.batch_job(job) as running:
+            answered = answer_until(running, last=60, error=AuthenticationError("key revoked", status=401))
+            window = cast("OrderWindow[Any]", running._window)
+            wait_room = window.wait_room
+
+            async def wait(index: int) -> None:
+                if index == 16 + 6:
+                    # Seven tasks wait for the eighth.
+                    answered.set()
+                await wait_room(index)
+
+            monkeypatch.setattr(OrderWindow, "wait_room", lambda _window, index: wait(index))
+            with trio.fail_after(30):
+                await running.run()
+        monkeypatch.undo()
+        assert (running.stopping, running.tally.rows, read_rows(out)) == ("key", 15, [])
+        async with client.batch_job(job) as again:
+            # What waits in the journal is counted as what stands in the output.
+            assert (again.earlier_rows, again.tally.cost) == (15, running.tally.cost)
+            assert again.tally.cost > 0
+            await again.run()
+    assert (again.resent, again.tally.rows, simulator.statistics().received) == (0, 60, 60)
+    assert [row["custom_id"] for row in read_rows(out)] == [f"id-{n}" for n in range(60)]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_no_journal_loses_no_answer(is_cancelled: bool, tmp_path: Path) -> None:
+    """An ordered job without a journal writes the answers that it has when it stops, though some before are missing."""
+    source, out = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
+    async with open_simulated() as (client, _):
+        async with client.batch_job(job_for(tmp_path, source, ordered=True, journal=False)) as running:
+            answer_until(running, last=10, error=InsufficientCreditsError("no credits left", status=402))
+            if is_cancelled:
+                # As by Ctrl-C twice in the moment in which the first row is refused.
+                running.put_back = lambda _row: running.cancel()  # type: ignore[method-assign]
+            await running.run()
+    names = [int(row["custom_id"].removeprefix("id-")) for row in read_rows(out)]
+    assert running.tally.rows == len(names) > 0
+    assert names == sorted(names)
+
+
+def answer_until(running: RunningJob, *, last: int, error: GorouterError) -> trio.Event:
+    """Have rows from `last` on refused and then, or when the event is set, the first one."""
     send, answered = running._run_request, trio.Event()
 
     async def run_request(body: bytes, settings: CallSettings) -> tuple[ChatResult[object], bytes]:
@@ -433,6 +480,7 @@ def answer_until(running: RunningJob, *, last: int, error: GorouterError) -> Non
         return await send(body, settings)
 
     running._run_request = run_request
+    return answered
 
 
 @pytest.mark.net
