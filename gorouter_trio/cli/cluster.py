@@ -211,18 +211,22 @@ async def collect(
     no_wait
         Take what is there, and do not wait for the rest, which is waited for until all workers have stopped.
     delete
-        Forget the job, once every row has its answer in the file.
+        Forget the job, once every row has its answer in the file; else it is kept.
     """
     async with _open_job(place) as job:
-        found = await job.status()
+        # Refuses a job that is not there before a file is made.
+        await job.status()
         try:
-            count = await job.collect(output, ordered=ordered, follow=not no_wait)
+            collected = await job.collect(output, ordered=ordered, follow=not no_wait)
         except OSError as exc:
             raise CliError(f"{output}: {why(exc)}", code=FAILED) from exc
         found = await job.status()
-        if delete and found.is_done:
+        is_kept = delete and not (found.is_done and collected.lines >= found.total)
+        if delete and not is_kept:
             await job.delete()
-    print_text(f"{count:,} rows into {output}; {found.done:,} of {found.total:,} are done\n")
+    print_text(f"{collected.new:,} rows into {output}; {found.done:,} of {found.total:,} are done\n")
+    if is_kept:
+        report(f"the job is kept: {output} has the lines of {collected.lines:,} of its {found.total:,} rows")
     if why_stopped := _why_stopped(found):
         report(why_stopped)
     return FAILED if found.failed or why_stopped else OK

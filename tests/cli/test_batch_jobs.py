@@ -6,12 +6,14 @@ import importlib
 import json
 import shutil
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis_server import fresh_prefix, shared_redis
 
+from gorouter_trio.batch.cluster import ClusterJob
 from gorouter_trio.cli.batch_options import BatchChoices
 from gorouter_trio.cli.cluster import _keywords_of, _turn_of
 
@@ -140,6 +142,30 @@ def test_shared_job(inside, tmp_path: Path) -> None:
     done = inside("batch", "collect", "-o", str(out), *place, "--ordered", "--delete")
     assert (done.code, done.out) == (1, f"21 rows into {out}; 21 of 21 are done\n")
     assert [row["custom_id"] for row in read_rows(out)][:20] == [f"row-{n}" for n in range(1, 21)]
+    assert inside("batch", "status", *place).code == 2
+
+
+@pytest.mark.net
+def test_shared_job_is_kept(inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose last lines came after they were looked for is not deleted, though every row is done."""
+
+    async def none(_job: ClusterJob, *, follow: bool) -> AsyncIterator[list[bytes]]:
+        for nothing in ():
+            yield nothing
+
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(3)))
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    assert inside("batch", "submit", str(source), *place).code == 0
+    assert inside("batch", "work", *place, "--simulate").code == 0
+    collect = ("batch", "collect", "-o", str(out), *place, "--no-wait", "--delete")
+    with monkeypatch.context() as patch:
+        patch.setattr(ClusterJob, "_lines", none)
+        done = inside(*collect)
+    assert done.message == f"the job is kept: {out} has the lines of 0 of its 3 rows"
+    assert inside("batch", "status", *place).code == 0
+    assert inside(*collect).out == f"3 rows into {out}; 3 of 3 are done\n"
+    assert len(read_rows(out)) == 3
     assert inside("batch", "status", *place).code == 2
 
 
