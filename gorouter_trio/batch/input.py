@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .settings import InputFormat
     from .template import Template
 
-__all__ = ["RowSource", "find_format", "open_rows"]
+__all__ = ["LimitedRows", "RowSource", "find_format", "open_rows"]
 
 _PIECE_BYTES = 256 * 1024
 _MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -124,6 +124,25 @@ class RowSource:
         parsed = await self._rows.read()
         self._ended = parsed is None
         self._parsed = parsed or iter(())
+
+
+class LimitedRows:
+    """The first rows of a source; all of them where `limit` is None."""
+
+    def __init__(self, source: RowSource, limit: int | None) -> None:
+        self._source = source
+        self._left = limit
+
+    def __aiter__(self) -> LimitedRows:
+        return self
+
+    async def __anext__(self) -> BatchRow | RowProblem:
+        if self._left is not None:
+            if not self._left:
+                await trio.lowlevel.checkpoint()
+                raise StopAsyncIteration
+            self._left -= 1
+        return await self._source.__anext__()
 
 
 class _Text:

@@ -31,7 +31,7 @@ from ..errors import (
 from .api import ApiPart, ApiRun, ApiServices, choose_back_end, load_parts
 from .cache import AnswerCache, FileAnswers, MemoryAnswers, answers_file
 from .estimate import JobEstimate, Pricer, estimate_rows
-from .input import RowSource, open_rows
+from .input import LimitedRows, RowSource, open_rows
 from .jobrow import JobRow
 from .journal import DONE, SENT, UNKNOWN, Recorder, RowMark
 from .order import OrderWindow
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from ..wire.mail import CallSettings
-    from .rows import BatchRow, RowProblem
     from .runner import BatchRequest, EncodeRequest, RunRequest
     from .settings import BatchJob
 
@@ -135,7 +134,7 @@ class RunningJob:
         self._files = files
         self._state = files.state
         self._source = source
-        self._intake = Intake(_Limited(source, job.limit))
+        self._intake = Intake(LimitedRows(source, job.limit))
         self._refusal: ConfigError | None = None
         self._held: deque[JobRow] = deque()
         self._known = sum(state != UNKNOWN for state in files.state.states)
@@ -439,25 +438,6 @@ class RunningJob:
         most = self.job.max_failures
         if most is not None and self.tally.failed - self._failed_before >= most:
             self.drain("failures")
-
-
-class _Limited:
-    """The first rows of a source."""
-
-    def __init__(self, source: RowSource, limit: int | None) -> None:
-        self._source = source
-        self._left = limit
-
-    def __aiter__(self) -> _Limited:
-        return self
-
-    async def __anext__(self) -> BatchRow | RowProblem:
-        if self._left is not None:
-            if not self._left:
-                await trio.lowlevel.checkpoint()
-                raise StopAsyncIteration
-            self._left -= 1
-        return await self._source.__anext__()
 
 
 async def estimate_job(job: BatchJob, services: JobServices, *, sample: int = 1_000) -> JobEstimate:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..batch.settings import BatchJob
     from ..client import Client
 
-__all__ = ["STOPPED", "BatchCommand", "run_batch"]
+__all__ = ["STOPPED", "BatchCommand", "run_batch", "show_estimate"]
 
 _STDIN, _STDOUT = 0, 1
 STOPPED: Mapping[str, str] = {
@@ -58,7 +58,7 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
             open_chosen_client(common, max_connections=job.max_in_flight, system=command.system, has_prices=True)
         )
         if command.dry:
-            return await _show_estimate(client, command, as_json=common.json)
+            return await show_estimate(client, command, as_json=common.json)
         running = await _open(client, command, stack)
         await running.look_ahead()
         started_at = trio.current_time()
@@ -74,7 +74,8 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
     return _conclude(done, command, common)
 
 
-async def _show_estimate(client: Client, command: BatchCommand, *, as_json: bool) -> int:
+async def show_estimate(client: Client, command: BatchCommand, *, as_json: bool) -> int:
+    """Say what the job will come to, and send nothing; returns the exit code."""
     try:
         estimate = await client.estimate_job(command.job, **command.options)  # type: ignore[arg-type]  # checked by the encoder
     except (OSError, DecodeError) as exc:

@@ -108,7 +108,7 @@ async def test_whole(tmp_path: Path) -> None:
 
 
 async def test_last_lines_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lines that come between a look for lines and one at the status are in the file when the job is said to be over."""
+    """Lines that come between a look for lines and one at the status are in the file when the job is over."""
     source, out = write_rows(tmp_path, 5), tmp_path / "out.jsonl"
     async with open_parts() as (client, _simulator, job):
         await submit(job, client, source)

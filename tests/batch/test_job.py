@@ -451,15 +451,15 @@ async def test_first_row_of_a_window_is_put_back(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("is_cancelled", [False, True])
 async def test_no_journal_loses_no_answer(is_cancelled: bool, tmp_path: Path) -> None:
-    """An ordered job without a journal writes the answers that it has when it stops, though some before are missing."""
+    """An ordered job without a journal writes the answers that it has when it stops, though some before are not."""
     source, out = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
-    async with open_simulated() as (client, _):
-        async with client.batch_job(job_for(tmp_path, source, ordered=True, journal=False)) as running:
-            answer_until(running, last=10, error=InsufficientCreditsError("no credits left", status=402))
-            if is_cancelled:
-                # As by Ctrl-C twice in the moment in which the first row is refused.
-                running.put_back = lambda _row: running.cancel()  # type: ignore[method-assign]
-            await running.run()
+    job = job_for(tmp_path, source, ordered=True, journal=False)
+    async with open_simulated() as (client, _), client.batch_job(job) as running:
+        answer_until(running, last=10, error=InsufficientCreditsError("no credits left", status=402))
+        if is_cancelled:
+            # As by Ctrl-C twice in the moment in which the first row is refused.
+            running.put_back = lambda _row: running.cancel()  # type: ignore[method-assign]
+        await running.run()
     names = [int(row["custom_id"].removeprefix("id-")) for row in read_rows(out)]
     assert running.tally.rows == len(names) > 0
     assert names == sorted(names)

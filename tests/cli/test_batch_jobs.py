@@ -169,6 +169,27 @@ def test_shared_job_is_kept(inside, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert inside("batch", "status", *place).code == 2
 
 
+@pytest.mark.net
+def test_submit_options(inside, tmp_path: Path) -> None:
+    """A limit holds, an estimate hands nothing in, and options for running rows are refused before anything is."""
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(7)))
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    submit = ("batch", "submit", str(source), *place)
+    for option in (
+        *(["--ordered"], ["--resume"], ["--retry-failed"], ["--overwrite"], ["--deadline", "8h"], ["--via", "api"]),
+        *(["--dedup"], ["--cache", "x"], ["--max-failures", "3"], ["--report", "x"], ["--max-in-flight", "8"]),
+    ):
+        done = inside(*submit, *option)
+        assert (done.code, done.out) == (2, "")
+        assert done.message.startswith(f"{option[0]} is not for a job that is shared")
+    estimate = inside(*submit, "--dry-run", "--simulate", "--json", "--limit", "5")
+    assert (estimate.code, json.loads(estimate.out)["rows"]) == (0, 5)
+    assert inside("batch", "status", *place).code == 2
+    assert inside(*submit, "--limit", "5").out.startswith("5 rows of ")
+    assert json.loads(inside("batch", "status", *place, "--json").out)["total"] == 5
+
+
 TOOL = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return a + b\n'
 
 
