@@ -318,9 +318,7 @@ class RunningJob:
 
     def _refuse_lost(self, *, is_behind: bool) -> None:
         """Refuse an input that has ended, or come to a row behind those that the journal knows, without all of them."""
-        is_cut = self._intake.error is not None or (
-            self.job.limit is not None and self._intake.taken >= self.job.limit
-        )
+        is_cut = self._intake.error is not None or (self.job.limit is not None and self._intake.taken >= self.job.limit)
         if self._checked < self._known and (is_behind or not is_cut):
             lost = self._known - self._checked
             self._refuse(f"{lost} of the {self._known} rows that were run are not in it any more")

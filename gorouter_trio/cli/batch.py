@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
@@ -60,7 +62,9 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
         if command.dry:
             return await show_estimate(client, command, as_json=common.json)
         running = await _open(client, command, stack)
-        await running.look_ahead()
+        if _is_file(job.source):
+            # Of a pipe, a thousand rows may take for ever to come.
+            await running.look_ahead()
         started_at = trio.current_time()
         interrupt = _Interrupt(running)
         async with on_interrupt(interrupt.act, interrupt.act_again), _open_progress(running, client):
@@ -136,6 +140,10 @@ def _check_streams(job: BatchJob) -> None:
         raise CliError("standard input is closed")
     if job.output == _STDOUT and sys.stdout is None:
         raise CliError("standard output is closed")
+
+
+def _is_file(source: str | int) -> bool:
+    return stat.S_ISREG(os.stat(source).st_mode)
 
 
 async def _open(client: Client, command: BatchCommand, stack: AsyncExitStack) -> RunningJob:

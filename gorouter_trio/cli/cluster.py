@@ -118,7 +118,10 @@ async def _hand_in(
             )
             await rows.check()
             count = await cluster.submit(
-                LimitedRows(rows, job.limit), services.encode_for(place.job), settings=settings, budget_usd=job.budget_usd
+                LimitedRows(rows, job.limit),
+                services.encode_for(place.job),
+                settings=settings,
+                budget_usd=job.budget_usd,
             )
         except (OSError, DecodeError, ConfigError) as exc:
             reason = why(exc) if isinstance(exc, OSError) else exc.message
