@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import re
 import sys
 import time
@@ -467,12 +468,20 @@ async def export(
     which = which or Selection()
     if keys and not which.is_everything:
         raise CliError("keys and --prefix, --tenant or --principal exclude each other")
+    if output != "-" and _is_of_store(output, where.store):
+        raise CliError(f"{output}: is a file of the store itself")
     async with _open_store(where.store) as store:
         chosen = _named(store, keys) if keys else _chosen(store, which)
         count = await export_sessions(store, chosen, output=output, overwrite=overwrite)
     if output != "-":
         _say(where, {"sessions": count, "output": output}, f"{count:,} sessions written to {output}")
     return OK
+
+
+def _is_of_store(output: str, store: Path) -> bool:
+    own = os.path.realpath(store)
+    is_link = os.path.isfile(output) and os.path.isfile(own) and os.path.samefile(output, own)
+    return is_link or os.path.realpath(output) in {own, f"{own}-wal", f"{own}-shm"}
 
 
 async def import_(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -204,6 +205,27 @@ def test_export_and_import(inside, bot, tmp_path) -> None:
     done = inside("history", "export", "user:1", "--store", bot, "-o", str(out), "--overwrite")
     assert out.read_bytes().count(b"\n") == 1
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_onto_other_files(inside, bot, tmp_path) -> None:
+    """The store is never the output, a link is kept and a pipe written to."""
+    before = Path(bot).read_bytes()
+    (tmp_path / "hard").hardlink_to(bot)
+    (tmp_path / "soft").symlink_to(bot)
+    for output in (bot, str(tmp_path / "hard"), str(tmp_path / "soft"), f"{bot}-wal"):
+        done = inside("history", "export", "--store", bot, "-o", output, "--overwrite")
+        assert (done.code, done.message) == (2, f"{output}: is a file of the store itself")
+    assert Path(bot).read_bytes() == before
+    link, out, pipe = tmp_path / "link", tmp_path / "out.jsonl", tmp_path / "pipe"
+    link.symlink_to(out)
+    assert inside("history", "export", "--store", bot, "-o", str(link)).code == 0
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        read_pipe = threads.submit(pipe.read_bytes)
+        assert inside("history", "export", "--store", bot, "-o", str(pipe)).code == 0
+        assert read_pipe.result(timeout=40) == out.read_bytes()
+    assert pipe.is_fifo()
 
 
 def test_export_to_a_pipe_and_back(inside, bot, tmp_path) -> None:
