@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..transport.sqlite import SqliteFile
     from .settings import BatchJob
 
-__all__ = ["JobFiles", "journal_path", "open_files", "sort_output"]
+__all__ = ["JobFiles", "journal_path", "open_files", "refuse_own_file", "sort_output"]
 
 _CLOSE_S = 30.0
 _FORMAT = 1
@@ -53,12 +53,24 @@ class JobFiles:
             await sort_output(self.output)
 
 
-def _refuse_same_file(job: BatchJob) -> None:
-    if not (isinstance(job.output, str) and os.path.isfile(job.output)):
-        return
-    source = os.fstat(job.source) if isinstance(job.source, int) else os.stat(job.source)
-    if os.path.samestat(source, os.stat(job.output)):
-        raise ConfigError(f"{job.output} is the input as well")
+def refuse_own_file(job: BatchJob, name: str, path: str) -> None:
+    """Raises `ConfigError` where `path`, which is to be the `name`, is the input, output or journal of the job."""
+    files = {"input": job.source, "output": job.output, "journal": journal_path(job)}
+    for what, own in files.items():
+        if what != name and own is not None and _is_same(path, own):
+            raise ConfigError(f"{path} is the {what} as well")
+
+
+def _is_same(path: str, other: str | int) -> bool:
+    if isinstance(other, str) and os.path.realpath(path) == os.path.realpath(other):
+        return True
+    if not os.path.isfile(path):
+        # Devices and pipes may well be several things.
+        return False
+    try:
+        return os.path.samestat(os.stat(path), os.stat(other))
+    except FileNotFoundError:
+        return False
 
 
 async def sort_output(output: OutputFile) -> None:
@@ -102,7 +114,9 @@ async def open_files(
     settings and those of the runs before, do not belong together, the `OSError`s of opening and `StoreError`.
     """
     path = journal_path(job)
-    _refuse_same_file(job)
+    for name, other in (("output", job.output), ("journal", path), ("cache", job.cache)):
+        if isinstance(other, str):
+            refuse_own_file(job, name, other)
     goes_on = job.if_exists == "resume" or job.retry_failed
     is_there = path is not None and _exists(path)
     if goes_on and path is None:

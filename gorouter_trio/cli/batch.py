@@ -12,6 +12,7 @@ import trio
 
 from ..batch.input import find_format
 from ..batch.report import JobReport, make_report
+from ..batch.resume import refuse_own_file
 from ..errors import BadRequestError, DecodeError, StoreError
 from ..wire.codec import encode_json
 from .failures import FAILED, INTERRUPTED, OK, CliError, report, why
@@ -55,6 +56,8 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
     """Run the job and say what came of it; returns the exit code."""
     job = command.job
     _check_streams(job)
+    if command.report is not None and not command.dry:
+        _check_report(command.report, job)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             open_chosen_client(common, max_connections=job.max_in_flight, system=command.system, has_prices=True)
@@ -103,8 +106,7 @@ def _estimate_facts(e: JobEstimate) -> Iterator[tuple[str, str]]:
 
 
 def _conclude(done: JobReport, command: BatchCommand, common: CommonOptions) -> int:
-    if command.report is not None:
-        _write_report(done, command.report)
+    is_written = command.report is None or _write_report(done, command.report)
     to_stderr = command.job.output == _STDOUT
     if common.json:
         print_json(done, to_stderr=to_stderr)
@@ -114,7 +116,7 @@ def _conclude(done: JobReport, command: BatchCommand, common: CommonOptions) -> 
         report(_last_words(done))
     if done.interrupted:
         return INTERRUPTED
-    return FAILED if done.failed or done.stopped is not None else OK
+    return FAILED if done.failed or done.stopped is not None or not is_written else OK
 
 
 def _last_words(done: JobReport) -> str:
@@ -124,12 +126,30 @@ def _last_words(done: JobReport) -> str:
     return words + ("; --resume goes on" if done.can_resume else "")
 
 
-def _write_report(done: JobReport, path: str) -> None:
+def _check_report(path: str, job: BatchJob) -> None:
+    """Raises `CliError` for a report that would destroy a file of the job, or that cannot be written."""
+    refuse_own_file(job, "report", path)
+    if job.cache is not None and os.path.realpath(path) == os.path.realpath(job.cache):
+        raise CliError(f"{path} is the cache as well")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        # Whoever reads a pipe would take an opening for all that there is.
+        return
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as exc:
+        raise CliError(f"{path}: {why(exc)}") from exc
+
+
+def _write_report(done: JobReport, path: str) -> bool:
+    """Whether that worked."""
     try:
         with open(path, "wb") as file:
             file.write(encode_json(done) + b"\n")
     except OSError as exc:
         report(f"{path}: {why(exc)}; the report was not written")
+        return False
+    return True
 
 
 # Input and output

@@ -95,6 +95,39 @@ def test_unusable_output(inside, rows: str, tmp_path: Path) -> None:
     assert precious.read_bytes() == b"{}\n"
 
 
+def test_report_and_cache_that_are_others(inside, rows: str, tmp_path: Path) -> None:
+    """A report or a cache in the place of a file of the job, by whatever name: refused before anything is touched."""
+    out = tmp_path / "out.jsonl"
+    (tmp_path / "hard.jsonl").hardlink_to(rows)
+    (tmp_path / "soft.jsonl").symlink_to(out)
+    for option, path, what in (
+        ("--report", rows, "input"),
+        ("--report", str(tmp_path / "hard.jsonl"), "input"),
+        ("--report", str(tmp_path / "." / "x" / ".." / "out.jsonl"), "output"),
+        ("--report", str(tmp_path / "soft.jsonl"), "output"),
+        ("--report", f"{out}.journal", "journal"),
+        ("--cache", rows, "input"),
+        ("--cache", str(out), "output"),
+        ("--cache", f"{out}.journal", "journal"),
+    ):
+        done = inside("batch", rows, "-o", str(out), option, path, "--simulate")
+        assert (done.code, done.message) == (2, f"{path} is the {what} as well")
+    done = inside("batch", rows, "-o", str(out), "--cache", "x.db", "--report", "x.db", "--simulate")
+    assert (done.code, done.message) == (2, "x.db is the cache as well")
+    missing = str(tmp_path / "no" / "report.json")
+    done = inside("batch", rows, "-o", str(out), "--report", missing, "--simulate")
+    assert (done.code, done.message) == (2, f"{missing}: No such file or directory")
+    assert Path(rows).read_bytes() == ROW
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hard.jsonl", "in.jsonl", "soft.jsonl"]
+
+
+def test_report_that_cannot_be_written(inside, rows: str, tmp_path: Path) -> None:
+    """Where the report does not get written in the end, the exit code says so."""
+    done = inside("batch", rows, "-o", str(tmp_path / "out.jsonl"), "--report", "/dev/full", "--simulate")
+    assert done.code == 1
+    assert "/dev/full: No space left on device; the report was not written" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
