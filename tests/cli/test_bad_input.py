@@ -188,8 +188,9 @@ def test_closed_streams(gorouter, rows: str) -> None:
     import sys
 
     from_stdin = [sys.executable, "-m", "gorouter_trio", "batch", "-", "-o", "/dev/null", "--simulate"]
+    of_stdin = [sys.executable, "-m", "gorouter_trio", "cost", "-"]
     to_stdout = [sys.executable, "-m", "gorouter_trio", "batch", rows, "-o", "-", "--simulate"]
-    for command, closed in ((from_stdin, "<&-"), (to_stdout, ">&-")):
+    for command, closed in ((from_stdin, "<&-"), (of_stdin, "<&-"), (to_stdout, ">&-")):
         done = subprocess.run(
             ["sh", "-c", f'exec "$@" {closed}', "sh", *command], stderr=subprocess.PIPE, check=False, timeout=50
         )
