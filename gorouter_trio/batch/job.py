@@ -65,8 +65,11 @@ _CLOSE_S = 30.0
 class JobBudget(Protocol):
     """What a job may spend."""
 
-    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal = ...) -> None:
-        """Bound the requests of the batch `name`, of which so much was spent before; again, by another amount."""
+    def open_batch(self, name: str, *, usd: Decimal | None, spent_usd: Decimal = ...) -> bool:
+        """Bound the requests of the batch `name`, of which so much was spent before; again, by another amount.
+
+        Whoever gives the budget may bound a batch by less, or where `usd` is None; returns whether there is a bound.
+        """
 
     def forget_batch(self, name: str) -> None:
         """Close the batch's account, unless something is held there still, or other processes share it."""
@@ -119,8 +122,10 @@ class RunningJob:
         files: JobFiles,
         parts: list[ApiPart],
         answers: AnswerCache | None = None,
+        is_bounded: bool = False,
     ) -> None:
         self.job = job
+        self._is_bounded = is_bounded
         self.name = files.name
         self.tally = files.tally
         self.earlier_rows = files.tally.rows
@@ -348,7 +353,7 @@ class RunningJob:
 
     async def _assume_spent(self, row: JobRow, times: int) -> None:
         """Before anything is sent, what was sent without anybody knowing what became of it counts as paid for."""
-        if self.job.budget_usd is None or row.settings is None:
+        if not self._is_bounded or row.settings is None:
             return
         for _ in range(times):
             try:
@@ -442,7 +447,9 @@ async def estimate_job(job: BatchJob, services: JobServices, *, sample: int = 1_
     """What a job will come to, with nothing sent and nothing written; raises as `open_job` for its input."""
     template = None if job.template is None else Template(job.template)
     async with (
-        open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates) as source,
+        open_rows(
+            job.source_path, input_format=job.input_format, template=template, duplicates=job.duplicates
+        ) as source,
         _checked(source, job),
     ):
         return await estimate_rows(
@@ -462,17 +469,20 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
         raise ConfigError(f"via: the Batch API {reason}")
     template = None if job.template is None else Template(job.template)
     async with (
-        open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates) as source,
+        open_rows(
+            job.source_path, input_format=job.input_format, template=template, duplicates=job.duplicates
+        ) as source,
         _checked(source, job),
         open_files(job, settings={**job.settings(), **services.settings}, new_id=services.new_id) as files,
         _open_answers(job) as answers,
     ):
-        if job.budget_usd is not None:
-            # Where a run before was this client's as well, its account has what is counted anew here.
-            services.budget.forget_batch(files.name)
-            services.budget.open_batch(files.name, usd=job.budget_usd, spent_usd=files.spent_usd())
+        # Where a run before was this client's as well, its account has what is counted anew here.
+        services.budget.forget_batch(files.name)
+        is_bounded = services.budget.open_batch(files.name, usd=job.most_usd, spent_usd=files.spent_usd())
         parts = [] if files.journal is None else await load_parts(files.journal)
-        running = RunningJob(job, services, source=source, files=files, parts=parts, answers=answers)
+        running = RunningJob(
+            job, services, source=source, files=files, parts=parts, answers=answers, is_bounded=is_bounded
+        )
         await running.api.take_stock()
         await running.choose_back_end()
         yield running
@@ -481,10 +491,10 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
 @asynccontextmanager
 async def _open_answers(job: BatchJob) -> AsyncIterator[AnswerCache | None]:
     """The answers that are there already; None where nobody wants them."""
-    if job.cache is None:
+    if job.cache_path is None:
         yield AnswerCache(MemoryAnswers()) if job.dedup else None
         return
-    file = answers_file(job.cache)
+    file = answers_file(job.cache_path)
     try:
         yield AnswerCache(FileAnswers(file))
     finally:

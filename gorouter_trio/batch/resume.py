@@ -55,7 +55,7 @@ class JobFiles:
 
 def refuse_own_file(job: BatchJob, name: str, path: str) -> None:
     """Raises `ConfigError` where `path`, which is to be the `name`, is the input, output or journal of the job."""
-    files = {"input": job.source, "output": job.output, "journal": journal_path(job)}
+    files = {"input": job.source_path, "output": job.output_path, "journal": journal_path(job)}
     for what, own in files.items():
         if what != name and own is not None and _is_same(path, own):
             raise ConfigError(f"{path} is the {what} as well")
@@ -129,7 +129,7 @@ async def open_files(
     if mode == "new" and is_there and path is not None and not _has_content(str(job.output)):
         raise FileExistsError(17, f"is the journal of a job whose output is not there ({job.output})", path)
     async with AsyncExitStack() as stack:
-        output = await stack.enter_async_context(open_output(job.output, mode=mode))
+        output = await stack.enter_async_context(open_output(job.output_path, mode=mode))
         if path is not None and is_there and not goes_on:
             _remove(path)
         journal = None if path is None else journal_file(path)

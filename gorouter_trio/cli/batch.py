@@ -65,7 +65,7 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
         if command.dry:
             return await show_estimate(client, command, as_json=common.json)
         running = await _open(client, command, stack)
-        if _is_file(job.source):
+        if _is_file(job.source_path):
             # Of a pipe, a thousand rows may take for ever to come.
             await running.look_ahead()
         started_at = trio.current_time()
@@ -184,8 +184,8 @@ async def _open(client: Client, command: BatchCommand, stack: AsyncExitStack) ->
 def _about_file(exc: OSError | DecodeError, job: BatchJob) -> str:
     """Which of the files an error is about, and what it is."""
     if isinstance(exc, DecodeError):
-        return f"{_name(job.source)}: {exc.message}"
-    return f"{exc.filename or _name(job.source)}: {why(exc)}"
+        return f"{_name(job.source_path)}: {exc.message}"
+    return f"{exc.filename or _name(job.source_path)}: {why(exc)}"
 
 
 def _name(path: str | int) -> str:
@@ -218,10 +218,10 @@ async def _run(running: RunningJob, job: BatchJob) -> None:
     except StoreError as exc:
         raise CliError(f"{exc.message}; the rows written before are kept", code=FAILED) from exc
     except DecodeError as exc:
-        raise CliError(f"{_name(job.source)}: {exc.message}; the rows before it are kept", code=FAILED) from exc
+        raise CliError(f"{_name(job.source_path)}: {exc.message}; the rows before it are kept", code=FAILED) from exc
     except OSError as exc:
         if not running.has_failed_to_write:
-            raise CliError(f"{_name(job.source)}: {why(exc)}", code=FAILED) from exc
+            raise CliError(f"{_name(job.source_path)}: {why(exc)}", code=FAILED) from exc
         if job.output == _STDOUT:
             drop_stdout()
             raise CliError(f"standard output: {why(exc)}", code=FAILED) from exc

@@ -114,14 +114,14 @@ async def _hand_in(
         settings = {**job.settings(), **services.settings, "turn": _turn_of(command.options, choices)}
         try:
             rows = await stack.enter_async_context(
-                open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates)
+                open_rows(job.source_path, input_format=job.input_format, template=template, duplicates=job.duplicates)
             )
             await rows.check()
             count = await cluster.submit(
                 LimitedRows(rows, job.limit),
                 services.encode_for(place.job),
                 settings=settings,
-                budget_usd=job.budget_usd,
+                budget_usd=job.most_usd,
             )
         except (OSError, DecodeError, ConfigError) as exc:
             reason = why(exc) if isinstance(exc, OSError) else exc.message

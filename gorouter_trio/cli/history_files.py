@@ -7,7 +7,6 @@ import stat
 import sys
 import tempfile
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -76,7 +75,7 @@ def _is_special(path: Path) -> bool:
 
 async def _write_in_place(store: HistoryStore, keys: AsyncIterator[str], path: Path) -> int:
     # Opening a pipe waits for its reader.
-    file = await trio.to_thread.run_sync(partial(open, path, "wb"), abandon_on_cancel=True)
+    file = await trio.to_thread.run_sync(_open_special, path, abandon_on_cancel=True)
     with file:
         return await _write_lines(store, keys, file)
 
@@ -111,6 +110,10 @@ async def _write_lines(store: HistoryStore, keys: AsyncIterator[str], file: IO[b
             await trio.to_thread.run_sync(file.write, line)
             count += 1
     return count
+
+
+def _open_special(path: Path) -> IO[bytes]:
+    return path.open("wb")
 
 
 def _open_part(path: Path) -> IO[bytes]:

@@ -21,7 +21,7 @@ from gorouter_trio.batch.job import RunningJob
 from gorouter_trio.batch.order import OrderWindow
 from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
-from gorouter_trio.config import PoolLimits
+from gorouter_trio.config import Budget, PoolLimits
 from gorouter_trio.errors import AuthenticationError, ConfigError, GorouterError, InsufficientCreditsError, StoreError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network, serve_simulator
 from gorouter_trio.testing.crash import Kill, open_crash_harness
@@ -526,16 +526,46 @@ async def test_schema_and_estimate(tmp_path: Path) -> None:
     assert all(isinstance(json.loads(text_of(row))["name"], str) for row in read_rows(tmp_path / "out.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("max_in_flight", 0), ("limit", 0), ("window", -1), ("max_failures", True), ("template", 5)),
+        *(("budget_usd", value) for value in (Decimal(0), Decimal("NaN"), float("inf"), "much", True, -1)),
+        *(("deadline_s", value) for value in (0, "8h", float("nan"), True)),
+        *(("via", "API"), ("if_exists", "Resume"), ("input_format", "xml"), ("duplicates", "x"), ("ordered", "yes")),
+        *(("source", ""), ("source", True), ("output", None), ("output", b"x"), ("journal", None), ("cache", 3)),
+    ],
+)
+def test_settings_that_cannot_be(field: str, value: object) -> None:
+    """What cannot be is refused with its name, before anything is done."""
+    settings: dict[str, Any] = {"source": "a", "output": "b", field: value}
+    with pytest.raises(ConfigError, match=f"^{field}: "):
+        BatchJob(**settings)
+
+
 def test_settings() -> None:
-    """What cannot be is refused with its name."""
-    for field, value in (("max_in_flight", 0), ("limit", 0), ("window", -1), ("max_failures", True)):
-        wrong: dict[str, Any] = {"source": "a", "output": "b", field: value}
-        with pytest.raises(ConfigError, match=field):
-            BatchJob(**wrong)
-    with pytest.raises(ConfigError, match="budget_usd"):
-        BatchJob(source="a", output="b", budget_usd=Decimal(0))
-    with pytest.raises(ConfigError, match="deadline_s"):
-        BatchJob(source="a", output="b", deadline_s=0)
+    """Amounts are taken as those of a budget are, and paths as paths."""
+    for amount in (Decimal("0.5"), 0.5, "0.50", " 0.5 "):
+        assert BatchJob(source="a", output="b", budget_usd=amount).budget_usd == Decimal("0.5")
+    job = BatchJob(source=Path("a"), output=Path("b"), journal=Path("c"), cache=Path("d"), deadline_s=float("inf"))
+    assert (job.source, job.output, job.journal, job.cache) == ("a", "b", "c", "d")
+    job = BatchJob(source=0, output=1, journal=False)
+    assert (job.source, job.output, job.journal, job.cache) == (0, 1, False, None)
+
+
+@pytest.mark.parametrize("budget_usd", [None, 5])
+async def test_budget_of_the_client(budget_usd: float | None, tmp_path: Path) -> None:
+    """What the client gives a batch bounds a job that would spend more, over all its runs."""
+    source = write_rows(tmp_path / "in.jsonl", 60, "[[tokens 40]] {n}")
+    job = job_for(tmp_path, source, if_exists="resume", budget_usd=budget_usd)
+    charged = 0
+    for _ in range(2):
+        async with open_simulated(budget=Budget(batch_usd="0.0006")) as (client, simulator):
+            await client.refresh_prices()
+            running = await run(client, job, max_tokens=50)
+            charged += simulator.statistics().charged_nanousd
+        assert running.stopping == "budget"
+        assert 0 < charged <= 600_000
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------
