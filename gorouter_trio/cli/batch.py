@@ -85,6 +85,8 @@ async def show_estimate(client: Client, command: BatchCommand, *, as_json: bool)
     """Say what the job will come to, and send nothing; returns the exit code."""
     try:
         estimate = await client.estimate_job(command.job, **command.options)  # type: ignore[arg-type]  # checked by the encoder
+    except BadRequestError as exc:
+        raise CliError(exc.message) from exc
     except (OSError, DecodeError) as exc:
         raise CliError(_about_file(exc, command.job)) from exc
     if as_json:

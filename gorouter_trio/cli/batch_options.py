@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from .._turns.request import TurnKeywords
 from ..batch.settings import BatchJob
 from ..errors import DecodeError
 from ..wire.codec import decode_json
@@ -21,10 +22,12 @@ from .options import FLAG
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["BatchChoices", "choose_batch", "import_tools"]
+__all__ = ["BatchChoices", "choose_batch", "import_tools", "is_module_name"]
 
 _STDIN, _STDOUT = 0, 1
 _EACH = Parameter(negative="", show_default=False)
+# What is no JSON cannot be given here.
+_OPTIONS = TurnKeywords.__annotations__.keys() - {"output", "tool_limits", "approve", "access_token"}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -111,6 +114,8 @@ def _options(choices: BatchChoices) -> Iterator[tuple[str, object]]:
         name, sign, value = text.partition("=")
         if not (name and sign):
             raise CliError(f"--option must be NAME=VALUE, not {text!r}")
+        if name not in _OPTIONS:
+            raise CliError(f"--option: requests have no field {name!r}")
         yield name, _value(value)
     if choices.schema is not None:
         yield "response_schema", _schema(choices.schema)
@@ -121,6 +126,11 @@ def _options(choices: BatchChoices) -> Iterator[tuple[str, object]]:
 def import_tools(names: Sequence[str]) -> list[object]:
     """The functions that are named as MODULE:FUNCTION; raises `CliError` for one that is not there."""
     return [_function(name) for name in names]
+
+
+def is_module_name(text: str) -> bool:
+    """Whether it may be the whole name of a module."""
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def _value(text: str) -> object:
@@ -145,7 +155,7 @@ def _schema(path: Path) -> object:
 
 def _function(name: str) -> object:
     module, sign, attribute = name.partition(":")
-    if not (module and sign and attribute):
+    if not (is_module_name(module) and sign and attribute):
         raise CliError(f"--tools must be MODULE:FUNCTION, not {name!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")

@@ -17,7 +17,7 @@ from ..batch.template import Template
 from ..batch.wiring import job_services
 from ..client import open_client
 from ..config import PricePolicy, RateLimits, Seams, Secret
-from ..errors import ConfigError, DecodeError
+from ..errors import BadRequestError, ConfigError, DecodeError
 from ..transport.resp_client import RedisClient
 from .batch import STOPPED, BatchCommand, show_estimate
 from .batch_options import BatchChoices, choose_batch, import_tools
@@ -110,7 +110,10 @@ async def _hand_in(
         client = await stack.enter_async_context(
             open_client(api_key=Secret("none"), system=command.system, prices=PricePolicy(on_start=False), **chosen)
         )
-        services = job_services(client.runtime, options)
+        try:
+            services = job_services(client.runtime, options)
+        except BadRequestError as exc:
+            raise CliError(exc.message) from exc
         settings = {**job.settings(), **services.settings, "turn": _turn_of(command.options, choices)}
         try:
             rows = await stack.enter_async_context(

@@ -506,6 +506,7 @@ async def import_(
     replace
         Replace the sessions that are there already and differ.
     """
+    await _refuse_other(where.store)
     async with SqliteStore(where.store) as store:
         result = await import_sessions(
             store, source, quarantine=_quarantine(where.store), prefix=prefix, replace=replace
@@ -596,8 +597,15 @@ async def _open_store(path: Path) -> AsyncIterator[SqliteStore]:
     """A store that is there already: looking at nothing must not make a file."""
     if not await trio.to_thread.run_sync(partial(Path.exists, path)):
         raise CliError(f"{path}: there is no such file")
+    await _refuse_other(path)
     async with SqliteStore(path) as store:
         yield store
+
+
+async def _refuse_other(path: Path) -> None:
+    """A directory, or what is no file at all, cannot be a store."""
+    if await trio.to_thread.run_sync(lambda: path.exists() and not path.is_file()):
+        raise CliError(f"{path}: is no file")
 
 
 async def _named(store: SqliteStore, keys: Sequence[str]) -> AsyncIterator[str]:

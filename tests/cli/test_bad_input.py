@@ -139,6 +139,29 @@ def test_report_that_cannot_be_written(inside, rows: str, tmp_path: Path) -> Non
         (["batch", "in.jsonl", "-o", "out.jsonl", "--max-in-flight", "many"], '"many"'),
         (["batch", "in.jsonl", "-o", "out.jsonl", "--max-in-flight", "0"], "--max-in-flight must be at least 1, not 0"),
         (["batch", "in.jsonl", "-o", "out.jsonl", "--limit", "-3"], "--limit must be at least 1, not -3"),
+        (["batch", "in.jsonl", "-o", ""], "output: is empty"),
+        *(
+            (["batch", "in.jsonl", "-o", "out.jsonl", "--option", f"{name}=5"], f"requests have no field {name!r}")
+            for name in ("max_token", "stream", "messages", "system", "turn_id", "job", "self", "approve")
+        ),
+        *(
+            (
+                ["batch", "in.jsonl", "-o", "out.jsonl", "--tools", name],
+                f"--tools must be MODULE:FUNCTION, not {name!r}",
+            )
+            for name in (".foo:bar", "foo..bar:x", ":x", "foo")
+        ),
+        *(
+            (
+                ["serve", "--anonymous", "--simulate", "--tools", name],
+                f"--tools must be MODULE or MODULE:NAME, not {name!r}",
+            )
+            for name in (":x", ".foo")
+        ),
+        (["serve", "--anonymous", "--simulate", "--tls-key", "key.pem"], "--tls-key needs --tls-cert"),
+        (["history", "list", "--store", "."], ".: is no file"),
+        (["history", "list", "--store", ""], ".: is no file"),
+        (["history", "import", "-", "--store", "."], ".: is no file"),
         (["demo", "--rows", "0"], "--rows must be at least 1, not 0"),
         (["chat", "-p", " ", "--simulate"], "the question is empty"),
         (["chat", "--simulate"], "the question is empty"),
@@ -157,6 +180,22 @@ def test_usage(arguments: list[str], message: str, inside) -> None:
     done = inside(*arguments)
     assert (done.code, done.out) == (2, "")
     assert message in done.message
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["batch", "-o", "out.jsonl", "--simulate"],
+        ["batch", "-o", "out.jsonl", "--simulate", "--dry-run"],
+        ["batch", "submit", "--job", "x", "--redis", "redis://127.0.0.1:1", "--simulate"],
+    ],
+    ids=["run", "dry", "submit"],
+)
+def test_wrong_option_value(command: list[str], inside, rows: str) -> None:
+    """The value of an option that cannot be is a mistake in the command, whatever it was to do."""
+    done = inside(*command, rows, "--option", "temperature=hot")
+    assert (done.code, done.out) == (2, "")
+    assert done.message.startswith("temperature")
 
 
 def test_wrong_base_url(inside) -> None:
