@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import sys
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def _value(text: str) -> object:
 
 def _schema(path: Path) -> object:
     try:
-        schema = decode_json(path.read_bytes())
+        schema = decode_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as exc:
         raise CliError(f"{path}: {why(exc)}") from exc
     except DecodeError as exc:
@@ -173,7 +174,7 @@ def _text_of(given: str) -> str:
     if not given.startswith("@"):
         return given
     try:
-        return Path(given[1:]).read_text("utf-8")
+        return Path(given[1:]).read_text("utf-8-sig")
     except OSError as exc:
         raise CliError(f"{given[1:]}: {why(exc)}") from exc
     except UnicodeDecodeError as exc:

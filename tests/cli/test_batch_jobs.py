@@ -31,7 +31,9 @@ def texts(path: Path) -> list[str]:
 def test_csv_with_a_template(inside, tmp_path: Path) -> None:
     """Columns go into the messages, lines come in order, and the report is a file as well."""
     (tmp_path / "in.csv").write_text("id,word\na,one\na,two\nb,\n")
-    (tmp_path / "template.txt").write_text("[[say {{word}}]]")
+    # With a byte order mark, as some editors write one.
+    template = '[{"role": "user", "content": "[[say {{word}}]]"}]'
+    (tmp_path / "template.txt").write_text(template, encoding="utf-8-sig")
     out, report = tmp_path / "out.jsonl", tmp_path / "report.json"
     arguments = ["--template", f"@{tmp_path / 'template.txt'}", "--ordered", "--suffix-duplicates"]
     more = ["--option", "temperature=0", "--report", str(report), "--json"]
