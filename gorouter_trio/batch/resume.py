@@ -53,7 +53,7 @@ class JobFiles:
             await sort_output(self.output)
 
 
-def refuse_own_file(job: BatchJob, name: str, path: str) -> None:
+def refuse_own_file(job: BatchJob, path: str, *, name: str) -> None:
     """Raises `ConfigError` where `path`, which is to be the `name`, is the input, output or journal of the job."""
     files = {"input": job.source_path, "output": job.output_path, "journal": journal_path(job)}
     for what, own in files.items():
@@ -116,7 +116,7 @@ async def open_files(
     path = journal_path(job)
     for name, other in (("output", job.output), ("journal", path), ("cache", job.cache)):
         if isinstance(other, str):
-            refuse_own_file(job, name, other)
+            refuse_own_file(job, other, name=name)
     goes_on = job.if_exists == "resume" or job.retry_failed
     is_there = path is not None and _exists(path)
     if goes_on and path is None:

@@ -130,7 +130,7 @@ def _last_words(done: JobReport) -> str:
 
 def _check_report(path: str, job: BatchJob) -> None:
     """Raises `CliError` for a report that would destroy a file of the job, or that cannot be written."""
-    refuse_own_file(job, "report", path)
+    refuse_own_file(job, path, name="report")
     if job.cache is not None and os.path.realpath(path) == os.path.realpath(job.cache):
         raise CliError(f"{path} is the cache as well")
     if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
