@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import trio
 from cyclopts import App, Parameter
@@ -46,7 +46,7 @@ from .terminal import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Sequence
 
-    from ..abc import StoredSession
+    from ..abc import HistoryStore, StoredHistory, StoredSession
     from ..wire.messages import Message
     from ..wire.result import HistoryEntry
 
@@ -96,9 +96,14 @@ class Selection:
     """Only sessions of this principal, of the tenant that is named or of none."""
 
     @property
+    def has_owner(self) -> bool:
+        """Whether they are those of somebody."""
+        return self.tenant is not None or self.principal is not None
+
+    @property
     def start(self) -> str:
         """What all their keys begin with."""
-        if self.tenant is None and self.principal is None:
+        if not self.has_owner:
             return self.prefix
         if self.prefix:
             raise CliError("--prefix and --tenant or --principal exclude each other")
@@ -111,7 +116,7 @@ class Selection:
 
     def admits(self, key: str) -> bool:
         """Whether a key that begins so is meant: one without an owner may look like that of a tenant."""
-        if self.tenant is None and self.principal is None:
+        if not self.has_owner:
             return True
         parts = SessionKey.parse(key)
         return parts.tenant == (self.tenant or "") and self.principal in {None, parts.principal}
@@ -367,7 +372,7 @@ async def show_statistics(
         raise CliError("a key and --prefix, --tenant or --principal exclude each other")
     chosen = (only or FilterOptions()).to_filter(time.time())
     async with _open_store(where.store) as store:
-        analyzer = HistoryAnalyzer(store)
+        analyzer = await _analyzer(store, which)
         if key is not None and not await store.version(key):
             raise CliError(f"there is no session {key!r}", code=FAILED)
         found = await analyzer.statistics(key=key, prefix=which.start, only=chosen)
@@ -384,6 +389,36 @@ async def show_statistics(
         print_text("\n")
         show(cost_table(points, bucket))
     return OK
+
+
+class _Admitted:
+    """The sessions of a store that a selection admits, as far as adding them up needs it."""
+
+    def __init__(self, store: SqliteStore, which: Selection) -> None:
+        self._store = store
+        self._which = which
+
+    async def list_keys(self, prefix: str, *, after: str, limit: int) -> list[str]:
+        """A page of keys; empty behind the last one only."""
+        while page := await self._store.list_keys(prefix, after=after, limit=limit):
+            if admitted := [key for key in page if self._which.admits(key)]:
+                return admitted
+            after = page[-1]
+        return []
+
+    async def load(self, key: str) -> StoredHistory:
+        """See `HistoryStore`."""
+        return await self._store.load(key)
+
+
+async def _analyzer(store: SqliteStore, which: Selection) -> HistoryAnalyzer:
+    """What adds up the sessions that are selected; by itself a store knows no more of them than their prefix."""
+    after = ""
+    while which.has_owner and (page := await store.list_keys(which.start, after=after, limit=_PAGE)):
+        if not all(map(which.admits, page)):
+            return HistoryAnalyzer(cast("HistoryStore", _Admitted(store, which)))
+        after = page[-1]
+    return HistoryAnalyzer(store)
 
 
 def _facts(s: HistoryStatistics) -> Iterator[tuple[str, str]]:

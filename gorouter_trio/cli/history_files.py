@@ -19,7 +19,7 @@ from ..stores.gorouter_kit import key_of_file, read_kit_file
 from ..stores.portable import PortableSession, decode_session, encode_session
 from ..stores.turns import to_turns
 from .failures import FAILED, CliError, why
-from .terminal import print_text
+from .terminal import print_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -97,7 +97,7 @@ async def _write_beside(store: HistoryStore, keys: AsyncIterator[str], path: Pat
 
 class _Stdout:
     def write(self, line: bytes) -> None:
-        print_text(line.decode())
+        print_bytes(line)
 
 
 async def _write_lines(store: HistoryStore, keys: AsyncIterator[str], file: IO[bytes] | _Stdout) -> int:

@@ -182,6 +182,26 @@ def test_stats_filters(inside, bot, options, calls) -> None:
     assert json.loads(done.out)["statistics"]["calls"] == calls
 
 
+def test_statistics_of_an_owner(inside, bot) -> None:
+    """Sessions without an owner whose keys begin as those of the tenant are nobody's."""
+    lookalike = "tenant:acme/x"
+    assert SessionKey.parse(lookalike).tenant != "acme"
+    fill(Path(bot), {lookalike: turn(5, cost="7", model="e/f")})
+    for options in (["--tenant", "acme"], ["--tenant", "acme", "--principal", "bob"]):
+        found = json.loads(inside("history", "stats", "--store", bot, "--json", *options).out)
+        assert (found["statistics"]["calls"], list(found["statistics"]["by_model"])) == (1, ["a/b"])
+        assert sum(point["calls"] for point in found["over_time"]) == 1
+    found = json.loads(inside("history", "stats", "--store", bot, "--json", "--prefix", "tenant:acme").out)
+    assert found["statistics"]["calls"] == 2
+
+
+def test_export_in_another_encoding(gorouter, tmp_path) -> None:
+    """What goes to standard output is what is stored, whatever the terminal can show."""
+    fill(tmp_path / "bot.db", {"k": turn(1, says="Été ☃")})
+    done = gorouter("history", "export", "--store", str(tmp_path / "bot.db"), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.code, "Été ☃" in done.out) == (0, True)
+
+
 def test_export_and_import(inside, bot, tmp_path) -> None:
     """What was exported comes in byte for byte, once; what differs is left alone unless it may be replaced."""
     out, copy = tmp_path / "out.jsonl", str(tmp_path / "copy.db")
