@@ -9,13 +9,23 @@ rows are handed in again, as rows that may have been billed, only when it is not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, cast
+from functools import partial
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 import trio
 from msgspec import Struct
 
-from ..errors import ApiError, BudgetExceededError, GorouterError, ProviderError
+from ..errors import (
+    ApiError,
+    BudgetExceededError,
+    CircuitOpenError,
+    GorouterError,
+    PoolFullError,
+    ProviderError,
+    RateLimitError,
+    TransportError,
+)
 from ..pool.ledger import Owner
 from ..wire.codec import decode_completion, decode_error, decode_json, encode_json, to_message
 from ..wire.mail import HttpCall
@@ -59,6 +69,11 @@ _CLOCK_SKEW_S: Final = 300.0
 _FIRST_POLL_S: Final = 2.0
 _POLL_GROWTH: Final = 1.5
 _WRITERS: Final = 64
+
+# What may be over when it is asked again; live rows go on meanwhile.
+_OUTAGES: Final = (TransportError, ProviderError, RateLimitError, CircuitOpenError, PoolFullError)
+
+T = TypeVar("T")
 
 _PUT: Final = (
     "INSERT OR REPLACE INTO parts (part, state, batch_id, model, rows, submitted_at) VALUES (?, ?, ?, ?, ?, ?)"
@@ -338,7 +353,11 @@ class ApiRun:
         try:
             batch = await self._services.submit(body)
         except GorouterError as exc:
-            if exc.maybe_billed and await self._find_lost(part):
+            is_there = await self._ask(partial(self._find_lost, part)) if exc.maybe_billed else False
+            if is_there is None:
+                # The next run looks for it.
+                return False
+            if is_there:
                 return True
             if (reason := stop_reason(exc)) is not None:
                 await self._take_back(part, reason)
@@ -392,20 +411,40 @@ class ApiRun:
 
     async def _collect(self, part: ApiPart) -> None:
         """Ask for a part until it has ended, then write its rows."""
-        delay_s = min(_FIRST_POLL_S, self._services.max_poll_s)
-        while True:
-            batch = await self._services.find(part.batch_id)
-            if batch.is_done:
-                break
-            if self._running.stopping is not None:
-                # It stays with the API, and the next run asks for it.
-                return
-            await self._pause(delay_s)
-            delay_s = min(delay_s * _POLL_GROWTH, self._services.max_poll_s)
+        batch = await self._ask(partial(self._find_ended, part))
+        if batch is None:
+            # It stays with the API, and the next run asks for it.
+            return
         results = {result.custom_id: result for result in batch.results or ()}
         lines = [(row, self._result(row, results.get(self._name(row.row)), batch)) for row in part.rows]
         await self._write_all(lines, part)
         await self._end(part)
+
+    async def _find_ended(self, part: ApiPart) -> ApiBatch | None:
+        batch = await self._services.find(part.batch_id)
+        return batch if batch.is_done else None
+
+    async def _ask(self, call: Callable[[], Awaitable[T | None]]) -> T | None:
+        """Call until there is something, through outages; None when the job stops before that.
+
+        A key that is refused, or another reason for which all requests would be, stops the job as it does for live
+        rows. Raises other errors.
+        """
+        delay_s = min(_FIRST_POLL_S, self._services.max_poll_s)
+        while (found := await self._call(call)) is None and self._running.stopping is None:
+            await self._pause(delay_s)
+            delay_s = min(delay_s * _POLL_GROWTH, self._services.max_poll_s)
+        return found
+
+    async def _call(self, call: Callable[[], Awaitable[T | None]]) -> T | None:
+        try:
+            return await call()
+        except GorouterError as exc:
+            if (reason := stop_reason(exc)) is not None:
+                self._running.drain(reason)
+            elif not isinstance(exc, _OUTAGES):
+                raise
+            return None
 
     async def _pause(self, seconds: float) -> None:
         with trio.move_on_after(seconds):

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import msgspec
 import trio
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .rows import BatchRow, RowProblem
     from .runner import EncodeRequest, RunRequest
 
-__all__ = ["ClusterJob", "ClusterStatus", "Worker"]
+__all__ = ["ClusterJob", "ClusterStatus", "Collected", "Worker"]
 
 _GROUP: Final = "workers"
 # Who has the rows that were not sent, until a worker claims them.
@@ -145,6 +145,13 @@ class ClusterStatus(Struct, frozen=True, kw_only=True):
     def is_over(self) -> bool:
         """Whether nothing more will come by itself: every row has its line, or all workers have stopped."""
         return self.is_done or (self.stopped is not None and not self.workers)
+
+
+class Collected(NamedTuple):
+    """What a file has of the lines of a job: how many were `new`, and how many it has in all."""
+
+    new: int
+    lines: int
 
 
 class ClusterJob:
@@ -246,8 +253,8 @@ class ClusterJob:
             stopped=_text(facts["stopped"]) if "stopped" in facts else None,
         )
 
-    async def collect(self, path: str, *, ordered: bool = False, follow: bool = True) -> int:
-        """Write the lines of the job behind those that the file at `path` has; returns how many were new.
+    async def collect(self, path: str, *, ordered: bool = False, follow: bool = True) -> Collected:
+        """Write the lines of the job behind those that the file at `path` has.
 
         With `follow`, until every row has its line or all workers have stopped. With `ordered`, the file is brought
         into the order of the input after that. Lines stay in the Redis until the job is deleted. Raises `OSError`, and
@@ -257,19 +264,21 @@ class ClusterJob:
             scan = await trio.to_thread.run_sync(scan_output, path, _ignore)
             output.cut(scan.size)
             seen = set(scan.numbers)
-            before = len(seen)
+            before, count = len(seen), 0
             async for lines in self._lines(follow=follow):
                 new = [line for line in lines if _row_of(line) not in seen]
                 seen.update(map(_row_of, new))
+                count += len(lines)
                 await output.write(b"".join(new))
                 await output.sync()
             if ordered:
                 await sort_output(output)
-        return len(seen) - before
+        return Collected(len(seen) - before, count)
 
     async def _lines(self, *, follow: bool) -> AsyncIterator[list[bytes]]:
         """The lines of the job, page by page."""
         last = "-"
+        is_last = not follow
         while True:
             page = cast(
                 "list[tuple[bytes, list[bytes]]]",
@@ -278,8 +287,11 @@ class ClusterJob:
             if page:
                 last = f"({page[-1][0].decode()}"
                 yield [fields[1] for _name, fields in page]
-            elif not follow or (await self.status()).is_over:
+            elif is_last:
                 return
+            elif (await self.status()).is_over:
+                # The last lines may have come between the page that had none and this.
+                is_last = True
             else:
                 await trio.sleep(_WAIT_S)
 

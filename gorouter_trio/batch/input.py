@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from .settings import InputFormat
     from .template import Template
 
-__all__ = ["RowSource", "find_format", "open_rows"]
+__all__ = ["PACKED_MAGIC", "LimitedRows", "RowSource", "find_format", "open_rows"]
 
 _PIECE_BYTES = 256 * 1024
 _MAX_LINE_BYTES = 64 * 1024 * 1024
 _LOOKED_AT = 100
-_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+PACKED_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _PACKED = (".gz", ".gzip", ".zst", ".zstd")
 _FORMATS: dict[str, InputFormat] = {
     ".csv": "csv",
@@ -126,6 +126,25 @@ class RowSource:
         self._parsed = parsed or iter(())
 
 
+class LimitedRows:
+    """The first rows of a source; all of them where `limit` is None."""
+
+    def __init__(self, source: RowSource, limit: int | None) -> None:
+        self._source = source
+        self._left = limit
+
+    def __aiter__(self) -> LimitedRows:
+        return self
+
+    async def __anext__(self) -> BatchRow | RowProblem:
+        if self._left is not None:
+            if not self._left:
+                await trio.lowlevel.checkpoint()
+                raise StopAsyncIteration
+            self._left -= 1
+        return await self._source.__anext__()
+
+
 class _Text:
     """Lines or records of a descriptor."""
 
@@ -151,7 +170,7 @@ class _Text:
         # Through a thread, since a pipe waits for its writer; it costs as much as some twenty of the lines it brings.
         data = await trio.to_thread.run_sync(os.read, self._fd, _PIECE_BYTES, abandon_on_cancel=True)
         if not self._bytes_read:
-            coding = next((coding for magic, coding in _MAGIC.items() if data.startswith(magic)), None)
+            coding = next((coding for magic, coding in PACKED_MAGIC.items() if data.startswith(magic)), None)
             self._decoder = None if coding is None else FileDecoder(coding)
         self._bytes_read += len(data)
         self._has_ended = not data

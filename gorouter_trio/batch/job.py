@@ -26,11 +26,12 @@ from ..errors import (
     BudgetExceededError,
     ConfigError,
     GorouterError,
+    UnpriceableRequestError,
 )
 from .api import ApiPart, ApiRun, ApiServices, choose_back_end, load_parts
 from .cache import AnswerCache, FileAnswers, MemoryAnswers, answers_file
 from .estimate import JobEstimate, Pricer, estimate_rows
-from .input import RowSource, open_rows
+from .input import LimitedRows, RowSource, open_rows
 from .jobrow import JobRow
 from .journal import DONE, SENT, UNKNOWN, Recorder, RowMark
 from .order import OrderWindow
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from ..wire.mail import CallSettings
-    from .rows import BatchRow, RowProblem
     from .runner import BatchRequest, EncodeRequest, RunRequest
     from .settings import BatchJob
 
@@ -65,8 +65,11 @@ _CLOSE_S = 30.0
 class JobBudget(Protocol):
     """What a job may spend."""
 
-    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal = ...) -> None:
-        """Bound the requests of the batch `name`, of which so much was spent before; again, by another amount."""
+    def open_batch(self, name: str, *, usd: Decimal | None, spent_usd: Decimal = ...) -> bool:
+        """Bound the requests of the batch `name`, of which so much was spent before; again, by another amount.
+
+        Whoever gives the budget may bound a batch by less, or where `usd` is None; returns whether there is a bound.
+        """
 
     def forget_batch(self, name: str) -> None:
         """Close the batch's account, unless something is held there still, or other processes share it."""
@@ -74,7 +77,8 @@ class JobBudget(Protocol):
     async def assume_spent(self, body: bytes, settings: CallSettings) -> None:
         """A request may have been billed in a run before: count the most that it can have cost as spent.
 
-        Raises `BudgetExceededError` where the budget does not cover that.
+        Raises `BudgetExceededError` where the budget does not cover that, `UnpriceableRequestError` where nobody
+        knows what that is.
         """
 
 
@@ -118,8 +122,10 @@ class RunningJob:
         files: JobFiles,
         parts: list[ApiPart],
         answers: AnswerCache | None = None,
+        is_bounded: bool = False,
     ) -> None:
         self.job = job
+        self._is_bounded = is_bounded
         self.name = files.name
         self.tally = files.tally
         self.earlier_rows = files.tally.rows
@@ -133,11 +139,13 @@ class RunningJob:
         self._files = files
         self._state = files.state
         self._source = source
-        self._intake = Intake(_Limited(source, job.limit))
+        self._intake = Intake(LimitedRows(source, job.limit))
         self._refusal: ConfigError | None = None
         self._held: deque[JobRow] = deque()
         self._known = sum(state != UNKNOWN for state in files.state.states)
         self._checked = 0
+        self._has_compared = False
+        self._comparing = trio.Lock()
         self._in_flight = 0
         self._failed_before = files.tally.failed
         # A job that runs rows anew among others cannot append in order: its output is sorted at the end.
@@ -194,6 +202,9 @@ class RunningJob:
         if self.stopping is None:
             self.stopping = reason
             self.stopped.set()
+            if self._window is not None:
+                # The row that they wait for may be put back, as they will be.
+                self._window.open()
 
     def cancel(self) -> None:
         """Cancel what is in flight as well, which may be billed. The job can go on later. Never waits."""
@@ -224,9 +235,18 @@ class RunningJob:
                 nursery.start_soon(self._watch_deadline, trio.current_time() + self.job.deadline_s)
             with self._scope:
                 await self._run_back_ends()
+            self._emit_stranded()
             self.recorder.close()
             await self.recorder.ended.wait()
             nursery.cancel_scope.cancel()
+
+    def _emit_stranded(self) -> None:
+        """Answers that wait for others which do not come in this run: they are paid for, and only a journal keeps them.
+
+        Afterwards they are in the output, in order but for what is missing.
+        """
+        if self._window is not None and not self.has_journal:
+            self.recorder.emit([line for _row, line in self._window.drain()], unparked=())
 
     async def _run_back_ends(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -257,17 +277,27 @@ class RunningJob:
 
     async def next_row(self) -> JobRow | None:
         """The next row that has to be run."""
-        while self._refusal is None:
-            if self._checked == self._known and self._held:
-                return self._held.popleft()
-            taken = await self._intake.take()
-            if taken is None:
-                return self._held.popleft() if self._is_end_right() and self._held else None
-            row = self._prepare(*taken)
-            if row.mark.row >= self._state.rows:
-                return row if self._is_end_right() else None
-            await self._pass_by(row)
-        return None
+        # One task at a time: whether all rows were there cannot be said while another is in the midst of one.
+        if not self._has_compared:
+            async with self._comparing:
+                await self._compare()
+        if self._refusal is not None:
+            return None
+        if self._held:
+            return self._held.popleft()
+        taken = await self._intake.take()
+        return None if taken is None else self._prepare(*taken)
+
+    async def _compare(self) -> None:
+        """Pass by the rows that the journal knows, and see whether all of them are there."""
+        while not self._has_compared:
+            taken = await self._intake.take() if self._checked < self._known else None
+            row = None if taken is None else self._prepare(*taken)
+            if row is not None and row.mark.row < self._state.rows:
+                await self._pass_by(row)
+            else:
+                self._refuse_lost(is_behind=row is not None)
+                self._has_compared = True
 
     async def _pass_by(self, row: JobRow) -> None:
         """A row that the journal knows: see whether it is the same, and hold it back where it has to be run."""
@@ -276,29 +306,27 @@ class RunningJob:
         if state == UNKNOWN or self._state.digests[number] != row.mark.digest:
             name = "" if row.custom_id is None else f" (id {row.custom_id!r})"
             self._refuse(f"line {number} is another{name}; give the same input, or begin again")
+            self._has_compared = True
             return
         doubts = self._state.unknown_sends(number)
         if number in self.api.rows:
             # It is with the Batch API, which will tell.
-            await self._assume_spent(row, doubts - 1)
-            self._checked += 1
-            return
-        if state != DONE:
+            doubts -= 1
+        elif state != DONE:
             self.resent += state == SENT
             mark = msgspec.structs.replace(row.mark, doubts=doubts)
             self._held.append(msgspec.structs.replace(row, mark=mark, was_in_flight=doubts > 0))
         elif ready := self._restored(row):
-            await self.recorder.emit([line for _row, line in ready], unparked=[row for row, _line in ready])
+            self.recorder.emit([line for _row, line in ready], unparked=[row for row, _line in ready])
         await self._assume_spent(row, doubts)
         self._checked += 1
 
-    def _is_end_right(self) -> bool:
-        """Behind the rows that the journal knows: whether all of them were there, or are not to be looked at."""
-        is_cut = self.job.limit is not None and self._intake.taken >= self.job.limit
-        if self._checked < self._known and self._intake.error is None and not is_cut:
+    def _refuse_lost(self, *, is_behind: bool) -> None:
+        """Refuse an input that has ended, or come to a row behind those that the journal knows, without all of them."""
+        is_cut = self._intake.error is not None or (self.job.limit is not None and self._intake.taken >= self.job.limit)
+        if self._checked < self._known and (is_behind or not is_cut):
             lost = self._known - self._checked
             self._refuse(f"{lost} of the {self._known} rows that were run are not in it any more")
-        return self._refusal is None
 
     def _refuse(self, reason: str) -> None:
         if self._refusal is None:
@@ -325,13 +353,16 @@ class RunningJob:
 
     async def _assume_spent(self, row: JobRow, times: int) -> None:
         """Before anything is sent, what was sent without anybody knowing what became of it counts as paid for."""
-        if self.job.budget_usd is None or row.settings is None:
+        if not self._is_bounded or row.settings is None:
             return
         for _ in range(times):
             try:
                 await self._services.budget.assume_spent(row.body, row.settings)
             except BudgetExceededError:
                 self.drain("budget")
+                return
+            except UnpriceableRequestError:
+                # There is nothing to count, and no reason to stop others: run again, the row itself fails with this.
                 return
 
     # One row
@@ -412,30 +443,13 @@ class RunningJob:
             self.drain("failures")
 
 
-class _Limited:
-    """The first rows of a source."""
-
-    def __init__(self, source: RowSource, limit: int | None) -> None:
-        self._source = source
-        self._left = limit
-
-    def __aiter__(self) -> _Limited:
-        return self
-
-    async def __anext__(self) -> BatchRow | RowProblem:
-        if self._left is not None:
-            if not self._left:
-                await trio.lowlevel.checkpoint()
-                raise StopAsyncIteration
-            self._left -= 1
-        return await self._source.__anext__()
-
-
 async def estimate_job(job: BatchJob, services: JobServices, *, sample: int = 1_000) -> JobEstimate:
     """What a job will come to, with nothing sent and nothing written; raises as `open_job` for its input."""
     template = None if job.template is None else Template(job.template)
     async with (
-        open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates) as source,
+        open_rows(
+            job.source_path, input_format=job.input_format, template=template, duplicates=job.duplicates
+        ) as source,
         _checked(source, job),
     ):
         return await estimate_rows(
@@ -455,17 +469,20 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
         raise ConfigError(f"via: the Batch API {reason}")
     template = None if job.template is None else Template(job.template)
     async with (
-        open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates) as source,
+        open_rows(
+            job.source_path, input_format=job.input_format, template=template, duplicates=job.duplicates
+        ) as source,
         _checked(source, job),
         open_files(job, settings={**job.settings(), **services.settings}, new_id=services.new_id) as files,
         _open_answers(job) as answers,
     ):
-        if job.budget_usd is not None:
-            # Where a run before was this client's as well, its account has what is counted anew here.
-            services.budget.forget_batch(files.name)
-            services.budget.open_batch(files.name, usd=job.budget_usd, spent_usd=files.spent_usd())
+        # Where a run before was this client's as well, its account has what is counted anew here.
+        services.budget.forget_batch(files.name)
+        is_bounded = services.budget.open_batch(files.name, usd=job.most_usd, spent_usd=files.spent_usd())
         parts = [] if files.journal is None else await load_parts(files.journal)
-        running = RunningJob(job, services, source=source, files=files, parts=parts, answers=answers)
+        running = RunningJob(
+            job, services, source=source, files=files, parts=parts, answers=answers, is_bounded=is_bounded
+        )
         await running.api.take_stock()
         await running.choose_back_end()
         yield running
@@ -474,10 +491,10 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
 @asynccontextmanager
 async def _open_answers(job: BatchJob) -> AsyncIterator[AnswerCache | None]:
     """The answers that are there already; None where nobody wants them."""
-    if job.cache is None:
+    if job.cache_path is None:
         yield AnswerCache(MemoryAnswers()) if job.dedup else None
         return
-    file = answers_file(job.cache)
+    file = answers_file(job.cache_path)
     try:
         yield AnswerCache(FileAnswers(file))
     finally:

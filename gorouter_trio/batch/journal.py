@@ -183,13 +183,12 @@ class Recorder:
         self._group.parked.append((mark.row, line))
         await self._join(mark.values(DONE))
 
-    async def emit(self, lines: Sequence[bytes], *, unparked: Sequence[int]) -> None:
-        """Lines that were parked get into the output."""
+    def emit(self, lines: Sequence[bytes], *, unparked: Sequence[int]) -> None:
+        """Lines that were parked get into the output, behind all that were given before. Never waits."""
         group = self._group
         group.lines.extend(lines)
         group.unparked.extend((row,) for row in unparked)
         self._wake.set()
-        await group.durable.wait()
 
     async def _join(self, mark: tuple[int, int, int]) -> None:
         group = self._group

@@ -106,10 +106,45 @@ class RecordSplitter:
 
 def parse_record(record: str, *, delimiter: str) -> list[str]:
     """The fields of one record; raises `CsvError`."""
+    # Where a record may end was decided before: here its line ends are text.
+    record = record.removesuffix("\r")
+    if len(record) > csv.field_size_limit():
+        # That limit is one of the whole process, and not ours to change.
+        return list(_split(record, delimiter))
     try:
-        # Where a record may end was decided before: here its line ends are text.
-        rows = list(csv.reader([record.removesuffix("\r")], delimiter=delimiter, strict=True))
+        rows = list(csv.reader([record], delimiter=delimiter, strict=True))
     except csv.Error as exc:
         reason = "a quote is not closed" if record.count('"') % 2 else str(exc)
         raise CsvError(f"not CSV: {reason}") from exc
     return rows[0] if rows else []
+
+
+def _split(record: str, delimiter: str) -> Iterator[str]:
+    """The same as the reader of `csv` finds, with fields of any length."""
+    at = 0
+    while True:
+        if record.startswith('"', at):
+            end = _end_of_quoted(record, at + 1)
+            yield record[at + 1 : end].replace('""', '"')
+            at = end + 1
+        else:
+            end = record.find(delimiter, at)
+            field = record[at:] if end < 0 else record[at:end]
+            if "\r" in field or "\n" in field:
+                raise CsvError("not CSV: a line end outside of quotes")
+            yield field
+            at += len(field)
+        if at == len(record):
+            return
+        if not record.startswith(delimiter, at):
+            raise CsvError(f"not CSV: {delimiter!r} expected after '\"'")
+        at += 1
+
+
+def _end_of_quoted(record: str, at: int) -> int:
+    """Where the quote is that closes a field; one that is written twice is text."""
+    while (end := record.find('"', at)) >= 0:
+        if not record.startswith('"', end + 1):
+            return end
+        at = end + 2
+    raise CsvError("not CSV: a quote is not closed")

@@ -19,12 +19,13 @@ T = TypeVar("T")
 class OrderWindow(Generic[T]):
     """Up to `size` rows between the first that is missing and the last that may be run. Indexes count from 0."""
 
-    __slots__ = ("_items", "_room", "_size", "next_index")
+    __slots__ = ("_is_open", "_items", "_room", "_size", "next_index")
 
     def __init__(self, size: int) -> None:
         self._size = size
         self._items: dict[int, T | None] = {}
         self._room: deque[tuple[int, trio.Event]] = deque()
+        self._is_open = False
         self.next_index = 0
 
     def __repr__(self) -> str:
@@ -45,11 +46,17 @@ class OrderWindow(Generic[T]):
 
     async def wait_room(self, index: int) -> None:
         """Wait until the row may be run; rows are to come in order, so that whoever is first waits least."""
-        if index < self.next_index + self._size:
+        if self._is_open or index < self.next_index + self._size:
             return
         event = trio.Event()
         self._room.append((index, event))
         await event.wait()
+
+    def open(self) -> None:
+        """Let all go on that wait, and nobody wait from now on: rows that others wait for may never come."""
+        self._is_open = True
+        while self._room:
+            self._room.popleft()[1].set()
 
     def drain(self) -> list[T]:
         """What waits for rows that will not come any more, in order."""

@@ -80,7 +80,7 @@ def make_report(running: RunningJob, *, output: str, duration_s: float, connecti
         prompt_tokens=tally.prompt_tokens,
         completion_tokens=tally.completion_tokens,
         cost_usd=tally.cost,
-        budget_usd=running.job.budget_usd,
+        budget_usd=running.job.most_usd,
         unpriced_rows=tally.unpriced,
         maybe_billed_rows=tally.maybe_billed,
         retries=tally.retries,

@@ -13,7 +13,7 @@ import trio
 from ..errors import ConfigError
 from .journal import DONE, RELEASED, SENT, UNKNOWN, JournalState, journal_file, load_journal, mark_rows, write_facts
 from .output import OutputFile, OutputMode, open_output
-from .scan import FAILED, FAILED_IN_DOUBT, OutputScan, rewrite_output, scan_output
+from .scan import FAILED, FAILED_IN_DOUBT, OutputScan, read_line, rewrite_output, scan_output
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..transport.sqlite import SqliteFile
     from .settings import BatchJob
 
-__all__ = ["JobFiles", "journal_path", "open_files", "sort_output"]
+__all__ = ["JobFiles", "journal_path", "open_files", "refuse_own_file", "sort_output"]
 
 _CLOSE_S = 30.0
 _FORMAT = 1
@@ -53,12 +53,24 @@ class JobFiles:
             await sort_output(self.output)
 
 
-def _refuse_same_file(job: BatchJob) -> None:
-    if not (isinstance(job.output, str) and os.path.isfile(job.output)):
-        return
-    source = os.fstat(job.source) if isinstance(job.source, int) else os.stat(job.source)
-    if os.path.samestat(source, os.stat(job.output)):
-        raise ConfigError(f"{job.output} is the input as well")
+def refuse_own_file(job: BatchJob, path: str, *, name: str) -> None:
+    """Raises `ConfigError` where `path`, which is to be the `name`, is the input, output or journal of the job."""
+    files = {"input": job.source_path, "output": job.output_path, "journal": journal_path(job)}
+    for what, own in files.items():
+        if what != name and own is not None and _is_same(path, own):
+            raise ConfigError(f"{path} is the {what} as well")
+
+
+def _is_same(path: str, other: str | int) -> bool:
+    if isinstance(other, str) and os.path.realpath(path) == os.path.realpath(other):
+        return True
+    if not os.path.isfile(path):
+        # Devices and pipes may well be several things.
+        return False
+    try:
+        return os.path.samestat(os.stat(path), os.stat(other))
+    except FileNotFoundError:
+        return False
 
 
 async def sort_output(output: OutputFile) -> None:
@@ -102,7 +114,9 @@ async def open_files(
     settings and those of the runs before, do not belong together, the `OSError`s of opening and `StoreError`.
     """
     path = journal_path(job)
-    _refuse_same_file(job)
+    for name, other in (("output", job.output), ("journal", path), ("cache", job.cache)):
+        if isinstance(other, str):
+            refuse_own_file(job, other, name=name)
     goes_on = job.if_exists == "resume" or job.retry_failed
     is_there = path is not None and _exists(path)
     if goes_on and path is None:
@@ -115,7 +129,7 @@ async def open_files(
     if mode == "new" and is_there and path is not None and not _has_content(str(job.output)):
         raise FileExistsError(17, f"is the journal of a job whose output is not there ({job.output})", path)
     async with AsyncExitStack() as stack:
-        output = await stack.enter_async_context(open_output(job.output, mode=mode))
+        output = await stack.enter_async_context(open_output(job.output_path, mode=mode))
         if path is not None and is_there and not goes_on:
             _remove(path)
         journal = None if path is None else journal_file(path)
@@ -151,6 +165,9 @@ async def _take_up(files: JobFiles, journal: SqliteFile, *, job: BatchJob, setti
         await _drop_reopened(files, scan, journal=journal)
     if job.retry_failed:
         await _reopen(files, scan, journal=journal)
+    for row, text in state.parked.items():
+        # Not in the output yet, and paid for all the same.
+        files.tally.add_line(read_line(text, f"{path}: row {row} of its journal")[1])
     files.was_reopened = bool(state.facts.get("was_reopened"))
 
 

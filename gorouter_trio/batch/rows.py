@@ -33,7 +33,13 @@ __all__ = ["BatchRow", "RowProblem", "RowReader", "parse_row"]
 _OPTIONS = frozenset(ChatOptions.__struct_fields__)
 _PROMPTS = ("messages", "prompt", "question")
 # Fields that are texts whatever they look like.
-_PARSED = (_OPTIONS | {"messages"}) - {"model", "user", "session_id", "reasoning_effort", "verbosity", "service_tier"}
+_TEXTS = frozenset(
+    (
+        *("model", "user", "session_id", "reasoning_effort", "verbosity", "service_tier", "route"),
+        "prompt_cache_key",
+    )
+)
+_PARSED = (_OPTIONS | {"messages"}) - _TEXTS
 _BATCH_FORM = ("body", "method", "url")
 _SPACE = b" \t\r\n\f\v"
 _BOM = b"\xef\xbb\xbf"
@@ -175,10 +181,13 @@ def _row_of(
 ) -> BatchRow | RowProblem:
     custom_id: str | None = None
     try:
+        typed = record
         if is_text:
-            record = {name: _typed(name, text) for name, text in record.items() if text != ""}
+            record = {name: text for name, text in record.items() if text != ""}
+            typed = {name: _typed(name, text) for name, text in record.items()}
         custom_id = _find_id(record, line_number)
-        return BatchRow(line_number, custom_id, _make_body(record, template))
+        body = _make_body(typed) if template is None else _from_template(record, template, typed=typed)
+        return BatchRow(line_number, custom_id, body)
     except _Unusable as exc:
         return RowProblem(line_number, custom_id, str(exc))
 
@@ -191,7 +200,8 @@ def _typed(name: str, text: object) -> object:
         value = decode_json(text.encode("utf-8", "surrogatepass"))
     except DecodeError:
         return text
-    return text if isinstance(value, str) else value
+    # A stop of digits is a text: it may be several, and never a number.
+    return text if isinstance(value, str) or (name == "stop" and not isinstance(value, list)) else value
 
 
 def _decode(line: bytes) -> dict[str, object]:
@@ -234,9 +244,7 @@ def _find_id(record: dict[str, object], line_number: int) -> str:
     return value
 
 
-def _make_body(record: dict[str, object], template: Template | None) -> Mapping[str, object]:
-    if template is not None:
-        return _from_template(record, template)
+def _make_body(record: dict[str, object]) -> Mapping[str, object]:
     name = next((name for name in _PROMPTS if record.get(name) is not None), None)
     if isinstance(record.get("body"), dict) or (name is None and any(field in record for field in _BATCH_FORM)):
         return _batch_form(record)
@@ -245,9 +253,9 @@ def _make_body(record: dict[str, object], template: Template | None) -> Mapping[
     return _flat_form(record, name)
 
 
-def _from_template(record: dict[str, object], template: Template) -> Mapping[str, object]:
+def _from_template(record: dict[str, object], template: Template, *, typed: dict[str, object]) -> Mapping[str, object]:
     try:
-        body = template.fill(record)
+        body = template.fill(record, typed=typed)
     except MissingColumn as exc:
         raise _Unusable(str(exc)) from exc
     _check_messages(body.get("messages"), "messages")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from ..wire.batch import OutputLine
 
-__all__ = ["FAILED", "FAILED_IN_DOUBT", "OutputScan", "rewrite_output", "scan_output"]
+__all__ = ["FAILED", "FAILED_IN_DOUBT", "OutputScan", "read_line", "rewrite_output", "scan_output"]
 
 _ANSWERED, FAILED, FAILED_IN_DOUBT = range(3)
 """What a line says of its row; in doubt is what may have been billed all the same."""
@@ -57,7 +57,7 @@ def scan_output(path: str, take: Callable[[OutputLine], None]) -> OutputScan:
         for number, text in enumerate(file, 1):
             if not text.endswith(b"\n"):
                 break
-            row, line = _read_line(text, f"{path}: line {number}")
+            row, line = read_line(text, f"{path}: line {number}")
             scan.numbers.append(row)
             scan.offsets.append(scan.size)
             scan.failed.append(_outcome(line))
@@ -90,7 +90,8 @@ def _lines(fd: int, scan: OutputScan, ends: array[int], places: list[int]) -> It
         yield os.pread(fd, ends[place] - start, start)
 
 
-def _read_line(text: bytes, where: str) -> tuple[int, OutputLine]:
+def read_line(text: bytes, where: str) -> tuple[int, OutputLine]:
+    """A line of an output and the number of its row; raises `ConfigError` for another, which stands at `where`."""
     found = _ID.match(text)
     try:
         line = decode_output_line(text)

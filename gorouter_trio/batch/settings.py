@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-from typing import Literal
+import os
+from decimal import Decimal, InvalidOperation
+from typing import Literal, cast, get_args
 
+import msgspec
 from msgspec import Struct
 
 from ..errors import (
@@ -36,7 +38,8 @@ class BatchJob(Struct, frozen=True, kw_only=True):
     `retry_failed` goes on with it and runs the rows again that have failed. `journal` is the path of the journal, by
     default that of the output with ".journal"; False keeps none, and such a job cannot go on after a kill.
 
-    `budget_usd` bounds what all runs of the job together may cost, `deadline_s` the seconds after which this run takes
+    `budget_usd` bounds what all runs of the job together may cost, as the `Budget.batch_usd` of the client does; it may
+    be a float or a text, and is kept as a Decimal. `deadline_s` are the seconds after which this run takes
     no more rows, `max_failures` the rows that may fail in it.
 
     `via` is how rows are sent: "live", each as a chat; "api", by the API's own Batch API, at half the price and within
@@ -45,10 +48,12 @@ class BatchJob(Struct, frozen=True, kw_only=True):
 
     `dedup` asks equal requests once, as far as the last 10,000 answers go. `cache` is the path of a file of answers,
     for this job and others: what is in it is not asked again. Both are for requests that may well have one answer.
+
+    Paths are kept as texts. Raises `ConfigError` for a setting that cannot be, with its name.
     """
 
-    source: str | int
-    output: str | int
+    source: str | int | os.PathLike[str]
+    output: str | int | os.PathLike[str]
     input_format: InputFormat = "auto"
     template: str | None = None
     duplicates: Literal["refuse", "suffix"] = "refuse"
@@ -58,27 +63,94 @@ class BatchJob(Struct, frozen=True, kw_only=True):
     window: int = 4096
     if_exists: Literal["fail", "resume", "overwrite"] = "fail"
     retry_failed: bool = False
-    journal: str | bool = True
-    budget_usd: Decimal | None = None
+    journal: str | bool | os.PathLike[str] = True
+    budget_usd: Decimal | float | str | None = None
     deadline_s: float | None = None
     max_failures: int | None = None
     via: Literal["live", "api", "auto"] = "live"
     dedup: bool = False
-    cache: str | None = None
+    cache: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_in_flight", "window", "limit", "max_failures"):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigError(f"{name}: must be a whole number of at least 1, not {value!r}")
-        if self.budget_usd is not None and not self.budget_usd > 0:
-            raise ConfigError(f"budget_usd: must be above 0, not {self.budget_usd}")
-        if self.deadline_s is not None and not self.deadline_s > 0:
-            raise ConfigError(f"deadline_s: must be above 0, not {self.deadline_s}")
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: must be one of {', '.join(choices)}, not {getattr(self, name)!r}")
+        for name in ("ordered", "retry_failed", "dedup"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name}: must be True or False, not {getattr(self, name)!r}")
+        if self.template is not None and not isinstance(self.template, str):
+            raise ConfigError(f"template: must be a text, not a {type(self.template).__name__}")
+        for name, others in _PATHS.items():
+            msgspec.structs.force_setattr(self, name, _checked_path(name, getattr(self, name), others))
+        if self.budget_usd is not None:
+            msgspec.structs.force_setattr(self, "budget_usd", _checked_usd("budget_usd", self.budget_usd))
+        if self.deadline_s is not None:
+            _check_above_0("deadline_s", self.deadline_s)
+
+    @property
+    def source_path(self) -> str | int:
+        """`source` as it is kept."""
+        return cast("str | int", self.source)
+
+    @property
+    def output_path(self) -> str | int:
+        """`output` as it is kept."""
+        return cast("str | int", self.output)
+
+    @property
+    def cache_path(self) -> str | None:
+        """`cache` as it is kept."""
+        return cast("str | None", self.cache)
+
+    @property
+    def most_usd(self) -> Decimal | None:
+        """`budget_usd` as it is kept."""
+        return cast("Decimal | None", self.budget_usd)
 
     def settings(self) -> dict[str, object]:
         """What has to be the same for a job to go on."""
         return {"template": self.template, "duplicates": self.duplicates}
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "input_format": get_args(InputFormat),
+    "duplicates": ("refuse", "suffix"),
+    "if_exists": ("fail", "resume", "overwrite"),
+    "via": ("live", "api", "auto"),
+}
+# Which settings are paths, and what they may be besides.
+_PATHS: dict[str, tuple[type, ...]] = {"source": (int,), "output": (int,), "journal": (bool,), "cache": (type(None),)}
+
+
+def _checked_path(name: str, value: object, others: tuple[type, ...]) -> object:
+    if isinstance(value, others) and isinstance(value, bool) == (bool in others):
+        return value
+    path = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(path, str):
+        raise ConfigError(f"{name}: must be a path, not {value!r}")
+    if not path:
+        raise ConfigError(f"{name}: is empty")
+    return path
+
+
+def _checked_usd(name: str, value: object) -> Decimal:
+    """An amount as it was written: a float stands for its shortest decimal form."""
+    try:
+        usd = Decimal(str(value).strip())
+    except InvalidOperation:
+        usd = Decimal("NaN")
+    if isinstance(value, bool) or not (usd.is_finite() and usd > 0):
+        raise ConfigError(f"{name}: must be an amount in USD above 0, such as Decimal('1.50'), not {value!r}")
+    return usd
+
+
+def _check_above_0(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConfigError(f"{name}: must be a number of seconds above 0, not {value!r}")
 
 
 def stop_reason(error: GorouterError) -> StopReason | None:

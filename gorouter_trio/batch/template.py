@@ -3,13 +3,14 @@
 A template is a text, which becomes the user's message, or JSON: a list of messages, or a request body that has one. In
 each of its strings `{{column}}` stands for the row's value, as text: a string as it is, everything else as JSON. A
 string that is nothing but one `{{column}}` is that value itself, whatever it is. Nothing else is special, so braces of
-examples in a prompt need no escaping.
+examples in a prompt need no escaping. The texts of CSV stand in messages as they were written; beside the messages,
+those of columns with the name of a request field are the number or the JSON that they look like.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DecodeError
 from ..wire.codec import decode_json, encode_json
@@ -41,13 +42,17 @@ class Template:
     def __repr__(self) -> str:
         return f"<Template of {', '.join(self.columns)}>"
 
-    def fill(self, record: Mapping[str, object]) -> dict[str, object]:
-        """The request body for a row; raises `MissingColumn`."""
+    def fill(self, record: Mapping[str, object], *, typed: Mapping[str, object] | None = None) -> dict[str, object]:
+        """The request body for a row; `typed` are its values beside the messages. Raises `MissingColumn`."""
         missing = [name for name in self.columns if record.get(name) is None]
         if missing:
             state = "is null" if missing[0] in record else "is missing"
             raise MissingColumn(f"the template needs the column {missing[0]!r}, which {state}")
-        return cast("dict[str, object]", _filled(self._form, record))
+        beside = record if typed is None else typed
+        return {
+            name: _filled(form, record, whole=record if name == "messages" else beside)
+            for name, form in self._form.items()
+        }
 
 
 def _form_of(text: str) -> dict[str, object]:
@@ -84,17 +89,18 @@ def _holes_of(form: object) -> Iterator[str]:
             return
 
 
-def _filled(form: object, record: Mapping[str, object]) -> object:
+def _filled(form: object, record: Mapping[str, object], *, whole: Mapping[str, object]) -> object:
+    """The form with its holes filled; `whole` has the values of strings that are nothing but one."""
     match form:
         case str():
-            whole = _HOLE.fullmatch(form)
-            if whole is not None:
-                return record[whole[1]]
+            hole = _HOLE.fullmatch(form)
+            if hole is not None:
+                return whole[hole[1]]
             return _HOLE.sub(lambda hole: _as_text(record[hole[1]]), form)
         case list():
-            return [_filled(item, record) for item in form]
+            return [_filled(item, record, whole=whole) for item in form]
         case dict():
-            return {name: _filled(item, record) for name, item in form.items()}
+            return {name: _filled(item, record, whole=whole) for name, item in form.items()}
         case _:
             return form
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from contextlib import AsyncExitStack, nullcontext
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,6 +12,7 @@ import trio
 
 from ..batch.input import find_format
 from ..batch.report import JobReport, make_report
+from ..batch.resume import refuse_own_file
 from ..errors import BadRequestError, DecodeError, StoreError
 from ..wire.codec import encode_json
 from .failures import FAILED, INTERRUPTED, OK, CliError, report, why
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
     from ..batch.settings import BatchJob
     from ..client import Client
 
-__all__ = ["STOPPED", "BatchCommand", "run_batch"]
+__all__ = ["STOPPED", "BatchCommand", "run_batch", "show_estimate"]
 
 _STDIN, _STDOUT = 0, 1
 STOPPED: Mapping[str, str] = {
@@ -53,14 +56,18 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
     """Run the job and say what came of it; returns the exit code."""
     job = command.job
     _check_streams(job)
+    if command.report is not None and not command.dry:
+        _check_report(command.report, job)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(
             open_chosen_client(common, max_connections=job.max_in_flight, system=command.system, has_prices=True)
         )
         if command.dry:
-            return await _show_estimate(client, command, as_json=common.json)
+            return await show_estimate(client, command, as_json=common.json)
         running = await _open(client, command, stack)
-        await running.look_ahead()
+        if _is_file(job.source_path):
+            # Of a pipe, a thousand rows may take for ever to come.
+            await running.look_ahead()
         started_at = trio.current_time()
         interrupt = _Interrupt(running)
         async with on_interrupt(interrupt.act, interrupt.act_again), _open_progress(running, client):
@@ -74,9 +81,12 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
     return _conclude(done, command, common)
 
 
-async def _show_estimate(client: Client, command: BatchCommand, *, as_json: bool) -> int:
+async def show_estimate(client: Client, command: BatchCommand, *, as_json: bool) -> int:
+    """Say what the job will come to, and send nothing; returns the exit code."""
     try:
         estimate = await client.estimate_job(command.job, **command.options)  # type: ignore[arg-type]  # checked by the encoder
+    except BadRequestError as exc:
+        raise CliError(exc.message) from exc
     except (OSError, DecodeError) as exc:
         raise CliError(_about_file(exc, command.job)) from exc
     if as_json:
@@ -98,8 +108,7 @@ def _estimate_facts(e: JobEstimate) -> Iterator[tuple[str, str]]:
 
 
 def _conclude(done: JobReport, command: BatchCommand, common: CommonOptions) -> int:
-    if command.report is not None:
-        _write_report(done, command.report)
+    is_written = command.report is None or _write_report(done, command.report)
     to_stderr = command.job.output == _STDOUT
     if common.json:
         print_json(done, to_stderr=to_stderr)
@@ -109,7 +118,7 @@ def _conclude(done: JobReport, command: BatchCommand, common: CommonOptions) -> 
         report(_last_words(done))
     if done.interrupted:
         return INTERRUPTED
-    return FAILED if done.failed or done.stopped is not None else OK
+    return FAILED if done.failed or done.stopped is not None or not is_written else OK
 
 
 def _last_words(done: JobReport) -> str:
@@ -119,12 +128,30 @@ def _last_words(done: JobReport) -> str:
     return words + ("; --resume goes on" if done.can_resume else "")
 
 
-def _write_report(done: JobReport, path: str) -> None:
+def _check_report(path: str, job: BatchJob) -> None:
+    """Raises `CliError` for a report that would destroy a file of the job, or that cannot be written."""
+    refuse_own_file(job, path, name="report")
+    if job.cache is not None and os.path.realpath(path) == os.path.realpath(job.cache):
+        raise CliError(f"{path} is the cache as well")
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        # Whoever reads a pipe would take an opening for all that there is.
+        return
+    try:
+        with open(path, "ab"):
+            pass
+    except OSError as exc:
+        raise CliError(f"{path}: {why(exc)}") from exc
+
+
+def _write_report(done: JobReport, path: str) -> bool:
+    """Whether that worked."""
     try:
         with open(path, "wb") as file:
             file.write(encode_json(done) + b"\n")
     except OSError as exc:
         report(f"{path}: {why(exc)}; the report was not written")
+        return False
+    return True
 
 
 # Input and output
@@ -135,6 +162,10 @@ def _check_streams(job: BatchJob) -> None:
         raise CliError("standard input is closed")
     if job.output == _STDOUT and sys.stdout is None:
         raise CliError("standard output is closed")
+
+
+def _is_file(source: str | int) -> bool:
+    return stat.S_ISREG(os.stat(source).st_mode)
 
 
 async def _open(client: Client, command: BatchCommand, stack: AsyncExitStack) -> RunningJob:
@@ -155,8 +186,8 @@ async def _open(client: Client, command: BatchCommand, stack: AsyncExitStack) ->
 def _about_file(exc: OSError | DecodeError, job: BatchJob) -> str:
     """Which of the files an error is about, and what it is."""
     if isinstance(exc, DecodeError):
-        return f"{_name(job.source)}: {exc.message}"
-    return f"{exc.filename or _name(job.source)}: {why(exc)}"
+        return f"{_name(job.source_path)}: {exc.message}"
+    return f"{exc.filename or _name(job.source_path)}: {why(exc)}"
 
 
 def _name(path: str | int) -> str:
@@ -189,10 +220,10 @@ async def _run(running: RunningJob, job: BatchJob) -> None:
     except StoreError as exc:
         raise CliError(f"{exc.message}; the rows written before are kept", code=FAILED) from exc
     except DecodeError as exc:
-        raise CliError(f"{_name(job.source)}: {exc.message}; the rows before it are kept", code=FAILED) from exc
+        raise CliError(f"{_name(job.source_path)}: {exc.message}; the rows before it are kept", code=FAILED) from exc
     except OSError as exc:
         if not running.has_failed_to_write:
-            raise CliError(f"{_name(job.source)}: {why(exc)}", code=FAILED) from exc
+            raise CliError(f"{_name(job.source_path)}: {why(exc)}", code=FAILED) from exc
         if job.output == _STDOUT:
             drop_stdout()
             raise CliError(f"standard output: {why(exc)}", code=FAILED) from exc

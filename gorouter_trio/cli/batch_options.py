@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import sys
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from .._turns.request import TurnKeywords
 from ..batch.settings import BatchJob
 from ..errors import DecodeError
 from ..wire.codec import decode_json
@@ -21,10 +23,12 @@ from .options import FLAG
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["BatchChoices", "choose_batch", "import_tools"]
+__all__ = ["BatchChoices", "choose_batch", "import_tools", "is_module_name"]
 
 _STDIN, _STDOUT = 0, 1
 _EACH = Parameter(negative="", show_default=False)
+# What is no JSON cannot be given here.
+_OPTIONS = TurnKeywords.__annotations__.keys() - {"output", "tool_limits", "approve", "access_token"}
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -111,6 +115,8 @@ def _options(choices: BatchChoices) -> Iterator[tuple[str, object]]:
         name, sign, value = text.partition("=")
         if not (name and sign):
             raise CliError(f"--option must be NAME=VALUE, not {text!r}")
+        if name not in _OPTIONS:
+            raise CliError(f"--option: requests have no field {name!r}")
         yield name, _value(value)
     if choices.schema is not None:
         yield "response_schema", _schema(choices.schema)
@@ -123,6 +129,11 @@ def import_tools(names: Sequence[str]) -> list[object]:
     return [_function(name) for name in names]
 
 
+def is_module_name(text: str) -> bool:
+    """Whether it may be the whole name of a module."""
+    return all(part.isidentifier() for part in text.split("."))
+
+
 def _value(text: str) -> object:
     """JSON where it is some, else the text."""
     try:
@@ -133,7 +144,7 @@ def _value(text: str) -> object:
 
 def _schema(path: Path) -> object:
     try:
-        schema = decode_json(path.read_bytes())
+        schema = decode_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as exc:
         raise CliError(f"{path}: {why(exc)}") from exc
     except DecodeError as exc:
@@ -145,7 +156,7 @@ def _schema(path: Path) -> object:
 
 def _function(name: str) -> object:
     module, sign, attribute = name.partition(":")
-    if not (module and sign and attribute):
+    if not (is_module_name(module) and sign and attribute):
         raise CliError(f"--tools must be MODULE:FUNCTION, not {name!r}")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -163,7 +174,7 @@ def _text_of(given: str) -> str:
     if not given.startswith("@"):
         return given
     try:
-        return Path(given[1:]).read_text("utf-8")
+        return Path(given[1:]).read_text("utf-8-sig")
     except OSError as exc:
         raise CliError(f"{given[1:]}: {why(exc)}") from exc
     except UnicodeDecodeError as exc:

@@ -215,7 +215,7 @@ def _spread(quantiles: Quantiles) -> Spread:
 
 
 async def run_bench(job: BenchJob, common: CommonOptions) -> int:
-    """Measure one model after the other and print what came out; fails when nothing was answered."""
+    """Measure one model after the other and print what came out; fails when a request did."""
     job.check()
     measures = [_Measure(model, job.requests) for model in job.models]
     connections = job.in_flight if job.rate is None else min(job.requests, _MOST_IN_FLIGHT)
@@ -231,7 +231,7 @@ async def run_bench(job: BenchJob, common: CommonOptions) -> int:
     if scope.cancelled_caught:
         report("interrupted")
         return INTERRUPTED
-    return OK if any(measure.succeeded for measure in measured) else FAILED
+    return FAILED if not measured or any(measure.errors for measure in measured) else OK
 
 
 async def _measure(client: Client, job: BenchJob, measure: _Measure, *, rng: random.Random) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, cast
 
 import msgspec
@@ -12,17 +12,17 @@ from cyclopts import App, Parameter
 
 from ..batch.cluster import ClusterJob
 from ..batch.cluster_wiring import make_worker
-from ..batch.input import open_rows
+from ..batch.input import LimitedRows, open_rows
 from ..batch.template import Template
 from ..batch.wiring import job_services
 from ..client import open_client
 from ..config import PricePolicy, RateLimits, Seams, Secret
-from ..errors import ConfigError, DecodeError
+from ..errors import BadRequestError, ConfigError, DecodeError
 from ..transport.resp_client import RedisClient
-from .batch import STOPPED
+from .batch import STOPPED, BatchCommand, show_estimate
 from .batch_options import BatchChoices, choose_batch, import_tools
 from .failures import FAILED, INTERRUPTED, OK, CliError, report, why
-from .options import FLAG, CommonOptions, client_config, on_interrupt, open_simulator_for
+from .options import FLAG, CommonOptions, client_config, on_interrupt, open_chosen_client, open_simulator_for
 from .terminal import facts_table, format_cost, print_json, print_text, show
 
 if TYPE_CHECKING:
@@ -31,6 +31,14 @@ if TYPE_CHECKING:
     from .._turns.request import TurnKeywords
     from ..batch.cluster import ClusterStatus
 
+# What a job that is handed in may be told of the options of a batch.
+_SUBMITTED = frozenset(
+    (
+        *("limit", "input_format", "template", "suffix_duplicates", "schema", "tools", "option", "system"),
+        *("budget_usd", "dry_run"),
+    )
+)
+_ELSEWHERE = "batch submit only hands rows in; batch work runs them, and batch collect writes their answers"
 _HOW_ON: Mapping[str, str] = {"budget": "submit it again with a larger --budget-usd, and work goes on"}
 
 __all__ = ["JobPlace", "add_cluster_commands", "collect", "status", "submit", "work"]
@@ -73,32 +81,55 @@ async def submit(
     source
         The rows, as for a batch; - is standard input.
     """
-    choices = choices or BatchChoices()
+    choices, common = choices or BatchChoices(), common or CommonOptions()
+    _refuse_others(choices)
     command = choose_batch(source, "-", choices=choices)
+    if command.dry:
+        async with open_chosen_client(common, system=command.system, has_prices=True) as client:
+            return await show_estimate(client, command, as_json=common.json)
+    await _hand_in(source, command, place=place, choices=choices, model=common.model)
+    return OK
+
+
+def _refuse_others(choices: BatchChoices) -> None:
+    """Options of a batch that say how its rows are sent and written: that is for those who work and collect."""
+    for field in fields(choices):
+        if field.name not in _SUBMITTED and getattr(choices, field.name) != field.default:
+            raise CliError(f"--{field.name.replace('_', '-')} is not for a job that is shared: {_ELSEWHERE}")
+
+
+async def _hand_in(
+    source: str, command: BatchCommand, *, place: JobPlace, choices: BatchChoices, model: str | None
+) -> None:
     job, options = command.job, cast("TurnKeywords", command.options)
     template = None if job.template is None else Template(job.template)
-    model = {"model": common.model} if common is not None and common.model else {}
+    chosen = {} if model is None else {"model": model}
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(_open_job(place))
         # Rows are encoded here and sent elsewhere: this client is never asked anything.
         client = await stack.enter_async_context(
-            open_client(api_key=Secret("none"), system=command.system, prices=PricePolicy(on_start=False), **model)
+            open_client(api_key=Secret("none"), system=command.system, prices=PricePolicy(on_start=False), **chosen)
         )
-        services = job_services(client.runtime, options)
+        try:
+            services = job_services(client.runtime, options)
+        except BadRequestError as exc:
+            raise CliError(exc.message) from exc
         settings = {**job.settings(), **services.settings, "turn": _turn_of(command.options, choices)}
         try:
             rows = await stack.enter_async_context(
-                open_rows(job.source, input_format=job.input_format, template=template, duplicates=job.duplicates)
+                open_rows(job.source_path, input_format=job.input_format, template=template, duplicates=job.duplicates)
             )
             await rows.check()
             count = await cluster.submit(
-                aiter(rows), services.encode_for(place.job), settings=settings, budget_usd=job.budget_usd
+                LimitedRows(rows, job.limit),
+                services.encode_for(place.job),
+                settings=settings,
+                budget_usd=job.most_usd,
             )
         except (OSError, DecodeError, ConfigError) as exc:
             reason = why(exc) if isinstance(exc, OSError) else exc.message
             raise CliError(f"{source}: {reason}") from exc
     print_text(f"{count:,} rows of {place.job}\n")
-    return OK
 
 
 def _turn_of(options: Mapping[str, object], choices: BatchChoices) -> dict[str, object]:
@@ -211,18 +242,22 @@ async def collect(
     no_wait
         Take what is there, and do not wait for the rest, which is waited for until all workers have stopped.
     delete
-        Forget the job, once every row has its answer in the file.
+        Forget the job, once every row has its answer in the file; else it is kept.
     """
     async with _open_job(place) as job:
-        found = await job.status()
+        # Refuses a job that is not there before a file is made.
+        await job.status()
         try:
-            count = await job.collect(output, ordered=ordered, follow=not no_wait)
+            collected = await job.collect(output, ordered=ordered, follow=not no_wait)
         except OSError as exc:
             raise CliError(f"{output}: {why(exc)}", code=FAILED) from exc
         found = await job.status()
-        if delete and found.is_done:
+        is_kept = delete and not (found.is_done and collected.lines >= found.total)
+        if delete and not is_kept:
             await job.delete()
-    print_text(f"{count:,} rows into {output}; {found.done:,} of {found.total:,} are done\n")
+    print_text(f"{collected.new:,} rows into {output}; {found.done:,} of {found.total:,} are done\n")
+    if is_kept:
+        report(f"the job is kept: {output} has the lines of {collected.lines:,} of its {found.total:,} rows")
     if why_stopped := _why_stopped(found):
         report(why_stopped)
     return FAILED if found.failed or why_stopped else OK

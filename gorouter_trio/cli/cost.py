@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,8 +71,12 @@ class CostReport(msgspec.Struct, frozen=True):
 
 async def run_cost(job: CostJob, common: CommonOptions) -> int:
     """Print the sums; fails when a row that was to be looked up could not be."""
-    is_store = job.source != "-" and _is_sqlite(Path(job.source))
-    if job.reconcile and (is_store or job.source == "-"):
+    if job.top < 1:
+        raise CliError(f"--top must be at least 1, not {job.top}")
+    # What is read from a pipe to look at it is gone.
+    is_file = job.source != "-" and _is_file(Path(job.source))
+    is_store = is_file and _is_sqlite(Path(job.source))
+    if job.reconcile and (is_store or not is_file):
         raise CliError("--reconcile: needs a ledger file, to which it adds what it finds")
     code = await _reconcile(job, common) if job.reconcile else OK
     result = await _ask_store(job) if is_store else _read_ledger(job)
@@ -81,6 +86,13 @@ async def run_cost(job: CostJob, common: CommonOptions) -> int:
         show(_table(result, job))
         _say_more(result)
     return code
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except OSError as exc:
+        raise CliError(f"{path}: {why(exc)}") from exc
 
 
 def _is_sqlite(path: Path) -> bool:
@@ -102,6 +114,8 @@ def _epoch(time: datetime | None) -> float | None:
 
 def _read_ledger(job: CostJob) -> CostReport:
     if job.source == "-":
+        if sys.stdin is None:
+            raise CliError("standard input is closed")
         return _add_up(job, sys.stdin.buffer)
     try:
         with Path(job.source).open("rb") as file:
@@ -113,12 +127,14 @@ def _read_ledger(job: CostJob) -> CostReport:
 def _add_up(job: CostJob, file: IO[bytes]) -> CostReport:
     reader = LedgerReader(file)
     total, by_name = CostSum(), dict[str, CostSum]()
+    count = 0
     for row in reader.rows():
+        count += 1
         if not job.admits(row.at_s):
             continue
         total.add(row)
         by_name.setdefault(_name_of(row, job.by), CostSum()).add(row)
-    if reader.unreadable and not total.attempts:
+    if reader.unreadable and not count:
         raise CliError(f"{job.source}: is no ledger: none of its {reader.unreadable} lines can be read")
     return _report(job, total.row(), {name: each.row() for name, each in by_name.items()}, reader.unreadable)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import re
 import sys
 import time
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import trio
 from cyclopts import App, Parameter
@@ -45,7 +46,7 @@ from .terminal import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 
-    from ..abc import StoredSession
+    from ..abc import HistoryStore, StoredHistory, StoredSession
     from ..wire.messages import Message
     from ..wire.result import HistoryEntry
 
@@ -96,9 +97,14 @@ class Selection:
     """Only sessions of this principal, of the tenant that is named or of none."""
 
     @property
+    def has_owner(self) -> bool:
+        """Whether they are those of somebody."""
+        return self.tenant is not None or self.principal is not None
+
+    @property
     def start(self) -> str:
         """What all their keys begin with."""
-        if self.tenant is None and self.principal is None:
+        if not self.has_owner:
             return self.prefix
         if self.prefix:
             raise CliError("--prefix and --tenant or --principal exclude each other")
@@ -111,7 +117,7 @@ class Selection:
 
     def admits(self, key: str) -> bool:
         """Whether a key that begins so is meant: one without an owner may look like that of a tenant."""
-        if self.tenant is None and self.principal is None:
+        if not self.has_owner:
             return True
         parts = SessionKey.parse(key)
         return parts.tenant == (self.tenant or "") and self.principal in {None, parts.principal}
@@ -367,7 +373,7 @@ async def show_statistics(
         raise CliError("a key and --prefix, --tenant or --principal exclude each other")
     chosen = (only or FilterOptions()).to_filter(time.time())
     async with _open_store(where.store) as store:
-        analyzer = HistoryAnalyzer(store)
+        analyzer = await _analyzer(store, which)
         if key is not None and not await store.version(key):
             raise CliError(f"there is no session {key!r}", code=FAILED)
         found = await analyzer.statistics(key=key, prefix=which.start, only=chosen)
@@ -395,6 +401,36 @@ def _no_call_of(model: str, known: Collection[str]) -> str:
     meant = [name for name in known if name.startswith(model)] or list(known)
     listed = ", ".join(meant[:_MOST_NAMES]) + (", ..." if len(meant) > _MOST_NAMES else "")
     return f"no call was answered by {model!r}" + (f", but by {listed}" if listed else "")
+
+
+class _Admitted:
+    """The sessions of a store that a selection admits, as far as adding them up needs it."""
+
+    def __init__(self, store: SqliteStore, which: Selection) -> None:
+        self._store = store
+        self._which = which
+
+    async def list_keys(self, prefix: str, *, after: str, limit: int) -> list[str]:
+        """A page of keys; empty behind the last one only."""
+        while page := await self._store.list_keys(prefix, after=after, limit=limit):
+            if admitted := [key for key in page if self._which.admits(key)]:
+                return admitted
+            after = page[-1]
+        return []
+
+    async def load(self, key: str) -> StoredHistory:
+        """See `HistoryStore`."""
+        return await self._store.load(key)
+
+
+async def _analyzer(store: SqliteStore, which: Selection) -> HistoryAnalyzer:
+    """What adds up the sessions that are selected; by itself a store knows no more of them than their prefix."""
+    after = ""
+    while which.has_owner and (page := await store.list_keys(which.start, after=after, limit=_PAGE)):
+        if not all(map(which.admits, page)):
+            return HistoryAnalyzer(cast("HistoryStore", _Admitted(store, which)))
+        after = page[-1]
+    return HistoryAnalyzer(store)
 
 
 def _facts(s: HistoryStatistics) -> Iterator[tuple[str, str]]:
@@ -479,12 +515,20 @@ async def export(
     which = which or Selection()
     if keys and not which.is_everything:
         raise CliError("keys and --prefix, --tenant or --principal exclude each other")
+    if output != "-" and _is_of_store(output, where.store):
+        raise CliError(f"{output}: is a file of the store itself")
     async with _open_store(where.store) as store:
         chosen = _named(store, keys) if keys else _chosen(store, which)
         count = await export_sessions(store, chosen, output=output, overwrite=overwrite)
     if output != "-":
         _say(where, {"sessions": count, "output": output}, f"{count:,} sessions written to {output}")
     return OK
+
+
+def _is_of_store(output: str, store: Path) -> bool:
+    own = os.path.realpath(store)
+    is_link = os.path.isfile(output) and os.path.isfile(own) and os.path.samefile(output, own)
+    return is_link or os.path.realpath(output) in {own, f"{own}-wal", f"{own}-shm"}
 
 
 async def import_(
@@ -509,6 +553,7 @@ async def import_(
     replace
         Replace the sessions that are there already and differ.
     """
+    await _refuse_other(where.store)
     async with SqliteStore(where.store) as store:
         result = await import_sessions(
             store, source, quarantine=_quarantine(where.store), prefix=prefix, replace=replace
@@ -599,8 +644,15 @@ async def _open_store(path: Path) -> AsyncIterator[SqliteStore]:
     """A store that is there already: looking at nothing must not make a file."""
     if not await trio.to_thread.run_sync(partial(Path.exists, path)):
         raise CliError(f"{path}: there is no such file")
+    await _refuse_other(path)
     async with SqliteStore(path) as store:
         yield store
+
+
+async def _refuse_other(path: Path) -> None:
+    """A directory, or what is no file at all, cannot be a store."""
+    if await trio.to_thread.run_sync(lambda: path.exists() and not path.is_file()):
+        raise CliError(f"{path}: is no file")
 
 
 async def _named(store: SqliteStore, keys: Sequence[str]) -> AsyncIterator[str]:

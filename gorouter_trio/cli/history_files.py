@@ -7,7 +7,6 @@ import stat
 import sys
 import tempfile
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -20,7 +19,7 @@ from ..stores.gorouter_kit import key_of_file, read_kit_file
 from ..stores.portable import PortableSession, decode_session, encode_session
 from ..stores.turns import to_turns
 from .failures import FAILED, CliError, why
-from .terminal import print_text
+from .terminal import print_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -52,29 +51,53 @@ async def export_sessions(store: HistoryStore, keys: AsyncIterator[str], *, outp
     """Write the sessions with these keys, one line each, to a file or stdout; returns how many there were."""
     if output == "-":
         return await _write_lines(store, keys, _Stdout())
-    path = Path(output)
+    # A link is kept, and what it names is written.
     run = trio.to_thread.run_sync
-    if not overwrite and await run(partial(os.path.lexists, path)):
-        raise CliError(f"{output}: exists already; --overwrite replaces it")
+    path = await run(_find, output)
     try:
-        # Beside its place, so that nobody finds half of it there; for its owner only, as the store is.
-        part = await run(_open_part, path)
-        try:
-            count = await _write_lines(store, keys, part)
-            await run(_finish, part, path)
-        except BaseException:
-            part.close()
-            with suppress(OSError):
-                os.unlink(part.name)
-            raise
+        if await run(_is_special, path):
+            return await _write_in_place(store, keys, path)
+        if not overwrite and await run(os.path.exists, path):
+            raise CliError(f"{output}: exists already; --overwrite replaces it")
+        return await _write_beside(store, keys, path)
     except OSError as exc:
         raise CliError(f"{output}: {why(exc)}", code=FAILED) from exc
+
+
+def _find(output: str) -> Path:
+    return Path(os.path.realpath(output))
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a device or a pipe, which cannot be replaced, nor needs to."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+async def _write_in_place(store: HistoryStore, keys: AsyncIterator[str], path: Path) -> int:
+    # Opening a pipe waits for its reader.
+    file = await trio.to_thread.run_sync(_open_special, path, abandon_on_cancel=True)
+    with file:
+        return await _write_lines(store, keys, file)
+
+
+async def _write_beside(store: HistoryStore, keys: AsyncIterator[str], path: Path) -> int:
+    """Beside its place, so that nobody finds half of it there; for its owner only, as the store is."""
+    run = trio.to_thread.run_sync
+    part = await run(_open_part, path)
+    try:
+        count = await _write_lines(store, keys, part)
+        await run(_finish, part, path)
+    except BaseException:
+        part.close()
+        with suppress(OSError):
+            os.unlink(part.name)
+        raise
     return count
 
 
 class _Stdout:
     def write(self, line: bytes) -> None:
-        print_text(line.decode())
+        print_bytes(line)
 
 
 async def _write_lines(store: HistoryStore, keys: AsyncIterator[str], file: IO[bytes] | _Stdout) -> int:
@@ -87,6 +110,10 @@ async def _write_lines(store: HistoryStore, keys: AsyncIterator[str], file: IO[b
             await trio.to_thread.run_sync(file.write, line)
             count += 1
     return count
+
+
+def _open_special(path: Path) -> IO[bytes]:
+    return path.open("wb")
 
 
 def _open_part(path: Path) -> IO[bytes]:

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from ..batch.input import PACKED_MAGIC
 from ..batch.report import find_limit
 from .terminal import format_cost, format_seconds, make_console
 
@@ -33,6 +34,7 @@ _DRAW_S = 0.2
 _LINE_S = 5.0
 _BAR_COLUMNS = 30
 _PIECE_BYTES = 1024 * 1024
+_HEAD_BYTES = 4
 _LEAST_FRACTION = 1e-4
 _COUNTED_BYTES = 4 * 1024**3
 
@@ -224,11 +226,14 @@ async def _count_rows(progress: _Progress, path: str, limit: int | None) -> None
 
 
 def _count_lines(path: str) -> int | None:
-    """How many lines that are not blank a file has; None when it is too large to be read twice, or cannot be."""
+    """How many lines that are not blank a file has; None where it is packed, too large, or cannot be read."""
     if not os.path.isfile(path) or os.path.getsize(path) > _COUNTED_BYTES:
         return None
     try:
         with open(path, "rb", buffering=_PIECE_BYTES) as file:
+            if file.read(_HEAD_BYTES).startswith(tuple(PACKED_MAGIC)):
+                return None
+            file.seek(0)
             return sum(not line.isspace() for line in file)
     except OSError:
         return None

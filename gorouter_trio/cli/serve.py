@@ -25,6 +25,7 @@ from ..gateway import ClusterConfig, GatewayConfig, GatewayLimits, serve_gateway
 from ..security import ApiKeyAuth, Principal, SecurityConfig
 from ..stores import SqliteStore
 from ..tools.registry import Tool
+from .batch_options import is_module_name
 from .failures import OK, CliError, find_failure, why
 from .options import CommonOptions, open_chosen_client, raise_file_limit
 from .simulate import parse_address
@@ -196,6 +197,8 @@ def _cluster(job: ServeJob) -> ClusterConfig | None:
 
 def _tls(job: ServeJob) -> ssl.SSLContext | None:
     if job.cert is None:
+        if job.key is not None:
+            raise CliError("--tls-key needs --tls-cert")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
@@ -210,6 +213,8 @@ def find_tools(names: Sequence[str]) -> list[Tool[..., object]]:
     found: list[Tool[..., object]] = []
     for name in names:
         module_name, _, attribute = name.partition(":")
+        if not is_module_name(module_name):
+            raise CliError(f"--tools must be MODULE or MODULE:NAME, not {name!r}")
         try:
             module = importlib.import_module(module_name)
         except ImportError as exc:

@@ -32,6 +32,7 @@ __all__ = [
     "is_interactive",
     "make_console",
     "paint",
+    "print_bytes",
     "print_error",
     "print_json",
     "print_text",
@@ -61,9 +62,13 @@ def is_interactive() -> bool:
 
 def print_text(text: str) -> None:
     """Write to stdout at once; raises `CliError` when nobody reads it or it is full."""
+    print_bytes(text.encode(sys.stdout.encoding, "replace") if sys.stdout is not None else b"")
+
+
+def print_bytes(data: bytes) -> None:
+    """The same for data, whatever the encoding of the terminal is."""
     if sys.stdout is None:
         raise CliError("standard output is closed", code=FAILED)
-    data = text.encode(sys.stdout.encoding, "replace")
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()

@@ -10,7 +10,7 @@ A reservation is for one attempt: a retry takes one of its own, since what it re
 from __future__ import annotations
 
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 import trio
@@ -164,9 +164,16 @@ class Accounting:
         """About how many tokens a body has; see `TokenEstimator.estimate_prompt`."""
         return self.tokens.estimate_prompt(model, body)
 
-    def open_batch(self, name: str, *, usd: Decimal, spent_usd: Decimal = ZERO) -> None:
-        """Bound what requests of the batch `name` may cost in all; `spent_usd` of it was spent before."""
-        self.gate.book.open_account("batch", name, usd=usd, spent_usd=spent_usd)
+    def open_batch(self, name: str, *, usd: Decimal | None, spent_usd: Decimal = ZERO) -> bool:
+        """Bound what requests of the batch `name` may cost in all; `spent_usd` of it was spent before.
+
+        The bound is the lower of `usd` and what the settings give a batch; returns whether there is one.
+        """
+        book = self.gate.book
+        bounds = [bound for bound in (usd, cast("Decimal | None", book.budget.batch_usd)) if bound is not None]
+        if bounds:
+            book.open_account("batch", name, usd=min(bounds), spent_usd=spent_usd)
+        return bool(bounds)
 
     @contextmanager
     def local_batch(self) -> Iterator[str]:

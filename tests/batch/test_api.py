@@ -23,7 +23,15 @@ from gorouter_trio.batch.estimate import JobEstimate
 from gorouter_trio.batch.job import RunningJob
 from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
-from gorouter_trio.errors import BadRequestError, ConfigError, NotFoundError, StreamBrokenError
+from gorouter_trio.errors import (
+    AuthenticationError,
+    BadRequestError,
+    ConfigError,
+    NotFoundError,
+    ProviderError,
+    RateLimitError,
+    StreamBrokenError,
+)
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
 from gorouter_trio.wire.codec import decode_completion
 
@@ -104,6 +112,56 @@ async def test_whole(ordered: bool, small_parts: None, autojump_clock: trio.test
     assert cost == pytest.approx(float(live.cost or 0) / 2, rel=0.1)
     if ordered:
         assert list(rows) == [*(f"id-{n}" for n in range(34)), "other", "row-36"]
+
+
+@pytest.mark.parametrize("name", ["find", "list"])
+async def test_outage(name: str, small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """A look at a part that fails, or for one whose id was lost, is made again; the job and its other rows go on."""
+    source = write_rows(tmp_path / "in.jsonl", [f"[[say {n}]]" for n in range(20)])
+    errors = [
+        ProviderError("gone for a while", status=503),
+        StreamBrokenError("cut"),
+        RateLimitError("later", status=429),
+    ]
+    async with open_simulated(SimulatorConfig(batch_s=60.0)) as (client, _):
+        async with client.batch_job(job_for(tmp_path, source)) as running:
+            services = running.api._services
+            look, submit, lost = getattr(services, name), services.submit, [True]
+
+            async def fail_first(*arguments: Any) -> Any:
+                if errors:
+                    raise errors.pop()
+                return await look(*arguments)
+
+            async def lose_first(body: bytes) -> Any:
+                batch = await submit(body)
+                if name == "list" and lost:
+                    lost.clear()
+                    error = StreamBrokenError("the reply was cut")
+                    error.maybe_billed = True
+                    raise error
+                return batch
+
+            running.api._services = services._replace(**{"submit": lose_first, name: fail_first})
+            await running.run()
+        assert not errors
+    assert (running.tally.succeeded, running.tally.failed, len(read_rows(tmp_path))) == (20, 0, 20)
+
+
+async def test_key_refused_at_a_look(small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """A key that is refused while a part is with the API stops the job, and the next run collects the part."""
+    source = write_rows(tmp_path / "in.jsonl", [f"[[say {n}]]" for n in range(10)])
+    async with open_simulated(SimulatorConfig(batch_s=60.0)) as (client, _):
+        async with client.batch_job(job_for(tmp_path, source)) as running:
+
+            async def refuse(_batch_id: str) -> Any:
+                raise AuthenticationError("key revoked", status=401)
+
+            running.api._services = running.api._services._replace(find=refuse)
+            await running.run()
+        assert (running.stopping, running.tally.rows, running.api.parts) == ("key", 0, 1)
+        again = await run(client, job_for(tmp_path, source))
+    assert (again.tally.succeeded, again.tally.maybe_billed, len(read_rows(tmp_path))) == (10, 0, 10)
 
 
 async def test_partial_failure(small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:

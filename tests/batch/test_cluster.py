@@ -97,14 +97,32 @@ async def test_whole(tmp_path: Path) -> None:
         assert (status.total, status.done, status.failed, status.is_done, status.in_flight) == (121, 121, 1, True, 0)
         assert all(one.finished for one in workers)
         assert simulator.statistics().received == 120
-        assert await job.collect(str(out), ordered=True) == 121
-        assert await job.collect(str(out), ordered=True) == 0
+        assert await job.collect(str(out), ordered=True) == (121, 121)
+        assert await job.collect(str(out), ordered=True) == (0, 121)
     rows = read_rows(out)
     assert [row["custom_id"] for row in rows] == [*(f"id-{n}" for n in range(120)), "row-121"]
     assert [row["response"]["body"]["choices"][0]["message"]["content"] for row in rows[:-1]] == list(
         map(str, range(120))
     )
     assert not any(row["maybe_billed"] for row in rows)
+
+
+async def test_last_lines_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines that come between a look for lines and one at the status are in the file when the job is over."""
+    source, out = write_rows(tmp_path, 5), tmp_path / "out.jsonl"
+    async with open_parts() as (client, _simulator, job):
+        await submit(job, client, source)
+        look = job.status
+
+        async def work_and_look() -> ClusterStatus:
+            if not (await look()).is_done:
+                await worker(job, client, "late").run()
+            return await look()
+
+        monkeypatch.setattr(job, "status", work_and_look)
+        assert await job.collect(str(out)) == (5, 5)
+        monkeypatch.undo()
+    assert len(read_rows(out)) == 5
 
 
 async def test_dead_worker(tmp_path: Path) -> None:
@@ -205,7 +223,7 @@ async def test_budget_of_all(tmp_path: Path) -> None:
         # What is left does not cover one more.
         assert 0 <= status.left_usd < WORST_USD
         assert status.undone == 90 - status.done > 0
-        assert await job.collect(str(out)) == status.done
+        assert (await job.collect(str(out))).new == status.done
 
         assert await submit(job, client, source, budget_usd=ROW_USD * 200) == 90
         assert not (await job.status()).stopped
@@ -328,7 +346,7 @@ async def run_with_kills(
         assert bound.assumed_usd <= killed * (width + 4) * WORST_USD
         await submit(job, client, source, budget_usd=budget * 10)
         assert (await work_together("-again")).is_done
-        assert await job.collect(str(out)) == rows
+        assert (await job.collect(str(out))).new == rows
         nursery.cancel_scope.cancel()
     lines = read_rows(out)
     assert Counter(row["custom_id"] for row in lines) == Counter(f"id-{n}" for n in range(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import sys
 from contextlib import closing
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from gorouter_trio.batch.ids import IdTable
 from gorouter_trio.batch.input import RowSource, find_format, open_rows
-from gorouter_trio.batch.lines import CsvError, RecordSplitter, parse_record
+from gorouter_trio.batch.lines import CsvError, RecordSplitter, _split, parse_record
 from gorouter_trio.batch.rows import BatchRow, RowProblem
 from gorouter_trio.batch.template import MissingColumn, Template
 from gorouter_trio.errors import ConfigError, DecodeError, StoreError
@@ -56,6 +57,56 @@ async def test_csv(tmp_path: Path) -> None:
     }
     assert (second.custom_id, second.line_number) == ("7", 2)
     assert second.body == {"messages": [{"role": "user", "content": "plain"}]}
+
+
+async def test_texts_of_csv(tmp_path: Path) -> None:
+    """In messages they stand as written, whatever their columns are called; fields that are texts stay such."""
+    data = b"id,temperature,seed,max_tokens\n1,20.50,12345678901234567890123,5\n2,1e3,007,6\n"
+    path = written(tmp_path, "in.csv", data)
+    assert prompts(await read(path, template=Template("{{seed}} says {{temperature}}"))) == [
+        "12345678901234567890123 says 20.50",
+        "007 says 1e3",
+    ]
+    form = '{"messages": [{"role": "user", "content": "{{seed}}"}], "max_tokens": "{{max_tokens}}", "stop": "{{id}}"}'
+    assert prompts(await read(path, template=Template(form))) == ["12345678901234567890123", "007"]
+    (first, _) = await read(path, template=Template(form))
+    assert isinstance(first, BatchRow)
+    assert (first.body["max_tokens"], first.body["stop"]) == (5, "1")
+    data = b'prompt,stop,prompt_cache_key,route\na,5,12345,1\nb,"[""x"",""y""]",,\n'
+    five, several = await read(written(tmp_path, "stop.csv", data))
+    assert isinstance(five, BatchRow)
+    assert isinstance(several, BatchRow)
+    assert (five.body["stop"], five.body["prompt_cache_key"], five.body["route"]) == ("5", "12345", "1")
+    assert several.body["stop"] == ["x", "y"]
+
+
+async def test_long_cells(tmp_path: Path) -> None:
+    """A cell may be as long as a line may, with and without quotes; what is broken is told as for short ones."""
+    limit = csv.field_size_limit()
+    long = "x" * 140_000
+    data = f'id,prompt\n1,{long}\n2,"{long},""\n"\n3,"{long}"x\n4,{long},\n5,ok\n'.encode()
+    rows = prompts(await read(written(tmp_path, "in.csv", data)))
+    assert rows == [
+        long,
+        f'{long},"\n',
+        "not CSV: ',' expected after '\"'",
+        "has 3 fields, and the header names 2",
+        "ok",
+    ]
+    assert csv.field_size_limit() == limit
+
+
+@given(text=st.text(st.sampled_from('a,"'), max_size=12))
+def test_long_records_as_short_ones(text: str) -> None:
+    """Both ways of parsing find the same fields, or that there are none."""
+    assert _fields(text) == _fields(text, is_long=True)
+
+
+def _fields(text: str, *, is_long: bool = False) -> list[str] | None:
+    try:
+        return list(_split(text.removesuffix("\r"), ",")) if is_long else parse_record(text, delimiter=",") or [""]
+    except CsvError:
+        return None
 
 
 async def test_other_delimiters(tmp_path: Path) -> None:

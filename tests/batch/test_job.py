@@ -7,39 +7,47 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
 from gorouter_trio.batch.job import RunningJob
+from gorouter_trio.batch.order import OrderWindow
 from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
-from gorouter_trio.config import PoolLimits
-from gorouter_trio.errors import ConfigError, StoreError
+from gorouter_trio.config import Budget, PoolLimits
+from gorouter_trio.errors import AuthenticationError, ConfigError, GorouterError, InsufficientCreditsError, StoreError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network, serve_simulator
 from gorouter_trio.testing.crash import Kill, open_crash_harness
+from gorouter_trio.transport.http import Network
 from gorouter_trio.transport.http_server import ServerReply, ServerRequest
+from gorouter_trio.wire.mail import CallSettings
+from gorouter_trio.wire.result import ChatResult
 
 SUPPORT = Path(__file__).resolve().parents[1] / "support"
 
 
 @asynccontextmanager
 async def open_simulated(
-    config: SimulatorConfig | None = None, *, connections: int = 64, **settings: Any
+    config: SimulatorConfig | None = None,
+    *,
+    connections: int = 64,
+    network: Callable[[Network], Network] = lambda network: network,
+    **settings: Any,
 ) -> AsyncIterator[tuple[Client, Simulator]]:
     simulator = Simulator(config)
     async with (
-        open_simulated_network(simulator) as network,
+        open_simulated_network(simulator) as near,
         open_client(
             api_key="sk-test",
-            base_url=network.base_url,
-            transport=network,
+            base_url=near.base_url,
+            transport=network(near),
             insecure_http=True,
             pool=PoolLimits(max_connections=connections, adaptive_from=connections),
             **settings,
@@ -351,6 +359,130 @@ async def test_budget_counts_each_unknown_send(
     assert spent[5] == cost + 4 * worst[0] + 2 * worst[1]
 
 
+class _FarNetwork:
+    """The network, with connections that take half a second to open."""
+
+    def __init__(self, near: Network) -> None:
+        self._near = near
+
+    async def connect(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        await trio.sleep(0.5)
+        return await self._near.connect(host, port)
+
+
+async def test_unknown_sends_wait_for_prices(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """Two rows in doubt that are counted while the prices are on their way: the job goes on, with its own input."""
+    source, out = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, source, limit=20))
+    lines = out.read_bytes().splitlines(keepends=True)
+    out.write_bytes(b"".join(line for line in lines if b'"id-5"' not in line and b'"id-15"' not in line))
+    await _mark_as_sent(f"{out}.journal", [6, 16])
+    async with open_simulated(network=_FarNetwork) as (client, simulator):
+        job = job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal(5))
+        running = await run(client, job)
+    assert (running.resent, running.stopping, simulator.statistics().received) == (2, None, 22)
+    assert {row["custom_id"] for row in read_rows(out) if row["maybe_billed"]} == {"id-5", "id-15"}
+    assert len({row["custom_id"] for row in read_rows(out)}) == len(read_rows(out)) == 40
+
+
+async def test_unknown_sends_without_a_price(tmp_path: Path) -> None:
+    """A row in doubt whose model has no price fails as any row of it does, and the others run."""
+    source, out = write_rows(tmp_path / "in.jsonl", 10), tmp_path / "out.jsonl"
+    with Path(source).open("a") as file:  # noqa: ASYNC230 - a test's own file
+        file.write('{"prompt":"[[say 10]]","id":"unlisted","model":"nobody/unlisted"}\n')
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, source))
+        lines = out.read_bytes().splitlines(keepends=True)
+        out.write_bytes(b"".join(line for line in lines if b'"unlisted"' not in line and b'"id-3"' not in line))
+        await _mark_as_sent(f"{out}.journal", [4, 11])
+        await client.refresh_prices()
+        await run(client, job_for(tmp_path, source, if_exists="resume", budget_usd=Decimal(5)))
+    rows = {row["custom_id"]: row for row in read_rows(out)}
+    assert len(rows) == len(read_rows(out)) == 11
+    assert {name: row["error"]["type"] for name, row in rows.items() if row["error"]} == {
+        "unlisted": "UnpriceableRequestError"
+    }
+
+
+async def test_parked_rows_in_another_order(tmp_path: Path) -> None:
+    """An ordered job that was stopped with answers in its journal goes on without an order, and loses none."""
+    source, out = write_rows(tmp_path / "in.jsonl", 40), tmp_path / "out.jsonl"
+    async with open_simulated() as (client, simulator):
+        async with client.batch_job(job_for(tmp_path, source, ordered=True)) as running:
+            answer_until(running, last=20, error=InsufficientCreditsError("no credits left", status=402))
+            await running.run()
+        assert (running.stopping, read_rows(out)) == ("credits", [])
+        assert running.tally.rows > 10
+        again = await run(client, job_for(tmp_path, source, if_exists="resume"))
+        assert (again.resent, simulator.statistics().received) == (0, 40)
+    assert len({row["custom_id"] for row in read_rows(out)}) == len(read_rows(out)) == 40
+
+
+async def test_first_row_of_a_window_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that is refused for the row that others wait for ends the run of an ordered job, which goes on later."""
+    source, out = write_rows(tmp_path / "in.jsonl", 60), tmp_path / "out.jsonl"
+    job = job_for(tmp_path, source, ordered=True, window=16, if_exists="resume")
+    async with open_simulated() as (client, simulator):
+        async with client.batch_job(job) as running:
+            answered = answer_until(running, last=60, error=AuthenticationError("key revoked", status=401))
+            window = cast("OrderWindow[Any]", running._window)
+            wait_room = window.wait_room
+
+            async def wait(index: int) -> None:
+                if index == 16 + 6:
+                    # Seven tasks wait for the eighth.
+                    answered.set()
+                await wait_room(index)
+
+            monkeypatch.setattr(OrderWindow, "wait_room", lambda _window, index: wait(index))
+            with trio.fail_after(30):
+                await running.run()
+        monkeypatch.undo()
+        assert (running.stopping, running.tally.rows, read_rows(out)) == ("key", 15, [])
+        async with client.batch_job(job) as again:
+            # What waits in the journal is counted as what stands in the output.
+            assert (again.earlier_rows, again.tally.cost) == (15, running.tally.cost)
+            assert again.tally.cost > 0
+            await again.run()
+    assert (again.resent, again.tally.rows, simulator.statistics().received) == (0, 60, 60)
+    assert [row["custom_id"] for row in read_rows(out)] == [f"id-{n}" for n in range(60)]
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+async def test_no_journal_loses_no_answer(is_cancelled: bool, tmp_path: Path) -> None:
+    """An ordered job without a journal writes the answers that it has when it stops, though some before are not."""
+    source, out = write_rows(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
+    job = job_for(tmp_path, source, ordered=True, journal=False)
+    async with open_simulated() as (client, _), client.batch_job(job) as running:
+        answer_until(running, last=10, error=InsufficientCreditsError("no credits left", status=402))
+        if is_cancelled:
+            # As by Ctrl-C twice in the moment in which the first row is refused.
+            running.put_back = lambda _row: running.cancel()  # type: ignore[method-assign]
+        await running.run()
+    names = [int(row["custom_id"].removeprefix("id-")) for row in read_rows(out)]
+    assert running.tally.rows == len(names) > 0
+    assert names == sorted(names)
+
+
+def answer_until(running: RunningJob, *, last: int, error: GorouterError) -> trio.Event:
+    """Have rows from `last` on refused and then, or when the event is set, the first one."""
+    send, answered = running._run_request, trio.Event()
+
+    async def run_request(body: bytes, settings: CallSettings) -> tuple[ChatResult[object], bytes]:
+        number = int(body.partition(b"[[say ")[2].partition(b"]]")[0])
+        if number == 0:
+            await answered.wait()
+            raise error
+        if number >= last:
+            answered.set()
+            raise error
+        return await send(body, settings)
+
+    running._run_request = run_request
+    return answered
+
+
 @pytest.mark.net
 async def test_deadline_and_failures(tmp_path: Path) -> None:
     """No rows are taken after the deadline, nor after so many failures; both can go on."""
@@ -394,16 +526,46 @@ async def test_schema_and_estimate(tmp_path: Path) -> None:
     assert all(isinstance(json.loads(text_of(row))["name"], str) for row in read_rows(tmp_path / "out.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("max_in_flight", 0), ("limit", 0), ("window", -1), ("max_failures", True), ("template", 5)),
+        *(("budget_usd", value) for value in (Decimal(0), Decimal("NaN"), float("inf"), "much", True, -1)),
+        *(("deadline_s", value) for value in (0, "8h", float("nan"), True)),
+        *(("via", "API"), ("if_exists", "Resume"), ("input_format", "xml"), ("duplicates", "x"), ("ordered", "yes")),
+        *(("source", ""), ("source", True), ("output", None), ("output", b"x"), ("journal", None), ("cache", 3)),
+    ],
+)
+def test_settings_that_cannot_be(field: str, value: object) -> None:
+    """What cannot be is refused with its name, before anything is done."""
+    settings: dict[str, Any] = {"source": "a", "output": "b", field: value}
+    with pytest.raises(ConfigError, match=f"^{field}: "):
+        BatchJob(**settings)
+
+
 def test_settings() -> None:
-    """What cannot be is refused with its name."""
-    for field, value in (("max_in_flight", 0), ("limit", 0), ("window", -1), ("max_failures", True)):
-        wrong: dict[str, Any] = {"source": "a", "output": "b", field: value}
-        with pytest.raises(ConfigError, match=field):
-            BatchJob(**wrong)
-    with pytest.raises(ConfigError, match="budget_usd"):
-        BatchJob(source="a", output="b", budget_usd=Decimal(0))
-    with pytest.raises(ConfigError, match="deadline_s"):
-        BatchJob(source="a", output="b", deadline_s=0)
+    """Amounts are taken as those of a budget are, and paths as paths."""
+    for amount in (Decimal("0.5"), 0.5, "0.50", " 0.5 "):
+        assert BatchJob(source="a", output="b", budget_usd=amount).budget_usd == Decimal("0.5")
+    job = BatchJob(source=Path("a"), output=Path("b"), journal=Path("c"), cache=Path("d"), deadline_s=float("inf"))
+    assert (job.source, job.output, job.journal, job.cache) == ("a", "b", "c", "d")
+    job = BatchJob(source=0, output=1, journal=False)
+    assert (job.source, job.output, job.journal, job.cache) == (0, 1, False, None)
+
+
+@pytest.mark.parametrize("budget_usd", [None, 5])
+async def test_budget_of_the_client(budget_usd: float | None, tmp_path: Path) -> None:
+    """What the client gives a batch bounds a job that would spend more, over all its runs."""
+    source = write_rows(tmp_path / "in.jsonl", 60, "[[tokens 40]] {n}")
+    job = job_for(tmp_path, source, if_exists="resume", budget_usd=budget_usd)
+    charged = 0
+    for _ in range(2):
+        async with open_simulated(budget=Budget(batch_usd="0.0006")) as (client, simulator):
+            await client.refresh_prices()
+            running = await run(client, job, max_tokens=50)
+            charged += simulator.statistics().charged_nanousd
+        assert running.stopping == "budget"
+        assert 0 < charged <= 600_000
 
 
 # --- kills ------------------------------------------------------------------------------------------------------------

@@ -95,6 +95,39 @@ def test_unusable_output(inside, rows: str, tmp_path: Path) -> None:
     assert precious.read_bytes() == b"{}\n"
 
 
+def test_report_and_cache_that_are_others(inside, rows: str, tmp_path: Path) -> None:
+    """A report or a cache in the place of a file of the job, by whatever name: refused before anything is touched."""
+    out = tmp_path / "out.jsonl"
+    (tmp_path / "hard.jsonl").hardlink_to(rows)
+    (tmp_path / "soft.jsonl").symlink_to(out)
+    for option, path, what in (
+        ("--report", rows, "input"),
+        ("--report", str(tmp_path / "hard.jsonl"), "input"),
+        ("--report", str(tmp_path / "." / "x" / ".." / "out.jsonl"), "output"),
+        ("--report", str(tmp_path / "soft.jsonl"), "output"),
+        ("--report", f"{out}.journal", "journal"),
+        ("--cache", rows, "input"),
+        ("--cache", str(out), "output"),
+        ("--cache", f"{out}.journal", "journal"),
+    ):
+        done = inside("batch", rows, "-o", str(out), option, path, "--simulate")
+        assert (done.code, done.message) == (2, f"{path} is the {what} as well")
+    done = inside("batch", rows, "-o", str(out), "--cache", "x.db", "--report", "x.db", "--simulate")
+    assert (done.code, done.message) == (2, "x.db is the cache as well")
+    missing = str(tmp_path / "no" / "report.json")
+    done = inside("batch", rows, "-o", str(out), "--report", missing, "--simulate")
+    assert (done.code, done.message) == (2, f"{missing}: No such file or directory")
+    assert Path(rows).read_bytes() == ROW
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hard.jsonl", "in.jsonl", "soft.jsonl"]
+
+
+def test_report_that_cannot_be_written(inside, rows: str, tmp_path: Path) -> None:
+    """Where the report does not get written in the end, the exit code says so."""
+    done = inside("batch", rows, "-o", str(tmp_path / "out.jsonl"), "--report", "/dev/full", "--simulate")
+    assert done.code == 1
+    assert "/dev/full: No space left on device; the report was not written" in done.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -106,6 +139,29 @@ def test_unusable_output(inside, rows: str, tmp_path: Path) -> None:
         (["batch", "in.jsonl", "-o", "out.jsonl", "--max-in-flight", "many"], '"many"'),
         (["batch", "in.jsonl", "-o", "out.jsonl", "--max-in-flight", "0"], "--max-in-flight must be at least 1, not 0"),
         (["batch", "in.jsonl", "-o", "out.jsonl", "--limit", "-3"], "--limit must be at least 1, not -3"),
+        (["batch", "in.jsonl", "-o", ""], "output: is empty"),
+        *(
+            (["batch", "in.jsonl", "-o", "out.jsonl", "--option", f"{name}=5"], f"requests have no field {name!r}")
+            for name in ("max_token", "stream", "messages", "system", "turn_id", "job", "self", "approve")
+        ),
+        *(
+            (
+                ["batch", "in.jsonl", "-o", "out.jsonl", "--tools", name],
+                f"--tools must be MODULE:FUNCTION, not {name!r}",
+            )
+            for name in (".foo:bar", "foo..bar:x", ":x", "foo")
+        ),
+        *(
+            (
+                ["serve", "--anonymous", "--simulate", "--tools", name],
+                f"--tools must be MODULE or MODULE:NAME, not {name!r}",
+            )
+            for name in (":x", ".foo")
+        ),
+        (["serve", "--anonymous", "--simulate", "--tls-key", "key.pem"], "--tls-key needs --tls-cert"),
+        (["history", "list", "--store", "."], ".: is no file"),
+        (["history", "list", "--store", ""], ".: is no file"),
+        (["history", "import", "-", "--store", "."], ".: is no file"),
         (["demo", "--rows", "0"], "--rows must be at least 1, not 0"),
         (["chat", "-p", " ", "--simulate"], "the question is empty"),
         (["chat", "--simulate"], "the question is empty"),
@@ -124,6 +180,22 @@ def test_usage(arguments: list[str], message: str, inside) -> None:
     done = inside(*arguments)
     assert (done.code, done.out) == (2, "")
     assert message in done.message
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["batch", "-o", "out.jsonl", "--simulate"],
+        ["batch", "-o", "out.jsonl", "--simulate", "--dry-run"],
+        ["batch", "submit", "--job", "x", "--redis", "redis://127.0.0.1:1", "--simulate"],
+    ],
+    ids=["run", "dry", "submit"],
+)
+def test_wrong_option_value(command: list[str], inside, rows: str) -> None:
+    """The value of an option that cannot be is a mistake in the command, whatever it was to do."""
+    done = inside(*command, rows, "--option", "temperature=hot")
+    assert (done.code, done.out) == (2, "")
+    assert done.message.startswith("temperature")
 
 
 def test_wrong_base_url(inside) -> None:
@@ -155,8 +227,9 @@ def test_closed_streams(gorouter, rows: str) -> None:
     import sys
 
     from_stdin = [sys.executable, "-m", "gorouter_trio", "batch", "-", "-o", "/dev/null", "--simulate"]
+    of_stdin = [sys.executable, "-m", "gorouter_trio", "cost", "-"]
     to_stdout = [sys.executable, "-m", "gorouter_trio", "batch", rows, "-o", "-", "--simulate"]
-    for command, closed in ((from_stdin, "<&-"), (to_stdout, ">&-")):
+    for command, closed in ((from_stdin, "<&-"), (of_stdin, "<&-"), (to_stdout, ">&-")):
         done = subprocess.run(
             ["sh", "-c", f'exec "$@" {closed}', "sh", *command], stderr=subprocess.PIPE, check=False, timeout=50
         )

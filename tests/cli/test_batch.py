@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +184,19 @@ async def test_progress_on_a_terminal(on_terminal, tmp_path: Path) -> None:
         await terminal.wait_shown("Batch")
         assert await terminal.wait_ended() == 0
         assert "240" in terminal.shown
+
+
+@pytest.mark.net
+async def test_open_pipe() -> None:
+    """A row that comes through a pipe is answered while the pipe is open."""
+    command = [*COMMAND, "batch", "-", "-o", "-", *SIMULATE]
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(
+            partial(trio.run_process, command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        )
+        with trio.fail_after(50):
+            await process.stdin.send_all(b'{"prompt": "[[say now]]", "id": "first"}\n')
+            line = json.loads(await process.stdout.receive_some())
+            assert (line["custom_id"], line["response"]["body"]["choices"][0]["message"]["content"]) == ("first", "now")
+            await process.stdin.aclose()
+            assert await process.wait() == 0

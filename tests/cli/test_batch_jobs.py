@@ -6,12 +6,14 @@ import importlib
 import json
 import shutil
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis_server import fresh_prefix, shared_redis
 
+from gorouter_trio.batch.cluster import ClusterJob
 from gorouter_trio.cli.batch_options import BatchChoices
 from gorouter_trio.cli.cluster import _keywords_of, _turn_of
 
@@ -29,7 +31,9 @@ def texts(path: Path) -> list[str]:
 def test_csv_with_a_template(inside, tmp_path: Path) -> None:
     """Columns go into the messages, lines come in order, and the report is a file as well."""
     (tmp_path / "in.csv").write_text("id,word\na,one\na,two\nb,\n")
-    (tmp_path / "template.txt").write_text("[[say {{word}}]]")
+    # With a byte order mark, as some editors write one.
+    template = '[{"role": "user", "content": "[[say {{word}}]]"}]'
+    (tmp_path / "template.txt").write_text(template, encoding="utf-8-sig")
     out, report = tmp_path / "out.jsonl", tmp_path / "report.json"
     arguments = ["--template", f"@{tmp_path / 'template.txt'}", "--ordered", "--suffix-duplicates"]
     more = ["--option", "temperature=0", "--report", str(report), "--json"]
@@ -141,6 +145,51 @@ def test_shared_job(inside, tmp_path: Path) -> None:
     assert (done.code, done.out) == (1, f"21 rows into {out}; 21 of 21 are done\n")
     assert [row["custom_id"] for row in read_rows(out)][:20] == [f"row-{n}" for n in range(1, 21)]
     assert inside("batch", "status", *place).code == 2
+
+
+@pytest.mark.net
+def test_shared_job_is_kept(inside, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job whose last lines came after they were looked for is not deleted, though every row is done."""
+
+    async def none(_job: ClusterJob, *, follow: bool) -> AsyncIterator[list[bytes]]:
+        for nothing in ():
+            yield nothing
+
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(3)))
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    assert inside("batch", "submit", str(source), *place).code == 0
+    assert inside("batch", "work", *place, "--simulate").code == 0
+    collect = ("batch", "collect", "-o", str(out), *place, "--no-wait", "--delete")
+    with monkeypatch.context() as patch:
+        patch.setattr(ClusterJob, "_lines", none)
+        done = inside(*collect)
+    assert done.message == f"the job is kept: {out} has the lines of 0 of its 3 rows"
+    assert inside("batch", "status", *place).code == 0
+    assert inside(*collect).out == f"3 rows into {out}; 3 of 3 are done\n"
+    assert len(read_rows(out)) == 3
+    assert inside("batch", "status", *place).code == 2
+
+
+@pytest.mark.net
+def test_submit_options(inside, tmp_path: Path) -> None:
+    """A limit holds, an estimate hands nothing in, and options for running rows are refused before anything is."""
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"prompt": f"[[say {n}]]"}) + "\n" for n in range(7)))
+    place = ("--job", fresh_prefix(), "--redis", shared_redis().url)
+    submit = ("batch", "submit", str(source), *place)
+    for option in (
+        *(["--ordered"], ["--resume"], ["--retry-failed"], ["--overwrite"], ["--deadline", "8h"], ["--via", "api"]),
+        *(["--dedup"], ["--cache", "x"], ["--max-failures", "3"], ["--report", "x"], ["--max-in-flight", "8"]),
+    ):
+        done = inside(*submit, *option)
+        assert (done.code, done.out) == (2, "")
+        assert done.message.startswith(f"{option[0]} is not for a job that is shared")
+    estimate = inside(*submit, "--dry-run", "--simulate", "--json", "--limit", "5")
+    assert (estimate.code, json.loads(estimate.out)["rows"]) == (0, 5)
+    assert inside("batch", "status", *place).code == 2
+    assert inside(*submit, "--limit", "5").out.startswith("5 rows of ")
+    assert json.loads(inside("batch", "status", *place, "--json").out)["total"] == 5
 
 
 TOOL = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return a + b\n'

@@ -51,6 +51,13 @@ def test_failures(inside) -> None:
     assert (found["errors"], found["cost_usd"], found["duration_s"]["p50"]) == ({"400": 3}, None, None)
 
 
+def test_some_failures(inside) -> None:
+    """One of two models answers: both are shown, and the exit code says that calls failed."""
+    done = inside("bench", "openai/gpt-4o-mini", "no/such", "--simulate", "-n", "2", "--warmup", "0", "--json")
+    assert [found["failed"] for found in json.loads(done.out)] == [0, 2]
+    assert done.code == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

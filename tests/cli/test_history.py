@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -213,6 +214,26 @@ def test_stats_of_models_that_are_not_there(inside, bot) -> None:
     assert done.err.splitlines() == [f"gorouter-trio: {line}" for line in lines]
 
 
+def test_statistics_of_an_owner(inside, bot) -> None:
+    """Sessions without an owner whose keys begin as those of the tenant are nobody's."""
+    lookalike = "tenant:acme/x"
+    assert SessionKey.parse(lookalike).tenant != "acme"
+    fill(Path(bot), {lookalike: turn(5, cost="7", model="e/f")})
+    for options in (["--tenant", "acme"], ["--tenant", "acme", "--principal", "bob"]):
+        found = json.loads(inside("history", "stats", "--store", bot, "--json", *options).out)
+        assert (found["statistics"]["calls"], list(found["statistics"]["by_model"])) == (1, ["a/b"])
+        assert sum(point["calls"] for point in found["over_time"]) == 1
+    found = json.loads(inside("history", "stats", "--store", bot, "--json", "--prefix", "tenant:acme").out)
+    assert found["statistics"]["calls"] == 2
+
+
+def test_export_in_another_encoding(gorouter, tmp_path) -> None:
+    """What goes to standard output is what is stored, whatever the terminal can show."""
+    fill(tmp_path / "bot.db", {"k": turn(1, says="Été ☃")})
+    done = gorouter("history", "export", "--store", str(tmp_path / "bot.db"), PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.code, "Été ☃" in done.out) == (0, True)
+
+
 def test_export_and_import(inside, bot, tmp_path) -> None:
     """What was exported comes in byte for byte, once; what differs is left alone unless it may be replaced."""
     out, copy = tmp_path / "out.jsonl", str(tmp_path / "copy.db")
@@ -236,6 +257,27 @@ def test_export_and_import(inside, bot, tmp_path) -> None:
     done = inside("history", "export", "user:1", "--store", bot, "-o", str(out), "--overwrite")
     assert out.read_bytes().count(b"\n") == 1
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_onto_other_files(inside, bot, tmp_path) -> None:
+    """The store is never the output, a link is kept and a pipe written to."""
+    before = Path(bot).read_bytes()
+    (tmp_path / "hard").hardlink_to(bot)
+    (tmp_path / "soft").symlink_to(bot)
+    for output in (bot, str(tmp_path / "hard"), str(tmp_path / "soft"), f"{bot}-wal"):
+        done = inside("history", "export", "--store", bot, "-o", output, "--overwrite")
+        assert (done.code, done.message) == (2, f"{output}: is a file of the store itself")
+    assert Path(bot).read_bytes() == before
+    link, out, pipe = tmp_path / "link", tmp_path / "out.jsonl", tmp_path / "pipe"
+    link.symlink_to(out)
+    assert inside("history", "export", "--store", bot, "-o", str(link)).code == 0
+    assert link.is_symlink()
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        read_pipe = threads.submit(pipe.read_bytes)
+        assert inside("history", "export", "--store", bot, "-o", str(pipe)).code == 0
+        assert read_pipe.result(timeout=40) == out.read_bytes()
+    assert pipe.is_fifo()
 
 
 def test_export_to_a_pipe_and_back(inside, bot, tmp_path) -> None:

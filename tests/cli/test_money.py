@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 
@@ -102,6 +104,28 @@ def test_cost_within_bounds_and_drawn(inside, ledger_file: Path) -> None:
     assert json.loads(done.out)["total"]["attempts"] == 5
     done = inside("cost", "-", "--json", stdin=ledger_file.read_bytes())
     assert json.loads(done.out)["total"]["attempts"] == 15
+
+
+def test_cost_of_a_pipe(inside, ledger_file: Path, tmp_path: Path) -> None:
+    """A ledger that comes through a named pipe is summed from its first byte on, and is not one to add to."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        threads.submit(pipe.write_bytes, ledger_file.read_bytes())
+        done = inside("cost", str(pipe), "--json")
+    total = json.loads(done.out, parse_float=Decimal)["total"]
+    assert (total["attempts"], total["cost_usd"]) == (15, Decimal("1.5"))
+    done = inside("cost", str(pipe), "--reconcile", "--simulate")
+    assert (done.code, done.message) == (2, "--reconcile: needs a ledger file, to which it adds what it finds")
+
+
+def test_cost_of_nothing(inside, ledger_file: Path) -> None:
+    """A ledger that has nothing within the bounds is one, torn or not; to show no rows is a mistake."""
+    done = inside("cost", str(ledger_file), "--since", "2031-01-01", "--json")
+    assert (done.code, json.loads(done.out)["rows"], json.loads(done.out)["unreadable"]) == (0, [], 1)
+    assert inside("cost", str(ledger_file), "--since", "2031-01-01").code == 0
+    done = inside("cost", str(ledger_file), "--top", "0")
+    assert (done.code, done.message) == (2, "--top must be at least 1, not 0")
 
 
 def test_reconcile(inside, ledger_file: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import random
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from gorouter_trio.batch.runner import BatchResult, open_batch
 from gorouter_trio.batch.tally import Quantiles, Tally
 from gorouter_trio.cli.failures import CliError, describe_error, find_failure, redact, report_failure
-from gorouter_trio.cli.progress import BatchView, open_progress
+from gorouter_trio.cli.progress import BatchView, _count_lines, open_progress
 from gorouter_trio.cli.prompts import make_requests
 from gorouter_trio.cli.simulate import parse_address, parse_faults
 from gorouter_trio.cli.terminal import format_cost, format_seconds, printable
@@ -189,3 +191,12 @@ def test_redaction(monkeypatch: pytest.MonkeyPatch, rng: random.Random) -> None:
     assert redact(f"Bearer {key}, {key}") == "Bearer …, …"
     monkeypatch.setenv("OPENROUTER_API_KEY", "")
     assert redact("Bearer x") == "Bearer x"
+
+
+def test_counting_rows(tmp_path: Path) -> None:
+    """Lines that are not blank; of a packed file nobody knows without unpacking it."""
+    plain, packed = tmp_path / "in.jsonl", tmp_path / "in.jsonl.gz"
+    plain.write_bytes(b'{"a":1}\n\n{"a":2}\n{"a":3}')
+    packed.write_bytes(gzip.compress(plain.read_bytes() * 1_000))
+    assert _count_lines(str(plain)) == 3
+    assert _count_lines(str(packed)) is None
