@@ -142,7 +142,8 @@ async def test_outage(name: str, small_parts: None, autojump_clock: trio.testing
                     raise error
                 return batch
 
-            running.api._services = services._replace(**{"submit": lose_first, name: fail_first})
+            replaced: Any = {"submit": lose_first, name: fail_first}
+            running.api._services = services._replace(**replaced)
             await running.run()
         assert not errors
     assert (running.tally.succeeded, running.tally.failed, len(read_rows(tmp_path))) == (20, 0, 20)

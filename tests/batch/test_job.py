@@ -365,7 +365,7 @@ class _FarNetwork:
     def __init__(self, near: Network) -> None:
         self._near = near
 
-    async def connect(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+    async def connect(self, host: str, port: int) -> Any:
         await trio.sleep(0.5)
         return await self._near.connect(host, port)
 
@@ -458,7 +458,7 @@ async def test_no_journal_loses_no_answer(is_cancelled: bool, tmp_path: Path) ->
         answer_until(running, last=10, error=InsufficientCreditsError("no credits left", status=402))
         if is_cancelled:
             # As by Ctrl-C twice in the moment in which the first row is refused.
-            running.put_back = lambda _row: running.cancel()  # type: ignore[method-assign]
+            running.put_back = lambda _row: running.cancel()  # type: ignore[method-assign, assignment]
         await running.run()
     names = [int(row["custom_id"].removeprefix("id-")) for row in read_rows(out)]
     assert running.tally.rows == len(names) > 0
