@@ -198,13 +198,16 @@ def compact(log: Sequence[LogEntry], *, system: bytes = b"") -> list[LogEntry]:
     if fold is not None:
         short.append(msgspec.structs.replace(fold, turn_id="", upto=0))
     ends = {turn_id: turn.entries[-1] for turn in gone for turn_id in turn.ids}
-    kept_ids = {turn_id for turn in kept for turn_id in turn.ids}
-    short += _ends([turn_id for turn_id in ends if turn_id not in kept_ids], ends, "in_doubt", transcript)
+    kept_ids = {turn_id for turn in kept if turn is not replay.open for turn_id in turn.ids}
+    short += _ends([turn_id for turn_id in ends if turn_id not in kept_ids], ends, {"in_doubt"}, transcript)
     for place, turn in enumerate(kept, upto):
         added = transcript.tokens_before(place + 1) - transcript.tokens_before(place)
         tokens = None if turn is replay.open else added
         short += [_settled(entry, folded=upto, tokens=tokens) for entry in turn.entries]
-        short += _ends([turn_id for turn_id in turn.ids if turn_id in ends], ends, "abandoned", transcript)
+        if turn is not replay.open:
+            others: set[TurnOutcome] = {"abandoned", "in_doubt"}
+            others.discard(_outcome_of(turn))
+            short += _ends([turn_id for turn_id in turn.ids if turn_id in ends], ends, others, transcript)
     if replay.open is not None and not replay.open.is_said:
         # What gives way to it does so once it is answered.
         replaces = cast("TurnStarted", replay.open.started).replaces
@@ -213,14 +216,23 @@ def compact(log: Sequence[LogEntry], *, system: bytes = b"") -> list[LogEntry]:
 
 
 def _ends(
-    turn_ids: Iterable[str], ends: Mapping[str, TurnEntry], outcome: TurnOutcome, transcript: Transcript
+    turn_ids: Iterable[str], ends: Mapping[str, TurnEntry], outcomes: set[TurnOutcome], transcript: Transcript
 ) -> Iterator[TurnAbandoned]:
-    """The ends of turns that have gone, where this is what has become of them to this day: there are later tries."""
+    """The ends of turns that have gone, where one of these is what has become of their ids after their last try."""
     for turn_id in turn_ids:
-        if transcript.outcome(turn_id) == outcome:
+        outcome = transcript.outcome(turn_id)
+        if outcome in outcomes:
             yield TurnAbandoned(
                 turn_id, cast("TurnAbandoned", ends[turn_id]).reason, maybe_billed=outcome == "in_doubt"
             )
+
+
+def _outcome_of(turn: LoggedTurn) -> TurnOutcome:
+    """What has become of this try of a turn, which has an end."""
+    last = turn.entries[-1]
+    if isinstance(last, TurnAbandoned):
+        return "in_doubt" if last.maybe_billed else "abandoned"
+    return "answered"
 
 
 def _settled(entry: TurnEntry, *, folded: int, replaces: str = "", tokens: int | None = None) -> TurnEntry:

@@ -351,6 +351,18 @@ def test_a_later_try_that_was_refused():
     assert compact(short) == short
 
 
+def test_a_later_try_in_doubt_that_has_gone():
+    """The doubt of a later try stays, though that has given way to another turn and the one before it has not."""
+    tries = [started("1", HI), called("1"), TurnAbandoned("1", "refused")]
+    again = [started("1", HI), called("1"), TurnAbandoned("1", "interrupted", maybe_billed=True)]
+    start = msgspec.structs.replace(started("2", HI), replaces="1")
+    log = [*tries, *again, start, answered("2", AssistantMessage("A"))]
+    short = compact(log)
+    assert transcript_of(*short).outcome("1") == transcript_of(*log).outcome("1") == "in_doubt"
+    assert [turn.turn_id for turn in turns_of(short)] == ["1", "2"]
+    assert compact(short) == short
+
+
 def test_turns_that_were_joined_stay_in_doubt():
     """Each id of a turn that was sent and not answered keeps its doubt in a compacted log."""
     start = msgspec.structs.replace(started("1", HI), joined=("2",))
