@@ -36,6 +36,7 @@ from gorouter_trio.gateway.metrics import metrics_text
 from gorouter_trio.remote import open_remote
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import RedisStore
+from gorouter_trio.transport.resp_client import RedisClient
 
 pytestmark = pytest.mark.net
 
@@ -259,7 +260,8 @@ async def test_proofs():
 
 async def test_a_redis_that_is_not_there():
     """Is told as it is, and the port is free again."""
-    config = GatewayConfig(anonymous=True, cluster=ClusterConfig(redis="redis://127.0.0.1:1", secret=Secret(SECRET)))
+    redis = RedisClient("redis://127.0.0.1:1", timeout_s=0.2)
+    config = GatewayConfig(anonymous=True, cluster=ClusterConfig(redis=redis, secret=Secret(SECRET)))
     async with open_world() as world:
         [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
         with pytest.raises(StoreError):

@@ -145,7 +145,8 @@ async def test_redis_again():
 
 async def test_a_redis_that_is_not_there():
     """That is told each time the plugin is begun."""
-    plugin = RedisHistoryPlugin("redis://127.0.0.1:1/0")
+    redis = gr.redis.RedisClient("redis://127.0.0.1:1/0", timeout_s=0.2)
+    plugin = RedisHistoryPlugin(redis)
     async with open_world(answer=replies(YES)) as world:
         for _ in range(2):
             with pytest.raises(gr.StoreError, match="cannot connect"):
