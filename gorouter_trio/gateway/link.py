@@ -55,7 +55,7 @@ from .protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from ..network import TlsConfig
     from ..secret import Secret
@@ -356,22 +356,25 @@ async def _connect(
     tls: TlsConfig | ssl.SSLContext | None,
     headers: Sequence[tuple[str, str]],
 ) -> tuple[WebSocketConnection, trio.abc.Stream]:
-    stream: trio.SocketStream | trio.SSLStream[trio.abc.Stream] | None = None
+    stream: _Watched | None = None
     try:
-        stream, place = await _open_stream(url, tls)
-        # Its own ways to connect leave the socket of a refused handshake to the garbage collector.
-        websocket = await wrap_client_stream(
-            nursery,
-            cast("trio.SocketStream", stream),  # any stream will do, which its annotation does not say
-            place.netloc,
-            (place.path or "/") + (f"?{place.query}" if place.query else ""),
-            subprotocols=[SUBPROTOCOL],
-            extra_headers=[(name.encode(), value.encode()) for name, value in headers],
-            message_queue_size=_QUEUE,
-            max_message_size=_MAX_MESSAGE,
-            receive_buffer_size=None,
-        )
-        return websocket, stream
+        with trio.CancelScope() as handshake:
+            inner, place = await _open_stream(url, tls)
+            stream = _Watched(inner, on_end=handshake.cancel)
+            # Its own ways to connect leave the socket of a refused handshake to the garbage collector.
+            websocket = await wrap_client_stream(
+                nursery,
+                cast("trio.SocketStream", stream),  # any stream will do, which its annotation does not say
+                place.netloc,
+                (place.path or "/") + (f"?{place.query}" if place.query else ""),
+                subprotocols=[SUBPROTOCOL],
+                extra_headers=[(name.encode(), value.encode()) for name, value in headers],
+                message_queue_size=_QUEUE,
+                max_message_size=_MAX_MESSAGE,
+                receive_buffer_size=None,
+            )
+            return websocket, stream
+        raise trio.BrokenResourceError("the connection was closed in the handshake")
     except (ConnectionRejected, HandshakeError, OSError, trio.BrokenResourceError, ConnectionClosed) as exc:
         if stream is not None:
             await trio.aclose_forcefully(stream)
@@ -380,6 +383,36 @@ async def _connect(
         if stream is not None:
             await trio.aclose_forcefully(stream)
         raise
+
+
+class _Watched(trio.abc.Stream):
+    """A stream that tells of its end: the library goes on to wait for a handshake that cannot come any more."""
+
+    def __init__(self, inner: trio.abc.Stream, *, on_end: Callable[[], object]) -> None:
+        self._inner = inner
+        self._on_end = on_end
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """See `trio.abc.ReceiveStream`."""
+        data: bytes | bytearray = b""
+        try:
+            data = await self._inner.receive_some(max_bytes)
+        finally:
+            if not data:
+                self._on_end()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._inner.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        await self._inner.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        """See `trio.abc.AsyncResource`."""
+        await self._inner.aclose()
 
 
 async def _open_stream(

@@ -110,7 +110,7 @@ async def drop_and_ask(url, rng, *, turns, drops):
                 link = client._wire._link
                 if link is not None:
                     # As the network does it: in the middle of whatever is under way.
-                    stream = cast("trio.SocketStream", link._websocket._stream)
+                    stream = cast("trio.SocketStream", cast("Any", link._websocket._stream)._inner)
                     with suppress(OSError):  # it may be closed already
                         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     await trio.aclose_forcefully(stream)
@@ -229,6 +229,22 @@ async def test_a_bug_in_the_connection_comes_out(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             async with open_remote(behind.url):
                 pass
+
+
+async def test_a_peer_that_closes_in_the_handshake():
+    """As a balancer does that has nobody behind it: that is told at once, and tried again."""
+
+    async def close(stream):
+        async with stream:
+            await stream.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        [listener] = await nursery.start(partial(trio.serve_tcp, close, 0, host="127.0.0.1"))
+        url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+        with trio.fail_after(5), pytest.raises(ConnectError, match="closed in the handshake"):
+            async with open_remote(url, patience_s=1.0):
+                pass
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("name", ["max_message_bytes", "max_requests", "buffer_bytes", "resume_s", "drain_s"])
