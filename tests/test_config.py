@@ -36,8 +36,9 @@ from gorouter_trio.config import (
     ToolLimits,
 )
 from gorouter_trio.errors import ConfigError
+from gorouter_trio.gateway import ClusterConfig, GatewayConfig, GatewayLimits
 from gorouter_trio.network import TlsConfig
-from gorouter_trio.security import SecurityConfig, SessionPolicy, ToolPolicy, ToolRules
+from gorouter_trio.security import SecurityConfig, SessionPolicy, ToolPolicy, ToolRules, UrlPolicy
 
 KEY = "sk-or-v1-c4n4ry0f7h3m1n3"
 OTHER = "hunter2-of-the-environment"
@@ -148,7 +149,9 @@ SETTINGS: list[tuple[type[msgspec.Struct], dict[str, object]]] = [
         for kind in (BreakerPolicy, Budget, ClientConfig, ContextPolicy, Deadlines, LedgerConfig, OutputPolicy)
     ),
     *((kind, {}) for kind in (PoolLimits, PricePolicy, RateLimits, RetryPolicy, Seams, SessionConfig, ToolLimits)),
-    *((kind, {}) for kind in (SecurityConfig, SessionPolicy, ToolPolicy, ToolRules, TlsConfig)),
+    *((kind, {}) for kind in (SecurityConfig, SessionPolicy, ToolPolicy, ToolRules, TlsConfig, UrlPolicy)),
+    *((kind, {}) for kind in (GatewayConfig, GatewayLimits)),
+    (ClusterConfig, {"redis": "redis://127.0.0.1", "secret": Secret("0123456789abcdef"), "url": "ws://127.0.0.1:1"}),
     (ApiKey, {"key": KEY}),
 ]
 JUNK: list[object] = [

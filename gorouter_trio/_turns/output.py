@@ -145,7 +145,10 @@ class FormCache:
         if response_type is None and response_schema is None:
             return None
         key = (response_type, None if response_schema is None else _schema_key(response_schema), policy)
-        form = self._forms.get(key)
+        try:
+            form = self._forms.get(key)
+        except TypeError as exc:
+            raise ConfigError(f"response_type: must be a type, not {response_type!r}") from exc
         if form is None:
             made = form_of(
                 cast("type[object] | None", response_type),

@@ -107,14 +107,23 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     tls: TlsConfig | ssl.SSLContext | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.redis, str) and not callable(getattr(self.redis, "execute", None)):
+            raise ConfigError(f"cluster.redis: must be a URL or a RedisClient, not a {type(self.redis).__name__}")
+        if not isinstance(cast("object", self.prefix), str) or not isinstance(cast("object", self.url), str):
+            raise ConfigError("cluster.prefix and cluster.url: must be texts")
         if self.url and not self.url.startswith(("ws://", "wss://")):
             raise ConfigError(f"cluster.url: must begin with ws:// or wss://, not {self.url!r}")
-        secret = self.secret if isinstance(cast("object", self.secret), Secret) else Secret(str(self.secret))
+        given = cast("object", self.secret)
+        if not isinstance(given, (str, Secret)):
+            raise ConfigError(f"cluster.secret: must be a text or a Secret, not a {type(given).__name__}")
+        secret = given if isinstance(given, Secret) else Secret(given)
         if len(secret.reveal()) < _MIN_SECRET:
             raise ConfigError(f"cluster.secret: must have at least {_MIN_SECRET} characters")
         msgspec.structs.force_setattr(self, "secret", secret)
-        if not self.member_s > 0:
-            raise ConfigError(f"cluster.member_s: must be more than zero, not {self.member_s!r}")
+        member_s = cast("object", self.member_s)
+        is_number = isinstance(member_s, (int, float)) and not isinstance(member_s, bool)
+        if not is_number or not 0 < self.member_s < math.inf:
+            raise ConfigError(f"cluster.member_s: must be a number of seconds above zero, not {member_s!r}")
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True):
@@ -148,7 +157,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
 
     def _freeze(self, name: str) -> None:
         given = getattr(self, name)
-        if isinstance(given, str) or not all(isinstance(item, str) and item for item in given):
+        is_several = isinstance(given, Collection) and not isinstance(given, (str, bytes))
+        if not is_several or not all(isinstance(item, str) and item for item in given):
             raise ConfigError(f"{name}: must be several texts, not {given!r}")
         msgspec.structs.force_setattr(self, name, frozenset(given))
 

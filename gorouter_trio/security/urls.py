@@ -12,13 +12,13 @@ import re
 import unicodedata
 from collections.abc import Collection
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
 from msgspec import Struct
 
-from ..errors import DangerousArgumentError
+from ..errors import ConfigError, DangerousArgumentError
 from ._checks import check_choice, check_count, check_names
 from .text import escape_controls
 
@@ -87,6 +87,9 @@ class UrlPolicy(Struct, frozen=True, kw_only=True):
         msgspec.structs.force_setattr(self, "closed_hosts", check_names("url_policy.closed_hosts", self.closed_hosts))
         for scheme in self.schemes:
             check_choice("url_policy.schemes", scheme, tuple(_PORTS))
+        ports = cast("object", self.ports)
+        if ports is not None and (not isinstance(ports, Collection) or isinstance(ports, (str, bytes))):
+            raise ConfigError(f"url_policy.ports: must be several numbers, or None for any, not {self.ports!r}")
         for port in self.ports or ():
             check_count("url_policy.ports", port, least=1, most=65_535)
         if self.hosts is not None:
