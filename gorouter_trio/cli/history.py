@@ -67,6 +67,7 @@ __all__ = [
 
 _PAGE = 500
 _MOST_NAMES = 5
+_ANY_KEY = "erased"
 _DASH = Parameter(allow_leading_hyphen=True)
 _AGO = re.compile(r"(\d+)([dhm])")
 _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60}
@@ -611,8 +612,12 @@ async def delete(
     if sum((bool(keys), not which.is_everything, all)) != 1:
         raise CliError("name sessions by their keys, or by --prefix, --tenant or --principal, or all with --all")
     async with _open_store(where.store) as store:
-        chosen = _named(store, keys) if keys else _chosen(store, which)
+        chosen = _named(store, keys, erase=erase) if keys else _chosen(store, which)
         found = [key async for key in chosen]
+        if not found and erase:
+            # Of an erasure that failed half way, the traces are left and no session.
+            await store.erase(_ANY_KEY)
+            raise CliError("no session has such a key; what was deleted before is erased", code=FAILED)
         if not found:
             raise CliError("no session has such a key", code=FAILED)
         if not yes:
@@ -655,11 +660,14 @@ async def _refuse_other(path: Path) -> None:
         raise CliError(f"{path}: is no file")
 
 
-async def _named(store: SqliteStore, keys: Sequence[str]) -> AsyncIterator[str]:
+async def _named(store: SqliteStore, keys: Sequence[str], *, erase: bool = False) -> AsyncIterator[str]:
     for key in dict.fromkeys(keys):
-        if not await store.version(key):
+        if await store.version(key):
+            yield key
+        elif erase:
+            report(f"there is no session {key!r}")
+        else:
             raise CliError(f"there is no session {key!r}", code=FAILED)
-        yield key
 
 
 async def _chosen(store: SqliteStore, which: Selection) -> AsyncIterator[str]:

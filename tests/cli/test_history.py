@@ -342,6 +342,10 @@ def test_delete(inside, bot) -> None:
     assert list(read(Path(bot))) == ["tenant:acme/principal:bob/1", "user:2"]
     done = inside("history", "delete", "--tenant", "acme", "--store", bot, "--yes", "--erase", "--json")
     assert json.loads(done.out) == {"sessions": 1, "erased": True}
+    for named in (["--tenant", "acme"], ["gone", "gone as well"]):
+        again = inside("history", "delete", *named, "--store", bot, "--yes", "--erase")
+        assert again.code == 1
+        assert "no session has such a key; what was deleted before is erased" in again.err
     for path in Path(bot).parent.iterdir():
         assert b"acme" not in path.read_bytes()
         assert b"question 30" not in path.read_bytes()
