@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeGuard, TypeVar, Union, cast, get_args, get
 import msgspec
 from msgspec import Struct
 
+from .batch import ApiBatchResult
 from .catalog import Model, ModelEndpoint, PricingOverride, ProviderInfo
 from .embeddings import Embedding, EmbeddingReply
 from .responses import (
@@ -68,7 +69,7 @@ _ESSENTIAL: frozenset[tuple[type[Struct], str]] = frozenset(
     }
 )
 # Rows of lists that stand for themselves, so that one bad row costs only itself.
-_ROWS = frozenset({Model, ModelEndpoint, PricingOverride, ProviderInfo})
+_ROWS = frozenset({ApiBatchResult, Model, ModelEndpoint, PricingOverride, ProviderInfo})
 _NO_ERROR = frozenset({b"false", b"0", b'""', b"[]"})
 _REFUSED = (msgspec.ValidationError, RecursionError)
 _TEXT_BYTES = 4096

@@ -186,6 +186,13 @@ def test_rows_stand_for_themselves() -> None:
         codec.decode_credits(b'{"data":{"total_credits":1,"total_usage":"x"}}')
 
 
+def test_results_of_a_batch_stand_for_themselves() -> None:
+    """One that cannot be read costs itself, and not the answers of the others, which were paid for."""
+    results = [{"custom_id": "a", "response": {"status_code": 200, "body": {}}}, {"custom_id": None}, "odd"]
+    batch = codec.decode_api_batch(json.dumps({"id": "b", "status": "completed", "results": results}).encode())
+    assert [result.custom_id for result in batch.results or ()] == ["a"]
+
+
 def test_prices_that_are_no_numbers() -> None:
     """NaN and infinity, which may come as texts, are unknown prices; -1 is the API's own word for that and stays."""
     pricing = {"prompt": "NaN", "completion": "-1", "request": "Infinity", "image": "0"}
