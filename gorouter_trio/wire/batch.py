@@ -109,5 +109,5 @@ class ApiBatch(Struct, frozen=True):
 class ApiBatchPage(Struct, frozen=True):
     """A page of the list of batches, newest first."""
 
-    data: list[ApiBatch] = []
+    data: list[ApiBatch]
     has_more: bool = False

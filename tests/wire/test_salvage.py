@@ -193,6 +193,16 @@ def test_results_of_a_batch_stand_for_themselves() -> None:
     assert [result.custom_id for result in batch.results or ()] == ["a"]
 
 
+@pytest.mark.parametrize("body", ['{"has_more":false}', '{"data":null}', '{"data":[{"status":"completed"}]}', "{}"])
+def test_a_list_of_batches_that_cannot_be_read(body: str) -> None:
+    """It is no empty one: a batch that is not in the list is taken for one that never arrived, and is sent again."""
+    with pytest.raises(DecodeError):
+        codec.decode_api_batch_page(body.encode())
+    with pytest.raises(RateLimitError):
+        codec.decode_api_batch_page(b'{"error":{"code":429,"message":"slow down"}}')
+    assert codec.decode_api_batch_page(b'{"data":[],"has_more":false}').data == []
+
+
 def test_prices_that_are_no_numbers() -> None:
     """NaN and infinity, which may come as texts, are unknown prices; -1 is the API's own word for that and stays."""
     pricing = {"prompt": "NaN", "completion": "-1", "request": "Infinity", "image": "0"}
