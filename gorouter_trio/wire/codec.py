@@ -57,6 +57,7 @@ from .responses import (
     ReplyFunction,
     ReplyMessage,
     ReplyToolCall,
+    ServerToolUse,
     TextCompletion,
     Usage,
 )
@@ -182,6 +183,7 @@ _TOO_MANY = 10**12
 _NO_DETAILS = CostDetails()
 _NO_PROMPT_DETAILS = PromptTokensDetails()
 _NO_COMPLETION_DETAILS = CompletionTokensDetails()
+_NO_TOOL_USE = ServerToolUse()
 _EMPTY = msgspec.Raw(b'""')
 _WITH_CALL = (TurnAnswered, TurnCalled, AnswerDiscarded)
 _NOT_JSON = (TypeError, ValueError, RecursionError, msgspec.DecodeError)
@@ -627,6 +629,7 @@ def _is_plausible(usage: Usage) -> bool:
     details = usage.cost_details or _NO_DETAILS
     prompt = usage.prompt_tokens_details or _NO_PROMPT_DETAILS
     completion = usage.completion_tokens_details or _NO_COMPLETION_DETAILS
+    tools = usage.server_tool_use_details or _NO_TOOL_USE
     try:
         return (
             _FREE <= (usage.cost or _FREE) < _TOO_MUCH
@@ -637,12 +640,18 @@ def _is_plausible(usage: Usage) -> bool:
             and 0 <= (prompt.cached_tokens or 0) < _TOO_MANY
             and 0 <= (prompt.cache_write_tokens or 0) < _TOO_MANY
             and 0 <= (prompt.audio_tokens or 0) < _TOO_MANY
+            and 0 <= (prompt.video_tokens or 0) < _TOO_MANY
             and 0 <= (completion.reasoning_tokens or 0) < _TOO_MANY
             and 0 <= (completion.image_tokens or 0) < _TOO_MANY
             and 0 <= (completion.audio_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.accepted_prediction_tokens or 0) < _TOO_MANY
+            and 0 <= (completion.rejected_prediction_tokens or 0) < _TOO_MANY
             and 0 <= (usage.prompt_tokens or 0) < _TOO_MANY
             and 0 <= (usage.completion_tokens or 0) < _TOO_MANY
             and 0 <= (usage.total_tokens or 0) < _TOO_MANY
+            and 0 <= (tools.web_search_requests or 0) < _TOO_MANY
+            and 0 <= (tools.tool_calls_requested or 0) < _TOO_MANY
+            and 0 <= (tools.tool_calls_executed or 0) < _TOO_MANY
         )
     except InvalidOperation:
         # NaN cannot be compared.

@@ -550,6 +550,20 @@ def test_counts_that_no_request_has(count: str) -> None:
         assert entry.call.usage == checked
 
 
+@pytest.mark.parametrize("kind", [PromptTokensDetails, CompletionTokensDetails, ServerToolUse])
+@pytest.mark.parametrize("count", [-1, 10**12])
+def test_every_count_that_no_request_has(kind: type[msgspec.Struct], count: int) -> None:
+    """Each by itself, since some are prices' worth: searches of less than none made an estimate less than nothing."""
+    place = {
+        PromptTokensDetails: "prompt_tokens_details",
+        CompletionTokensDetails: "completion_tokens_details",
+        ServerToolUse: "server_tool_use_details",
+    }[kind]
+    for name in kind.__struct_fields__:
+        usage = msgspec.structs.replace(Usage(prompt_tokens=1), **{place: kind(**{name: count})})
+        assert codec.checked_usage(usage) == msgspec.structs.replace(usage, **{place: kind()}), name
+
+
 def test_chunks_up_to_the_bad_one() -> None:
     """What came before an event that is no chunk is given out, and the error beside it, however events arrive."""
     good = [b'{"id":"%d"}' % i for i in range(3)]
