@@ -74,10 +74,15 @@ def _trusting(tls: TlsConfig, environ: Mapping[str, str]) -> ssl.SSLContext:
         _load_folder(context, os.fspath(tls.ca_path), field="tls.ca_path")
     if tls.ca_data is not None:
         try:
-            context.load_verify_locations(cadata=tls.ca_data)
+            context.load_verify_locations(cadata=_in_ascii(tls.ca_data))
         except (ssl.SSLError, ValueError) as exc:
             raise ConfigError(f"tls.ca_data: has no certificates: {_words(exc)}") from exc
     return context
+
+
+def _in_ascii(data: str | bytes) -> str | bytes:
+    """What stands between certificates may be any text, and Python takes a `str` of ASCII only."""
+    return data.encode("ascii", "replace").decode("ascii") if isinstance(data, str) else data
 
 
 def _trusting_the_system(environ: Mapping[str, str]) -> ssl.SSLContext:

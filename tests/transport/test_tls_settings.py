@@ -193,6 +193,7 @@ def _refuse_clients(listener: socket.socket, context: ssl.SSLContext) -> None:
         ({"ca_data": "no PEM"}, r"^tls\.ca_data: has no certificates"),
         ({"ca_data": b"no DER"}, r"^tls\.ca_data: has no certificates"),
         ({"ca_data": ""}, r"^tls\.ca_data: has no certificates"),
+        ({"ca_data": "kein Schlüssel"}, r"^tls\.ca_data: has no certificates"),
         ({"cert_file": "{gone}"}, r"^tls\.cert_file: cannot read '.*/gone'"),
         ({"cert_file": "{key}"}, r"^tls\.cert_file: '.*/client\.key' has no certificate in PEM"),
         ({"cert_file": "{cert}"}, r"^tls\.cert_file: '.*/client\.pem' has no private key in PEM"),
@@ -231,6 +232,13 @@ def test_variables_that_cannot_be_used(files: Files, name: str, value: str, word
     make_tls_context(TlsConfig(ca_file=files.ca), environ=environ)
     context = ssl.create_default_context()
     assert make_tls_context(context, environ=environ) is context
+
+
+def test_comments_between_certificates(files: Files) -> None:
+    """Bundles name their authorities, in any language, between the certificates."""
+    pem = Path(files.ca).read_text()
+    context = make_tls_context(TlsConfig(ca_data=f"# Főtanúsítvány\n{pem}"), environ={})
+    assert len(context.get_ca_certs()) == 1
 
 
 def test_what_is_always_on(files: Files) -> None:
