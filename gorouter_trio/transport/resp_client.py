@@ -292,7 +292,7 @@ class RedisClient:
             redirects += 1
             if redirects == _MOST_REDIRECTS:
                 raise StoreError(f"{self.address}: the cluster sends a command round and round", kind="locked")
-            link, commands = self._redirected(reply, data)
+            link, commands = self._redirected(reply, data, connection.name)
         if reply.code == "READONLY":
             link.drop(connection, f"{connection.name} is a replica now")
         raise store_error(reply, str(args[0]))
@@ -334,10 +334,10 @@ class RedisClient:
         at = 3 if str(args[0]).upper() in {"EVAL", "EVALSHA"} else 1
         return self._slots.get(_slot(args[at]), self._link) if len(args) > at else self._link
 
-    def _redirected(self, reply: ErrorReply, data: bytes) -> tuple[RedisLink, tuple[bytes, ...]]:
-        """Where a node says that a command belongs, and what is to be sent there."""
+    def _redirected(self, reply: ErrorReply, data: bytes, asked: str) -> tuple[RedisLink, tuple[bytes, ...]]:
+        """Where the node at `asked` says that a command belongs, and what is to be sent there."""
         parts = reply.text.split(" ")
-        place = parse_place(parts[2])
+        place = _place_told(parts[2], asked)
         link = self._links.get(place)
         if link is None:
             link = self._links[place] = RedisLink(self._settings, lambda: self._settings.open_stream(place))
@@ -479,6 +479,12 @@ def _check(args: tuple[Argument, ...]) -> None:
 def _word(arg: Argument) -> str:
     """An argument as a keyword is compared."""
     return (arg.decode(errors="replace") if isinstance(arg, bytes) else str(arg)).upper()
+
+
+def _place_told(text: str, asked: str) -> Place:
+    """The place that a node tells: an IPv6 address without brackets, and no host where it does not know its own."""
+    host, _, port = text.rpartition(":")
+    return Place(host, int(port)) if host else parse_place(f"{asked.rpartition(':')[0]}:{port}")
 
 
 def _slot(key: Argument) -> int:

@@ -230,3 +230,22 @@ async def test_a_node_of_a_cluster_that_is_gone(autojump_clock, again):
                 await send()
             assert caught.value.kind == "unreachable"
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("url", "told", "host"), [("h", "::1", "::1"), ("h", "", "h"), ("[::2]", "", "::2")])
+async def test_where_a_node_sends_commands(autojump_clock, url, told, host):
+    """An IPv6 address has no brackets there, and no host means that of the node which says so."""
+    dialled = []
+
+    class Network(Nodes):
+        async def connect(self, host, port):
+            dialled.append((host, port))
+            return await super().connect(host, port)
+
+        def _answer(self, command, port):
+            return super()._answer(command, port).replace(b" h:", b" %b:" % told.encode())
+
+    async with trio.open_nursery() as nursery, RedisClient(f"redis://{url}:7000", network=Network(nursery)) as client:
+        assert await client.execute("GET", "foo") == b"from 7001"
+        nursery.cancel_scope.cancel()
+    assert dialled[1] == (host, 7001)
