@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, cast
+from typing import TypedDict, TypeGuard
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from ..errors import BadRequestError
@@ -13,7 +13,10 @@ from ..errors import BadRequestError
 __all__ = ["ModelFilters", "generation_path", "model_path", "next_page_query", "page_path"]
 
 _MAX_PAGE = 1_000
-_SEGMENT = re.compile(r"[^\s/?#%\\]+")
+# A whole number may be too long for a float.
+_MAX_NUMBER = sys.float_info.max
+_SEGMENT = re.compile(r"[^\s/?#%\\\ud800-\udfff]+")
+_HALVES = re.compile(r"[\ud800-\udfff]")
 _LISTS = frozenset({"supported_parameters", "output_modalities", "input_modalities", "model_authors", "providers"})
 _TEXTS = frozenset({"category", "sort", "q", "arch", "region"})
 _SWITCHES = frozenset({"distillable", "zdr"})
@@ -102,7 +105,7 @@ def model_path(before: str, model: object, *, after: str = "") -> str:
 
 def generation_path(generation_id: object) -> str:
     """The path of a generation; raises `BadRequestError` when the id is no text."""
-    if not isinstance(generation_id, str) or not generation_id.strip():
+    if not _is_text(generation_id):
         raise BadRequestError(f"generation_id: must be the id of a generation, not {generation_id!r:.200}", status=400)
     return "/generation?" + urlencode({"id": generation_id}, quote_via=quote)
 
@@ -128,9 +131,14 @@ def _texts(name: str, value: object) -> dict[str, str]:
 
 
 def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not _is_text(value):
         raise _refuse(name, "a text", value)
     return value
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Whether it can stand in a query, and says something: half a surrogate pair has no UTF-8."""
+    return isinstance(value, str) and bool(value.strip()) and _HALVES.search(value) is None
 
 
 def _count(name: str, value: object, *, least: int) -> str:
@@ -140,9 +148,9 @@ def _count(name: str, value: object, *, least: int) -> str:
 
 
 def _number(name: str, value: object) -> str:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= _MAX_NUMBER:
         raise _refuse(name, "a number", value)
-    return f"{cast('float', value):.12g}"
+    return f"{value:.12g}"
 
 
 def _refuse(name: str, rule: str, value: object) -> BadRequestError:

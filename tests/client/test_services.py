@@ -124,6 +124,9 @@ async def test_every_filter_is_sent(autojump_clock):
         ({"q": 5}, "q: must be a text"),
         ({"context": -1}, "context"),
         ({"max_price": float("nan")}, "max_price"),
+        ({"max_price": 10**400}, "max_price"),
+        ({"q": "\ud800"}, "q: must be a text"),
+        ({"extra": {"x": "\udfff"}}, "extra: must be a text"),
         ({"zdr": "yes"}, "zdr: must be true or false"),
         ({"limit": 0}, "limit"),
         ({"offset": True}, "offset"),
@@ -138,6 +141,16 @@ async def test_wrong_filters_are_refused_before_sending(autojump_clock, wrong, n
             await world.client.models(**wrong)
         with pytest.raises(TypeError, match="no filter 'colour'"):
             await world.client.models(colour="red")  # type: ignore[call-arg]  # what is tested
+        assert not world.sent
+
+
+async def test_half_a_surrogate_pair(autojump_clock):
+    """No model and no generation is called so, and it has no UTF-8."""
+    async with open_world() as world:
+        with pytest.raises(gr.BadRequestError, match=r"^model: "):
+            await world.client.model("a/\ud800")
+        with pytest.raises(gr.BadRequestError, match=r"^generation_id: "):
+            await world.client.generation("gen-\ud800")
         assert not world.sent
 
 
