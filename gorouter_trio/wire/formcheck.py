@@ -16,6 +16,7 @@ from typing import cast
 from msgspec import UNSET, Struct
 
 from ..errors import BadRequestError
+from .preferences import MaxPrice
 
 __all__ = ["check_embedding_form", "check_form", "check_headers", "check_message"]
 
@@ -216,6 +217,15 @@ def _check_reasoning(name: str, value: object) -> None:
         _whole(1)(f"{name}.max_tokens", budget)
 
 
+def _check_provider(name: str, value: object) -> None:
+    # In JSON it would be null, and so no ceiling at all.
+    prices = _get(value, "max_price")
+    for kind in MaxPrice.__struct_fields__:
+        price = _get(prices, kind)
+        if isinstance(price, float) and not math.isfinite(price):
+            raise _refuse(f"{name}.max_price.{kind}", "a number that can be sent", price)
+
+
 def _check_tools(name: str, value: object) -> None:
     if isinstance(value, (str, Mapping)) or not isinstance(value, Sequence):
         raise _refuse(name, "a list of tools", value)
@@ -270,6 +280,7 @@ _CHECKS: Mapping[str, Callable[[str, object], None]] = {
     "model": _check_model,
     "models": _check_models,
     "presence_penalty": _number(-2, 2),
+    "provider": _check_provider,
     "reasoning": _check_reasoning,
     "repetition_penalty": _number(0, 2, above_low=True),
     "response_format": _check_response_format,

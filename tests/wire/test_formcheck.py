@@ -16,7 +16,7 @@ import gorouter_trio as gr
 from gorouter_trio.errors import BadRequestError
 from gorouter_trio.wire import codec
 from gorouter_trio.wire.formcheck import check_form, check_headers
-from gorouter_trio.wire.preferences import ProviderPreferences
+from gorouter_trio.wire.preferences import MaxPrice, ProviderPreferences
 from gorouter_trio.wire.queries import ModelFilters
 from gorouter_trio.wire.requests import ChatOptions
 
@@ -48,6 +48,9 @@ BOUNDS: list[tuple[str, list[object], list[object]]] = [
         [{"type": "json_object"}, {"type": "newer"}, {"type": "json_schema", "json_schema": {"name": "a-b_1"}}]),
     ("reasoning", [{"effort": "low", "max_tokens": 5}, {"max_tokens": 0}],
         [{"effort": "newer"}, {"max_tokens": 1}, {}, {"effort": "low", "max_tokens": None}]),
+    ("provider",
+        [{"max_price": {"prompt": math.nan}}, ProviderPreferences(max_price=MaxPrice(completion=math.inf))],
+        [{"max_price": {"prompt": 1.5, "image": "0.1"}}, {"max_price": None}, ProviderPreferences(), {"max_price": 5}]),
 ]  # fmt: skip
 
 
