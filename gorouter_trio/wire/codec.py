@@ -431,9 +431,20 @@ def encode_call(keywords: ChatKeywords, *, beneath: CallSettings = DEFAULT_SETTI
         raise _bad_request(f"lane: must be one of {', '.join(_LANES)}, not {lane!r}")
     if not isinstance(tenant, str):
         raise _bad_request(f"tenant: must be a text, not a {type(tenant).__name__}")
+    if _has_half_a_pair(tenant):
+        # The ledger could not write what its requests cost.
+        raise _bad_request("tenant: is not valid Unicode")
     settings = msgspec.structs.replace(beneath, headers=headers, lane=lane, tenant=tenant)
     encoded = encode_options(cast("ChatKeywords", fields))
     return encoded, _settings_of(fields, settings)
+
+
+def _has_half_a_pair(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _headers_above(first: _Headers, second: _Headers) -> _Headers:

@@ -550,6 +550,12 @@ def test_counts_that_no_request_has(count: str) -> None:
         assert entry.call.usage == checked
 
 
+def test_a_tenant_without_utf8() -> None:
+    """What its requests cost could not be written into the ledger."""
+    with pytest.raises(BadRequestError, match=r"^tenant: "):
+        codec.encode_call({"tenant": "a\ud800"})
+
+
 @pytest.mark.parametrize("kind", [PromptTokensDetails, CompletionTokensDetails, ServerToolUse])
 @pytest.mark.parametrize("count", [-1, 10**12])
 def test_every_count_that_no_request_has(kind: type[msgspec.Struct], count: int) -> None:
