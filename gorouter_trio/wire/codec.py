@@ -515,7 +515,8 @@ def encode_request(
     _refuse_numbers_without_json(fields)
     check_form(fields)
     options = join_options(defaults, _encode_given(fields, "the request"))
-    settings = beneath if _KNOWN_OPTIONS.isdisjoint(fields) else _settings_of(fields, beneath)
+    # In a body, an `extra_body` is a field like any other: what it says holds for nothing.
+    settings = beneath if _KNOWN_OPTIONS.isdisjoint(fields) else _settings_of({**fields, "extra_body": None}, beneath)
     return render_body(options, add_system(system, encoded), streaming=False), settings
 
 

@@ -556,6 +556,14 @@ def test_a_tenant_without_utf8() -> None:
         codec.encode_call({"tenant": "a\ud800"})
 
 
+def test_an_extra_body_in_a_body() -> None:
+    """It is sent as it is, so the bound in it bounds nothing, and no less is set aside for it."""
+    fields = {"model": "a/b", "max_tokens": 500, "extra_body": {"model": "c/d", "max_tokens": 1}}
+    body, settings = codec.encode_request({"messages": [UserMessage("a")], **fields})
+    assert {**json.loads(body), "messages": None} == {**fields, "messages": None}
+    assert (settings.model, settings.max_tokens) == ("a/b", 500)
+
+
 @pytest.mark.parametrize("kind", [PromptTokensDetails, CompletionTokensDetails, ServerToolUse])
 @pytest.mark.parametrize("count", [-1, 10**12])
 def test_every_count_that_no_request_has(kind: type[msgspec.Struct], count: int) -> None:
