@@ -54,6 +54,8 @@ class RedisAddress(Struct, frozen=True, kw_only=True):
 
 def parse_url(url: str) -> RedisAddress:
     """The address that `url` is; raises `ConfigError` that says what is wrong with it, without the password."""
+    if not isinstance(url, str):
+        raise ConfigError(f"redis: the URL must be a text, not a {type(url).__name__}")
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in {"redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel"}:
         raise ConfigError(f"redis: the URL must begin with {_FORMS}")

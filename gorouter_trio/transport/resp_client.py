@@ -116,10 +116,7 @@ class RedisClient:
         name: str = "gorouter-trio",
         seed: int | None = None,
     ) -> None:
-        if not timeout_s > 0:
-            raise ConfigError("redis: timeout_s must be above 0")
-        if not name.isascii() or not name.isprintable() or " " in name or not name:
-            raise ConfigError("redis: name must be printable ASCII without spaces")
+        _check_settings(timeout_s, name)
         self.address = parse_url(url)
         self._settings = RedisSettings(
             self.address, timeout_s=timeout_s, tls=tls, network=network, name=name, seed=seed
@@ -459,6 +456,13 @@ class Subscription:
             if kind in {b"message", b"pmessage"}:
                 self._messages.append(Published(item[-2], item[-1]))
         return confirmed
+
+
+def _check_settings(timeout_s: object, name: object) -> None:
+    if not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
+        raise ConfigError("redis: timeout_s must be above 0")
+    if not isinstance(name, str) or not name.isascii() or not name.isprintable() or " " in name or not name:
+        raise ConfigError("redis: name must be printable ASCII without spaces")
 
 
 def _check(args: tuple[Argument, ...]) -> None:

@@ -73,6 +73,22 @@ async def test_errors_keep_the_connection(redis, name):
 
 
 @pytest.mark.parametrize(
+    ("url", "settings", "named"),
+    [
+        (None, {}, "the URL must be a text"),
+        (b"redis://h", {}, "the URL must be a text"),
+        ("redis://h", {"timeout_s": "5"}, "timeout_s"),
+        ("redis://h", {"timeout_s": None}, "timeout_s"),
+        ("redis://h", {"name": None}, "name"),
+    ],
+)
+def test_settings_of_the_wrong_kind(url, settings, named):
+    """A variable that is not set gives None, and one that is a text: each is a ConfigError that says so."""
+    with pytest.raises(ConfigError, match=f"^redis: {named}"):
+        RedisClient(url, **settings)
+
+
+@pytest.mark.parametrize(
     "command",
     [
         *[("MULTI",), ("SELECT", 1), ("blpop", "a", 0), (b"SUBSCRIBE", "a"), ()],
