@@ -541,6 +541,7 @@ class Pool:
             if exchange.error is None:
                 raise
             exchange.error.add_note(f"and it was not sent again: {exc}")
+            exchange.error.maybe_billed = exchange.error.maybe_billed or exchange.state.maybe_billed
             raise exchange.error from None
         return call
 
