@@ -139,6 +139,27 @@ async def test_a_retry_that_is_not_paid_for_may_have_been_billed_before(autojump
         assert world.client.budget().client.spent_usd == 1
 
 
+@pytest.mark.parametrize("spend_slowly", ["chat", "stream", "row"])
+async def test_what_the_close_cuts_off_is_in_the_file(autojump_clock, tmp_path, spend_slowly):
+    """Requests of tasks that outlive the client were sent, and may have been billed: each has its row in the file."""
+    path = tmp_path / "ledger.jsonl"
+
+    async def spend(client: Any) -> None:
+        with pytest.raises(gr.PoolClosedError):
+            await {"chat": chat_without_bound, "stream": stream_without_bound, "row": row_without_bound}[spend_slowly](
+                client
+            )
+
+    async with (
+        trio.open_nursery() as nursery,
+        open_world(SimulatorConfig(latency_s=5.0), ledger=gr.LedgerConfig(path=path)) as world,
+    ):
+        nursery.start_soon(spend, world.client)
+        await trio.sleep(1)
+    with path.open("rb") as file:
+        assert [(row.state, row.maybe_billed) for row in gr.LedgerReader(file).rows()] == [("unreconciled", True)]
+
+
 LONG = "[[tokens 2000]]"  # at the simulator's price of this model more than twice what UNBOUNDED has
 UNBOUNDED: dict[str, Any] = {"model": "openai/gpt-4o-mini", "budget": gr.Budget(usd="0.0005"), **PRICED}
 
