@@ -565,6 +565,9 @@ class Pool:
         Raises what the function raises, and `ConfigError` for what is no key. A checkpoint if the function is one.
         """
         while self._has_provider:
+            if self._nursery is None:
+                # Asked now, an async function would give what nobody awaits.
+                raise PoolClosedError("the client is closed")
             changes = self._ring.changes
             given = self._ring.ask()
             if inspect.isawaitable(given):
