@@ -601,7 +601,7 @@ class Pool:
                 await ticket.wait()
                 break
             except _KeysChangedError:
-                continue
+                exchange.queue_wait_s += self.now() - ticket.queued_at
             finally:
                 # To the sending: a connection that had to be made was waited for as well.
                 exchange.queue_wait_s += max(ticket.started_at, ticket.sent_at) - ticket.queued_at
