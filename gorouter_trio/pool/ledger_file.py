@@ -74,6 +74,9 @@ class LedgerFile:
             await trio.to_thread.run_sync(self._append)
         except OSError as exc:
             raise ConfigError(f"ledger.path: {self.path}: {exc.strerror}") from exc
+        except ValueError:
+            # A name that no file can have: with a zero byte, or a surrogate.
+            raise ConfigError(f"ledger.path: must be the name of a file, not {str(self.path)!r}") from None
         task_status.started()
         try:
             while True:
