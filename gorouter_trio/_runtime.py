@@ -27,6 +27,7 @@ from ._turns.request import TurnEncoder
 from .config import DIRECT
 from .errors import ConfigError, PermissionDeniedError
 from .pool.accounting import Accounting, AccountingReports, AccountingService, open_accounting
+from .pool.ledger_file import open_ledger_file
 from .pool.refresh import remaining_usd
 from .pool.shared import SharedBackend, open_shared_limits
 from .pool.tracing import Tracers
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from .abc import HistoryStore
     from .config import ClientConfig
     from .network import Proxy, TlsConfig
+    from .pool.ledger import LedgerSink
     from .pool.shared import SharedLimits
     from .secret import Secret
     from .security.rules import Deny, Principal, ToolCheck
@@ -197,15 +199,16 @@ async def open_runtime(config: ClientConfig) -> AsyncIterator[Runtime]:
     """Run the pool with its accounting, the tools' supervisor, and the session actors above; `config` must be resolved.
 
     Leaving cancels the sessions and streams first, which save what they have, ends the plugins and the tools, then the
-    pool, and last what listens.
+    pool, and last what listens. What the end of the pool cuts off has its rows in the ledger's file.
     """
     wall, guard, store = config.seams.wall, guard_of(config.security), _store(config)
     origin = _origin(cast("str", config.base_url))
     async with (
         _open_bus() as bus,
         _open_shared(config) as shared,
+        open_ledger_file(config.ledger, report=_teller_of_failures(config, bus)) as sink,
         open_pool(config, _connector(config, origin), make_head=_head_maker(config, origin), shared=shared) as pool,
-        _open_accounting(config, services := _services(config, pool), bus) as accounting,
+        _open_accounting(config, services := _services(config, pool), bus, sink) as accounting,
         open_supervisor(config.tools, guard=guard, wall=wall) as tools,
         open_plugin_host(bus, wall=wall) as plugins,
         open_owners(config.sessions, seams=config.seams) as owners,
@@ -299,8 +302,12 @@ def _services(config: ClientConfig, pool: Pool) -> Services:
     )
 
 
+def _teller_of_failures(config: ClientConfig, bus: EventBus) -> Callable[[Exception], None]:
+    return lambda error: bus.emit(AccountingFailed(at_s=config.seams.wall(), error=error))
+
+
 def _open_accounting(
-    config: ClientConfig, services: Services, bus: EventBus
+    config: ClientConfig, services: Services, bus: EventBus, sink: LedgerSink | None
 ) -> AbstractAsyncContextManager[Accounting]:
     wall = config.seams.wall
 
@@ -322,9 +329,9 @@ def _open_accounting(
     reports = AccountingReports(
         prices=bus.emit,
         lost=lambda row: bus.emit(CostUnknown(at_s=wall(), row=row)),
-        error=lambda error: bus.emit(AccountingFailed(at_s=wall(), error=error)),
+        error=_teller_of_failures(config, bus),
     )
-    return open_accounting(config, AccountingService(models, generation, left_usd), reports=reports)
+    return open_accounting(config, AccountingService(models, generation, left_usd), reports=reports, sink=sink)
 
 
 @asynccontextmanager

@@ -413,6 +413,7 @@ class Client:
         `polls` times with growing pauses (about a minute with 10) and no longer than the total deadline. Raises
         `NotFoundError` after that, and as `models`.
         """
+        _check_count("polls", polls)
         return await self._services.generation(generation_id, polls=polls)
 
     async def embeddings(
@@ -560,8 +561,7 @@ class Client:
         At most so many `sessions` are listed, those that have waited longest first. One step, without I/O; it takes
         time for each session and worker, and nothing is kept for it while nobody asks.
         """
-        if sessions < 0:
-            raise ConfigError(f"sessions: must be a number of at least 0, not {sessions!r}")
+        _check_count("sessions", sessions)
         return inspect_runtime(self._runtime, sessions=sessions)
 
     def metrics_text(self) -> str:
@@ -694,6 +694,7 @@ class Client:
 
         Those of tenants, sessions and batches are there from their first request on. Takes time for each of them.
         """
+        _check_count("most", most)
         return self._runtime.accounting.gate.book.tightest(most)
 
     def price(self, model: str) -> Pricing | None:
@@ -713,8 +714,7 @@ class Client:
 
     def start_price_refresh(self, interval_s: float = 21_600.0) -> None:
         """Refresh prices now and then every `interval_s` seconds, in place of the interval before."""
-        if not interval_s > 0 or interval_s == float("inf"):
-            raise ConfigError(f"interval_s: must be more than zero and finite, not {interval_s!r}")
+        _check_interval("interval_s", interval_s)
         self._runtime.accounting.price_refresh.schedule.start(interval_s)
 
     def stop_price_refresh(self) -> None:
@@ -814,6 +814,16 @@ async def _own_batch(
     with accounting.local_batch() as name:
         async with open_named(settings=msgspec.structs.replace(settings, batch=name)) as results:
             yield results
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigError(f"{name}: must be a whole number of at least 0, not {value!r}")
+
+
+def _check_interval(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise ConfigError(f"{name}: must be a number of seconds, more than zero and finite, not {value!r}")
 
 
 def session_key(user: str, *, group: str | None = None) -> str:

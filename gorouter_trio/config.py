@@ -176,8 +176,12 @@ def _check_base_url(url: str, *, insecure_http: bool) -> None:
 
 
 def _check_socket_path(path: str) -> None:
+    try:
+        size = len(os.fsencode(path))
+    except UnicodeEncodeError:
+        size = 0
     # The kernel's own limit, with the byte that ends it (unix(7)).
-    if not path or len(os.fsencode(path)) > 107:
+    if not 0 < size <= 107:
         raise ConfigError(f"unix_socket: must be a path of 1 to 107 bytes, not {path!r}")
 
 

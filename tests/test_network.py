@@ -180,6 +180,7 @@ def test_who_wins() -> None:
     [
         ({"proxy": 5}, "proxy"), ({"tls": "x"}, "tls"), ({"tls": True}, "tls"), ({"unix_socket": 5}, "unix_socket"),
         ({"unix_socket": ""}, "unix_socket"), ({"unix_socket": "x" * 108}, "unix_socket"),
+        ({"unix_socket": "/run/\ud800"}, "unix_socket"),
         ({"unix_socket": "/x", "proxy": "http://h"}, "unix_socket"),
         ({"unix_socket": "/x", "transport": 1}, "unix_socket"),
         ({"unix_socket": "/x", "transport": []}, "unix_socket"),

@@ -19,7 +19,6 @@ from ..wire.mail import HttpCall
 from .budget import BudgetBook, Reservation, Spending
 from .budget_gate import BudgetGate
 from .ledger import BATCHES, Ledger, LedgerSink, Owner
-from .ledger_file import LedgerFile
 from .money import ZERO
 from .prices import TEXT_ONLY, PriceBook, PriceEvent, RequestShape, consumption_of
 from .reconcile import Reconciliation
@@ -278,17 +277,14 @@ async def open_accounting(
     tracker: CostTracker | None = None,
     sink: LedgerSink | None = None,
 ) -> AsyncIterator[Accounting]:
-    """The accounting of a client with its tasks: price refresh, lookups, the ledger's file, the credits' bound.
+    """The accounting of a client with its tasks: price refresh, lookups, the credits' bound.
 
-    A `sink` stands in for the file of the settings. Leaving ends the search for what was lost: rows that are
-    reconciling then are unreconciled, and are written as such. Raises `ConfigError` when the ledger's file cannot be
-    written.
+    Rows go to `sink` as well. Leaving ends the search for what was lost: rows that are reconciling then are
+    unreconciled, and are written as such. Attempts may still be entered after that, by requests that end with the pool,
+    so a sink has to outlive both.
     """
     rng = config.seams.random
     async with trio.open_nursery() as nursery:
-        if sink is None and config.ledger.path is not None:
-            sink = LedgerFile(config.ledger.path, report=reports.error)
-            await nursery.start(sink.run)
         accounting = Accounting(config, tracker=tracker, sink=sink, report=reports.error)
         accounting.price_refresh = PriceRefresh(
             accounting.prices, service.models, wall=config.seams.wall, rng=rng, report=reports.prices

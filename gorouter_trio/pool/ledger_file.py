@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -20,11 +21,12 @@ from ..errors import ConfigError, DecodeError
 from ..wire.codec import decode_ledger_row, encode_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
+    from ..config import LedgerConfig
     from ..wire.ledger import LedgerRow
 
-__all__ = ["LedgerFile", "LedgerReader"]
+__all__ = ["LedgerFile", "LedgerReader", "open_ledger_file"]
 
 _MOST_LINES: Final = 100_000
 _LINE_BYTES: Final = 400
@@ -72,6 +74,9 @@ class LedgerFile:
             await trio.to_thread.run_sync(self._append)
         except OSError as exc:
             raise ConfigError(f"ledger.path: {self.path}: {exc.strerror}") from exc
+        except ValueError:
+            # A name that no file can have: with a zero byte, or a surrogate.
+            raise ConfigError(f"ledger.path: must be the name of a file, not {str(self.path)!r}") from None
         task_status.started()
         try:
             while True:
@@ -119,6 +124,26 @@ class LedgerFile:
                     del self._unwritten[:count]
             finally:
                 os.close(descriptor)
+
+
+@asynccontextmanager
+async def open_ledger_file(
+    config: LedgerConfig, *, report: Callable[[Exception], None]
+) -> AsyncIterator[LedgerFile | None]:
+    """The file of the settings, with its task; None where they name none. Leaving writes what is left.
+
+    Raises `ConfigError` when the file cannot be written.
+    """
+    if config.path is None:
+        yield None
+        return
+    async with trio.open_nursery() as nursery:
+        file = LedgerFile(config.path, report=report)
+        await nursery.start(file.run)
+        try:
+            yield file
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 def _is_torn(path: Path) -> bool:

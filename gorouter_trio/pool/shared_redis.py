@@ -202,12 +202,13 @@ class RedisLimits:
         timeout_s: float = 5.0,
         tls: TlsConfig | ssl.SSLContext | None = None,
     ) -> None:
-        if not prefix or "{" in prefix or "}" in prefix or not prefix.isprintable():
-            raise ConfigError("prefix: must be a printable text without braces that is not empty")
-        if lost not in {"spent", "free"}:
+        _check_prefix(prefix)
+        # Not in a set: what is given need not be hashable.
+        if lost not in ("spent", "free"):
             raise ConfigError(f"lost: must be 'spent' or 'free', not {lost!r}")
-        if not _LOST_AFTER_S[0] <= lost_after_s <= _LOST_AFTER_S[1]:
-            raise ConfigError(f"lost_after_s: must be from 2 to 30, not {lost_after_s!r}")
+        _check_lost_after_s(lost_after_s)
+        if not isinstance(client, str) and not callable(getattr(client, "execute", None)):
+            raise ConfigError(f"client: must be a URL or have execute(*args), not a {type(client).__name__}")
         self._owns_client = isinstance(client, str)
         self._client: RedisClient | RedisExecutor = (
             RedisClient(client, timeout_s=timeout_s, tls=tls) if isinstance(client, str) else client
@@ -306,3 +307,14 @@ class RedisLimits:
         if isinstance(client, RedisClient):
             return await client.evaluate(script, keys=(key,), args=args)
         return await client.execute("EVAL", script.source, 1, key, *args)
+
+
+def _check_prefix(prefix: object) -> None:
+    if not isinstance(prefix, str) or not prefix or "{" in prefix or "}" in prefix or not prefix.isprintable():
+        raise ConfigError("prefix: must be a printable text without braces that is not empty")
+
+
+def _check_lost_after_s(seconds: object) -> None:
+    least_s, most_s = _LOST_AFTER_S
+    if not isinstance(seconds, (int, float)) or not least_s <= seconds <= most_s:
+        raise ConfigError(f"lost_after_s: must be from 2 to 30, not {seconds!r}")

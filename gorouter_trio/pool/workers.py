@@ -188,11 +188,10 @@ class Lease:
     that never waits and may be called twice.
     """
 
-    __slots__ = ("_connection", "_returned", "_waiting", "_worker", "exchange")
+    __slots__ = ("_connection", "_exchange", "_returned", "_waiting", "_worker")
 
     def __init__(self, worker: _Worker, connection: Connection) -> None:
-        # Set once the stream has begun: the attempt is over when the connection is back.
-        self.exchange: Exchange | None = None
+        self._exchange: Exchange | None = None
         self._worker = worker
         self._connection = connection
         self._returned = False
@@ -235,6 +234,13 @@ class Lease:
                 raise _too_late(worker.phase) from None
             raise
 
+    def begin(self, exchange: Exchange) -> None:
+        """The stream has begun: the attempt is over when the connection is back, which it may be already."""
+        if self._returned:
+            self._worker.pool.end_stream(exchange)
+        else:
+            self._exchange = exchange
+
     def give_back(self, *, reusable: bool) -> None:
         """Return the connection; not `reusable` closes it at once."""
         if not self._returned:
@@ -244,7 +250,7 @@ class Lease:
             if not reusable:
                 self._connection.close()
             self._waiting.set()
-            exchange, self.exchange = self.exchange, None
+            exchange, self._exchange = self._exchange, None
             if exchange is not None:
                 self._worker.pool.end_stream(exchange)
 
@@ -527,7 +533,7 @@ class Pool:
         except BaseException:
             lease.give_back(reusable=False)
             raise
-        lease.exchange = exchange
+        lease.begin(exchange)
         return result
 
     async def _reserve(self, accounting: Accounting, call: HttpCall, exchange: Exchange) -> HttpCall:
@@ -541,6 +547,7 @@ class Pool:
             if exchange.error is None:
                 raise
             exchange.error.add_note(f"and it was not sent again: {exc}")
+            exchange.error.maybe_billed = exchange.error.maybe_billed or exchange.state.maybe_billed
             raise exchange.error from None
         return call
 
@@ -564,6 +571,9 @@ class Pool:
         Raises what the function raises, and `ConfigError` for what is no key. A checkpoint if the function is one.
         """
         while self._has_provider:
+            if self._nursery is None:
+                # Asked now, an async function would give what nobody awaits.
+                raise PoolClosedError("the client is closed")
             changes = self._ring.changes
             given = self._ring.ask()
             if inspect.isawaitable(given):
@@ -591,7 +601,7 @@ class Pool:
                 await ticket.wait()
                 break
             except _KeysChangedError:
-                continue
+                exchange.queue_wait_s += self.now() - ticket.queued_at
             finally:
                 # To the sending: a connection that had to be made was waited for as well.
                 exchange.queue_wait_s += max(ticket.started_at, ticket.sent_at) - ticket.queued_at

@@ -284,3 +284,20 @@ async def test_tracker(autojump_clock):
         assert (before.snapshot().attempts, mine.snapshot().attempts) == (1, 2)
         with pytest.raises(gr.ConfigError, match=r"tracker: .*add"):
             world.client.set_cost_tracker(object())  # type: ignore[arg-type]  # on purpose
+
+
+@pytest.mark.parametrize("wrong", ["60", None, True, [], -1, 0.5])
+async def test_numbers_of_the_wrong_kind(autojump_clock, wrong):
+    """What is no number of rows or of tries, or no time, is refused by name before anything is done."""
+    async with open_world(answer=replies(YES)) as world:
+        client = world.client
+        with pytest.raises(gr.ConfigError, match="most"):
+            client.budgets(most=wrong)
+        with pytest.raises(gr.ConfigError, match="sessions"):
+            client.inspect(sessions=wrong)
+        with pytest.raises(gr.ConfigError, match="polls"):
+            await client.generation("gen-1", polls=wrong)
+        if wrong != 0.5:
+            with pytest.raises(gr.ConfigError, match="interval_s"):
+                client.start_price_refresh(wrong)
+    assert not world.sent

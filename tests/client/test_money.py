@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 from call_forms import add
-from worlds import World, open_world
+from worlds import World, errors, open_world
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
@@ -122,6 +122,42 @@ async def test_a_dollar_is_used_and_not_overshot(autojump_clock, seed, record_pr
     assert account.overrun_usd == 0
     assert charged <= account.spent_usd <= 1
     assert account.spent_usd >= D("0.95")
+
+
+async def test_a_retry_that_is_not_paid_for_may_have_been_billed_before(autojump_clock):
+    """What counts as spent is told in the error, and no fallback is asked, which would be paid for as well."""
+    own = {"a/dear": {"prompt": "0", "completion": "0.001"}, "b/cheap": {"prompt": "0", "completion": "0.0001"}}
+    async with open_world(
+        answer=errors(504),
+        budget=gr.Budget(usd="1.5"),
+        prices=gr.PricePolicy(own=own, on_start=False, refresh_s=None),
+        ledger=gr.LedgerConfig(lookups=0),
+    ) as world:
+        with pytest.raises(gr.ProviderError) as raised:
+            await world.client.chat("Hi", model="a/dear", fallbacks=["b/cheap"], max_tokens=1000)
+        assert (raised.value.attempts, raised.value.maybe_billed, len(world.sent)) == (1, True, 1)
+        assert world.client.budget().client.spent_usd == 1
+
+
+@pytest.mark.parametrize("spend_slowly", ["chat", "stream", "row"])
+async def test_what_the_close_cuts_off_is_in_the_file(autojump_clock, tmp_path, spend_slowly):
+    """Requests of tasks that outlive the client were sent, and may have been billed: each has its row in the file."""
+    path = tmp_path / "ledger.jsonl"
+
+    async def spend(client: Any) -> None:
+        with pytest.raises(gr.PoolClosedError):
+            await {"chat": chat_without_bound, "stream": stream_without_bound, "row": row_without_bound}[spend_slowly](
+                client
+            )
+
+    async with (
+        trio.open_nursery() as nursery,
+        open_world(SimulatorConfig(latency_s=5.0), ledger=gr.LedgerConfig(path=path)) as world,
+    ):
+        nursery.start_soon(spend, world.client)
+        await trio.sleep(1)
+    with path.open("rb") as file:
+        assert [(row.state, row.maybe_billed) for row in gr.LedgerReader(file).rows()] == [("unreconciled", True)]
 
 
 LONG = "[[tokens 2000]]"  # at the simulator's price of this model more than twice what UNBOUNDED has

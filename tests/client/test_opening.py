@@ -224,3 +224,11 @@ async def test_tls_context_is_taken():
     """An `ssl.SSLContext` is a setting; nothing else is."""
     async with gr.open_client(api_key="sk-x", tls=ssl.create_default_context()) as client:
         assert client.statistics().connections == 0
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b"])
+async def test_a_ledger_whose_name_no_file_can_have(autojump_clock, tmp_path, name):
+    """It is refused as other settings are, and not by what opens files."""
+    with pytest.raises(gr.ConfigError, match=r"ledger\.path: must be the name of a file"):
+        async with open_quiet_client(api_key="k", ledger=gr.LedgerConfig(path=str(tmp_path / name))):
+            pass

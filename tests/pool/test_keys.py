@@ -351,6 +351,26 @@ async def test_keys_are_exchanged_for_a_function(autojump_clock: trio.testing.Mo
         assert Counter(keys_of(place.network)) == {"a": 1, "b": 1, "new": 2}
 
 
+async def test_the_wait_before_a_change_of_keys_counts(autojump_clock: trio.testing.MockClock) -> None:
+    """Who waits in the queue until the keys change, and goes with a new one then, has waited until then."""
+    go, waits = trio.Event(), []
+
+    async def ask(place: Place) -> None:
+        waits.append((await place.ask(model="m")).exchange.queue_wait_s)
+
+    limits = PoolLimits(adaptive_from=1)
+    async with (
+        open_place(held_back(go), api_key=lambda: "old", pool=limits) as place,
+        trio.open_nursery() as nursery,
+    ):
+        for _ in range(2):
+            nursery.start_soon(ask, place)
+        await trio.sleep(10)
+        place.pool.change_keys(ClientConfig(api_key=lambda: "old", base_url="http://localhost", pool=limits))
+        go.set()
+    assert sorted(waits) == [0, 10]
+
+
 async def test_a_key_that_waits_keeps_no_other(autojump_clock: trio.testing.MockClock) -> None:
     """With a function, the requests of one key wait for it, and those of another one go, for whatever model."""
     given = ["slow"]

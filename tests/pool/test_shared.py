@@ -190,6 +190,17 @@ async def test_a_look_at_a_budget(lost, spent):
         RedisLimits(shared_redis().url, lost_after_s=1.0)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("client", None), ("client", 6379), ("prefix", 1), ("prefix", None), ("lost", []), ("lost_after_s", "5")],
+)
+def test_settings_of_the_wrong_kind(name: str, value: object) -> None:
+    """They are refused by name at once: with a client that is none, every request would wait until its deadline."""
+    settings: dict[str, Any] = {"client": "redis://localhost", name: value}
+    with pytest.raises(gr.ConfigError, match=f"{name}: must be"):
+        RedisLimits(**settings)
+
+
 # Pools
 
 

@@ -39,6 +39,7 @@ from gorouter_trio.errors import (
     RateLimitError,
     StreamBrokenError,
 )
+from gorouter_trio.pool.attempts import AttemptRecord
 from gorouter_trio.pool.streams import begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, open_pool
 from gorouter_trio.transport.connector import connector
@@ -497,6 +498,27 @@ async def test_a_consumer_that_stops_reading_stops_the_server(no_leaks) -> None:
         assert sent > before
         reader.close()  # type: ignore[attr-defined]
     await listener.aclose()
+
+
+async def test_a_stream_that_begins_as_the_pool_ends_has_its_record(autojump_clock: trio.testing.MockClock) -> None:
+    """Its connection is taken back before it is the consumer's; what was sent may be charged all the same."""
+    begun, is_over = trio.Event(), trio.Event()
+    records: list[AttemptRecord] = []
+
+    async def begin(_exchange: Exchange, _lease: Lease) -> str:
+        begun.set()
+        await is_over.wait()
+        return "begun"
+
+    async def ask(place: Place) -> None:
+        assert await place.pool.request_stream(HttpCall(streaming=True), begin) == "begun"
+
+    async with trio.open_nursery() as nursery:
+        async with open_place(answering(lambda r: stream(*WHOLE)), on_attempt=records.append) as place:
+            nursery.start_soon(ask, place)
+            await begun.wait()
+        is_over.set()
+    assert [(record.status, record.cancelled, record.maybe_billed) for record in records] == [(200, True, True)]
 
 
 async def test_no_read_ahead_and_no_waiting_with_data(autojump_clock: trio.testing.MockClock) -> None:

@@ -742,6 +742,24 @@ async def test_what_comes_before_the_queue_has_an_end(autojump_clock: trio.testi
         assert [type(error) for error in errors] == [DeadlineExceededError, PoolClosedError]
 
 
+async def test_a_closed_client_asks_for_no_key() -> None:
+    """The function is not called, so that nothing of it is left unawaited."""
+    asked = []
+
+    async def gives() -> str:
+        return "sk-test"
+
+    def ask() -> object:
+        asked.append(True)
+        return gives()
+
+    async with open_place(answering(lambda r: chat()), api_key=ask) as place:
+        await place.ask()
+    with pytest.raises(PoolClosedError):
+        await place.ask()
+    assert len(asked) == 1
+
+
 # --- refusals whose body does not come --------------------------------------------------------------------------------
 
 SPOILED = {

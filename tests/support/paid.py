@@ -25,6 +25,7 @@ from gorouter_trio.pool.accounting import (
 )
 from gorouter_trio.pool.budget import Reservation
 from gorouter_trio.pool.ledger import Owner
+from gorouter_trio.pool.ledger_file import open_ledger_file
 from gorouter_trio.pool.prices import PriceEvent
 from gorouter_trio.pool.streams import ChatReader, begin_reading
 from gorouter_trio.pool.workers import Exchange, Lease, Pool, open_pool
@@ -197,12 +198,16 @@ async def open_paid(simulator: Simulator, *, remaining: str | None = None, **fie
     limits = ConnectionLimits(max_header_bytes=65536, max_body_bytes=2**26)
     async with open_simulated_network(simulator) as network:
         made = connector(ORIGIN, transport=network, tls=None, limits=limits)
-        async with open_pool(config, made, make_head=_make_head) as pool:
-            place = Paid(pool, Accounting(config), simulator)
+        errors: list[Exception] = []
+        async with (
+            open_ledger_file(config.ledger, report=errors.append) as sink,
+            open_pool(config, made, make_head=_make_head) as pool,
+        ):
+            place = Paid(pool, Accounting(config), simulator, errors=errors)
             place.left_usd = None if remaining is None else Decimal(remaining)
             service = AccountingService(place.models, place.generation, place.remaining_usd)
             reports = AccountingReports(place.prices.append, place.lost.append, place.errors.append)
-            async with open_accounting(config, service, reports=reports) as place.accounting:
+            async with open_accounting(config, service, reports=reports, sink=sink) as place.accounting:
                 yield place
 
 
