@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, ParamSpec, TypeAlias,
 
 from msgspec import UNSET, Struct
 
+from .._callables import is_async
 from ..errors import ConfigError
 from ..security.rules import ToolRules
 from ..wire.codec import encode_json
@@ -335,12 +336,12 @@ def _checked_limit(setting: str, value: object, *, tool: str, least: int = 1) ->
 
 
 def _checked_isolation(isolation: object, function: Callable[..., object], *, tool: str) -> Isolation:
-    is_async = _is_async(function)
+    runs_in_task = is_async(function)
     if isolation is None:
-        return "task" if is_async else "thread"
+        return "task" if runs_in_task else "thread"
     if isolation not in _CHOICES:
         raise ConfigError(f"tool {tool}: isolation must be one of {', '.join(_CHOICES)}, not {isolation!r}")
-    if isolation != "process" and (isolation == "task") != is_async:
+    if isolation != "process" and (isolation == "task") != runs_in_task:
         raise ConfigError(f"tool {tool}: an async function runs in a task, a sync one in a thread, either in a process")
     if isolation == "process" and ("<" in getattr(function, "__qualname__", "<") or _module_of(function) == "__main__"):
         raise ConfigError(
@@ -348,10 +349,6 @@ def _checked_isolation(isolation: object, function: Callable[..., object], *, to
             "not one of __main__, a closure, a lambda or a method of an object"
         )
     return isolation
-
-
-def _is_async(function: Callable[..., object]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not whether it can be called, but how
 
 
 def _names_context(function: Callable[..., object]) -> bool:
