@@ -241,9 +241,11 @@ class ToolSet:
         self._tools: dict[str, AnyTool] = {}
         self._definitions: dict[str, FunctionTool | ServerTool | Mapping[str, object]] = {}
         taken: dict[str, str] = {}
+        if not isinstance(cast("object", tools), Iterable):
+            raise ConfigError(f"tools: must be a list of tools, not a {type(tools).__name__}")
         for source in tools:
             self._add(_checked_source(source), taken)
-        self.encoded = encode_json(list(self._definitions.values()))
+        self.encoded = _encoded(self._definitions)
         """The value of a request's `tools`, as JSON."""
 
     def _add(self, source: AnyTool | FunctionTool | ServerTool | Mapping[str, object], taken: dict[str, str]) -> None:
@@ -312,7 +314,9 @@ def _checked_name(name: object, function: object) -> str:
     return name
 
 
-def _checked_aliases(aliases: Iterable[str], name: str) -> tuple[str, ...]:
+def _checked_aliases(aliases: object, name: str) -> tuple[str, ...]:
+    if not isinstance(aliases, Iterable):
+        raise ConfigError(f"tool {name}: aliases must be other names, each once, not {aliases!r}")
     found: tuple[object, ...] = (aliases,) if isinstance(aliases, str) else tuple(aliases)
     if not all(isinstance(alias, str) and alias for alias in found) or len({name, *found}) <= len(found):
         raise ConfigError(f"tool {name}: aliases must be other names, each once, not {found!r}")
@@ -329,7 +333,9 @@ def _checked_limit(setting: str, value: object, *, tool: str, least: int = 1) ->
     if value is None:
         return None
     kinds = (int, float) if setting.endswith("_s") else int
-    right = isinstance(value, kinds) and not isinstance(value, bool) and least <= cast("float", value) < float("inf")
+    right = (
+        isinstance(value, kinds) and not isinstance(value, bool) and least <= cast("float", value) <= sys.float_info.max
+    )
     if not right or value == 0:
         raise ConfigError(f"tool {tool}: {setting} must be a number above 0, not {value!r}")
     return cast("float", value)
@@ -374,6 +380,13 @@ def _check_importable(tool: AnyTool) -> None:
             f"tool {tool.name}: a tool in a process must be importable, and {_module_of(function)}."
             f"{getattr(function, '__qualname__', '')} is something else"
         )
+
+
+def _encoded(definitions: Mapping[str, object]) -> bytes:
+    try:
+        return encode_json(list(definitions.values()))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"tools: a definition cannot be written as JSON: {exc}") from exc
 
 
 def _schema_check(parameters: Mapping[str, object], name: str) -> SchemaCheck:
