@@ -939,6 +939,24 @@ async def test_progress_from_a_thread() -> None:
     assert isinstance(bench.events[-1], ToolFinished)
 
 
+async def test_progress_that_is_no_text() -> None:
+    """What a tool in a thread tells is made a text there: one that cannot be is that tool's failure alone."""
+
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("not today")
+
+    def work(ctx: gr.ToolContext) -> str:
+        ctx.progress(Odd())  # type: ignore[arg-type]  # on purpose
+        return "done"
+
+    async with open_bench(work, echo) as bench:
+        row = await bench.one(call("work"))
+        assert (await bench.one(call("echo", text="on"))).text == "on"
+    assert row.error is not None
+    assert (row.status, row.error.message) == ("error_execution", "not today")
+
+
 async def test_broken_listener(autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture) -> None:
     """A listener that raises is logged and changes nothing."""
 
