@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-__all__ = ["can_take"]
+__all__ = ["can_take", "is_async"]
 
 
 def can_take(function: object, count: int) -> bool:
@@ -20,3 +20,9 @@ def can_take(function: object, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def is_async(function: object) -> bool:
+    """Whether `function` is an async one, or an object that is called like one."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - not whether it can be called, but how
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)

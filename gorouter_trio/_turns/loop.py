@@ -191,9 +191,9 @@ class _Turn:
         request = self._journal.request()
         if self._change is not None:
             request = self._change.applied(request)
-        if self._asked_again:
-            return request.with_more(self._asked_again).with_purpose("reask")
-        return request.free_to_answer().with_purpose("tool_round") if rounds.rounds_made else request
+        if rounds.rounds_made:
+            request = request.free_to_answer().with_purpose("tool_round")
+        return request.with_more(self._asked_again).with_purpose("reask") if self._asked_again else request
 
     # Tools
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import trio
 from msgspec import Struct
 
-from .._callables import can_take
+from .._callables import can_take, is_async
 from .._contain import contain, contain_sync
 from ..errors import ConfigError, ExtensionError
 from ..wire.ledger import LedgerRow
@@ -104,11 +104,11 @@ class BillingPlugin:
     ) -> None:
         if not can_take(reporter, 1):
             raise ConfigError(f"billing: reporter must be a function of a report, not {reporter!r}")
-        if on_error is not None and (not can_take(on_error, 2) or inspect.iscoroutinefunction(on_error)):
+        if on_error is not None and (not can_take(on_error, 2) or is_async(on_error)):
             raise ConfigError(f"billing: on_error must be a plain function of (error, report), not {on_error!r}")
         if mode not in {"queue", "thread", "inline"}:
             raise ConfigError(f"billing: mode must be queue, thread or inline, not {mode!r}")
-        if mode != "queue" and inspect.iscoroutinefunction(reporter):
+        if mode != "queue" and is_async(reporter):
             raise ConfigError(
                 f"billing: an async reporter takes its reports from the queue; mode={mode!r} is for others"
             )

@@ -77,7 +77,8 @@ class ToolRegistryPlugin:
             return
         ours = self._tools if self._provider is None else await self._provided(self._provider, context, state)
         if self._mode == "override":
-            state.tools = ours
+            if len(ours) or len(theirs):
+                state.tools = ours
         elif len(ours):
             state.tools = theirs.merged(ours) if len(theirs) else ours
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 from ..errors import SecurityConfigError
 
@@ -18,6 +18,7 @@ __all__ = [
     "check_names",
     "check_seconds",
     "frozen_mapping",
+    "is_finite",
 ]
 
 T = TypeVar("T")
@@ -55,11 +56,19 @@ def check_count(place: str, value: object, *, least: int, most: int) -> None:
 
 def check_seconds(place: str, value: object, *, most: float, zero: bool = False) -> None:
     """A duration above zero, or from zero on, up to `most` seconds."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not is_finite(value):
         raise SecurityConfigError(f"{place}: must be a number of seconds, not {value!r}")
     if not (value >= 0 if zero else value > 0) or value > most:
         least = "from 0" if zero else "more than 0"
         raise SecurityConfigError(f"{place}: must be {least} and at most {most:g} seconds, not {value!r}")
+
+
+def is_finite(value: object) -> TypeGuard[float]:
+    """Whether it is a number that a float can be; a bool is none."""
+    # Compared, since `math.isfinite` raises for an int that no float can be.
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max
 
 
 def check_choice(place: str, value: object, choices: Sequence[str]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -20,6 +19,7 @@ from msgspec import Struct
 from .._contain import contain_sync
 from ..config import Secret
 from ..errors import AuthenticationRequiredError, InvalidTokenError, SecurityConfigError, SecurityError
+from ._checks import check_kind, is_finite
 from .arguments import ArgumentChecker, Finding
 from .auth import Digests, Refused, TokenCache, Verdict, Vouched, Voucher, with_credential
 from .config import ApiKeyAuth, DangerousArguments, JwtAuth, SecurityConfig
@@ -178,7 +178,7 @@ class SecurityManager:
         if not isinstance(auth, JwtAuth):
             raise SecurityConfigError("auth: only a JwtAuth can create access tokens")
         ttl_s = auth.token_ttl_s if ttl_s is None else ttl_s
-        if not (math.isfinite(ttl_s) and 1 <= ttl_s <= _MAX_TTL_S):
+        if not (is_finite(ttl_s) and 1 <= ttl_s <= _MAX_TTL_S):
             raise SecurityError(f"ttl_s: must be 1 second to ten years, not {ttl_s!r}")
         claims: dict[str, object] = {"iat": int(wall), "exp": int(wall + ttl_s)}
         claims |= {"aud": auth.audience} if auth.audience is not None else {}
@@ -285,7 +285,7 @@ class SecurityManager:
         authenticate anew, except by an API key that is still there for the same principal. Counted calls stay counted.
         """
         old = self._state
-        new = old.config if config is None else config
+        new = old.config if config is None else check_kind("config", config, SecurityConfig)
         if fields:
             unknown = fields.keys() - set(new.__struct_fields__)
             if unknown:

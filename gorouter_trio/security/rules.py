@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias
@@ -11,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import SecurityConfigError
-from ._checks import check_count, check_name, check_names, check_seconds
+from ._checks import check_count, check_name, check_names, check_seconds, is_finite
 
 if TYPE_CHECKING:
     from ..config import Secret
@@ -100,7 +99,7 @@ class Principal(Struct, frozen=True, kw_only=True):
         for field in ("roles", "scopes"):
             names = frozenset(check_names(f"principal.{field}", getattr(self, field)))
             msgspec.structs.force_setattr(self, field, names)
-        if self.expires_at_s is not None and not _is_time(self.expires_at_s):
+        if self.expires_at_s is not None and not is_finite(self.expires_at_s):
             raise SecurityConfigError(f"principal.expires_at_s: must be a time, not {self.expires_at_s!r}")
 
     def __repr__(self) -> str:
@@ -172,7 +171,3 @@ class Authenticator(Protocol):
         `source` is where the attempt came from, such as an address; failed attempts are counted by it. Raises
         `InvalidTokenError`, or `AuthenticationRequiredError` where there is no token and one is required.
         """
-
-
-def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from typing import Final, NoReturn, cast
 
 __all__ = ["ArgumentsError", "canonical_json", "digest_of", "parse_arguments"]
@@ -83,8 +84,9 @@ def _check_depth(text: str) -> None:
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _value in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        # In one go: a model can write tens of thousands of names.
+        times = Counter(name for name, _value in pairs)
+        twice = next(name for name, count in times.items() if count > 1)
         raise ArgumentsError(f"the arguments name {twice[:100]!r} twice in one object")
     return found
 

@@ -13,7 +13,7 @@ from ..errors import ToolError
 from ..wire.codec import encode_json
 from ..wire.messages import FunctionCall, ToolCall, ToolMessage
 from ..wire.toolcalls import ToolCallError, ToolCallReport, ToolStatus
-from .results import EncodedResult, ResultError, cut_text
+from .results import EncodedResult, ResultError, cut_text, sendable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -161,18 +161,18 @@ def _error_json(ending: Ending, told: str) -> bytes:
 def _said(error: BaseException) -> str:
     """What an exception says, as far as it can be made to."""
     said = outcome.capture(str, error)
-    return said.value if isinstance(said, outcome.Value) else "an exception that cannot be shown"
+    return sendable(said.value) if isinstance(said, outcome.Value) else "an exception that cannot be shown"
 
 
 def _traceback_of(error: BaseException) -> str:
     lines = outcome.capture(traceback.format_exception, error)
-    return "".join(lines.value)[-_MAX_TRACEBACK:] if isinstance(lines, outcome.Value) else ""
+    return sendable("".join(lines.value)[-_MAX_TRACEBACK:]) if isinstance(lines, outcome.Value) else ""
 
 
 def _plain(details: dict[str, object]) -> Mapping[str, object]:
     """Details that can be stored: what is no JSON is told by its kind."""
     return {
-        key: value if isinstance(outcome.capture(encode_json, value), outcome.Value) else type(value).__name__
+        sendable(key): value if isinstance(outcome.capture(encode_json, value), outcome.Value) else type(value).__name__
         for key, value in details.items()
     }
 

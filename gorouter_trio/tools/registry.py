@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Generic, Literal, ParamSpec, TypeAlias,
 
 from msgspec import UNSET, Struct
 
+from .._callables import is_async
 from ..errors import ConfigError
 from ..security.rules import ToolRules
 from ..wire.codec import encode_json
@@ -240,9 +241,11 @@ class ToolSet:
         self._tools: dict[str, AnyTool] = {}
         self._definitions: dict[str, FunctionTool | ServerTool | Mapping[str, object]] = {}
         taken: dict[str, str] = {}
+        if not isinstance(cast("object", tools), Iterable):
+            raise ConfigError(f"tools: must be a list of tools, not a {type(tools).__name__}")
         for source in tools:
             self._add(_checked_source(source), taken)
-        self.encoded = encode_json(list(self._definitions.values()))
+        self.encoded = _encoded(self._definitions)
         """The value of a request's `tools`, as JSON."""
 
     def _add(self, source: AnyTool | FunctionTool | ServerTool | Mapping[str, object], taken: dict[str, str]) -> None:
@@ -311,7 +314,9 @@ def _checked_name(name: object, function: object) -> str:
     return name
 
 
-def _checked_aliases(aliases: Iterable[str], name: str) -> tuple[str, ...]:
+def _checked_aliases(aliases: object, name: str) -> tuple[str, ...]:
+    if not isinstance(aliases, Iterable):
+        raise ConfigError(f"tool {name}: aliases must be other names, each once, not {aliases!r}")
     found: tuple[object, ...] = (aliases,) if isinstance(aliases, str) else tuple(aliases)
     if not all(isinstance(alias, str) and alias for alias in found) or len({name, *found}) <= len(found):
         raise ConfigError(f"tool {name}: aliases must be other names, each once, not {found!r}")
@@ -328,19 +333,21 @@ def _checked_limit(setting: str, value: object, *, tool: str, least: int = 1) ->
     if value is None:
         return None
     kinds = (int, float) if setting.endswith("_s") else int
-    right = isinstance(value, kinds) and not isinstance(value, bool) and least <= cast("float", value) < float("inf")
+    right = (
+        isinstance(value, kinds) and not isinstance(value, bool) and least <= cast("float", value) <= sys.float_info.max
+    )
     if not right or value == 0:
         raise ConfigError(f"tool {tool}: {setting} must be a number above 0, not {value!r}")
     return cast("float", value)
 
 
 def _checked_isolation(isolation: object, function: Callable[..., object], *, tool: str) -> Isolation:
-    is_async = _is_async(function)
+    runs_in_task = is_async(function)
     if isolation is None:
-        return "task" if is_async else "thread"
+        return "task" if runs_in_task else "thread"
     if isolation not in _CHOICES:
         raise ConfigError(f"tool {tool}: isolation must be one of {', '.join(_CHOICES)}, not {isolation!r}")
-    if isolation != "process" and (isolation == "task") != is_async:
+    if isolation != "process" and (isolation == "task") != runs_in_task:
         raise ConfigError(f"tool {tool}: an async function runs in a task, a sync one in a thread, either in a process")
     if isolation == "process" and ("<" in getattr(function, "__qualname__", "<") or _module_of(function) == "__main__"):
         raise ConfigError(
@@ -348,10 +355,6 @@ def _checked_isolation(isolation: object, function: Callable[..., object], *, to
             "not one of __main__, a closure, a lambda or a method of an object"
         )
     return isolation
-
-
-def _is_async(function: Callable[..., object]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004 - not whether it can be called, but how
 
 
 def _names_context(function: Callable[..., object]) -> bool:
@@ -377,6 +380,13 @@ def _check_importable(tool: AnyTool) -> None:
             f"tool {tool.name}: a tool in a process must be importable, and {_module_of(function)}."
             f"{getattr(function, '__qualname__', '')} is something else"
         )
+
+
+def _encoded(definitions: Mapping[str, object]) -> bytes:
+    try:
+        return encode_json(list(definitions.values()))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise ConfigError(f"tools: a definition cannot be written as JSON: {exc}") from exc
 
 
 def _schema_check(parameters: Mapping[str, object], name: str) -> SchemaCheck:

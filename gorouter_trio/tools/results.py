@@ -22,7 +22,7 @@ from ..wire.schema import to_json_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["EncodedResult", "ResultError", "cut_text", "encode_result"]
+__all__ = ["EncodedResult", "ResultError", "cut_text", "encode_result", "sendable"]
 
 _MAX_DEPTH: Final = 100
 _NODE_BYTES: Final = 2
@@ -76,6 +76,11 @@ def cut_text(text: str, max_bytes: int) -> tuple[str, bool]:
         if len(data) <= max_bytes:
             return data.decode(), False
     return _cut(text[: max_bytes + 1], max_bytes), True
+
+
+def sendable(text: str) -> str:
+    """`text` with question marks in place of halves of surrogate pairs, as names of files may have them."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _cut(text: str, max_bytes: int) -> str:

@@ -46,7 +46,7 @@ from .outcomes import (
     make_outcome,
     unique_calls,
 )
-from .results import EncodedResult, encode_result
+from .results import EncodedResult, encode_result, sendable
 from .statistics import ToolCallStatistics, ToolStatistics
 from .threads import ThreadPool, TooManyThreadsError
 from .turn import ApprovalRequest, ToolTurn
@@ -769,11 +769,13 @@ class _Job:
         if self.is_settled or self._progress > _MAX_PROGRESS:
             return
         share = fraction if isinstance(fraction, (int, float)) and 0 <= fraction <= 1 else None
-        text = str(message)[:_MAX_PROGRESS_TEXT]
+        text = sendable(message[:_MAX_PROGRESS_TEXT])
         self._round.tell(ToolProgress(self.call.id, self.call.function.name, text, share))
 
     def _report(self, message: str, fraction: float | None) -> None:
         """The same from any thread."""
+        # Here, where an error is the tool's own: on the loop it would end the whole program.
+        message = str(message)[:_MAX_PROGRESS_TEXT]
         if trio.lowlevel.in_trio_run():
             self.tell_progress(message, fraction)
             return

@@ -39,7 +39,7 @@ from .arguments import ArgumentsError
 from .context import ToolContext
 from .frames import HEAD, ChildError, ChildProgress, ChildRequest
 from .registry import AnyTool, Tool
-from .results import EncodedResult, ResultError, encode_result
+from .results import EncodedResult, ResultError, encode_result, sendable
 
 __all__ = ["serve_forks"]
 
@@ -177,7 +177,7 @@ def _context(request: ChildRequest, send: _Send) -> ToolContext:
 
 
 def _report(send: _Send, message: str, fraction: float | None) -> None:
-    send(b"P", ChildProgress(str(message)[:1024], fraction))
+    send(b"P", ChildProgress(sendable(str(message)[:1024]), fraction))
 
 
 _clock: Final = time.perf_counter
@@ -192,10 +192,10 @@ def _error_of(error: BaseException) -> ChildError:
     details = error.details if isinstance(error, ToolError) else {}
     return ChildError(
         type=type(error).__name__[:200],
-        message=said.value[:_MAX_TEXT] if isinstance(said, outcome.Value) else "",
-        traceback="".join(lines.value)[-_MAX_TEXT:] if isinstance(lines, outcome.Value) else "",
+        message=sendable(said.value[:_MAX_TEXT]) if isinstance(said, outcome.Value) else "",
+        traceback=sendable("".join(lines.value)[-_MAX_TEXT:]) if isinstance(lines, outcome.Value) else "",
         for_model=for_model,
-        details={str(key): _plain(value) for key, value in details.items()},
+        details={sendable(str(key)): _plain(value) for key, value in details.items()},
     )
 
 

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from call_forms import add
 from histories import check_history
-from worlds import errors, open_world, there
+from worlds import completion, errors, open_world, replies, there
 
 import gorouter_trio as gr
 from gorouter_trio.transport.http_server import ServerReply, ServerRequest
@@ -102,6 +102,18 @@ async def test_a_call_that_is_forced_is_forced_once(way, choice, autojump_clock)
         choices = [sent.body["tool_choice"] for sent in world.sent]
     assert choices == ([choice] if choice == "none" else [choice, "auto"])
     assert result.text
+
+
+@pytest.mark.parametrize("way", ["chat", "client.ask", "session.ask"])
+async def test_a_call_that_is_forced_is_not_forced_when_asked_again(way, autojump_clock):
+    """A model that has called its tool and answers in a wrong form is asked for the form, not made to call again."""
+    answers = replies(completion(None, tool_calls=[("c1", "add")]), completion("3"), completion('{"total":3}'))
+    async with open_world(answer=answers) as world:
+        asked = {"tools": [add], "tool_choice": "required", "response_type": Sum}
+        result = await take(world.client, way, "What is one and two?", **asked)
+        choices = [sent.body["tool_choice"] for sent in world.sent]
+    assert result.value == Sum(3)
+    assert choices == ["required", "auto", "auto"]
 
 
 class Veto(gr.GorouterError):

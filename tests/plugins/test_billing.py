@@ -143,6 +143,13 @@ async def test_a_cost_that_is_found_later(autojump_clock):
         assert (update.row.run, update.row.row) == (first.row.run, first.row.row)
 
 
+class Later:
+    """An object that is called like an async function."""
+
+    async def __call__(self, *_args: object) -> None:
+        """Take anything."""
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
@@ -150,6 +157,9 @@ async def test_a_cost_that_is_found_later(autojump_clock):
         ({"reporter": lambda: None}, "reporter"),
         ({"on_error": "x"}, "on_error"),
         ({"on_error": lambda error: None}, "on_error"),
+        ({"on_error": Later()}, "on_error"),
+        ({"reporter": Later(), "mode": "inline"}, "an async reporter"),
+        ({"reporter": Later(), "mode": "thread"}, "an async reporter"),
         ({"mode": "later"}, "mode"),
         ({"queue": 0}, "queue"),
         ({"drain_s": -1}, "drain_s"),

@@ -110,6 +110,15 @@ async def test_a_provider(autojump_clock):
     assert [names(sent) for sent in world.sent] == [["ours"], []]
 
 
+@pytest.mark.parametrize("mode", ["override", "merge", "if_empty"])
+async def test_no_tools_for_a_chat_without(mode, autojump_clock):
+    """Where neither the chat nor the plugin has any, the request speaks of none."""
+    plugin = ToolRegistryPlugin(lambda _context, _state: [], mode=mode)
+    async with open_world(answer=replies(YES), plugins=[plugin]) as world:
+        await world.client.chat("1")
+    assert "tools" not in world.sent[0].body
+
+
 async def test_it_goes_with_its_tools(autojump_clock):
     """After the plugin has ended, chats have their own tools only."""
     async with open_world(answer=replies(YES)) as world:

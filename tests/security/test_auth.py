@@ -367,6 +367,15 @@ async def test_exchanging_a_secret() -> None:
     assert manager.verify(held, wall=WALL) is not None
 
 
+@pytest.mark.parametrize("config", [5, {"default_policy": "allow-all"}])
+async def test_what_is_no_configuration(config) -> None:
+    """It is refused as such, and the one that is there stays."""
+    manager = managed(keys())
+    with pytest.raises(gr.SecurityConfigError, match="config: must be a SecurityConfig"):
+        manager.update_config(config)
+    assert (await who(manager, KEY)).id == "ada"
+
+
 async def test_credentials_cannot_be_made_up() -> None:
     """A principal of the program's own needs no credential, and one that no token vouched for does not hold."""
     manager = managed(keys())

@@ -72,6 +72,8 @@ WHO = Principal(id="u", roles={"user"})
         (lambda: Principal(id="u", tenant=" "), "principal.tenant: must not be blank"),
         (lambda: Principal(id="u", roles="admin"), "principal.roles: must be several names"),
         (lambda: Principal(id="u", expires_at_s=math.nan), "principal.expires_at_s: must be a time"),
+        (lambda: Principal(id="u", expires_at_s=10**400), "principal.expires_at_s: must be a time"),
+        (lambda: RateLimit(limit=1, period_s=10**400), "rate_limit.period_s: must be a number"),
         (lambda: Principal(id="u", expires_at_s="soon"), "principal.expires_at_s: must be a time"),
         (lambda: CustomAuth(authenticate="me"), "auth.authenticate: must be callable"),
         (lambda: SessionPolicy(sharing="world"), "session_policy.sharing: must be one of"),

@@ -78,6 +78,14 @@ def remember() -> int:
 
 
 @gr.tool(isolation="process")
+def read_odd_name(ctx: gr.ToolContext) -> None:
+    """Looks for a file whose name is not UTF-8."""
+    name = os.fsdecode(b"\xe9")
+    ctx.progress(f"reading {name}")
+    raise gr.ToolError(f"there is no {name}", details={name: 1})
+
+
+@gr.tool(isolation="process")
 def hostile(kind: str, mark: str = "") -> object:
     """Does what `kind` says."""
     return HOSTILE[kind](mark)

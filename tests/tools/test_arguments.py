@@ -114,3 +114,12 @@ def test_evil_text_is_read_fast() -> None:
         with pytest.raises(ArgumentsError):
             parse(text)
     assert time.process_time() - begin < 2
+
+
+def test_a_name_that_comes_twice_is_found_fast() -> None:
+    """However many names a model writes, the one that comes twice is told within the time that reading takes."""
+    names = ",".join(f'"{number}":0' for number in range(25_000))
+    begin = time.process_time()
+    with pytest.raises(ArgumentsError, match="name '24999' twice"):
+        parse_arguments(f'{{{names},"24999":0}}', max_bytes=1_000_000)
+    assert time.process_time() - begin < 2

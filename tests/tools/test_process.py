@@ -147,6 +147,16 @@ async def test_failing() -> None:
     assert (error.details["code"], error.details["odd"]) == (7, "object")
 
 
+async def test_names_of_files_in_errors_and_progress() -> None:
+    """A name of a file that is not UTF-8 keeps neither an error nor a word on the way from the model."""
+    async with warm_bench(HOSTILE, toolbox_functions.read_odd_name, timeout_s=20) as bench:
+        row = await bench.one(call("read_odd_name"))
+        assert told(row) == "there is no ?"
+        assert row.error is not None
+        assert (row.error.type, row.error.details["?"]) == ("ToolError", 1)
+        assert any(isinstance(event, ToolProgress) and event.message == "reading ?" for event in bench.events)
+
+
 async def test_memory_is_bounded() -> None:
     """With a bound, a process that takes more memory fails by itself."""
     async with warm_bench(HOSTILE, timeout_s=20, max_process_bytes=512 * 1024 * 1024) as bench:

@@ -283,6 +283,8 @@ async def _async(x: int) -> None: ...
         (_plain, {"aliases": ["a", "a"]}, "aliases must be other names"),
         (_plain, {"aliases": ["_plain"]}, "aliases must be other names"),
         (_plain, {"aliases": [""]}, "aliases must be other names"),
+        (_plain, {"aliases": 5}, "aliases must be other names"),
+        (_plain, {"timeout_s": 10**400}, "timeout_s must be"),
         (_plain, {"rules": {"role": "x"}}, "rules must be ToolRules"),
         (_plain, {"timeout_s": 0}, "timeout_s must be a number above 0"),
         (_plain, {"timeout_s": float("inf")}, "timeout_s must be"),
@@ -301,7 +303,7 @@ async def _async(x: int) -> None: ...
             "parameters: is no JSON schema: .*http://127.0.0.1:9/x",
         ),
     ],
-    ids=range(28),
+    ids=range(30),
 )
 def test_no_tools(function: Any, settings: dict[str, Any], reason: str) -> None:
     """What cannot be a tool is refused when it is made, with what to do."""
@@ -414,8 +416,12 @@ def test_set() -> None:
         ([int], "a type is not a tool"),
         ([{}], "a definition needs a name"),
         ([{"type": "function", "function": {}}], "a definition needs a name"),
+        (3, "must be a list of tools, not a int"),
+        (None, "must be a list of tools, not a NoneType"),
+        ([{"type": "function", "function": {"name": "x", "description": object()}}], "cannot be written as JSON"),
+        ([gr.Tool(_plain, description="\ud800")], "cannot be written as JSON"),
     ],
-    ids=range(8),
+    ids=range(12),
 )
 def test_no_set(sources: list[Any], reason: str) -> None:
     """A name that means two tools is refused (seed defect T8), and so is what is no tool."""

@@ -246,6 +246,18 @@ async def test_tool_error(autojump_clock: trio.testing.MockClock) -> None:
             assert (row.error.type, row.error.details["code"], row.error.details["odd"]) == ("ToolError", 7, "object")
 
 
+@pytest.mark.parametrize("error", [gr.ToolError("no \udce9", details={"\udce9": 1}), ValueError("no \udce9")])
+async def test_errors_that_name_files_can_be_stored(error: Exception, autojump_clock: trio.testing.MockClock) -> None:
+    """A name of a file that is not UTF-8 ends nothing where the report of the call is written."""
+    async with open_bench(gr.Tool(_raise(error), name="bad")) as bench:
+        row = await bench.one(call("bad"))
+    assert row.error is not None
+    assert row.error.message == "no ?"
+    assert "no ?" in str(row.error.details["traceback"])
+    assert isinstance(error, ValueError) or row.error.details["?"] == 1
+    assert msgspec.json.encode(row)
+
+
 async def test_long_tool_error_is_cut(autojump_clock: trio.testing.MockClock) -> None:
     """A message for the model has the size of a result at most, in whatever characters."""
     for text in ("x" * 1_000_000, "\x01" * 1_000_000, "€" * 1_000_000, '"' * 1_000_000):
@@ -886,6 +898,17 @@ async def test_progress(autojump_clock: trio.testing.MockClock) -> None:
     assert max(len(event.message) for event in bench.events if isinstance(event, ToolProgress)) == 1_024
 
 
+async def test_progress_can_be_sent_on(autojump_clock: trio.testing.MockClock) -> None:
+    """A name of a file that is not UTF-8 in what a tool tells has question marks, as in a result."""
+
+    async def work(ctx: gr.ToolContext) -> None:
+        ctx.progress("reading \udce9")
+
+    async with open_bench(work) as bench:
+        await bench.one(call("work"))
+    assert [event.message for event in bench.events if isinstance(event, ToolProgress)] == ["reading ?"]
+
+
 async def test_progress_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
     """A tool that talks without end is listened to for a while."""
 
@@ -914,6 +937,24 @@ async def test_progress_from_a_thread() -> None:
             await trio.sleep(0.001)
         spoken.set()
     assert isinstance(bench.events[-1], ToolFinished)
+
+
+async def test_progress_that_is_no_text() -> None:
+    """What a tool in a thread tells is made a text there: one that cannot be is that tool's failure alone."""
+
+    class Odd:
+        def __str__(self) -> str:
+            raise ValueError("not today")
+
+    def work(ctx: gr.ToolContext) -> str:
+        ctx.progress(Odd())  # type: ignore[arg-type]  # on purpose
+        return "done"
+
+    async with open_bench(work, echo) as bench:
+        row = await bench.one(call("work"))
+        assert (await bench.one(call("echo", text="on"))).text == "on"
+    assert row.error is not None
+    assert (row.status, row.error.message) == ("error_execution", "not today")
 
 
 async def test_broken_listener(autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture) -> None:
