@@ -33,8 +33,9 @@ class CallRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `finished_at_s` is wall-clock seconds since the epoch. `queue_wait_s` is the time spent waiting
     for the pool, with that in which a connection was made, `ttft_s` the time from sending to the
-    first data, `duration_s` everything from the caller's request to the whole answer. `attempts` counts requests sent, retries included.
-    `maybe_billed` says that an attempt before this one may have been charged as well.
+    first data, `duration_s` everything from the caller's request to the whole answer. `attempts`
+    counts requests sent, retries included. `maybe_billed` says that an attempt before this one may
+    have been charged as well.
     `interrupted` marks an answer that was stopped before its end. `service_tier` is the one that the
     provider ran it on. `openrouter_metadata`, `alignment` and `safeguard_results` come where a header
     or a plugin of the request asks for them; the last two are raw JSON.
