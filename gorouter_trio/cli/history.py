@@ -67,7 +67,6 @@ __all__ = [
 
 _PAGE = 500
 _MOST_NAMES = 5
-_ANY_KEY = "erased"
 _DASH = Parameter(allow_leading_hyphen=True)
 _AGO = re.compile(r"(\d+)([dhm])")
 _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60}
@@ -616,7 +615,7 @@ async def delete(
         found = [key async for key in chosen]
         if not found and erase:
             # Of an erasure that failed half way, the traces are left and no session.
-            await store.erase(_ANY_KEY)
+            await store.vacuum()
             raise CliError("no session has such a key; what was deleted before is erased", code=FAILED)
         if not found:
             raise CliError("no session has such a key", code=FAILED)

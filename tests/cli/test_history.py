@@ -333,6 +333,15 @@ def test_import_of_gorouter_kit(inside, tmp_path) -> None:
     assert sorted(path.name for path in aside.iterdir()) == ["____.json", "torn.json"]
 
 
+def test_erasing_nothing(inside, tmp_path) -> None:
+    """Erasing what is not there takes no other session along, whatever that is called."""
+    store = tmp_path / "bot.db"
+    fill(store, {"erased": turn(0)})
+    for named in (["gone"], ["--tenant", "gone"]):
+        done = inside("history", "delete", *named, "--store", str(store), "--yes", "--erase")
+        assert (done.code, list(read(store))) == (1, ["erased"])
+
+
 def test_delete(inside, bot) -> None:
     """Nothing is deleted unasked; erased sessions leave no trace in any file."""
     done = inside("history", "delete", "user:1", "--store", bot)
