@@ -104,8 +104,9 @@ async def _write_lines(store: HistoryStore, keys: AsyncIterator[str], file: IO[b
     count = 0
     async for key in keys:
         stored = await store.load(key)
-        if stored.version:
-            (told,) = await store.list_sessions(key, limit=1)
+        told = next(iter(await store.list_sessions(key, limit=1)), None) if stored.version else None
+        # It may be deleted meanwhile, and another one be the first whose key begins so.
+        if told is not None and told.key == key:
             line = encode_session(PortableSession(key, tuple(stored.entries), told.updated_at_s))
             await trio.to_thread.run_sync(file.write, line)
             count += 1

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 from worlds import open_world, there
 
+from gorouter_trio.abc import StoredHistory
 from gorouter_trio.cli import history
 from gorouter_trio.cli.plot import bar, cost_table
 from gorouter_trio.cli.terminal import make_console
@@ -257,6 +258,22 @@ def test_export_and_import(inside, bot, tmp_path) -> None:
     done = inside("history", "export", "user:1", "--store", bot, "-o", str(out), "--overwrite")
     assert out.read_bytes().count(b"\n") == 1
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_export_while_sessions_go(inside, tmp_path, monkeypatch) -> None:
+    """A session that its owner deletes meanwhile is left out."""
+    store, load = tmp_path / "bot.db", SqliteStore.load
+
+    async def load_last(self: SqliteStore, key: str) -> StoredHistory:
+        found = await load(self, key)
+        if key in {"a", "z"}:
+            await self.delete(key)
+        return found
+
+    fill(store, {"a": turn(0), "ab": turn(1), "z": turn(2)})
+    monkeypatch.setattr(SqliteStore, "load", load_last)
+    done = inside("history", "export", "--store", str(store))
+    assert (done.code, [json.loads(line)["key"] for line in done.out.splitlines()]) == (0, ["ab"])
 
 
 def test_export_onto_other_files(inside, bot, tmp_path) -> None:
