@@ -468,9 +468,9 @@ def _parse_time(text: str | None, option: str, *, now_s: float) -> float | None:
     if text is None:
         return None
     ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return now_s - int(ago[1]) * _UNITS_S[ago[2]]
     try:
+        if ago is not None:
+            return now_s - int(ago[1]) * _UNITS_S[ago[2]]
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):

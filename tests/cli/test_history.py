@@ -410,6 +410,14 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize("digits", [400, 5_000])
+def test_too_long_ago(inside, bot, digits) -> None:
+    """A time that no clock can tell is a mistake like others."""
+    done = inside("history", "stats", "--store", bot, "--since", f"{'9' * digits}d")
+    assert done.code == 2
+    assert done.message.startswith("--since must look like")
+
+
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_mistakes(inside, bot, arguments) -> None:
     """One line that names the mistake, exit code 2, and the store as it was."""
