@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import os
 import re
-import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from .terminal import (
     facts_table,
     format_cost,
     is_interactive,
+    open_stdin,
     paint,
     print_error,
     print_json,
@@ -635,8 +635,8 @@ async def _confirm(keys: Sequence[str], *, erase: bool) -> None:
         raise CliError("nobody is there to ask: confirm with --yes")
     what = f"session {_shown_key(keys[0])}" if len(keys) == 1 else f"{len(keys):,} sessions"
     print_error(f"{'Erase' if erase else 'Delete'} {what}? [y/N] ")
-    answer = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
-    if answer.strip().lower() not in {"y", "yes"}:
+    answer = await trio.to_thread.run_sync(open_stdin().readline, abandon_on_cancel=True)
+    if answer.strip().lower() not in {b"y", b"yes"}:
         raise CliError("nothing was deleted", code=FAILED)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..stores.gorouter_kit import key_of_file, read_kit_file
 from ..stores.portable import PortableSession, decode_session, encode_session
 from ..stores.turns import to_turns
 from .failures import FAILED, CliError, why
-from .terminal import print_bytes
+from .terminal import open_stdin, print_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -162,7 +161,8 @@ class _Importer:
         file = await run(_open_source, source)
         number = 0
         try:
-            while line := await run(file.readline):
+            # Whoever sends the lines may never send another one.
+            while line := await run(file.readline, abandon_on_cancel=source == "-"):
                 number += 1
                 if line.strip():
                     await self._read_line(line, f"{source}: line {number}")
@@ -227,11 +227,7 @@ class _Importer:
 
 
 def _open_source(source: str) -> IO[bytes]:
-    if source != "-":
-        return open(source, "rb")
-    if sys.stdin is None:
-        raise CliError("standard input is closed")
-    return sys.stdin.buffer
+    return open_stdin() if source == "-" else open(source, "rb")
 
 
 def _list_files(directory: Path) -> list[Path]:
