@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import signal
 import ssl
@@ -25,7 +24,7 @@ from ..gateway import ClusterConfig, GatewayConfig, GatewayLimits, serve_gateway
 from ..security import ApiKeyAuth, Principal, SecurityConfig
 from ..stores import SqliteStore
 from ..tools.registry import Tool
-from .batch_options import is_module_name
+from .batch_options import import_named, is_module_name
 from .failures import OK, CliError, find_failure, why
 from .options import CommonOptions, open_chosen_client, raise_file_limit
 from .simulate import parse_address
@@ -216,7 +215,7 @@ def find_tools(names: Sequence[str]) -> list[Tool[..., object]]:
         if not is_module_name(module_name):
             raise CliError(f"--tools must be MODULE or MODULE:NAME, not {name!r}")
         try:
-            module = importlib.import_module(module_name)
+            module = import_named(module_name)
         except ImportError as exc:
             raise CliError(f"--tools {name}: {exc}") from exc
         values = [getattr(module, attribute, None)] if attribute else list(vars(module).values())

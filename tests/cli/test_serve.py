@@ -171,3 +171,15 @@ def test_tools() -> None:
     """A module without tools is refused."""
     with pytest.raises(CliError, match="no tool"):
         find_tools(["json"])
+
+
+def test_tools_of_this_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module beside which the command is run is found, as `batch --tools` finds it."""
+    (tmp_path / "served_tools.py").write_text(
+        "from gorouter_trio import tool\n\n\n@tool\nasync def add(a: int, b: int) -> int:\n"
+        '    """Add."""\n    return a + b\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert [found.name for found in find_tools(["served_tools"])] == ["add"]
+    assert [found.name for found in find_tools(["served_tools:add"])] == ["add"]
