@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import trio
 from gorouter_trio.cli.failures import CliError
 from gorouter_trio.cli.serve import find_tools, read_principals
 from gorouter_trio.remote import open_remote
+
+DIGEST = hashlib.sha256(b"0123456789abcdef").hexdigest()
 
 pytestmark = pytest.mark.net
 
@@ -155,6 +158,9 @@ def test_bad_settings(inside, arguments, message) -> None:
         ('[ada]\ntoken = "short"\n', "ada"),
         ('[ada]\ntoken = "a"\nsha256 = "b"\n', "ada"),
         ('[ada]\nsha256 = "xyz"\n', "people.toml"),
+        ('[ada]\nsha256 = ""\n', "people.toml"),
+        ('[ada]\ntoken = "0123456789abcdef"\n[bob]\ntoken = "0123456789abcdef"\n', "bob: has the token of ada"),
+        (f'[ada]\ntoken = "0123456789abcdef"\n[bob]\nsha256 = "{DIGEST.upper()}"\n', "bob: has the token of ada"),
         ('[ada]\ntoken = "0123456789abcdef"\nrole = "x"\n', "role"),
     ],
 )
