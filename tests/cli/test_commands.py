@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
-import time
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -164,7 +164,7 @@ def test_interrupt_while_waiting_for_input(arguments: list[str], tmp_path: Path)
             process.stdin.write(b"\n")
             process.stdin.flush()
             while int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, b"\0" * 4), sys.byteorder):
-                time.sleep(0.01)
+                threading.Event().wait(0.01)
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=20) == 130
             assert process.stderr is not None
