@@ -21,6 +21,7 @@ Keys have the name of the job in braces, so that all of them are on one node of 
 from __future__ import annotations
 
 import hashlib
+from contextlib import aclosing
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
@@ -36,14 +37,15 @@ from ..wire.mail import CallSettings
 from .output import encode_row, open_output
 from .resume import sort_output
 from .runner import BatchResult, encode_row_request, names_of
-from .scan import scan_output
+from .scan import OutputScan, scan_output
 from .settings import StopReason, stop_reason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
     from ..transport.resp import Argument, Reply
     from .job import JobBudget
+    from .output import OutputFile
     from .rows import BatchRow, RowProblem
     from .runner import EncodeRequest, RunRequest
 
@@ -59,6 +61,7 @@ _WAIT_S: Final = 0.5
 _LOST_AFTER_S: Final = (2.0, 30.0)
 _NANO: Final = Decimal(10) ** 9
 _ZERO: Final = Decimal(0)
+_LINE_START: Final = b'{"id":"batch_req_'
 _UNSPENT: Final = SharedBudget(spent_usd=_ZERO, assumed_usd=_ZERO, held_usd=_ZERO)
 
 
@@ -258,24 +261,37 @@ class ClusterJob:
 
         With `follow`, until every row has its line or all workers have stopped. With `ordered`, the file is brought
         into the order of the input after that. Lines stay in the Redis until the job is deleted. Raises `OSError`, and
-        `ConfigError` for a file that is no output of this job.
+        `ConfigError` for a file that is no output of this job, whose lines stay as they are.
         """
         async with open_output(path, mode="append") as output:
-            scan = await trio.to_thread.run_sync(scan_output, path, _ignore)
+            scan, known = await trio.to_thread.run_sync(_read_collected, path)
             output.cut(scan.size)
-            seen = set(scan.numbers)
-            before, count = len(seen), 0
-            async for lines in self._lines(follow=follow):
-                new = [line for line in lines if _row_of(line) not in seen]
-                seen.update(map(_row_of, new))
-                count += len(lines)
-                await output.write(b"".join(new))
-                await output.sync()
+            async with aclosing(self._lines(follow=follow)) as pages:
+                collected = await self._append(pages, output, known=known)
+            if collected is None:
+                output.cut(scan.size)
+                raise ConfigError(f"{path} has answers that are not those of the job {self.name!r}")
             if ordered:
                 await sort_output(output)
-        return Collected(len(seen) - before, count)
+        return collected
 
-    async def _lines(self, *, follow: bool) -> AsyncIterator[list[bytes]]:
+    async def _append(
+        self, pages: AsyncIterator[list[bytes]], output: OutputFile, *, known: Mapping[int, bytes]
+    ) -> Collected | None:
+        """Write lines of rows that are not `known`; None when one of those has another line."""
+        seen = set(known)
+        count = 0
+        async for lines in pages:
+            if any(_is_other(line, known) for line in lines):
+                return None
+            new = [line for line in lines if _row_of(line) not in seen]
+            seen.update(map(_row_of, new))
+            count += len(lines)
+            await output.write(b"".join(new))
+            await output.sync()
+        return Collected(len(seen) - len(known), count)
+
+    async def _lines(self, *, follow: bool) -> AsyncGenerator[list[bytes], None]:
         """The lines of the job, page by page."""
         last = "-"
         is_last = not follow
@@ -535,6 +551,30 @@ def _pairs(reply: Reply) -> dict[str, Reply]:
 
 def _text(value: Reply) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _read_collected(path: str) -> tuple[OutputScan, dict[int, bytes]]:
+    """The lines of a file, and their digests by row.
+
+    Raises `ConfigError` for a file of something else, of which nothing may be cut off.
+    """
+    scan = scan_output(path, _ignore)
+    with open(path, "rb") as file:
+        digests = {row: _digest(file.readline()) for row in scan.numbers}
+        begun = file.read(len(_LINE_START))
+    if not _LINE_START.startswith(begun):
+        raise ConfigError(f"{path} ends with what is no line of a batch's output")
+    return scan, digests
+
+
+def _is_other(line: bytes, known: Mapping[int, bytes]) -> bool:
+    """Whether the row of a line has another one."""
+    digest = known.get(_row_of(line))
+    return digest is not None and digest != _digest(line)
+
+
+def _digest(line: bytes) -> bytes:
+    return hashlib.blake2b(line, digest_size=8).digest()
 
 
 def _ignore(_line: object) -> None:

@@ -22,8 +22,9 @@ from .options import FLAG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from types import ModuleType
 
-__all__ = ["BatchChoices", "choose_batch", "import_tools", "is_module_name"]
+__all__ = ["BatchChoices", "choose_batch", "import_named", "import_tools", "is_module_name"]
 
 _STDIN, _STDOUT = 0, 1
 _EACH = Parameter(negative="", show_default=False)
@@ -129,6 +130,13 @@ def import_tools(names: Sequence[str]) -> list[object]:
     return [_function(name) for name in names]
 
 
+def import_named(module: str) -> ModuleType:
+    """The module, which may be in the directory in which the command runs; raises `ImportError`."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return importlib.import_module(module)
+
+
 def is_module_name(text: str) -> bool:
     """Whether it may be the whole name of a module."""
     return all(part.isidentifier() for part in text.split("."))
@@ -158,10 +166,8 @@ def _function(name: str) -> object:
     module, sign, attribute = name.partition(":")
     if not (is_module_name(module) and sign and attribute):
         raise CliError(f"--tools must be MODULE:FUNCTION, not {name!r}")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     try:
-        found = getattr(importlib.import_module(module), attribute, None)
+        found = getattr(import_named(module), attribute, None)
     except ImportError as exc:
         raise CliError(f"--tools: {exc}") from exc
     if not callable(found):

@@ -23,6 +23,7 @@ from .terminal import (
     describe_call,
     format_cost,
     is_interactive,
+    open_stdin,
     paint,
     print_error,
     print_json,
@@ -88,7 +89,7 @@ async def run_chat(job: ChatJob, common: CommonOptions) -> int:
 async def _read_stdin() -> str:
     if sys.stdin is None:
         raise CliError("there is no question: use -p, or pipe it in")
-    read = partial(sys.stdin.buffer.read, _MAX_STDIN_BYTES + 1)
+    read = partial(open_stdin().read, _MAX_STDIN_BYTES + 1)
     data: bytes = await trio.to_thread.run_sync(read, abandon_on_cancel=True)
     if len(data) > _MAX_STDIN_BYTES:
         raise CliError(f"standard input is longer than {_MAX_STDIN_BYTES} bytes")

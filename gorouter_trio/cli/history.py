@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import os
 import re
-import sys
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from .terminal import (
     facts_table,
     format_cost,
     is_interactive,
+    open_stdin,
     paint,
     print_error,
     print_json,
@@ -67,7 +67,6 @@ __all__ = [
 
 _PAGE = 500
 _MOST_NAMES = 5
-_ANY_KEY = "erased"
 _DASH = Parameter(allow_leading_hyphen=True)
 _AGO = re.compile(r"(\d+)([dhm])")
 _UNITS_S = {"d": 86_400, "h": 3_600, "m": 60}
@@ -469,9 +468,9 @@ def _parse_time(text: str | None, option: str, *, now_s: float) -> float | None:
     if text is None:
         return None
     ago = _AGO.fullmatch(text)
-    if ago is not None:
-        return now_s - int(ago[1]) * _UNITS_S[ago[2]]
     try:
+        if ago is not None:
+            return now_s - int(ago[1]) * _UNITS_S[ago[2]]
         at = datetime.fromisoformat(text)
         return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
@@ -616,7 +615,7 @@ async def delete(
         found = [key async for key in chosen]
         if not found and erase:
             # Of an erasure that failed half way, the traces are left and no session.
-            await store.erase(_ANY_KEY)
+            await store.vacuum()
             raise CliError("no session has such a key; what was deleted before is erased", code=FAILED)
         if not found:
             raise CliError("no session has such a key", code=FAILED)
@@ -636,8 +635,8 @@ async def _confirm(keys: Sequence[str], *, erase: bool) -> None:
         raise CliError("nobody is there to ask: confirm with --yes")
     what = f"session {_shown_key(keys[0])}" if len(keys) == 1 else f"{len(keys):,} sessions"
     print_error(f"{'Erase' if erase else 'Delete'} {what}? [y/N] ")
-    answer = await trio.to_thread.run_sync(sys.stdin.readline, abandon_on_cancel=True)
-    if answer.strip().lower() not in {"y", "yes"}:
+    answer = await trio.to_thread.run_sync(open_stdin().readline, abandon_on_cancel=True)
+    if answer.strip().lower() not in {b"y", b"yes"}:
         raise CliError("nothing was deleted", code=FAILED)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 import tempfile
 from contextlib import suppress
 from pathlib import Path
@@ -19,7 +18,7 @@ from ..stores.gorouter_kit import key_of_file, read_kit_file
 from ..stores.portable import PortableSession, decode_session, encode_session
 from ..stores.turns import to_turns
 from .failures import FAILED, CliError, why
-from .terminal import print_bytes
+from .terminal import open_stdin, print_bytes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -104,8 +103,9 @@ async def _write_lines(store: HistoryStore, keys: AsyncIterator[str], file: IO[b
     count = 0
     async for key in keys:
         stored = await store.load(key)
-        if stored.version:
-            (told,) = await store.list_sessions(key, limit=1)
+        told = next(iter(await store.list_sessions(key, limit=1)), None) if stored.version else None
+        # It may be deleted meanwhile, and another one be the first whose key begins so.
+        if told is not None and told.key == key:
             line = encode_session(PortableSession(key, tuple(stored.entries), told.updated_at_s))
             await trio.to_thread.run_sync(file.write, line)
             count += 1
@@ -161,7 +161,8 @@ class _Importer:
         file = await run(_open_source, source)
         number = 0
         try:
-            while line := await run(file.readline):
+            # Whoever sends the lines may never send another one.
+            while line := await run(file.readline, abandon_on_cancel=source == "-"):
                 number += 1
                 if line.strip():
                     await self._read_line(line, f"{source}: line {number}")
@@ -226,11 +227,7 @@ class _Importer:
 
 
 def _open_source(source: str) -> IO[bytes]:
-    if source != "-":
-        return open(source, "rb")
-    if sys.stdin is None:
-        raise CliError("standard input is closed")
-    return sys.stdin.buffer
+    return open_stdin() if source == "-" else open(source, "rb")
 
 
 def _list_files(directory: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 import signal
 import ssl
@@ -25,14 +24,14 @@ from ..gateway import ClusterConfig, GatewayConfig, GatewayLimits, serve_gateway
 from ..security import ApiKeyAuth, Principal, SecurityConfig
 from ..stores import SqliteStore
 from ..tools.registry import Tool
-from .batch_options import is_module_name
+from .batch_options import import_named, is_module_name
 from .failures import OK, CliError, find_failure, why
 from .options import CommonOptions, open_chosen_client, raise_file_limit
 from .simulate import parse_address
 from .terminal import print_error, print_json, print_text
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from ..abc import HistoryStore
     from ..gateway import Gateway
@@ -84,7 +83,7 @@ def read_principals(path: Path) -> ApiKeyAuth:
     """
     try:
         tables = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), dict[str, _Person])
-        return ApiKeyAuth(api_keys=dict(_entry(name, person) for name, person in tables.items()))
+        return ApiKeyAuth(api_keys=_entries(tables))
     except OSError as exc:
         raise CliError(f"{path}: {why(exc)}") from exc
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
@@ -95,12 +94,23 @@ def read_principals(path: Path) -> ApiKeyAuth:
         raise CliError(f"{path}: {exc.message}") from None
 
 
-def _entry(name: str, person: _Person) -> tuple[str | Secret, Principal]:
+def _entries(tables: Mapping[str, _Person]) -> dict[str | Secret, Principal]:
+    found: dict[str | Secret, Principal] = {}
+    for name, person in tables.items():
+        digest, principal = _entry(name, person)
+        if digest in found:
+            raise ConfigError(f"{name}: has the token of {found[digest].id}, and nobody could tell them apart")
+        found[digest] = principal
+    return found
+
+
+def _entry(name: str, person: _Person) -> tuple[str, Principal]:
     if (person.token is None) == (person.sha256 is None):
         raise ConfigError(f"{name}: needs a token or the sha256 of one")
     if person.token is not None and len(person.token) < _MIN_TOKEN:
         raise ConfigError(f"{name}: a token must have {_MIN_TOKEN} characters at least")
-    digest = person.sha256 or hashlib.sha256(cast("str", person.token).encode()).hexdigest()
+    digest = person.sha256 if person.token is None else hashlib.sha256(person.token.encode()).hexdigest()
+    digest = cast("str", digest).lower()
     principal = Principal(id=name, tenant=person.tenant, roles=frozenset(person.roles), scopes=frozenset(person.scopes))
     return f"sha256:{digest}", principal
 
@@ -216,7 +226,7 @@ def find_tools(names: Sequence[str]) -> list[Tool[..., object]]:
         if not is_module_name(module_name):
             raise CliError(f"--tools must be MODULE or MODULE:NAME, not {name!r}")
         try:
-            module = importlib.import_module(module_name)
+            module = import_named(module_name)
         except ImportError as exc:
             raise CliError(f"--tools {name}: {exc}") from exc
         values = [getattr(module, attribute, None)] if attribute else list(vars(module).values())

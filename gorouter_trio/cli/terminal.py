@@ -31,6 +31,7 @@ __all__ = [
     "format_seconds",
     "is_interactive",
     "make_console",
+    "open_stdin",
     "paint",
     "print_bytes",
     "print_error",
@@ -58,6 +59,20 @@ def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Consol
 def is_interactive() -> bool:
     """Whether a person types and reads: stdin and stdout are terminals."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def open_stdin() -> IO[bytes]:
+    """What comes on standard input; raises `CliError` when it is closed.
+
+    A thread that waits for it may be abandoned: with `sys.stdin`, it would keep the interpreter from ending.
+    """
+    if sys.stdin is None:
+        raise CliError("standard input is closed")
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:
+        # One that somebody has put there, and that is in memory.
+        return sys.stdin.buffer
 
 
 def print_text(text: str) -> None:

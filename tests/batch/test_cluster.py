@@ -125,6 +125,39 @@ async def test_last_lines_are_collected(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(read_rows(out)) == 5
 
 
+async def test_file_of_something_else(tmp_path: Path) -> None:
+    """A file of another job, or one that is no output, is refused and stays as it is."""
+    source, out, notes = write_rows(tmp_path, 5), tmp_path / "out.jsonl", tmp_path / "notes.json"
+    async with open_parts() as (client, _simulator, job):
+        await submit(job, client, source)
+        await worker(job, client, "w").run()
+        await job.collect(str(out))
+    before = out.read_bytes()
+    notes.write_bytes(b'{"mine": 1}')
+    async with open_parts() as (client, _simulator, job):
+        await submit(job, client, write_rows(tmp_path, 9, "[[say other {n}]]"))
+        await worker(job, client, "w").run()
+        with pytest.raises(ConfigError, match="not those of the job"):
+            await job.collect(str(out))
+        with pytest.raises(ConfigError, match="no line of a batch's output"):
+            await job.collect(str(notes))
+    assert (out.read_bytes(), notes.read_bytes()) == (before, b'{"mine": 1}')
+
+
+async def test_torn_file(tmp_path: Path) -> None:
+    """A line that was cut off as it was written is written anew."""
+    source, out = write_rows(tmp_path, 5), tmp_path / "out.jsonl"
+    async with open_parts() as (client, _simulator, job):
+        await submit(job, client, source)
+        await worker(job, client, "w").run()
+        await job.collect(str(out))
+        whole = out.read_bytes()
+        for size in (len(whole) - 2, 9):
+            out.write_bytes(whole[:size])
+            await job.collect(str(out))
+            assert out.read_bytes() == whole
+
+
 async def test_dead_worker(tmp_path: Path) -> None:
     """What a dead worker had is claimed after its lease and says so; a living one keeps what it has for longer."""
     source, out = write_rows(tmp_path, 40), tmp_path / "out.jsonl"

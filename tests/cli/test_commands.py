@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
 import subprocess
 import sys
+import termios
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -141,3 +146,28 @@ def test_traceback_of_a_bug_shows_no_key() -> None:
     assert done.returncode == 1
     assert KEY not in done.stderr
     assert done.stderr.endswith("RuntimeError: the header was Bearer …\n")
+
+
+@pytest.mark.parametrize("arguments", [["chat", "--simulate"], ["history", "import", "-", "--store", "bot.db"]])
+def test_interrupt_while_waiting_for_input(arguments: list[str], tmp_path: Path) -> None:
+    """Ctrl-C ends a command that waits for a pipe to which nobody writes, with its own exit code."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gorouter_trio", *arguments],
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    with process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            while int.from_bytes(fcntl.ioctl(process.stdin, termios.FIONREAD, b"\0" * 4), sys.byteorder):
+                threading.Event().wait(0.01)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=20) == 130
+            assert process.stderr is not None
+            assert process.stderr.read() == b"gorouter-trio: interrupted\n"
+        finally:
+            process.kill()

@@ -16,6 +16,7 @@ import trio
 import trio.testing
 from worlds import open_world, there
 
+from gorouter_trio.abc import StoredHistory
 from gorouter_trio.cli import history
 from gorouter_trio.cli.plot import bar, cost_table
 from gorouter_trio.cli.terminal import make_console
@@ -259,6 +260,22 @@ def test_export_and_import(inside, bot, tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def test_export_while_sessions_go(inside, tmp_path, monkeypatch) -> None:
+    """A session that its owner deletes meanwhile is left out."""
+    store, load = tmp_path / "bot.db", SqliteStore.load
+
+    async def load_last(self: SqliteStore, key: str) -> StoredHistory:
+        found = await load(self, key)
+        if key in {"a", "z"}:
+            await self.delete(key)
+        return found
+
+    fill(store, {"a": turn(0), "ab": turn(1), "z": turn(2)})
+    monkeypatch.setattr(SqliteStore, "load", load_last)
+    done = inside("history", "export", "--store", str(store))
+    assert (done.code, [json.loads(line)["key"] for line in done.out.splitlines()]) == (0, ["ab"])
+
+
 def test_export_onto_other_files(inside, bot, tmp_path) -> None:
     """The store is never the output, a link is kept and a pipe written to."""
     before = Path(bot).read_bytes()
@@ -333,6 +350,15 @@ def test_import_of_gorouter_kit(inside, tmp_path) -> None:
     assert sorted(path.name for path in aside.iterdir()) == ["____.json", "torn.json"]
 
 
+def test_erasing_nothing(inside, tmp_path) -> None:
+    """Erasing what is not there takes no other session along, whatever that is called."""
+    store = tmp_path / "bot.db"
+    fill(store, {"erased": turn(0)})
+    for named in (["gone"], ["--tenant", "gone"]):
+        done = inside("history", "delete", *named, "--store", str(store), "--yes", "--erase")
+        assert (done.code, list(read(store))) == (1, ["erased"])
+
+
 def test_delete(inside, bot) -> None:
     """Nothing is deleted unasked; erased sessions leave no trace in any file."""
     done = inside("history", "delete", "user:1", "--store", bot)
@@ -382,6 +408,14 @@ BAD = [
     ["delete", "k", "--all"],
     ["wipe"],
 ]
+
+
+@pytest.mark.parametrize("digits", [400, 5_000])
+def test_too_long_ago(inside, bot, digits) -> None:
+    """A time that no clock can tell is a mistake like others."""
+    done = inside("history", "stats", "--store", bot, "--since", f"{'9' * digits}d")
+    assert done.code == 2
+    assert done.message.startswith("--since must look like")
 
 
 @pytest.mark.parametrize("arguments", BAD, ids=" ".join)

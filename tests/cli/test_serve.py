@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import trio
 from gorouter_trio.cli.failures import CliError
 from gorouter_trio.cli.serve import find_tools, read_principals
 from gorouter_trio.remote import open_remote
+
+DIGEST = hashlib.sha256(b"0123456789abcdef").hexdigest()
 
 pytestmark = pytest.mark.net
 
@@ -155,6 +158,9 @@ def test_bad_settings(inside, arguments, message) -> None:
         ('[ada]\ntoken = "short"\n', "ada"),
         ('[ada]\ntoken = "a"\nsha256 = "b"\n', "ada"),
         ('[ada]\nsha256 = "xyz"\n', "people.toml"),
+        ('[ada]\nsha256 = ""\n', "people.toml"),
+        ('[ada]\ntoken = "0123456789abcdef"\n[bob]\ntoken = "0123456789abcdef"\n', "bob: has the token of ada"),
+        (f'[ada]\ntoken = "0123456789abcdef"\n[bob]\nsha256 = "{DIGEST.upper()}"\n', "bob: has the token of ada"),
         ('[ada]\ntoken = "0123456789abcdef"\nrole = "x"\n', "role"),
     ],
 )
@@ -171,3 +177,15 @@ def test_tools() -> None:
     """A module without tools is refused."""
     with pytest.raises(CliError, match="no tool"):
         find_tools(["json"])
+
+
+def test_tools_of_this_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module beside which the command is run is found, as `batch --tools` finds it."""
+    (tmp_path / "served_tools.py").write_text(
+        "from gorouter_trio import tool\n\n\n@tool\nasync def add(a: int, b: int) -> int:\n"
+        '    """Add."""\n    return a + b\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    assert [found.name for found in find_tools(["served_tools"])] == ["add"]
+    assert [found.name for found in find_tools(["served_tools:add"])] == ["add"]
