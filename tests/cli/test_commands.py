@@ -151,8 +151,13 @@ def test_traceback_of_a_bug_shows_no_key() -> None:
 @pytest.mark.parametrize("arguments", [["chat", "--simulate"], ["history", "import", "-", "--store", "bot.db"]])
 def test_interrupt_while_waiting_for_input(arguments: list[str], tmp_path: Path) -> None:
     """Ctrl-C ends a command that waits for a pipe to which nobody writes, with its own exit code."""
+    # Tests that run in the background of a shell ignore the signal, and so would what they start.
+    start = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+        "os.execv(sys.executable, [sys.executable, '-m', 'gorouter_trio', *sys.argv[1:]])"
+    )
     process = subprocess.Popen(
-        [sys.executable, "-m", "gorouter_trio", *arguments],
+        [sys.executable, "-c", start, *arguments],
         stdin=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=tmp_path,

@@ -100,11 +100,11 @@ async def test_killed_in_time(tmp_path: Path) -> None:
     """A process that does not end is killed at its deadline, whatever it does, with all in its group."""
     hanging = ["hold the lock", "spin", "sleep", "spawn", "stop", "ignore signals"]
     kinds = [*hanging, "fork"]
-    async with warm_bench(HOSTILE, timeout_s=0.7, max_processes=8) as bench:
+    async with warm_bench(HOSTILE, timeout_s=1.5, max_processes=8) as bench:
         begin = time.monotonic()
         calls = [call("hostile", kind, kind=kind, mark=str(tmp_path / kind)) for kind in kinds]
         outcomes = await bench.run(*calls)
-        assert time.monotonic() - begin < 1.7
+        assert time.monotonic() - begin < 3.0
         assert [outcome.report.status for outcome in outcomes] == ["error_timeout"] * len(hanging) + ["success"]
         assert bench.supervisor.statistics().processes == 0
         for kind in ("spawn", "fork"):
