@@ -243,6 +243,7 @@ class _Turn(ChunkSource):
         self._seq = 0
         self._owed = 0
         self._question: Question | None = None
+        self._failure: GorouterError | None = None
         self._may_have_begun = False
         self._result: ChatResult[object] | None = None
 
@@ -282,11 +283,16 @@ class _Turn(ChunkSource):
                 return
 
     async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
-        """The next events, all that are there; an empty list at the end."""
+        """The next events, all that are there; an empty list at the end.
+
+        Raises what the turn has failed with, behind the events that came before that.
+        """
         if self.has_ended():
             await trio.lowlevel.checkpoint()
             return []
         while True:
+            if self._failure is not None:
+                raise self._failure
             await self._pass_question_on()
             await self._pay()
             events: list[StreamEvent] = []
@@ -294,7 +300,8 @@ class _Turn(ChunkSource):
             while message is not None:
                 self._take(message, events)
                 # What came before a question is the reader's before the handler is called, which may take its time.
-                message = None if self.has_ended() or self._question is not None else self._next_nowait()
+                is_over = self.has_ended() or self._failure is not None
+                message = None if is_over or self._question is not None else self._next_nowait()
             if events:
                 return tuple(events)
             if self.has_ended():
@@ -323,7 +330,7 @@ class _Turn(ChunkSource):
             case Done(result=result):
                 self._result = result
             case Failed(error=error):
-                raise error_of(error)
+                self._failure = error_of(error)
             case _:
                 pass
 

@@ -26,6 +26,7 @@ from gorouter_trio.errors import (
     ConfigError,
     ConnectError,
     InvalidTokenError,
+    ProviderError,
 )
 from gorouter_trio.events import TextDelta, ToolFinished
 from gorouter_trio.gateway import GatewayConfig, GatewayLimits
@@ -229,6 +230,25 @@ async def test_a_bug_in_the_connection_comes_out(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             async with open_remote(behind.url):
                 pass
+
+
+async def test_what_came_before_a_failure():
+    """Is read before it is raised, also where all of it has come by then."""
+    async with (
+        open_gateway(config=SimulatorConfig(tokens_per_s=200.0)) as behind,
+        open_remote(behind.url) as client,
+        client.session("s").stream("Tides, at length? [[fault mid_stream_error]]") as stream,
+    ):
+        pieces = [await anext(aiter(stream))]
+        while behind.gateway.statistics().live_turns:
+            await trio.sleep(0.01)
+        # Whose answer comes behind all that was said.
+        await client.session("s").statistics()
+        with pytest.raises(ProviderError):
+            async for event in stream:
+                pieces.append(event)  # noqa: PERF401 - what came before the error counts
+        (turn,) = behind.gateway._core.hub._kept.values()
+        assert len(pieces) == turn.log.last_seq - 1
 
 
 async def test_a_peer_that_closes_in_the_handshake():
