@@ -75,6 +75,9 @@ DoubleTexting = Literal["queue", "reject", "interrupt", "merge"]
 Summarise = Callable[[Sequence[Message]], Awaitable[Message | Mapping[str, object] | str]]
 """Makes one message, or the text of a system message, that stands for those given."""
 
+# Whole numbers have no end, but shares are floats: what a sum of them can still hold.
+_MOST_WEIGHT = 1e300
+
 
 def _check_at_least(name: str, value: object, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -124,6 +127,8 @@ def _check_weights(name: str, weights: Mapping[str, object], *, names: tuple[str
             raise ConfigError(f"{name}: there is no {part!r}, only {', '.join(names)}")
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise ConfigError(f"{name}: a weight must be a number of 0 or more, not {weight!r}")
+        if weight > _MOST_WEIGHT:
+            raise ConfigError(f"{name}: a weight must be at most {_MOST_WEIGHT:g}")
     if not sum(cast("Mapping[str, float]", weights).values()) > 0:
         raise ConfigError(f"{name}: the weights must not sum to zero")
 

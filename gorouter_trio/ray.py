@@ -19,7 +19,7 @@ from .batch.output import encode_row
 from .batch.rows import RowReader
 from .batch.template import Template
 from .client import open_client
-from .errors import GorouterError
+from .errors import GorouterError, PoolClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -76,8 +76,15 @@ class ChatStage:
         return f"<ChatStage {'open' if self._thread.is_alive() else 'closed'}>"
 
     def __call__(self, batch: Mapping[str, Sequence[object]]) -> dict[str, Sequence[object]]:
-        """The batch with the columns that are new; waits until all of its rows have ended."""
-        results = trio.from_thread.run(self._run, list(self._rows(batch)), trio_token=self._token)
+        """The batch with the columns that are new; waits until all of its rows have ended.
+
+        Raises `PoolClosedError` after `close`, and when it is called meanwhile.
+        """
+        rows = list(self._rows(batch))
+        try:
+            results = trio.from_thread.run(self._run, rows, trio_token=self._token)
+        except (trio.RunFinishedError, trio.Cancelled):
+            raise PoolClosedError("the stage is closed") from None
         return {
             **batch,
             "answer": [None if result.result is None else result.result.text for result in results],

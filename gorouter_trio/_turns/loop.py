@@ -18,7 +18,7 @@ from ..pool.retry import warrants_fallback
 from ..tools.outcomes import unique_calls
 from ..tools.registry import ToolSet
 from ..tools.turn import ApprovalDecision, ToolTurn
-from ..wire.codec import decode_json, join_options, settings_of_whole
+from ..wire.codec import decode_json, encode_json, join_options, settings_of_whole, split_object
 from ..wire.messages import ToolMessage
 from ..wire.toolcalls import ToolCallReport
 from .chain import ChatState
@@ -42,6 +42,8 @@ __all__ = ["LoopServices", "TurnLoop"]
 
 _NO_EXTRAS = TurnExtras()
 _NO_TOOLS = ToolSet()
+# Providers refuse an empty list of tools, and a choice among none.
+_OF_TOOLS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _NOT_REPEATED = "The call was interrupted; whether it was carried out is unknown, and it was not repeated."
 
 
@@ -260,8 +262,7 @@ class _Change:
         self._options, self._messages = state.encoded()
         self._settings = base.settings
         if state.tools_were_changed:
-            definitions = b"[]" if state.tools is None else state.tools.encoded
-            self._options = join_options(self._options, b'{"tools":%b}' % definitions)
+            self._options = _with_tools(self._options, state.tools)
         if self._options is not self._base_options:
             self._settings = settings_of_whole(state.options, base.settings)
 
@@ -274,6 +275,13 @@ class _Change:
         messages = request.messages()
         added = messages[len(self._base_messages) :] if messages.startswith(self._base_messages) else b""
         return request.with_messages(self._messages + added)
+
+
+def _with_tools(options: bytes, tools: ToolSet | None) -> bytes:
+    """The options with these tools and no others; without any, nothing is left that speaks of tools."""
+    if tools is not None and len(tools):
+        return join_options(options, b'{"tools":%b}' % tools.encoded)
+    return encode_json({name: raw for name, raw in split_object(options).items() if name not in _OF_TOOLS})
 
 
 def _parts(outcomes: Sequence[ToolOutcome]) -> tuple[list[ToolMessage], list[ToolCallReport]]:

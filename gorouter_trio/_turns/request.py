@@ -128,7 +128,8 @@ class TurnEncoder:
 
         Raises as `encode_call`; `ConfigError` for a type, a schema or a tool that cannot be.
         """
-        if _EXTRAS.isdisjoint(keywords):
+        has_own_format = extras is not None and extras.form is not None and "response_format" in keywords
+        if _EXTRAS.isdisjoint(keywords) and not has_own_format:
             return (*encode_call(cast("ChatKeywords", keywords), beneath=beneath), extras)
         given = dict(keywords)
         changes: dict[str, object] = {}
@@ -147,12 +148,17 @@ class TurnEncoder:
         return (*encode_call(cast("ChatKeywords", given), beneath=beneath), extras)
 
     def _take_form(self, given: dict[str, object], changes: dict[str, object], beneath: AnswerForm | None) -> None:
-        """The form that is given; a policy alone is one for the form `beneath`, which stays the form."""
+        """The form that is given; a policy alone is one for the form `beneath`, which stays the form.
+
+        A format of the API's own takes the place of the form beneath: its answer is the text.
+        """
         kind, schema, policy = (given.pop(name, None) for name in _FORM)
         if kind is None and schema is None and policy is not None and beneath is not None:
             kind, schema = beneath.response_type, beneath.response_schema
         form = self._forms.get(kind, schema, policy)
         if form is None:
+            if beneath is not None and "response_format" in given:
+                changes["form"] = None
             return
         if "response_format" in given:
             raise BadRequestError("response_format: is made from the response type; give one of them", status=400)

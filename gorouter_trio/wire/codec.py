@@ -354,6 +354,8 @@ def _encode_given(value: object, what: str) -> bytes:
     """What a caller gave, as JSON bytes; raises `BadRequestError` about `what` when it has no JSON."""
     try:
         encoded = encode_json(value)
+        if b"null" in encoded:
+            _refuse_endless(value)
         # A Decimal that is no number, and raw JSON that is none, are written as they are: nobody could read them again.
         if not is_utf8(_decode_raw(encoded)):
             raise _bad_request(f"{what} cannot be written as JSON: not UTF-8")
@@ -1229,6 +1231,24 @@ def _refuse_numbers_without_json(fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         if isinstance(value, (float, Decimal)) and not math.isfinite(value):
             raise _bad_request(f"{name}: {value} is not a number that can be sent")
+
+
+def _refuse_endless(value: object) -> None:
+    """Raise `ValueError` for a NaN or an infinity anywhere in a value, which is written as null."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is not a number that can be sent")
+        return
+    if isinstance(value, msgspec.Struct):
+        parts: Iterable[object] = msgspec.structs.asdict(value).values()
+    elif isinstance(value, dict):
+        parts = value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        parts = value
+    else:
+        return
+    for part in parts:
+        _refuse_endless(part)
 
 
 def _is_mapping(value: object) -> bool:

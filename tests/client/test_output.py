@@ -209,6 +209,21 @@ async def test_an_answer_that_is_nested_too_deeply(autojump_clock):
         assert (await session.ask("Well?", **options)).value == {"a": 1}
 
 
+@pytest.mark.parametrize("own", [{"type": "text"}, {"type": "json_object"}, None], ids=str)
+@pytest.mark.parametrize("how", ["ask", "stream"])
+async def test_a_format_in_the_place_of_the_form_of_the_session(how, own, autojump_clock):
+    """What a turn asks for in the words of the API holds for it: its answer is no value of the session's form."""
+    async with open_world(answer=replies(completion("Hello."))) as world:
+        session = world.client.session("s", response_schema=SCHEMA)
+        if how == "ask":
+            result = await session.ask("Well?", response_format=own)
+        else:
+            async with session.stream("Well?", response_format=own) as stream:
+                result = await stream.collect()
+    assert (result.text, result.value) == ("Hello.", None)
+    assert [sent.body["response_format"] for sent in world.sent] == [own]
+
+
 @pytest.mark.parametrize("form", [{"response_type": Person}, {"response_schema": NUMBER}, {"response_type": dict}])
 async def test_a_policy_for_the_form_of_the_session(form, autojump_clock):
     """The policy of a turn holds for the form that the session was opened with, for that turn alone."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gorouter_trio.errors import ConfigError, GorouterError
+from gorouter_trio.errors import ConfigError, GorouterError, PoolClosedError
 from gorouter_trio.ray import ChatStage
 
 pytestmark = pytest.mark.net
@@ -50,6 +50,8 @@ def test_stage(base_url: str) -> None:
     assert [json.loads(str(row))["custom_id"] for row in made["row"]] == ["a", "b", "c"]
     stage.close()
     stage.close()
+    with pytest.raises(PoolClosedError, match="the stage is closed"):
+        stage({"id": ["d"], "word": ["four"]})
 
 
 class Broken:

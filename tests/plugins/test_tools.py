@@ -196,6 +196,16 @@ async def test_a_registry_is_told_who_asks(autojump_clock):
     assert [names(sent) for sent in world.sent] == [["ours"], []]
 
 
+async def test_no_tools_in_the_place_of_all(autojump_clock):
+    """Where none are left, the request says nothing of tools: providers refuse a choice among none."""
+    plugin = ToolRegistryPlugin([], mode="override")
+    async with open_world(answer=replies(YES), plugins=[plugin]) as world:
+        await world.client.chat("1", tools=[ours], tool_choice="auto", parallel_tool_calls=False, temperature=1)
+        await world.client.session("s", tools=[ours]).ask("2", tool_choice="required")
+    assert [set(sent.body) & {"tools", "tool_choice", "parallel_tool_calls"} for sent in world.sent] == [set(), set()]
+    assert world.sent[0].body["temperature"] == 1
+
+
 async def test_a_registry_that_gives_no_tools(autojump_clock):
     """What is no tool refuses the chat, as with any other provider."""
     plugin = ToolRegistryPlugin(gr.ToolRegistry(lambda _query: "ours"))  # type: ignore[arg-type, return-value]  # on purpose

@@ -289,6 +289,7 @@ async def test_no_key_shows(autojump_clock: trio.testing.MockClock) -> None:
         ({"canary-a": 0, "canary-b": 0}, "must not sum to zero"),
         ({"canary-a": -1}, "a weight must be a number of 0 or more"),
         ({"canary-a": "x"}, "a weight must be"),
+        ({"canary-a": 10**400}, r"a weight must be at most 1e\+300"),
         (["canary-a", "canary-a"], "stands twice"),
         (["canary-a", " "], r"api_key\[1\]: must not be blank"),
         (["canary-a", "canary\n-b"], r"api_key\[1\]: must be printable ASCII"),

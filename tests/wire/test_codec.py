@@ -35,6 +35,7 @@ from gorouter_trio.wire.messages import (
     ToolMessage,
     UserMessage,
 )
+from gorouter_trio.wire.preferences import MaxPrice, ProviderPreferences
 from gorouter_trio.wire.requests import ChatKeywords, ChatOptions, ChatRequest
 from gorouter_trio.wire.responses import (
     CompletionTokensDetails,
@@ -195,7 +196,9 @@ def test_nesting_without_end_is_refused() -> None:
     [
         {"temperature": math.nan}, {"top_p": math.inf}, {"seed": Decimal("NaN")}, {"user": "\ud800"},
         {"metadata": {"a": object()}}, {"extra_body": {"x": -math.inf}}, {"extra_body": {"x": object()}},
-        {"extra_body": {"messages": []}}, {"extra_body": {"stream": True}},
+        {"logit_bias": {"50256": -math.inf}}, {"provider": ProviderPreferences(max_price=MaxPrice(prompt=math.nan))},
+        {"extra_body": {"a": [{"b": (1.5, math.nan)}]}}, {"extra_body": {"messages": []}},
+        {"extra_body": {"stream": True}},
     ],
     ids=lambda options: re.sub(r" at 0x\w+", "", repr(options)),
 )  # fmt: skip
