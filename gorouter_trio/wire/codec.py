@@ -194,6 +194,8 @@ _KNOWN_OPTIONS = frozenset({"model", "models", "max_tokens", "max_completion_tok
 _NEVER_NULL = ("model", "models", "max_tokens", "max_completion_tokens")
 # Two names of one option.
 _BOUNDS = frozenset({"max_tokens", "max_completion_tokens"})
+# What of `reasoning` says how much is to be thought, as `reasoning_effort` does.
+_EFFORTS = frozenset({"effort", "max_tokens", "enabled"})
 _LANES = ("interactive", "batch")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MESSAGES = frozenset({SystemMessage, DeveloperMessage, UserMessage, AssistantMessage, ToolMessage})
@@ -552,10 +554,31 @@ def encode_text_prompt(prompt: object, options: bytes) -> bytes:
 
 
 def join_options(first: bytes, second: bytes) -> bytes:
-    """Two encoded objects as one; where both have a name, `second` wins, and so it does with a bound of either name."""
+    """Two encoded objects as one; where both have a name, `second` wins, and so it does with a bound of either name.
+
+    The same holds for how much is to be thought, which has two names as well.
+    """
     if first == b"{}" or second == b"{}":
         return second if first == b"{}" else first
-    return encode_json(_above(_split_object(first), _split_object(second)))
+    lower, upper = _split_object(first), _split_object(second)
+    if b'"reasoning' in first and b'"reasoning' in second:
+        _leave_one_effort(lower, upper)
+    return encode_json(_above(lower, upper))
+
+
+def _leave_one_effort(lower: dict[str, msgspec.Raw], upper: Mapping[str, msgspec.Raw]) -> None:
+    """Take out of `lower` the effort that `upper` gives by its other name: the API refuses two that differ."""
+    if not _EFFORTS.isdisjoint(_fields_of(upper.get("reasoning"))):
+        lower.pop("reasoning_effort", None)
+    beneath = _fields_of(lower.get("reasoning"))
+    if "reasoning_effort" in upper and not _EFFORTS.isdisjoint(beneath):
+        rest = {name: value for name, value in beneath.items() if name not in _EFFORTS}
+        lower["reasoning"] = msgspec.Raw(encode_json(rest))
+
+
+def _fields_of(raw: msgspec.Raw | None) -> dict[str, object]:
+    value = None if raw is None else _decode_any(raw)
+    return value if isinstance(value, dict) else {}
 
 
 def _above(first: dict[str, T], second: dict[str, T]) -> dict[str, T]:

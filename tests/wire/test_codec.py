@@ -246,6 +246,25 @@ def test_joining_options_leaves_one_bound() -> None:
     assert settings.max_tokens == 7
 
 
+@pytest.mark.parametrize(
+    ("lower", "higher", "joined"),
+    [
+        ({"reasoning": {"effort": "high", "exclude": True}}, {"reasoning_effort": "low"},
+         {"reasoning": {"exclude": True}, "reasoning_effort": "low"}),
+        ({"reasoning": {"max_tokens": 9}}, {"reasoning_effort": "low"}, {"reasoning": {}, "reasoning_effort": "low"}),
+        ({"reasoning_effort": "low"}, {"reasoning": {"effort": "high"}}, {"reasoning": {"effort": "high"}}),
+        ({"reasoning_effort": "low"}, {"reasoning": {"exclude": True}},
+         {"reasoning_effort": "low", "reasoning": {"exclude": True}}),
+        ({"reasoning": None}, {"reasoning_effort": "low"}, {"reasoning": None, "reasoning_effort": "low"}),
+        ({"reasoning": {"effort": "high"}}, {"reasoning": {"exclude": True}}, {"reasoning": {"exclude": True}}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_joining_options_leaves_one_effort(lower: object, higher: object, joined: object) -> None:
+    """The call's holds beside the client's, whichever name each has: the API refuses two that contradict."""
+    assert codec.decode_json(codec.join_options(codec.encode_json(lower), codec.encode_json(higher))) == joined
+
+
 def test_settings_of_whole_options() -> None:
     """Options that have nothing beneath them: the rest of the settings stays."""
     before = CallSettings(model="a/b", models=("c/d",), max_tokens=5, tenant="t")
