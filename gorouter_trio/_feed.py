@@ -37,13 +37,14 @@ class Feed(Generic[R, T]):
     Nothing is to be added while there are no observers. What an observer raises goes to `report`.
     """
 
-    __slots__ = ("_came", "_entries", "_make", "_report", "observers")
+    __slots__ = ("_came", "_entries", "_make", "_most", "_report", "observers")
 
     def __init__(self, make: Callable[[Sequence[R]], Sequence[T]], *, report: Callable[[Exception], None]) -> None:
         self.observers: tuple[Observer[T], ...] = ()
         self._make = make
         self._report = report
         self._entries: list[R] = []
+        self._most = _MOST
         self._came = trio.Event()
 
     def __repr__(self) -> str:
@@ -70,10 +71,10 @@ class Feed(Generic[R, T]):
         """Something has happened."""
         entries = self._entries
         entries.append(entry)
-        if len(entries) == 1:
-            self._came.set()
-        elif len(entries) >= _MOST:
+        if len(entries) >= self._most:
             self.flush()
+        elif len(entries) == 1:
+            self._came.set()
 
     def flush(self) -> None:
         """Give out what there is now."""
@@ -84,7 +85,7 @@ class Feed(Generic[R, T]):
                 contain_sync(partial(observer, made), report=self._report)
 
     async def run(self) -> None:
-        """Give out what comes, a moment later, until cancelled; then what there is."""
+        """Give out what comes, a moment later, until cancelled; then what there is, and what still comes at once."""
         try:
             while True:
                 await self._came.wait()
@@ -92,4 +93,5 @@ class Feed(Generic[R, T]):
                 await trio.sleep(WAIT_S)
                 self.flush()
         finally:
+            self._most = 1
             self.flush()

@@ -40,6 +40,8 @@ async def test_many_at_a_time(autojump_clock, nursery):
     with trio.CancelScope(shield=True):
         await trio.testing.wait_all_tasks_blocked()
     assert batches[-1] == ["1000"]
+    mine.add(1_001)
+    assert batches[-1] == ["1001"]
 
 
 def fail(_batch: Sequence[str]) -> None:

@@ -634,7 +634,18 @@ class Pool:
             raise error
         exchange.error = error
         self._retries += 1
-        await trio.sleep(verdict.delay_s)
+        await self._sleep(verdict.delay_s)
+
+    async def _sleep(self, delay_s: float) -> None:
+        """Wait between two attempts, or until the pool is closed, which the next attempt is told."""
+        if self._nursery is None:
+            return
+        with trio.CancelScope() as scope:
+            self._early[scope] = None
+            try:
+                await trio.sleep(delay_s)
+            finally:
+                del self._early[scope]
 
     async def _has_other_key(self, error: GorouterError, exchange: Exchange) -> bool:
         """Whether what this key was refused can be tried with another one; a provider is asked for it."""

@@ -143,6 +143,7 @@ async def test_a_retry_that_is_not_paid_for_may_have_been_billed_before(autojump
 async def test_what_the_close_cuts_off_is_in_the_file(autojump_clock, tmp_path, spend_slowly):
     """Requests of tasks that outlive the client were sent, and may have been billed: each has its row in the file."""
     path = tmp_path / "ledger.jsonl"
+    seen: list[gr.LedgerChange] = []
 
     async def spend(client: Any) -> None:
         with pytest.raises(gr.PoolClosedError):
@@ -154,8 +155,10 @@ async def test_what_the_close_cuts_off_is_in_the_file(autojump_clock, tmp_path, 
         trio.open_nursery() as nursery,
         open_world(SimulatorConfig(latency_s=5.0), ledger=gr.LedgerConfig(path=path)) as world,
     ):
+        world.client.observe_ledger(seen.extend)
         nursery.start_soon(spend, world.client)
         await trio.sleep(1)
+    assert [change.row.state for change in seen] == ["unreconciled"]
     with path.open("rb") as file:
         assert [(row.state, row.maybe_billed) for row in gr.LedgerReader(file).rows()] == [("unreconciled", True)]
 
