@@ -180,7 +180,6 @@ from .tools.statistics import ToolCallStatistics as ToolCallStatistics
 from .tools.statistics import ToolStatistics as ToolStatistics
 from .tools.turn import ApprovalDecision as ApprovalDecision
 from .tools.turn import ApprovalRequest as ApprovalRequest
-from .transport.httpx_transport import HttpTransport as HttpTransport
 from .wire.attachments import Annotation as Annotation
 from .wire.attachments import FileAnnotation as FileAnnotation
 from .wire.attachments import OutputAudio as OutputAudio
@@ -579,10 +578,14 @@ if TYPE_CHECKING:
     from . import simulator as simulator
     from . import testing as testing
     from .history import HistoryManager as HistoryManager
+    from .transport.httpx_transport import HttpTransport as HttpTransport
 
 
 _LAZY = frozenset({"aio", "blocking", "gateway", "plugins", "redis", "remote", "security", "simulator", "testing"})
 """Modules that are loaded when they are first asked for: most programs never do."""
+
+_LAZY_CLASSES = {"HistoryManager": ".history", "HttpTransport": ".transport.httpx_transport"}
+"""Classes of which the same holds, and where they are: the second one loads httpx."""
 
 
 def _show_public_names() -> None:
@@ -601,11 +604,11 @@ _show_public_names()
 
 
 def __getattr__(name: str) -> object:
-    """Load these modules, and the history manager, when they are first asked for: most programs never do."""
+    """Load these modules and classes when they are first asked for: most programs never do."""
     if name in _LAZY:
         return importlib.import_module(f".{name}", __name__)
-    if name == "HistoryManager":
-        manager = importlib.import_module(".history", __name__).HistoryManager
-        manager.__module__ = __name__
-        return cast("object", manager)
+    if name in _LAZY_CLASSES:
+        found = getattr(importlib.import_module(_LAZY_CLASSES[name], __name__), name)
+        found.__module__ = __name__
+        return cast("object", found)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -161,6 +161,7 @@ NOT_AT_THE_DOOR = (
     "backports.zstd",
     "cyclopts",
     "hiredis",
+    "httpx",
     "joserfc",
     "jsonschema_rs",
     "matplotlib",
@@ -304,14 +305,12 @@ def test_root_loads_nothing_optional() -> None:
     """`import gorouter_trio` needs no extra installed and pays for none."""
     listed = "import {}, json, sys; print(json.dumps(sorted(sys.modules)))"
     loaded = set(json.loads(_python(listed.format("gorouter_trio"))))
-    # httpx has a command of its own, and loads what that draws with where it is installed.
-    floor = set(json.loads(_python(listed.format("trio, httpx, msgspec"))))
     assert "gorouter_trio.client" in loaded
-    assert sorted((loaded - floor) & set(NOT_AT_THE_DOOR)) == []
+    assert sorted(loaded & set(NOT_AT_THE_DOOR)) == []
 
 
 def test_import_time(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
-    """The package imports in at most 1.3 times the CPU of its own libraries (1.5 here: the machine may be noisy)."""
+    """The package imports in at most 1.3 times the CPU of its own libraries (1.4 here: the machine may be noisy)."""
     timed = "import time; start = time.process_time(); import {}; print(time.process_time() - start)"
     ours, floor = timed.format("gorouter_trio"), timed.format("trio, httpx, msgspec")
     # Compiling is not what is measured: bytecode is kept, whatever the environment says, and made by a first run.
@@ -323,7 +322,7 @@ def test_import_time(tmp_path: Path, record_property: Callable[[str, object], No
     pairs = [(float(_python(ours, kept)), float(_python(floor, kept))) for _ in range(7)]
     ratio = min(a for a, _ in pairs) / min(b for _, b in pairs)
     record_property("figure", f"import takes {ratio:.2f} of the CPU of trio, httpx and msgspec alone (goal 1.3)")
-    assert ratio <= 1.5
+    assert ratio <= 1.4
 
 
 # --- the checks themselves, on small broken trees ---------------------------------------------------------------------

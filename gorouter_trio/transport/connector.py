@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, cast
+import sys
+from typing import TYPE_CHECKING, Any, cast
 
-import httpx
 import trio
 
 from ..errors import ConnectError
 from .connection import HttpConnection
-from .httpx_connection import HttpxConnector
 from .proxy import check_forwarded, open_tunnel
 from .streams import SocketNetwork, UnixNetwork, bottom, closable, drop, reason_of
 from .tls import make_tls_context, open_tls
@@ -120,15 +119,22 @@ def connector(
     unix_socket: str | None = None,
 ) -> Connector:
     """The connector for a client's settings; raises `TypeError` when they do not fit together, `ConfigError`."""
-    if isinstance(transport, (httpx.AsyncBaseTransport, httpx.AsyncClient)) or (
-        callable(transport) and not hasattr(transport, "connect")
-    ):
+    if _is_of_httpx(transport) or (callable(transport) and not hasattr(transport, "connect")):
         for name, value in (("tls", tls), ("proxy", proxy)):
             if value is not None:
                 raise TypeError(f"{name}: set it at the httpx transport or client that is given as transport")
+        # Loads httpx, which few programs need.
+        from .httpx_connection import HttpxConnector
+
         return HttpxConnector(cast("HttpxUser", transport), limits)
     if transport is not None and not callable(getattr(transport, "connect", None)):
         raise TypeError("transport: must be an httpx transport or client, or have connect(host, port)")
     own = SocketNetwork() if unix_socket is None else UnixNetwork(unix_socket)
     network = own if transport is None else cast("Network", transport)
     return HttpConnector(origin, network=network, tls=tls, limits=limits, proxy=proxy)
+
+
+def _is_of_httpx(transport: object) -> bool:
+    """Whether it is a transport or a client of httpx: a program that has one has loaded httpx."""
+    httpx: Any = sys.modules.get("httpx")
+    return httpx is not None and isinstance(transport, (httpx.AsyncBaseTransport, httpx.AsyncClient))
