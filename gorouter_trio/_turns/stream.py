@@ -175,24 +175,29 @@ class ChatStream(Generic[T_co]):
         """
         self._raw_chunks = self._raw_chunks or on_chunk is not None
         failure: GorouterError | None = None
-        try:
-            async for event in self:
-                await _call(on_event, event)
-                match event:
-                    case TextDelta(text):
-                        await _call(on_content, text)
-                    case ReasoningDelta(text):
-                        await _call(on_reasoning, text)
-                    case RawChunk(chunk):
-                        await _call(on_chunk, chunk)
-                    case ToolStarted():
-                        await _call(on_tool_executing, event)
-                    case ToolFinished():
-                        await _call(on_tool_result, event)
-                    case _:
-                        pass
-        except GorouterError as exc:
-            failure = exc
+        while True:
+            # What a handler raises, of whatever kind, is not the stream's.
+            try:
+                event = await self.__anext__()
+            except StopAsyncIteration:
+                break
+            except GorouterError as exc:
+                failure = exc
+                break
+            await _call(on_event, event)
+            match event:
+                case TextDelta(text):
+                    await _call(on_content, text)
+                case ReasoningDelta(text):
+                    await _call(on_reasoning, text)
+                case RawChunk(chunk):
+                    await _call(on_chunk, chunk)
+                case ToolStarted():
+                    await _call(on_tool_executing, event)
+                case ToolFinished():
+                    await _call(on_tool_result, event)
+                case _:
+                    pass
         if failure is not None:
             await _call(on_error, failure)
             try:

@@ -228,8 +228,22 @@ async def test_callbacks(autojump_clock):
     ]
 
 
+def refuse(_text: str) -> None:
+    raise gr.ToolError("the handler's own")
+
+
+@pytest.mark.parametrize(("handler", "kind"), [(lambda _text: 1 // 0, ZeroDivisionError), (refuse, gr.ToolError)])
+async def test_callbacks_that_fail(handler, kind, autojump_clock):
+    """An error of a handler is nobody else's, also where it is one of this package."""
+    told: list[object] = []
+    async with open_world(answer=streams(*HELLO)) as world, world.client.stream("hi") as stream:
+        with pytest.raises(kind):
+            await stream.run(on_content=handler, on_error=told.append, on_complete=told.append)
+    assert told == []
+
+
 async def test_callbacks_of_a_stream_that_fails(autojump_clock):
-    """`on_error` has the error, which is raised; an error of a handler is nobody else's."""
+    """`on_error` has the error, which is raised."""
     failure = chunk({}, finish="error", error={"code": "server_error", "message": "gone"})
     told = []
     async with open_world(answer=streams(HELLO[0], failure, DONE)) as world:
@@ -237,10 +251,6 @@ async def test_callbacks_of_a_stream_that_fails(autojump_clock):
             with pytest.raises(gr.ProviderError, match="gone") as caught:
                 await stream.run(on_content=told.append, on_error=told.append, on_complete=told.append)
         assert told == ["Hel", caught.value]
-    async with open_world(answer=streams(*HELLO)) as world, world.client.stream("hi") as stream:
-        with pytest.raises(ZeroDivisionError):
-            await stream.run(on_content=lambda text: 1 // 0, on_error=told.append)
-    assert len(told) == 2
 
 
 class Rounds(ChunkSource):
