@@ -344,6 +344,7 @@ class Batch:
     """A running batch: iterate it for the results, in the order in which they complete; as `gr.Batch`."""
 
     def __init__(self, core: Core, batch: RuntimeBatch, *, lots: LotReader[BatchResult]) -> None:
+        self.name = batch.name
         self._core = core
         self._batch = batch
         self._lots = lots

@@ -303,7 +303,8 @@ class Client:
         `ambiguous_retries` times, whatever the retry policy says. With `dedup`, equal requests are sent once, as far as
         the last 10,000 answers go; the results of the others are `cached`, and cost nothing.
 
-        The requests are a batch of their own, which `Budget.batch_usd` bounds, and a row of `cost_snapshot().by_batch`.
+        The requests are a batch of their own, which `Budget.batch_usd` bounds, and a row of `cost_snapshot().by_batch`
+        under its `name`.
 
         Results come as they complete, or with `ordered` in the order of the requests, and a request that failed has its
         error there: iterating raises only what the input raised. A consumer that stops reading stops the input. Leaving

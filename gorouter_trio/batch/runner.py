@@ -108,9 +108,14 @@ class Batch:
     Made by `open_batch`. Iterating ends when every request has its result; it raises what the input
     raised, after the results of what was taken from it before. Several tasks may iterate the same
     batch, each result going to one of them.
+
+    `name` is that of its row in `cost_snapshot().by_batch`, and the `batch` of its rows in the ledger.
     """
 
-    def __init__(self, results: trio.MemoryReceiveChannel[BatchResult], intake: Intake, *, work: _Work) -> None:
+    def __init__(
+        self, results: trio.MemoryReceiveChannel[BatchResult], intake: Intake, *, work: _Work, name: str = ""
+    ) -> None:
+        self.name = name
         self._results = results
         self._intake = intake
         self._work = work
@@ -351,7 +356,7 @@ async def open_batch(
         async with receive, trio.open_nursery() as nursery:
             nursery.start_soon(work.run_pullers, send, max_in_flight)
             try:
-                yield Batch(receive, intake, work=work)
+                yield Batch(receive, intake, work=work, name=settings.batch)
             finally:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:

@@ -268,8 +268,10 @@ async def test_a_batch_has_a_budget(autojump_clock):
     limit = D("0.0001")
     async with open_world(notes=False, budget=gr.Budget(batch_usd=limit), **PRICED) as world:
         await world.client.refresh_prices()
+        names: list[str] = []
         for _ in range(2):
             async with world.client.batch(rows_of(20), max_tokens=50) as batch:
+                names.append(batch.name)
                 results = [result async for result in batch]
                 (account,) = world.client.budgets()
             assert (account.kind, account.limit_usd) == ("batch", limit)
@@ -277,6 +279,7 @@ async def test_a_batch_has_a_budget(autojump_clock):
             assert {type(result.error) for result in results if result.error} == {gr.BudgetExceededError}
             assert world.client.budget().accounts == 0
         costs = world.client.cost_snapshot().by_batch
+        assert sorted(costs) == sorted(names)
         assert len(costs) == 2
         assert all(0 < row.cost_usd <= limit for row in costs.values())
         assert sum(row.cost_usd for row in costs.values()) == charged_usd(world)

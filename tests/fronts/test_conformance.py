@@ -279,6 +279,7 @@ def test_batches(same: Same) -> None:
             found: list[object] = []
             for requests in (list(rows(80)), rows(80), rows(5) if front.kind == "blocking" else slow()):
                 async with client.batch(requests, max_in_flight=4, temperature=0.1) as results:
+                    assert results.name
                     lot = [(r.custom_id, r.error and type(r.error), r.result and r.result.text) async for r in results]
                     found.append((sorted(lot, key=str), results.statistics(), repr(results)))
             async with client.batch(broken()) as results:
