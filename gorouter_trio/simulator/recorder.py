@@ -9,15 +9,13 @@ import msgspec
 import trio
 
 from ..errors import ConfigError
-from ..transport.httpx_transport import HttpTransport
-from ..transport.tapped import TappedExchange, TappedTransport
 from . import _json
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator
 
-    from ..transport.tapped import BaseTransport
+    from ..transport.tapped import BaseTransport, TappedExchange
 
 __all__ = ["Recorder", "open_recorder"]
 
@@ -52,6 +50,9 @@ async def open_recorder(
     Raises `ConfigError` when there is such a file already, and `OSError` where it cannot be made or, from the call that
     was recorded, written.
     """
+    # Loads httpx, which nothing else of the simulator needs.
+    from ..transport.httpx_transport import HttpTransport
+
     try:
         file = await trio.open_file(path, "xb")
     except FileExistsError:
@@ -70,6 +71,8 @@ class Recorder:
     """Made by `open_recorder`."""
 
     def __init__(self, file: _File, transport: BaseTransport) -> None:
+        from ..transport.tapped import TappedTransport
+
         self._file = file
         self._lock = trio.Lock()
         self.written = 0
