@@ -32,6 +32,7 @@ from msgspec import Struct
 from ..errors import BadRequestError, ConfigError, GorouterError, StoreError
 from ..pool.shared_redis import RedisLimits, SharedBudget
 from ..transport.resp_client import RedisClient, RedisScript
+from ..transport.resp_link import PASSING
 from ..wire.codec import decode_json, encode_json
 from ..wire.mail import CallSettings
 from .output import encode_row, open_output
@@ -216,7 +217,7 @@ class ClusterJob:
             await self.redis.execute_again("HSET", self.facts, "budget_usd", str(budget_usd))
             await self.redis.execute_again("HDEL", self.facts, "stopped")
         try:
-            await self.redis.execute("XGROUP", "CREATE", self.rows, _GROUP, "0", "MKSTREAM")
+            await self.redis.execute_again("XGROUP", "CREATE", self.rows, _GROUP, "0", "MKSTREAM")
         except StoreError as exc:
             if "BUSYGROUP" not in exc.message:
                 raise
@@ -361,7 +362,8 @@ class Worker:
     async def run(self) -> None:
         """Work until every row of the job has its line, or until drained. Raises `StoreError`.
 
-        Cancelling leaves its rows to others, after the job's `lease_s`.
+        A Redis that is away for less than its client's `timeout_s` is waited for. Cancelling leaves its rows to others,
+        after the job's `lease_s`.
         """
         job = self._job
         await job.redis.execute_again("HDEL", job.facts, "stopped")
@@ -399,18 +401,24 @@ class Worker:
     async def _read(self) -> list[tuple[str, _Entry]]:
         job = self._job
         count = self._width - len(self._has)
-        reply = await job.redis.execute_blocking(
-            *("XREADGROUP", "GROUP", _GROUP, self._name, "COUNT", count),
-            *("BLOCK", int(1000 * _WAIT_S), "STREAMS", job.rows, ">"),
-            wait_s=_WAIT_S,
-        )
+        try:
+            reply = await job.redis.execute_blocking(
+                *("XREADGROUP", "GROUP", _GROUP, self._name, "COUNT", count),
+                *("BLOCK", int(1000 * _WAIT_S), "STREAMS", job.rows, ">"),
+                wait_s=_WAIT_S,
+            )
+        except StoreError as exc:
+            if exc.kind not in PASSING:
+                raise
+            # What comes next waits for the server. Rows of a reply that was lost are claimed when their lease is over.
+            return []
         return _entries(next(iter(_pairs(reply).values()))) if reply else []
 
     async def _claim(self) -> list[tuple[str, _Entry]]:
         """Rows of workers that were not heard of for the lease."""
         job = self._job
         idle = int(1000 * job.lease_s)
-        reply = await job.redis.execute(
+        reply = await job.redis.execute_again(
             "XAUTOCLAIM",
             job.rows,
             _GROUP,
@@ -432,7 +440,7 @@ class Worker:
             await trio.sleep(job.lease_s / 3)
             if self._has:
                 names = tuple(self._has)
-                await job.redis.execute("XCLAIM", job.rows, _GROUP, self._name, 0, *names, "JUSTID")
+                await job.redis.execute_again("XCLAIM", job.rows, _GROUP, self._name, 0, *names, "JUSTID")
             await self._look_at_budget()
 
     async def _look_at_budget(self) -> None:

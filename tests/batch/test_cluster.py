@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import trio
 from batch_worker import PRICES
-from redis_server import fresh_prefix, shared_redis
+from redis_server import free_port, fresh_prefix, running_redis, shared_redis
 
 from gorouter_trio.batch.cluster import ClusterJob, ClusterStatus, Worker
 from gorouter_trio.batch.cluster_wiring import make_worker
@@ -105,6 +105,31 @@ async def test_whole(tmp_path: Path) -> None:
         map(str, range(120))
     )
     assert not any(row["maybe_billed"] for row in rows)
+
+
+async def test_a_server_that_is_away(tmp_path: Path, rng: random.Random) -> None:
+    """A worker outlives a Redis that is killed and comes back: what it has paid for is kept, every row is sent once."""
+    simulator = Simulator(SimulatorConfig(latency_s=0.05, jitter=1.0))
+    with running_redis("--appendonly", "yes", "--appendfsync", "always", "--port", str(free_port())) as server:
+        async with (
+            RedisClient(server.url, timeout_s=10.0) as redis,
+            open_simulated_network(simulator) as network,
+            open_client(api_key="sk-t", base_url=network.base_url, transport=network, insecure_http=True) as client,
+            trio.open_nursery() as nursery,
+        ):
+            job = ClusterJob(redis, "away", lease_s=1.0)
+            await submit(job, client, write_rows(tmp_path, 400))
+            one = worker(job, client, "w1")
+            nursery.start_soon(one.run)
+            for _ in range(4):
+                await trio.sleep(rng.uniform(0.1, 0.3))
+                server.kill()
+                await trio.sleep(rng.uniform(0.0, 0.1))
+                await trio.to_thread.run_sync(server.start)
+        assert one.finished == 400
+        async with RedisClient(server.url) as redis:
+            assert await ClusterJob(redis, "away").collect(str(tmp_path / "out.jsonl"), follow=False) == (400, 400)
+    assert simulator.statistics().received == 400
 
 
 async def test_last_lines_are_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
