@@ -25,6 +25,7 @@ from ..errors import (
     ProviderError,
     RateLimitError,
     TransportError,
+    UnpriceableRequestError,
 )
 from ..pool.ledger import Owner
 from ..wire.codec import decode_completion, decode_error, decode_json, encode_json, to_message
@@ -68,6 +69,7 @@ _MOST_PAGES: Final = 20
 _CLOCK_SKEW_S: Final = 300.0
 _FIRST_POLL_S: Final = 2.0
 _POLL_GROWTH: Final = 1.5
+_PATIENCE_S: Final = 3_600.0
 _WRITERS: Final = 64
 
 # What may be over when it is asked again; live rows go on meanwhile.
@@ -284,10 +286,9 @@ class ApiRun:
         models: dict[str, _Gathering] = {}
         while running.stopping is None and (row := await running.next_row()) is not None:
             if row.error is not None:
-                await running.recorder.begin(row.mark)
-                await running.record(row, running.failed(row, row.error))
-                continue
-            await self._add(row, models, nursery=nursery)
+                await self._refuse(row, row.error)
+            else:
+                await self._add(row, models, nursery=nursery)
         for model, gathering in models.items():
             await self._close(model, gathering, nursery=nursery)
 
@@ -299,6 +300,9 @@ class ApiRun:
             self._running.drain("budget")
             self._running.put_back(row)
             return
+        except UnpriceableRequestError as exc:
+            await self._refuse(row, exc)
+            return
         gathering = models.setdefault(settings.model, _Gathering())
         if gathering.size + len(call.body) > _MOST_BYTES and gathering.rows:
             await self._close(settings.model, gathering, nursery=nursery)
@@ -308,6 +312,11 @@ class ApiRun:
         if len(gathering.rows) >= self._services.max_requests:
             del models[settings.model]
             await self._close(settings.model, gathering, nursery=nursery)
+
+    async def _refuse(self, row: JobRow, error: GorouterError) -> None:
+        """A row that is not handed in: its line says why."""
+        await self._running.recorder.begin(row.mark)
+        await self._running.record(row, self._running.failed(row, error))
 
     async def _reserve(
         self, row: JobRow, models: dict[str, _Gathering], *, nursery: trio.Nursery
@@ -349,23 +358,43 @@ class ApiRun:
         return f"{self._running.name[:12]}-{row}"
 
     async def _submit(self, part: ApiPart, body: bytes) -> bool:
-        """Hand a part in; whether it is with the API now. Its rows fail with it where it was refused."""
+        """Hand a part in; whether it is with the API now.
+
+        An outage is waited out for an hour, or until the job stops. The rows fail with a part that was refused.
+        """
+        until = trio.current_time() + _PATIENCE_S
+        delay_s = min(_FIRST_POLL_S, self._services.max_poll_s)
+        while (error := await self._hand_in(part, body)) is not None:
+            if error.maybe_billed:
+                return await self._find_or_fail(part, error)
+            reason = stop_reason(error)
+            if reason is None and isinstance(error, _OUTAGES):
+                await self._pause(delay_s)
+                delay_s = min(delay_s * _POLL_GROWTH, self._services.max_poll_s)
+                reason = self._running.stopping
+                if reason is None and trio.current_time() < until:
+                    continue
+            if reason is None:
+                await self._fail(part, error)
+            else:
+                await self._take_back(part, reason)
+            return False
+        return True
+
+    async def _hand_in(self, part: ApiPart, body: bytes) -> GorouterError | None:
         try:
             batch = await self._services.submit(body)
         except GorouterError as exc:
-            is_there = await self._ask(partial(self._find_lost, part)) if exc.maybe_billed else False
-            if is_there is None:
-                # The next run looks for it.
-                return False
-            if is_there:
-                return True
-            if (reason := stop_reason(exc)) is not None:
-                await self._take_back(part, reason)
-            else:
-                await self._fail(part, exc)
-            return False
+            return exc
         await self._was_submitted(part, batch.id)
-        return True
+        return None
+
+    async def _find_or_fail(self, part: ApiPart, error: GorouterError) -> bool:
+        """A part may be with the API: look for it. Where the job stops before that is known, the next run does."""
+        is_there = await self._ask(partial(self._find_lost, part))
+        if is_there is False:
+            await self._fail(part, error)
+        return bool(is_there)
 
     async def _was_submitted(self, part: ApiPart, batch_id: str) -> None:
         part.batch_id, part.state = batch_id, "submitted"

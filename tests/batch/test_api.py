@@ -114,9 +114,9 @@ async def test_whole(ordered: bool, small_parts: None, autojump_clock: trio.test
         assert list(rows) == [*(f"id-{n}" for n in range(34)), "other", "row-36"]
 
 
-@pytest.mark.parametrize("name", ["find", "list"])
+@pytest.mark.parametrize("name", ["find", "list", "submit"])
 async def test_outage(name: str, small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
-    """A look at a part that fails, or for one whose id was lost, is made again; the job and its other rows go on."""
+    """What fails is done again, and the job goes on: handing a part in, looking at one, and looking for a lost one."""
     source = write_rows(tmp_path / "in.jsonl", [f"[[say {n}]]" for n in range(20)])
     errors = [
         ProviderError("gone for a while", status=503),
@@ -253,6 +253,32 @@ async def test_refused(autojump_clock: trio.testing.MockClock, tmp_path: Path) -
         assert (running.stopping, running.tally.rows) == ("key", 0)
 
 
+@pytest.mark.parametrize("ends", ["patience", "deadline"])
+async def test_an_outage_without_end(ends: str, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
+    """Rows that cannot be handed in for an hour fail; where the job stops before, they are left for a later run."""
+    source = write_rows(tmp_path / "in.jsonl", ["[[say a]]", "[[say b]]"])
+    async with open_simulated() as (client, _):
+        async with client.batch_job(
+            job_for(tmp_path, source, deadline_s=600.0 if ends == "deadline" else None)
+        ) as running:
+            tries: list[float] = []
+
+            async def refuse(_body: bytes) -> Any:
+                tries.append(trio.current_time())
+                raise ProviderError("gone", status=503)
+
+            running.api._services = running.api._services._replace(submit=refuse)
+            await running.run()
+        if ends == "patience":
+            assert dict(running.tally.errors) == {"503": 2}
+            assert 3_500 <= tries[-1] - tries[0] <= 3_600
+            assert 60 <= len(tries) <= 70
+        else:
+            assert (running.stopping, running.released, running.tally.rows) == ("deadline", 2, 0)
+            again = await run(client, job_for(tmp_path, source))
+            assert (again.tally.succeeded, again.tally.maybe_billed, again.resent) == (2, 0, 0)
+
+
 async def test_lost_reply(autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
     """A reply that is lost in the same run is looked for, and found."""
     source = write_rows(tmp_path / "in.jsonl", ["[[say a]]", "[[say b]]"])
@@ -283,6 +309,23 @@ async def test_budget(small_parts: None, autojump_clock: trio.testing.MockClock,
         assert 0 < running.tally.rows < 60
         assert simulator.statistics().charged_nanousd <= 400_000
         assert running.tally.cost == Decimal(simulator.statistics().charged_nanousd) / 10**9
+
+
+async def test_budget_and_a_model_without_a_price(
+    small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path
+) -> None:
+    """Its row fails, as it does live; the others are handed in."""
+    path = tmp_path / "in.jsonl"
+    source = write_rows(path, [f"[[say {n}]]" for n in range(14)])
+    lines = path.read_text().splitlines(keepends=True)
+    lines.insert(3, '{"prompt":"[[say x]]","id":"unlisted","model":"nobody/unlisted"}\n')
+    path.write_text("".join(lines))
+    async with open_simulated(SimulatorConfig(batch_s=60.0)) as (client, _):
+        await client.refresh_prices()
+        running = await run(client, job_for(tmp_path, source, budget_usd=Decimal(5)))
+    assert (running.stopping, running.tally.succeeded, running.tally.failed) == (None, 14, 1)
+    errors = {name: row["error"]["type"] for name, row in read_rows(tmp_path).items() if row["error"]}
+    assert errors == {"unlisted": "UnpriceableRequestError"}
 
 
 async def test_ledger(small_parts: None, autojump_clock: trio.testing.MockClock, tmp_path: Path) -> None:
