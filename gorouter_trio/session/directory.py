@@ -245,7 +245,8 @@ class SessionDirectory:
     async def _retire_idle(self) -> None:
         """Retire each actor that was idle for long enough; until cancelled."""
         while True:
-            if not self._actors:
+            # The one that was waited for may have ended in the same step.
+            while not self._actors:
                 self._has_actors = trio.Event()
                 await self._has_actors.wait()
             # The time alone: a name for the oldest actor would keep it here after its end.

@@ -137,6 +137,19 @@ async def test_mail_while_a_session_is_closed(autojump_clock, idle):
         assert [entry.message.content for entry in (await session.history())[::2]] == ["one", "four"][not idle :]
 
 
+async def test_a_session_that_ends_as_it_begins(autojump_clock):
+    """The only one that is active, begun and closed in the same step: the client lives on.
+
+    Which task is the first to wake up then is left to chance, so it is done often enough for either.
+    """
+    async with open_world(sessions=gr.SessionConfig(idle_s=1)) as world:
+        session = world.client.session("k")
+        for _ in range(20):
+            await trio.sleep(2)
+            await session._actor("k").aclose()
+        assert (await session.ask("q")).text
+
+
 async def test_an_open_stream_is_use(autojump_clock):
     """A stream that is held open longer than the idle time keeps its session."""
     async with open_world(sessions=gr.SessionConfig(idle_s=10)) as world:
