@@ -1239,8 +1239,8 @@ class SessionActor:
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
                 turn, joined = TurnMachine(entry.turn_id), entry.joined  # One that comes again takes its place.
-            if isinstance(entry, TurnEntry) and entry.turn_id == turn.turn_id:
-                turn.apply(entry)
+            if isinstance(entry, TurnEntry) and turn.fault(entry) is None:
+                turn.apply(entry)  # What was added to a history may have an answer that nobody asked for.
             if isinstance(entry, TurnAnswered) and (
                 entry.turn_id == turn_id or (entry.turn_id == turn.turn_id and turn_id in joined)
             ):

@@ -17,6 +17,7 @@ from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.wire.codec import encode_json
 from gorouter_trio.wire.journal import TurnStarted
+from gorouter_trio.wire.messages import AssistantMessage, UserMessage
 
 
 def texts(history):
@@ -269,6 +270,20 @@ async def test_a_stored_answer_is_streamed_as_well(autojump_clock):
             assert [text async for text in stream.text] == ["Yes."]
         assert first.turn_id == "t"
         assert len(world.sent) == 1
+
+
+async def test_the_answer_of_a_turn_that_was_added(autojump_clock):
+    """What was added to a history is asked for by its turn id as well, with a question or without one."""
+    store = MemoryStore()
+    async with open_world(store=store) as world:
+        added = [AssistantMessage("hello"), UserMessage("q"), AssistantMessage("a"), AssistantMessage("by the way")]
+        await gr.HistoryManager(store).add("k", added)
+        session = world.client.session("k")
+        for entry in await session.history():
+            if isinstance(entry.message, AssistantMessage):
+                again = await session.ask("", turn_id=entry.turn_id)
+                assert (again.text, again.turn_id) == (entry.message.content, entry.turn_id)
+        assert world.sent == []
 
 
 async def test_a_refused_turn_may_be_asked_again(autojump_clock):
