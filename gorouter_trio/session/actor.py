@@ -802,6 +802,7 @@ class SessionActor:
 
     def _join_others(self, turn: RunningTurn, transcript: Transcript) -> None:
         """Take the turns that wait behind this one with it, where they are such as can be joined."""
+        transcript.render(turn.messages)  # A turn that cannot be sent fails alone.
         mail, seen = turn.mail, {turn.turn_id}
 
         def may_join(envelope: Envelope) -> bool:
