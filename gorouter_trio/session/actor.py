@@ -634,13 +634,14 @@ class SessionActor:
         while task is not None and asking is None:
             asking = self.tool_tasks.get(task)
             task = None if task.parent_nursery is None else task.parent_nursery.parent_task
-        turn = asking
-        while turn is not None:
+        waiting = [] if asking is None else [asking]
+        while waiting:
+            turn = waiting.pop()
             if turn is self._turn:
                 raise SessionBusyError(
                     "a tool asks the session whose turn it is part of: each would wait for the other"
                 )
-            turn = turn.envelope.within
+            waiting += turn.waited_for_by
         return asking
 
     def _is_in_turn(self) -> bool:

@@ -395,6 +395,32 @@ async def test_a_tool_that_asks_its_own_session_through_another(autojump_clock):
         assert said == [True]
 
 
+async def test_a_ring_through_a_turn_that_was_joined(autojump_clock):
+    """A ring of sessions is found where the message of a tool was taken in the turn of somebody else."""
+    async with open_world(SLOW, sessions=gr.SessionConfig(double_texting="merge")) as world:
+        one, two = world.client.session("one"), world.client.session("two")
+        said = []
+
+        async def inner(_journal, _call):
+            with trio.fail_after(10), pytest.raises(gr.SessionBusyError, match="whose turn it is part of"):
+                await one.ask("q")
+            said.append(True)
+            return "R"
+
+        loop = Loop(tool=inner)
+
+        async def outer(_journal, _call):
+            return (await take(two, "[[call f#b]]", loop)).text
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, two, "first", loop)
+            nursery.start_soon(take, one, "[[call f#a1]]", Loop(tool=outer))
+            await trio.sleep(0.5)
+            nursery.start_soon(take, two, "second", loop)
+        assert said == [True]
+        assert (await two.statistics()).turns == 2
+
+
 # Taking up
 
 
