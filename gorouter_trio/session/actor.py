@@ -995,7 +995,8 @@ class SessionActor:
             turn.loan.go_on(reader)
             return
         turn.deadline = self._mail_scope.deadline = math.inf
-        has_rounds = turn.envelope.rounds is not None
+        # Of a turn that is taken up as well, with a loop or without.
+        has_rounds = self._journal is not None
         loan = turn.loan = TurnLoan(
             reader,
             turn.turn_id,
