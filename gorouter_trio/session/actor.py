@@ -44,7 +44,7 @@ from .._contexts import adopted
 from .._mailbox import Mailbox
 from .._turns.loan import TurnLoan, patience
 from .._turns.request import TurnExtras, TurnRequest
-from .._turns.rounds import has_tools
+from .._turns.rounds import has_tools, recalled
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
@@ -703,7 +703,7 @@ class SessionActor:
         transcript = cast("Transcript", self._transcript)
         outcome, machine = transcript.outcome(turn_id), transcript.machine
         if outcome == "answered":
-            envelope.resolve(await self._stored_answer(turn_id))
+            envelope.resolve(recalled(envelope.rounds, await self._stored_answer(turn_id)))
             return True
         if outcome == "forgotten":
             raise SessionConflictError(f"turn {turn_id!r} was answered before the history was compacted")

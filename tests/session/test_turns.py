@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 from histories import check_history
-from worlds import DONE, chunk, completion, errors, open_world, replies, streams
+from worlds import DONE, chunk, completion, errors, open_world, replies, streams, there
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
@@ -270,6 +270,31 @@ async def test_a_stored_answer_is_streamed_as_well(autojump_clock):
             assert [text async for text in stream.text] == ["Yes."]
         assert first.turn_id == "t"
         assert len(world.sent) == 1
+
+
+class Sum(msgspec.Struct):
+    """A form of answers."""
+
+    value: int
+
+
+async def test_a_stored_answer_has_the_form_that_is_asked_for(autojump_clock):
+    """Asked again for a type, a turn gives the value of its stored answer; one of another form is an error, unpaid."""
+    store = MemoryStore()
+    async with open_world(answer=replies(completion("7"), completion('{"value": 7}')), store=store) as world:
+        session = world.client.session("k")
+        first = await session.ask("q", turn_id="t", response_type=Sum)
+        assert (first.value, len(first.rounds)) == (Sum(7), 1)
+        async with world.another_client() as other:
+            for asked in (session, other.session("k")):
+                assert await asked.ask("q", turn_id="t", response_type=Sum) == first
+                async with asked.stream("q", turn_id="t", response_type=Sum) as stream:
+                    assert await stream.collect() == first
+                with pytest.raises(gr.InvalidOutputError) as info:
+                    await asked.ask("q", turn_id="t", response_type=list[int])
+                assert (there(info.value.partial).text, info.value.maybe_billed) == (first.text, False)
+                assert (await asked.ask("q", turn_id="t")).text == first.text
+        assert len(world.sent) == 2
 
 
 async def test_the_answer_of_a_turn_that_was_added(autojump_clock):
