@@ -425,6 +425,9 @@ class SessionActor:
         """The asker of `envelope` was cancelled; used by envelopes. A turn goes on while another asker waits for it."""
         if self._mailbox.remove(envelope):
             envelope.finish()
+            if self._is_leaving and not self._mailbox.has_mail:
+                # Its reader may be about to take it, and would wait for the next one.
+                self._post_nothing()
             return
         turn = self._turn
         others = [] if turn is None else turn.others
@@ -496,11 +499,14 @@ class SessionActor:
         self._is_ending = True
         if self._mailbox.is_awaited:
             # Nothing is done that a cancel could stop. Mail that nobody waits for wakes for a tenth of its cost.
-            nothing = Envelope(_NOTHING, self)
-            nothing.abandoned = True
-            self._mailbox.post_nowait(nothing)
+            self._post_nothing()
         else:
             self._mail_scope.cancel()
+
+    def _post_nothing(self) -> None:
+        nothing = Envelope(_NOTHING, self)
+        nothing.abandoned = True
+        self._mailbox.post_nowait(nothing)
 
     async def _act(self, envelope: Envelope) -> None:
         if envelope.abandoned:
