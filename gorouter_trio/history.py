@@ -11,7 +11,7 @@ import trio
 from msgspec import Struct
 
 from .config import Seams
-from .errors import ConfigError, SessionConflictError
+from .errors import ConfigError, DecodeError, SessionConflictError
 from .session.log import entries_of
 from .stores.query import HistoryAnalyzer
 from .stores.turns import to_turns
@@ -123,10 +123,15 @@ class HistoryManager:
         """Add what was said elsewhere behind the history, as turns; the session is made if it is not there.
 
         Raises `ConfigError`, having written nothing, for messages that cannot stand so: the last one must be an
-        answer, and tool messages come behind the answer that calls them.
+        answer, and tool messages come behind the answer that calls them. So it does for what has no JSON.
         """
         given = [entry if isinstance(entry, HistoryEntry) else HistoryEntry(entry) for entry in entries]
-        turns = to_turns(given, turn_id=f"added-{self._seams.new_id()}", at_s=self._seams.wall())
+        try:
+            turns = to_turns(given, turn_id=f"added-{self._seams.new_id()}", at_s=self._seams.wall())
+            # A number that is none is written all the same, and nobody could read the session again.
+            entries_of(map(decode_log_entry, turns.entries))
+        except (TypeError, ValueError, RecursionError, DecodeError) as exc:
+            raise ConfigError(f"entries: cannot be written as JSON messages: {exc}") from exc
         for fault in turns.set_aside:
             raise ConfigError(f"entries: the message at {fault.position} {fault.reason}")
         if given:

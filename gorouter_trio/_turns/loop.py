@@ -79,6 +79,14 @@ class TurnLoop:
         """Whether it can run anything; extensions may add more."""
         return self._extras.tools is not None
 
+    def recall(self, answer: ChatResult) -> ChatResult[object]:
+        """The stored answer of a turn, with its value; raises `InvalidOutputError` where it has not the form."""
+        if self._extras.form is None:
+            return answer
+        rounds = Rounds(self._extras, tools=None, limits=self._services.limits, may_reask=False)
+        rounds.records, rounds.reports = answer.rounds, list(answer.tool_calls)
+        return cast("Finish", rounds.take(answer)).result
+
     async def __call__(self, journal: RoundJournal) -> ChatResult[object]:
         """Take the turn of `journal` to its answer, which is committed, and return what extensions make of it.
 

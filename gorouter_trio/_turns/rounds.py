@@ -29,7 +29,7 @@ The loop is awaited in the owner's task. It may run tools in tasks of its own, a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 from msgspec import Struct
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ..wire.toolcalls import ToolCallReport
     from .request import TurnRequest
 
-__all__ = ["Question", "RoundJournal", "TakeRounds", "has_tools"]
+__all__ = ["Question", "RoundJournal", "TakeRounds", "has_tools", "recalled"]
 
 
 class Question(Struct, frozen=True):
@@ -136,3 +136,9 @@ TakeRounds: TypeAlias = Callable[[RoundJournal], Awaitable["ChatResult[object]"]
 def has_tools(rounds: TakeRounds | None) -> bool:
     """Whether a turn that waits for a tool can go on with this loop: one without tools says so by an attribute."""
     return rounds is not None and getattr(rounds, "has_tools", True)
+
+
+def recalled(rounds: TakeRounds | None, answer: ChatResult) -> ChatResult[object]:
+    """A stored answer as this loop would give it: one that makes more of answers has a method `recall` for that."""
+    recall = getattr(rounds, "recall", None)
+    return answer if recall is None else cast("ChatResult[object]", recall(answer))

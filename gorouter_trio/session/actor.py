@@ -44,7 +44,7 @@ from .._contexts import adopted
 from .._mailbox import Mailbox
 from .._turns.loan import TurnLoan, patience
 from .._turns.request import TurnExtras, TurnRequest
-from .._turns.rounds import has_tools
+from .._turns.rounds import has_tools, recalled
 from ..config import ContextPolicy
 from ..errors import GorouterError, HistoryNotSaved, SessionBusyError, SessionConflictError
 from ..pool.deadlines import DeadlineKeeper
@@ -425,6 +425,9 @@ class SessionActor:
         """The asker of `envelope` was cancelled; used by envelopes. A turn goes on while another asker waits for it."""
         if self._mailbox.remove(envelope):
             envelope.finish()
+            if self._is_leaving and not self._mailbox.has_mail:
+                # Its reader may be about to take it, and would wait for the next one.
+                self._post_nothing()
             return
         turn = self._turn
         others = [] if turn is None else turn.others
@@ -496,11 +499,14 @@ class SessionActor:
         self._is_ending = True
         if self._mailbox.is_awaited:
             # Nothing is done that a cancel could stop. Mail that nobody waits for wakes for a tenth of its cost.
-            nothing = Envelope(_NOTHING, self)
-            nothing.abandoned = True
-            self._mailbox.post_nowait(nothing)
+            self._post_nothing()
         else:
             self._mail_scope.cancel()
+
+    def _post_nothing(self) -> None:
+        nothing = Envelope(_NOTHING, self)
+        nothing.abandoned = True
+        self._mailbox.post_nowait(nothing)
 
     async def _act(self, envelope: Envelope) -> None:
         if envelope.abandoned:
@@ -634,13 +640,14 @@ class SessionActor:
         while task is not None and asking is None:
             asking = self.tool_tasks.get(task)
             task = None if task.parent_nursery is None else task.parent_nursery.parent_task
-        turn = asking
-        while turn is not None:
+        waiting = [] if asking is None else [asking]
+        while waiting:
+            turn = waiting.pop()
             if turn is self._turn:
                 raise SessionBusyError(
                     "a tool asks the session whose turn it is part of: each would wait for the other"
                 )
-            turn = turn.envelope.within
+            waiting += turn.waited_for_by
         return asking
 
     def _is_in_turn(self) -> bool:
@@ -702,7 +709,7 @@ class SessionActor:
         transcript = cast("Transcript", self._transcript)
         outcome, machine = transcript.outcome(turn_id), transcript.machine
         if outcome == "answered":
-            envelope.resolve(await self._stored_answer(turn_id))
+            envelope.resolve(recalled(envelope.rounds, await self._stored_answer(turn_id)))
             return True
         if outcome == "forgotten":
             raise SessionConflictError(f"turn {turn_id!r} was answered before the history was compacted")
@@ -802,6 +809,7 @@ class SessionActor:
 
     def _join_others(self, turn: RunningTurn, transcript: Transcript) -> None:
         """Take the turns that wait behind this one with it, where they are such as can be joined."""
+        transcript.render(turn.messages)  # A turn that cannot be sent fails alone.
         mail, seen = turn.mail, {turn.turn_id}
 
         def may_join(envelope: Envelope) -> bool:
@@ -993,7 +1001,8 @@ class SessionActor:
             turn.loan.go_on(reader)
             return
         turn.deadline = self._mail_scope.deadline = math.inf
-        has_rounds = turn.envelope.rounds is not None
+        # Of a turn that is taken up as well, with a loop or without.
+        has_rounds = self._journal is not None
         loan = turn.loan = TurnLoan(
             reader,
             turn.turn_id,
@@ -1239,8 +1248,8 @@ class SessionActor:
         for entry in await self._read_log():
             if isinstance(entry, TurnStarted):
                 turn, joined = TurnMachine(entry.turn_id), entry.joined  # One that comes again takes its place.
-            if isinstance(entry, TurnEntry) and entry.turn_id == turn.turn_id:
-                turn.apply(entry)
+            if isinstance(entry, TurnEntry) and turn.fault(entry) is None:
+                turn.apply(entry)  # What was added to a history may have an answer that nobody asked for.
             if isinstance(entry, TurnAnswered) and (
                 entry.turn_id == turn_id or (entry.turn_id == turn.turn_id and turn_id in joined)
             ):

@@ -21,12 +21,13 @@ from ..errors import (
     ActorGoneError,
     BadRequestError,
     ConfigError,
+    DecodeError,
     GorouterError,
     HistoryNotSaved,
     SessionConflictError,
     SessionNotFoundError,
 )
-from ..wire.codec import encode_json, encode_name, encode_prompt, join_options
+from ..wire.codec import decode_json, encode_json, encode_name, encode_prompt, join_options
 from ..wire.mail import ClearHistory, CompactHistory, ForkHistory, ReadHistory, StartTurn, UndoTurns
 from .actor import SaveWatch, SessionActor, SessionOptions, SessionServices, SessionStatistics
 
@@ -245,7 +246,8 @@ class SessionDirectory:
     async def _retire_idle(self) -> None:
         """Retire each actor that was idle for long enough; until cancelled."""
         while True:
-            if not self._actors:
+            # The one that was waited for may have ended in the same step.
+            while not self._actors:
                 self._has_actors = trio.Event()
                 await self._has_actors.wait()
             # The time alone: a name for the oldest actor would keep it here after its end.
@@ -450,7 +452,9 @@ class SessionRef:
         """
         try:
             encoded = encode_json(answer)
-        except (TypeError, ValueError, RecursionError) as exc:
+            # A number that is none is written all the same, and nobody could read the session again.
+            decode_json(encoded)
+        except (TypeError, ValueError, RecursionError, DecodeError) as exc:
             raise BadRequestError(f"answer: cannot be written as JSON: {exc}", status=400) from exc
         key, extras = await self._admit(self._options.extras)
         loop = rounds or self._directory.loop(extras)

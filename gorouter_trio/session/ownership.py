@@ -181,12 +181,22 @@ class SessionOwnership:
         held = [lease for lease in self._held.values() if lease.token != _ANY_TOKEN]
         if not held:
             return
-        lost = await self._leasing.renew_leases(held, lease_s=self._term_s)
+        try:
+            lost = await self._leasing.renew_leases(held, lease_s=self._term_s)
+        finally:
+            self._return_again(held)
         self._is_down = False
         for lease in lost:
             if self._held.get(lease.key) is lease:
                 self._lost += 1
                 _LOG.warning("session %r was taken over by another process while a turn of it ran", lease.key)
+
+    def _return_again(self, renewed: Sequence[SessionLease]) -> None:
+        """What was released meanwhile: renewing many takes a while, and a lease that has gone is made anew by it."""
+        for lease in renewed:
+            if lease.key not in self._held:
+                self._returned.setdefault(lease.key, lease)
+                self._has_returned.set()
 
     def _note(self, error: Exception) -> None:
         """Leases that could not be renewed or returned end by themselves."""

@@ -121,6 +121,11 @@ class Envelope(ReplySlot[Answer]):
         self._done: trio.Event | None = None
         self._is_done = False
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether the actor is through with the mail, so that its asker waits for nothing any more."""
+        return self._is_done
+
     def finish(self) -> None:
         """The actor is through with the mail, and the history is in order."""
         self._is_done = True
@@ -199,6 +204,12 @@ class RunningTurn:
     def note_sent(self) -> None:
         """A request of the turn is going out: from now on it may be billed."""
         self.is_sent = True
+
+    @property
+    def waited_for_by(self) -> list[RunningTurn]:
+        """The turns whose tools are among its askers."""
+        askers = [asker for asker in (self.envelope, *self.others) if not asker.is_finished]
+        return [asker.within for asker in askers if asker.within is not None]
 
     @property
     def joined(self) -> tuple[str, ...]:

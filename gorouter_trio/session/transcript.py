@@ -464,7 +464,7 @@ class Transcript:
         counted[place] = max(tokens, before)
 
     def _add(self, encoded: bytes) -> None:
-        if self.rendered:
+        if self.rendered and encoded:
             self.rendered += b","
         self.rendered += encoded
 

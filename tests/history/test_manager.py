@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -53,6 +54,17 @@ async def test_what_cannot_stand_is_refused():
     for key in ("", "\ud800"):
         with pytest.raises(gr.ConfigError, match="session"):
             await manager.add(key, TALK)
+
+
+@pytest.mark.parametrize("content", ["\ud800", [{"type": "text", "text": "x", "n": Decimal("NaN")}], [object()], None])
+async def test_what_has_no_json_is_refused(content):
+    """Nothing is written that could not be read again, and the session stays as it is."""
+    manager = gr.HistoryManager(MemoryStore())
+    await manager.add("k", TALK)
+    odd: Any = UserMessage(content)
+    with pytest.raises(gr.ConfigError, match="entries: cannot be written"):
+        await manager.add("k", [odd, AssistantMessage("a")])
+    assert texts(await manager.entries("k")) == ["hi", "hello"]
 
 
 async def test_clear_delete_erase():

@@ -11,6 +11,7 @@ from worlds import completion, errors, open_world, replies, there
 
 import gorouter_trio as gr
 from gorouter_trio.stores import MemoryStore
+from gorouter_trio.wire.messages import AssistantMessage, UserMessage
 
 ABC = [completion(text) for text in ("A", "B", "C", "D", "E", "F")]
 
@@ -40,6 +41,20 @@ async def test_retry(autojump_clock):
         async with world.another_client(store=world.client._runtime.store) as other:
             await other.session("k", system="s").ask("d")
         assert world.sent[-1].contents == ["s", "a", "A", "b", "C", "c", "D", "d"]
+
+
+@pytest.mark.parametrize("before", [(), (UserMessage("q"), AssistantMessage("a"))])
+async def test_retrying_what_nobody_asked_for(autojump_clock, before):
+    """An answer without a question, a greeting that was added, has no messages that are sent again."""
+    store = MemoryStore()
+    async with open_world(answer=replies(*ABC), store=store) as world:
+        await gr.HistoryManager(store).add("k", [*before, AssistantMessage("hello")])
+        session, said = world.client.session("k", system="s"), [message.content for message in before]
+        assert (await session.retry()).text == "A"
+        assert world.sent[-1].contents == ["s", *said]
+        await session.ask("b")
+        assert world.sent[-1].contents == ["s", *said, "A", "b"]
+        assert texts(await session.history()) == [*said, "A", "b", "B"]
 
 
 async def test_edit(autojump_clock):

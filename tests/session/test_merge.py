@@ -13,6 +13,7 @@ from worlds import errors, open_world
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
+from gorouter_trio.wire.messages import ToolMessage
 
 SLOW = SimulatorConfig(latency_s=1)
 MERGE = gr.SessionConfig(double_texting="merge")
@@ -91,6 +92,25 @@ async def test_what_cannot_be_joined_goes_alone(autojump_clock):
         assert len(world.sent) == 5
         for sent in world.sent:
             assert check_history(sent.messages) == []
+
+
+async def test_a_turn_that_cannot_be_sent_fails_alone(autojump_clock):
+    """The error in its messages is nobody's else, and those that wait behind it are answered."""
+    async with open_world(SLOW, sessions=MERGE) as world:
+        session = world.client.session("k")
+
+        async def ask_wrongly():
+            with pytest.raises(gr.BadRequestError, match="answers no open call"):
+                await session.ask(ToolMessage("nothing", "r"))
+
+        async with trio.open_nursery() as nursery:
+            askers = Askers(session, nursery)
+            await askers.ask("first")
+            nursery.start_soon(ask_wrongly)
+            await trio.testing.wait_all_tasks_blocked(0.001)
+            await askers.ask("a", "b")
+        assert [askers.ended[name].turn_id for name in ("a", "b")] == [askers.ended["a"].turn_id] * 2
+        assert texts(await session.history())[2:4] == ["a", "b"]
 
 
 async def test_one_id_twice_is_one_message(autojump_clock):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pickle
 from contextlib import nullcontext
+from decimal import Decimal
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 import trio.testing
@@ -410,11 +412,17 @@ async def test_a_parked_session_may_passivate(autojump_clock):
         assert loop.ran.count("a1") == 1
 
 
-async def test_replies_are_checked(autojump_clock):
-    """What is no JSON is refused before it is written."""
+@pytest.mark.parametrize("odd", [object(), "\ud800", Decimal("NaN"), msgspec.Raw(b"{")])
+async def test_replies_are_checked(autojump_clock, odd):
+    """What is no JSON is refused before it is written, and the turn waits on."""
     async with open_world() as world:
-        with pytest.raises(gr.BadRequestError, match="answer"):
-            await world.client.session("k").answer("q", object())
+        store = await parked_store(world)
+        async with world.another_client(store=store) as client:
+            session, loop = client.session("k"), Loop(asked=("a1",))
+            with pytest.raises(gr.BadRequestError, match="answer: cannot be written"):
+                await session.answer("a1", odd)
+            assert await session.answer("a1", True, rounds=loop)
+            assert (await ask(session, loop)).text
 
 
 def test_the_error_can_be_pickled():

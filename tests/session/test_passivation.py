@@ -77,6 +77,28 @@ async def test_passivating_takes_no_room(autojump_clock, overflow):
         assert [entry.message.content for entry in (await session.history())[::2]] == ["one", "two"]
 
 
+async def test_passivating_where_the_first_answer_is_enough(autojump_clock):
+    """The asker that has its answer calls the others off, in the step in which the session goes to their mail.
+
+    Whether that comes before or after is left to chance, so it is done often enough for either.
+    """
+    async with open_world(SimulatorConfig(latency_s=1)) as world:
+        for number in range(10):
+            session = world.client.session(f"k{number}")
+
+            async def ask(text, session, race):
+                await session.ask(text)
+                race.cancel()
+
+            async with trio.open_nursery() as nursery, trio.open_nursery() as race:
+                race.start_soon(ask, "a", session, race.cancel_scope)
+                await trio.sleep(0.1)
+                race.start_soon(ask, "b", session, race.cancel_scope)
+                await trio.sleep(0.1)
+                nursery.start_soon(world.client.passivate, session.key)
+            assert trio.current_time() < 5 * (number + 1)
+
+
 async def test_passivating_what_one_is_part_of(autojump_clock):
     """Neither a tool of the session's turn nor the holder of its stream waits for itself: each is told."""
 
@@ -135,6 +157,19 @@ async def test_mail_while_a_session_is_closed(autojump_clock, idle):
         assert actor.is_gone
         await session.ask("four")
         assert [entry.message.content for entry in (await session.history())[::2]] == ["one", "four"][not idle :]
+
+
+async def test_a_session_that_ends_as_it_begins(autojump_clock):
+    """The only one that is active, begun and closed in the same step: the client lives on.
+
+    Which task is the first to wake up then is left to chance, so it is done often enough for either.
+    """
+    async with open_world(sessions=gr.SessionConfig(idle_s=1)) as world:
+        session = world.client.session("k")
+        for _ in range(20):
+            await trio.sleep(2)
+            await session._actor("k").aclose()
+        assert (await session.ask("q")).text
 
 
 async def test_an_open_stream_is_use(autojump_clock):

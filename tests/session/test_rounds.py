@@ -11,7 +11,7 @@ import trio.testing
 from failing_store import FailingStore
 from histories import check_history
 from tool_loop import ONE_ROUND, TOOLS, TWO_ROUNDS, Loop
-from worlds import errors, open_world, there
+from worlds import chunk, errors, open_world, streams, there
 
 import gorouter_trio as gr
 from gorouter_trio.security.rules import ToolRules
@@ -395,6 +395,32 @@ async def test_a_tool_that_asks_its_own_session_through_another(autojump_clock):
         assert said == [True]
 
 
+async def test_a_ring_through_a_turn_that_was_joined(autojump_clock):
+    """A ring of sessions is found where the message of a tool was taken in the turn of somebody else."""
+    async with open_world(SLOW, sessions=gr.SessionConfig(double_texting="merge")) as world:
+        one, two = world.client.session("one"), world.client.session("two")
+        said = []
+
+        async def inner(_journal, _call):
+            with trio.fail_after(10), pytest.raises(gr.SessionBusyError, match="whose turn it is part of"):
+                await one.ask("q")
+            said.append(True)
+            return "R"
+
+        loop = Loop(tool=inner)
+
+        async def outer(_journal, _call):
+            return (await take(two, "[[call f#b]]", loop)).text
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take, two, "first", loop)
+            nursery.start_soon(take, one, "[[call f#a1]]", Loop(tool=outer))
+            await trio.sleep(0.5)
+            nursery.start_soon(take, two, "second", loop)
+        assert said == [True]
+        assert (await two.statistics()).turns == 2
+
+
 # Taking up
 
 
@@ -477,6 +503,39 @@ async def test_resuming_without_tools(autojump_clock):
             assert reply.text
             assert check_history(world.sent[-1].messages) == []
             assert "not repeated" in str(world.sent[-1].contents)
+
+
+@pytest.mark.parametrize("how", ["left", "broken", "interrupted"])
+async def test_resuming_without_tools_as_a_stream(autojump_clock, how):
+    """What has arrived of a stream that ends early is stored as an interrupted answer."""
+    async with open_world(SLOW) as world:
+        store = await crashed(world, Loop(tool_s=1), 4.5)
+        assert (await log_of(store))[1:] == ROUND
+        if how == "broken":
+            world.api.answer = streams(chunk({"content": "cut"}))
+        async with world.another_client(store=store) as client:
+            session, caught = client.session("k"), []
+
+            async def interrupt():
+                await trio.sleep(1.5)
+                await session.interrupt()
+
+            async with trio.open_nursery() as nursery:
+                if how == "interrupted":
+                    nursery.start_soon(interrupt)
+                try:
+                    async with session.stream("", turn_id="t", resume="resend") as stream:
+                        async for _event in stream:
+                            if how == "left":
+                                break
+                except gr.GorouterError as exc:
+                    caught.append(exc)
+            kinds = {"left": [], "broken": [gr.StreamBrokenError], "interrupted": [gr.TurnInterruptedError]}
+            assert [type(exc) for exc in caught] == kinds[how]
+            last = (await session.history())[-1]
+            assert last.message.content
+            assert there(last.call).interrupted
+            await next_is_right(world, session)
 
 
 async def test_resume_is_checked(autojump_clock):

@@ -10,13 +10,14 @@ import pytest
 import trio
 import trio.testing
 from histories import check_history
-from worlds import DONE, chunk, completion, errors, open_world, replies, streams
+from worlds import DONE, chunk, completion, errors, open_world, replies, streams, there
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.wire.codec import encode_json
 from gorouter_trio.wire.journal import TurnStarted
+from gorouter_trio.wire.messages import AssistantMessage, UserMessage
 
 
 def texts(history):
@@ -269,6 +270,45 @@ async def test_a_stored_answer_is_streamed_as_well(autojump_clock):
             assert [text async for text in stream.text] == ["Yes."]
         assert first.turn_id == "t"
         assert len(world.sent) == 1
+
+
+class Sum(msgspec.Struct):
+    """A form of answers."""
+
+    value: int
+
+
+async def test_a_stored_answer_has_the_form_that_is_asked_for(autojump_clock):
+    """Asked again for a type, a turn gives the value of its stored answer; one of another form is an error, unpaid."""
+    store = MemoryStore()
+    async with open_world(answer=replies(completion("7"), completion('{"value": 7}')), store=store) as world:
+        session = world.client.session("k")
+        first = await session.ask("q", turn_id="t", response_type=Sum)
+        assert (first.value, len(first.rounds)) == (Sum(7), 1)
+        async with world.another_client() as other:
+            for asked in (session, other.session("k")):
+                assert await asked.ask("q", turn_id="t", response_type=Sum) == first
+                async with asked.stream("q", turn_id="t", response_type=Sum) as stream:
+                    assert await stream.collect() == first
+                with pytest.raises(gr.InvalidOutputError) as info:
+                    await asked.ask("q", turn_id="t", response_type=list[int])
+                assert (there(info.value.partial).text, info.value.maybe_billed) == (first.text, False)
+                assert (await asked.ask("q", turn_id="t")).text == first.text
+        assert len(world.sent) == 2
+
+
+async def test_the_answer_of_a_turn_that_was_added(autojump_clock):
+    """What was added to a history is asked for by its turn id as well, with a question or without one."""
+    store = MemoryStore()
+    async with open_world(store=store) as world:
+        added = [AssistantMessage("hello"), UserMessage("q"), AssistantMessage("a"), AssistantMessage("by the way")]
+        await gr.HistoryManager(store).add("k", added)
+        session = world.client.session("k")
+        for entry in await session.history():
+            if isinstance(entry.message, AssistantMessage):
+                again = await session.ask("", turn_id=entry.turn_id)
+                assert (again.text, again.turn_id) == (entry.message.content, entry.turn_id)
+        assert world.sent == []
 
 
 async def test_a_refused_turn_may_be_asked_again(autojump_clock):
