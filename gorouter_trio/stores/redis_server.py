@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["Ask", "ServerReport", "decide_report", "inspect_server", "rewrite_files"]
 
 _POLL_S = 0.02
+# What a server says that writes already.
+_BUSY = ("in progress", "child process is active")
 _SETTINGS = ("appendonly", "appendfsync", "save", "maxmemory", "maxmemory-policy")
 
 
@@ -96,12 +98,24 @@ async def rewrite_files(ask: Ask) -> None:
 
 
 async def _have_rewritten(ask: Ask, command: str, *, status: str) -> None:
-    # One that runs already has begun before, and may have the text in it.
-    await _wait_until_free(ask)
-    await ask(command)
+    while not await _begin_rewriting(ask, command):
+        pass
     info = await _wait_until_free(ask)
     if info.get(status, "ok") != "ok":
         raise StoreError(f"the server could not write its files anew ({command}); see its log", kind="io")
+
+
+async def _begin_rewriting(ask: Ask, command: str) -> bool:
+    """Whether the server has begun; False when somebody else was faster."""
+    # One that runs already has begun before, and may have the text in it.
+    await _wait_until_free(ask)
+    try:
+        await ask(command)
+    except StoreError as exc:
+        if exc.kind != "refused" or not any(saying in exc.message for saying in _BUSY):
+            raise
+        return False
+    return True
 
 
 async def _wait_until_free(ask: Ask) -> dict[str, str]:

@@ -19,7 +19,7 @@ import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, SessionConflictError, StoreError
 from gorouter_trio.session.log import entries_of
 from gorouter_trio.stores import HistoryAnalyzer, MemoryStore, RedisClient, RedisStore, import_kit_redis
-from gorouter_trio.stores.redis_server import decide_report
+from gorouter_trio.stores.redis_server import decide_report, rewrite_files
 from gorouter_trio.testing.proxy import Chop, Cut, Stall, open_fault_proxy
 from gorouter_trio.wire.codec import decode_log_entry
 
@@ -200,6 +200,38 @@ async def test_erasing_leaves_no_trace():
             assert await store.erase("a")
             assert not _files_with(server.directory, b"s3cret")
             assert _files_with(server.directory, b"stays")
+
+
+class Rewriting:
+    """A server that takes a second to write its files, and refuses to begin meanwhile, as a Redis does."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.until = 0.0
+
+    async def ask(self, *command):
+        await trio.sleep(0.001)
+        is_busy = trio.current_time() < self.until
+        if command[0] == "INFO":
+            return b"aof_enabled:1\r\nrdb_saves:1\r\naof_rewrite_in_progress:%d\r\n" % is_busy
+        if command[0] == "CONFIG":
+            return [b"save", b""]
+        if is_busy and command[0] == "BGREWRITEAOF":
+            raise StoreError("ERR Background append only file rewriting already in progress", kind="refused")
+        if is_busy:
+            raise StoreError("ERR Another child process is active (AOF?): can't BGSAVE right now", kind="refused")
+        self.begun.append(command[0])
+        self.until = trio.current_time() + 1
+        return b"OK"
+
+
+async def test_two_erasures_at_once(autojump_clock):
+    """Each has the server write its files after its own deletion, the second behind the first: none is refused."""
+    server = Rewriting()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rewrite_files, server.ask)
+        nursery.start_soon(rewrite_files, server.ask)
+    assert sorted(server.begun) == ["BGREWRITEAOF", "BGREWRITEAOF", "BGSAVE", "BGSAVE"]
 
 
 def _files_with(directory: Path, text: bytes) -> list[Path]:
