@@ -17,6 +17,7 @@ import trio
 import trio.testing
 
 import gorouter_trio as gr
+from gorouter_trio.errors import StoreError
 from gorouter_trio.stores import SqliteStore
 from gorouter_trio.transport.sqlite import SqliteFile
 
@@ -67,6 +68,23 @@ async def test_no_thread_is_left(path: Path) -> None:
             await trio.sleep(0.01)
     async with SqliteStore(path):
         assert threading.active_count() == before
+
+
+async def test_a_system_without_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that cannot be had fails the one call, with that; the next one tries again."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with SqliteStore(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(StoreError, match="no thread") as caught:
+                await store.append("k", [b"1"], expected_version=0)
+            assert caught.value.kind == "denied"
+        with trio.fail_after(5):
+            assert await store.append("k", [b"1"], expected_version=0) == 1
+            assert (await store.load("k")).entries == (b"1",)
 
 
 async def test_a_closed_store_says_so(path: Path) -> None:
