@@ -211,8 +211,10 @@ class RedisClient:
     async def execute_blocking(self, *args: Argument, wait_s: float) -> Reply:
         """Send a command that may block for `wait_s`, as its arguments say, on a connection of its own.
 
-        Cancelling closes that connection; whether something was taken for it is unknown then.
+        Cancelling closes that connection; whether something was taken for it is unknown then. Commands that change
+        the connection are refused with `ConfigError`: it is the next call's as well.
         """
+        _check_kept(args)
         deadline = trio.current_time() + wait_s + self.timeout_s
         connection = await self._take_blocking(deadline)
         try:
@@ -220,7 +222,8 @@ class RedisClient:
         except BaseException:
             connection.close()
             raise
-        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._settings.is_closed:
+        is_replica = isinstance(reply, ErrorReply) and reply.code == "READONLY"
+        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._settings.is_closed and not is_replica:
             self._idle.append(connection)
         else:
             connection.close()
@@ -393,10 +396,11 @@ class RedisClient:
 
     async def _take_blocking(self, deadline: float) -> RespConnection:
         self._deadline()
+        # A cancel comes before one is taken, which nobody would have any more.
+        await trio.lowlevel.checkpoint_if_cancelled()
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
-                await trio.lowlevel.checkpoint_if_cancelled()
                 return connection
         return await self._open_own(deadline)
 
@@ -467,16 +471,23 @@ def _check_settings(timeout_s: object, name: object) -> None:
 
 def _check(args: tuple[Argument, ...]) -> None:
     """Refuse what would harm everybody on a shared connection."""
+    _check_kept(args)
+    name = _word(args[0])
+    if name in _BLOCKING or (name in _MAY_BLOCK and "BLOCK" in map(_word, args)):
+        raise ConfigError(f"redis: {args[0]!r} blocks the shared connection; there is execute_blocking for that")
+
+
+def _check_kept(args: tuple[Argument, ...]) -> None:
+    """Refuse what would harm whoever uses the connection next."""
     if not args:
         raise ConfigError("redis: a command needs a name")
     name = _word(args[0])
-    may_block = name in _BLOCKING or (name in _MAY_BLOCK and "BLOCK" in map(_word, args))
     # Without its reply, a command would be answered with that of the next one.
     is_mute = name == "CLIENT" and len(args) > 1 and _word(args[1]) == "REPLY"
-    if may_block or is_mute or name in _STATEFUL:
+    if is_mute or name in _STATEFUL:
         raise ConfigError(
-            f"redis: {args[0]!r} changes or blocks the shared connection; there are execute_together, "
-            "execute_blocking and subscribe for that"
+            f"redis: {args[0]!r} changes the connection, which others use as well; there are execute_together and "
+            "subscribe for that"
         )
 
 

@@ -144,6 +144,43 @@ async def test_blocking_commands(redis, name):
     assert await redis.execute_blocking("BLPOP", name, 0.01, wait_s=0.01) is None
 
 
+@pytest.mark.parametrize(
+    "command", [(), ("SELECT", 3), (b"multi",), ("SUBSCRIBE", "c"), ("CLIENT", "REPLY", "OFF")], ids=str
+)
+async def test_what_no_connection_for_blocking_takes(redis, name, command):
+    """What changes a connection that a later call gets is refused: that one would see another database."""
+    with pytest.raises(ConfigError, match="redis:"):
+        await redis.execute_blocking(*command, wait_s=0.01)
+    await redis.execute_blocking("RPUSH", name, "here", wait_s=0.01)
+    assert await redis.execute("LRANGE", name, 0, -1) == [b"here"]
+
+
+async def test_cancelled_blocking_commands_leave_no_connection(autojump_clock):
+    """An idle connection is still there for the next call when the one that would have had it was cancelled before."""
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery)
+        async with RedisClient("redis://h", network=server) as client:
+            for _ in range(3):
+                await client.execute_blocking("BLPOP", "q", 0, wait_s=1)
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await client.execute_blocking("BLPOP", "q", 0, wait_s=1)
+                assert scope.cancelled_caught
+                assert server.connections == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_blocking_commands_leave_a_replica():
+    """A connection to what is no master any more is not kept: the next call would get nothing but its refusal."""
+    with running_redis("--save", "") as server:
+        async with RedisClient(server.url) as client:
+            await client.execute("REPLICAOF", "127.0.0.1", 1)
+            for made in (2, 3):
+                with pytest.raises(StoreError, match="replica"):
+                    await client.execute_blocking("BLPOP", "q", 0.01, wait_s=0.01)
+                assert client.statistics().connected == made
+
+
 async def test_subscriptions(redis, name):
     """Messages come in order, by channel and by pattern; a cancelled `receive` loses none."""
     async with redis.subscribe(name, patterns=[f"{name}.*"]) as messages:
