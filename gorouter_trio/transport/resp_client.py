@@ -191,7 +191,8 @@ class RedisClient:
     async def execute_together(self, *commands: Sequence[Argument]) -> list[Reply]:
         """Send commands as one transaction (`MULTI` and `EXEC`), which nothing of others comes between.
 
-        Returns their replies. Raises for the first error among them; those before and behind it are carried out.
+        Returns their replies. Raises for the first error among them; those before and behind it are carried out,
+        unless the server refused it before it began (an unknown command, a full memory): then none is.
         """
         for command in commands:
             _check(tuple(command))
@@ -200,13 +201,15 @@ class RedisClient:
             raise StoreError(f"{self.address}: transactions are not supported in a cluster", kind="refused")
         packed = [pack(("MULTI",)), *(pack(tuple(command)) for command in commands), pack(("EXEC",))]
         connection = await self._link.ready(deadline)
-        replies = await connection.call_all(packed, deadline=deadline)
-        if isinstance(replies, ErrorReply):
-            raise store_error(replies, "EXEC")
-        for reply in cast("list[Reply]", replies):
+        *begun, done = await connection.call_each(packed, deadline=deadline)
+        # Where there was no transaction, what was refused while it was gathered says why.
+        replies = cast("list[Reply]", done) if isinstance(done, list) else [*begun, done]
+        names = ["MULTI", *(str(command[0]) for command in commands), "EXEC"]
+        for name, reply in zip(names[1:] if replies is done else names, replies, strict=False):
             if isinstance(reply, ErrorReply):
-                raise store_error(reply, "EXEC")
-        return cast("list[Reply]", replies)
+                self._leave_replica(self._link, connection, reply)
+                raise store_error(reply, name)
+        return replies
 
     async def execute_blocking(self, *args: Argument, wait_s: float) -> Reply:
         """Send a command that may block for `wait_s`, as its arguments say, on a connection of its own.
@@ -293,9 +296,13 @@ class RedisClient:
             if redirects == _MOST_REDIRECTS:
                 raise StoreError(f"{self.address}: the cluster sends a command round and round", kind="locked")
             link, commands = self._redirected(reply, data, connection.name)
+        self._leave_replica(link, connection, reply)
+        raise store_error(reply, str(args[0]))
+
+    def _leave_replica(self, link: RedisLink, connection: RespConnection, reply: ErrorReply) -> None:
+        """Drop the connection if its node was a master and is none any more."""
         if reply.code == "READONLY":
             link.drop(connection, f"{connection.name} is a replica now")
-        raise store_error(reply, str(args[0]))
 
     async def _again(self, args: tuple[Argument, ...]) -> Reply:
         deadline = self._deadline()

@@ -112,9 +112,27 @@ async def test_transactions(redis, name):
     assert await redis.execute_together(("INCR", name), ("INCRBY", name, 5)) == [1, 6]
     with pytest.raises(StoreError, match="WRONGTYPE"):
         await redis.execute_together(("INCR", name), ("LPUSH", name, 1))
-    with pytest.raises(StoreError, match="EXECABORT"):
+    with pytest.raises(StoreError, match="to NONSENSE: ERR unknown command"):
         await redis.execute_together(("INCR", name), ("NONSENSE",))
     assert await redis.execute("GET", name) == b"7"
+
+
+async def test_transactions_that_the_server_does_not_take():
+    """They say why, in the words for the one command that was refused, and a replica is not asked again."""
+    with running_redis("--save", "") as server:
+        async with RedisClient(server.url) as client:
+            await client.execute("CONFIG", "SET", "maxmemory", 1)
+            with pytest.raises(StoreError, match="to SET: its memory is full") as caught:
+                await client.execute_together(("SET", "a", "b"), ("GET", "a"))
+            assert caught.value.kind == "full"
+            await client.execute("CONFIG", "SET", "maxmemory", 0)
+            await client.execute("REPLICAOF", "127.0.0.1", 1)
+            with pytest.raises(StoreError, match="to SET: it is a replica") as caught:
+                await client.execute_together(("GET", "a"), ("SET", "a", "b"))
+            assert caught.value.kind == "read_only"
+            assert client.statistics().connected == 1
+            assert await client.execute("PING") == b"PONG"
+            assert client.statistics().connected == 2
 
 
 async def test_scripts(redis, name):
