@@ -15,7 +15,7 @@ from ..errors import ConfigError, SessionConflictError, StoreError
 from ..transport.resp_client import RedisClient, RedisExecutor, RedisScript
 from .keys import check_key, prefix_range
 from .redis_scripts import ACQUIRE, DELETE, DESCRIBE, HEAD_FORMAT, RELEASE, RENEW, WRITE
-from .redis_server import ServerReport, inspect_server, rewrite_files
+from .redis_server import ServerReport, inspect_server, inspect_through, rewrite_files
 
 if TYPE_CHECKING:
     import ssl
@@ -319,7 +319,8 @@ class RedisStore:
             if self._inspected == (0 if self._own is None else self._own.connected):
                 return
             await trio.lowlevel.checkpoint_if_cancelled()
-            report = await inspect_server(self._ask, has_ttl=self._ttl_ms > 0)
+            inspect = inspect_through if self._own is None else inspect_server
+            report = await inspect(self._ask, has_ttl=self._ttl_ms > 0)
             for warning in report.warnings:
                 if warning not in self._report.warnings:
                     _LOG.warning("%r: %s", self._client, warning)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 from msgspec import Struct
 
+from .._contain import contain
 from ..errors import StoreError
 
 if TYPE_CHECKING:
     from ..transport.resp import Argument, Reply
 
-__all__ = ["Ask", "ServerReport", "decide_report", "inspect_server", "rewrite_files"]
+__all__ = ["Ask", "ServerReport", "decide_report", "inspect_server", "inspect_through", "rewrite_files"]
 
 _POLL_S = 0.02
 # What a server says that writes already.
@@ -50,6 +52,22 @@ async def inspect_server(ask: Ask, *, has_ttl: bool) -> ServerReport:
             raise
         settings = {}
     return decide_report(settings, role=role, has_ttl=has_ttl)
+
+
+async def inspect_through(ask: Ask, *, has_ttl: bool) -> ServerReport:
+    """`inspect_server` through a client that is not ours, of whose errors only it knows what they mean.
+
+    Where the server answers, they mean that it does not say how it is set up. Raises what the client raises where not.
+    """
+    report = await contain(partial(inspect_server, ask, has_ttl=has_ttl), report=_leave)
+    if report is not None:
+        return report
+    await ask("PING")
+    return decide_report({}, role="", has_ttl=has_ttl)
+
+
+def _leave(_error: Exception) -> None:
+    """It is seen by what is asked next."""
 
 
 def decide_report(settings: dict[str, str], *, role: str, has_ttl: bool) -> ServerReport:

@@ -17,6 +17,7 @@ from redis_server import RedisProcess, fresh_prefix, running_redis, shared_redis
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, SessionConflictError, StoreError
+from gorouter_trio.pool.shared import MoneyAsk
 from gorouter_trio.session.log import entries_of
 from gorouter_trio.stores import HistoryAnalyzer, MemoryStore, RedisClient, RedisStore, import_kit_redis
 from gorouter_trio.stores.redis_server import decide_report, rewrite_files
@@ -94,6 +95,36 @@ async def test_a_server_that_does_not_tell():
             assert await store.append("k", [b"1"], expected_version=0) == 1
             assert store.durability == "unknown"
             assert "unknown" in store.statistics().warnings[0]
+
+
+class Foreign:
+    """Somebody's own client, with errors of its own."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def execute(self, *args):
+        try:
+            return await self._client.execute(*args)
+        except StoreError as exc:
+            raise RuntimeError(exc.message) from exc
+
+
+async def test_a_server_that_does_not_tell_a_client_of_ones_own():
+    """The store and the limits work; where nobody answers, they raise what the client raises."""
+    users = ("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-config", "-role")
+    with running_redis("--save", "", *users) as server:
+        async with RedisClient(server.url, timeout_s=0.3) as client:
+            store, limits = RedisStore(Foreign(client)), gr.redis.RedisLimits(Foreign(client))
+            assert await store.append("k", [b"1"], expected_version=0) == 1
+            assert "unknown" in (await store.check()).warnings[0]
+            money = MoneyAsk(
+                holder="a", spent_nano=0, wanted_nano=1, held_nano=0, least_nano=0, limit_nano=1, ttl_s=30.0
+            )
+            assert (await limits.take_money("m", money)).at_hand_nano == 1
+            server.kill()
+            with pytest.raises(RuntimeError):
+                await store.check()
 
 
 @pytest.mark.parametrize("fields", [{"prefix": ""}, {"prefix": "a{b}"}, {"ttl_s": 0}, {"client": object()}])
