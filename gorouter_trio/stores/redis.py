@@ -32,6 +32,8 @@ _PAGE = 200
 _WAITING_MS = 1000
 _RENEWED_AT_A_TIME = 500
 _SCAN_COUNT = 500
+# About three hundred years; what is much more is no number to the server.
+_MOST_TTL_S = 10_000_000_000
 _GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]^\\-"})
 
 
@@ -73,10 +75,7 @@ class RedisStore:
         erase_rewrites: bool = True,
         wall: Callable[[], float] | None = None,
     ) -> None:
-        if not prefix or "{" in prefix or "}" in prefix or not prefix.isprintable():
-            raise ConfigError("prefix: must be a printable text without braces that is not empty")
-        if ttl_s is not None and not ttl_s > 0:
-            raise ConfigError("ttl_s: must be above 0; None keeps sessions for ever")
+        _check_settings(prefix, ttl_s)
         self._owns_client = isinstance(client, str)
         self._client: RedisClient | RedisExecutor = (
             RedisClient(client, timeout_s=timeout_s, tls=tls) if isinstance(client, str) else client
@@ -338,6 +337,13 @@ class RedisStore:
             return await self._own.evaluate(script, keys=keys, args=args)
         # Whether another client's error means that the server has not the script, only that client knows.
         return await self._client.execute("EVAL", script.source, len(keys), *keys, *args)
+
+
+def _check_settings(prefix: object, ttl_s: object) -> None:
+    if not isinstance(prefix, str) or not prefix or "{" in prefix or "}" in prefix or not prefix.isprintable():
+        raise ConfigError("prefix: must be a printable text without braces that is not empty")
+    if ttl_s is not None and not (isinstance(ttl_s, (int, float)) and 0 < ttl_s <= _MOST_TTL_S):
+        raise ConfigError(f"ttl_s: must be above 0 and at most {_MOST_TTL_S:,}; None keeps sessions for ever")
 
 
 class _Head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import statistics
 import time
@@ -127,7 +128,14 @@ async def test_a_server_that_does_not_tell_a_client_of_ones_own():
                 await store.check()
 
 
-@pytest.mark.parametrize("fields", [{"prefix": ""}, {"prefix": "a{b}"}, {"ttl_s": 0}, {"client": object()}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"prefix": ""}, {"prefix": "a{b}"}, {"prefix": 5}, {"client": object()}),
+        *({"ttl_s": value} for value in (0, -1, math.nan, math.inf, 1e14, "60")),
+    ],
+    ids=str,
+)
 async def test_settings_that_cannot_be(fields):
     """One clear error each, before anything is connected."""
     with pytest.raises(ConfigError, match=next(iter(fields))):
