@@ -375,7 +375,7 @@ class _Thread:
         try:
             thread.start()
         except RuntimeError as exc:
-            raise StoreError(f"{self._file.path}: the system gives no thread for the file ({exc})", kind="denied") from exc
+            raise StoreError(f"{self._file.path}: the system gives no thread ({exc})", kind="denied") from exc
         return thread
 
     def close(self) -> trio.Event:
