@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUCKETS",
     "COMPACTED",
+    "MOST_TOKENS",
     "Bucket",
     "CostPoint",
     "HistoryAnalyzer",
@@ -47,6 +48,9 @@ BUCKETS: dict[Bucket, int] = {"minute": 60, "hour": 3_600, "day": 86_400}
 
 COMPACTED = "compacted"
 """The model and the finish reason of calls of which a compacted log has kept the sum."""
+
+MOST_TOKENS = 10**12 - 1
+"""The most that one call can have used; what says more, or less than nothing, counts as unknown."""
 
 _PAGE = 500
 _ENDS = ("answered", "abandoned")
@@ -396,12 +400,17 @@ def _add_entry(total: HistoryStatistics, entry: _Entry) -> None:
         total.count_calls(_usage_of(call), model=call.model, reason=reason)
 
 
+def _tokens(count: int | None) -> int:
+    """A count, and 0 for what no request has: earlier versions have stored what a provider said."""
+    return count if count is not None and 0 <= count <= MOST_TOKENS else 0
+
+
 def _usage_of(call: CallRecord) -> ModelUsage:
     usage = call.usage
     prompt = completion = total = 0
     if usage is not None:
-        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-        total = usage.total_tokens or prompt + completion
+        prompt, completion = _tokens(usage.prompt_tokens), _tokens(usage.completion_tokens)
+        total = _tokens(usage.total_tokens) or prompt + completion
     return ModelUsage(
         calls=1,
         prompt_tokens=prompt,

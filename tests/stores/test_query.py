@@ -274,6 +274,16 @@ def test_filters_of_the_wrong_kind(name: str, value: object) -> None:
         HistoryFilter(**fields)
 
 
+async def test_counts_that_no_request_has(tmp_path: Path) -> None:
+    """Earlier versions have stored whatever a provider said: it counts for nothing, and the others are added up."""
+    odd = [(2**63 - 1, 10), (2**63 - 1, 10), (-5, 10), (10**30, 10)]
+    log = [entry for at, tokens in enumerate([*odd, (3, 4)], 1) for entry in turn(str(at), at, tokens=tokens)]
+    async with SqliteStore(tmp_path / "h.db") as kept:
+        for store in (MemoryStore(), kept):
+            found = await (await fill(store, {"k": log})).statistics()
+            assert (found.calls, found.prompt_tokens, found.completion_tokens) == (5, 3, 44)
+
+
 async def test_amounts_and_times_however_they_are_written(tmp_path: Path) -> None:
     """They count the same in every store."""
     only = HistoryFilter(start_s=-(2**70), end_s=2**70, min_cost_usd=0.1)  # type: ignore[arg-type]
