@@ -26,7 +26,7 @@ import outcome
 import trio
 
 from ..errors import StoreError, StoreErrorKind
-from .streams import bottom, quiet_check, reason_of
+from .streams import bottom, drop, quiet_check, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -249,6 +249,11 @@ class RespConnection:
     def close(self) -> None:
         """End it at once: what is in flight fails, and whether it was carried out is unknown."""
         self.fail("closed", "the connection to Redis was closed")
+
+    async def aclose(self) -> None:
+        """`close`, and wait for a stream that has to be waited for: bounded, and whatever happens around it."""
+        self.close()
+        await drop(self._bottom)
 
     def fail(self, kind: StoreErrorKind, message: str) -> None:
         """End it because of something; the first reason stands."""

@@ -223,13 +223,13 @@ class RedisClient:
         try:
             reply = await connection.call(pack(args), deadline=deadline)
         except BaseException:
-            connection.close()
+            await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
             raise
         is_replica = isinstance(reply, ErrorReply) and reply.code == "READONLY"
         if len(self._idle) < _MOST_IDLE_BLOCKING and not self._settings.is_closed and not is_replica:
             self._idle.append(connection)
         else:
-            connection.close()
+            await connection.aclose()
         if isinstance(reply, ErrorReply):
             raise store_error(reply, str(args[0]))
         return reply
@@ -258,15 +258,15 @@ class RedisClient:
             await subscription.begin(channels, patterns, deadline=self._deadline())
             yield subscription
         finally:
-            connection.close()
+            await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
 
     async def aclose(self) -> None:
         """Close the connections, also those that block or are subscribed: what is in flight fails.
 
         Later calls raise `StoreError`.
         """
-        self._settings.close()
         self._idle.clear()
+        await self._settings.aclose()
         await trio.lowlevel.checkpoint()
 
     # Sending
@@ -378,7 +378,7 @@ class RedisClient:
                 question = pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.master))
                 reply = await connection.call(question, deadline=deadline)
             finally:
-                connection.close()
+                await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
         if scope.cancelled_caught:
             raise StoreError(f"the sentinel {place} does not answer", kind="unreachable")
         if isinstance(reply, ErrorReply):
@@ -395,7 +395,7 @@ class RedisClient:
             if not (isinstance(role, list) and role and role[0] == b"master"):
                 raise StoreError(f"{place} is no master any more, or not yet", kind="unreachable")
         except BaseException:
-            connection.close()
+            await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
             raise
         return connection
 

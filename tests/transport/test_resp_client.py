@@ -565,15 +565,19 @@ async def test_connections_that_break_anywhere(rng, record_property):
 
 
 class Counting(OldServer):
-    """Counts the connections that it has; does not answer the commands in `silent`, and takes a second to connect."""
+    """Counts the connections that it has; does not answer the commands in `silent`, and takes a second to connect.
 
-    def __init__(self, nursery, *, silent=()):
+    The streams that `pair` makes may have no `close` that does not wait, as those of a user's own network.
+    """
+
+    def __init__(self, nursery, *, silent=(), pair=memory_stream_pair):
         super().__init__(nursery, version=b"7.0.0", knows_hello=True)
         self.silent, self.connections = silent, 0
+        self._pair = pair
 
     async def connect(self, _host, _port):
         await trio.sleep(1)
-        ours, theirs = memory_stream_pair()
+        ours, theirs = self._pair()
         self._nursery.start_soon(self._serve, theirs)
         return ours
 
@@ -607,14 +611,18 @@ USES = {
 }
 
 
+PAIRS = pytest.mark.parametrize("pair", [memory_stream_pair, trio.testing.memory_stream_pair], ids=["ours", "others"])
+
+
 @pytest.mark.parametrize("after_s", [0.5, 1.5, 2.5], ids=["at first", "later", "at last"])
 @pytest.mark.parametrize("use", USES)
-async def test_closing_while_in_use(autojump_clock, use, after_s):
+@PAIRS
+async def test_closing_while_in_use(autojump_clock, use, after_s, pair):
     """Whatever waits for a connection, or for a reply on one, ends with the client, and the server has none left."""
     url, work = USES[use]
     silent = (b"HELLO",) if after_s == 1.5 else (b"PING", b"BLPOP", b"ROLE")
     async with trio.open_nursery() as nursery:
-        server = Counting(nursery, silent=silent)
+        server = Counting(nursery, silent=silent, pair=pair)
         client = RedisClient(url, network=server, timeout_s=10)
         ended = trio.Event()
 
@@ -637,10 +645,40 @@ async def test_closing_while_in_use(autojump_clock, use, after_s):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_cancel_while_a_master_is_asked(autojump_clock):
+@pytest.mark.parametrize("use", ["a blocking command", "a subscription"])
+@PAIRS
+async def test_a_cancel_of_who_has_a_connection(autojump_clock, use, pair):
+    """It goes with who has it."""
+    url, work = USES[use]
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery, silent=(b"BLPOP",), pair=pair)
+        async with RedisClient(url, network=server, timeout_s=10) as client:
+            with trio.move_on_after(3):
+                await work(client)
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.connections == 0
+        nursery.cancel_scope.cancel()
+
+
+@PAIRS
+async def test_a_connection_that_failed(autojump_clock, pair):
+    """It is closed by the time that there is another one."""
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery, silent=(b"GET",), pair=pair)
+        async with RedisClient("redis://h", network=server, timeout_s=3) as client:
+            for _ in range(2):
+                with pytest.raises(StoreError):
+                    await client.execute("GET", "a")
+                await client.execute("PING")
+                assert server.connections == 1
+        nursery.cancel_scope.cancel()
+
+
+@PAIRS
+async def test_a_cancel_while_a_master_is_asked(autojump_clock, pair):
     """Nothing is left open when who asked whether it is the master has gone."""
     async with trio.open_nursery() as nursery:
-        server = Counting(nursery, silent=(b"ROLE",))
+        server = Counting(nursery, silent=(b"ROLE",), pair=pair)
         async with RedisClient("redis+sentinel://h/name", network=server, timeout_s=10) as client:
             for _ in range(3):
                 with trio.move_on_after(3):
