@@ -213,7 +213,7 @@ class RedisStore:
         """
         existed = await self.delete(key)
         if self._erase_rewrites:
-            await rewrite_files(self._ask)
+            await rewrite_files(self._ask_node)
         return existed
 
     async def reindex(self) -> int:
@@ -222,10 +222,12 @@ class RedisStore:
         Goes through all keys of the server with SCAN, in short steps.
         """
         await self._ready()
+        # In a cluster this tells who has the sessions.
+        await self._ask("ZCARD", self._index)
         pattern = f"{self._sessions.translate(_GLOB)}*"
         cursor, added, skip = b"0", 0, len(self._sessions.encode())
         while True:
-            reply = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            reply = await self._ask_node("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
             cursor, names = cast("tuple[bytes, list[bytes]]", reply)
             for name in names:
                 added += cast("int", await self._ask("ZADD", self._index, 0, name[skip:]))
@@ -330,6 +332,12 @@ class RedisStore:
         """A command that may be carried out twice."""
         if self._own is not None:
             return await self._own.execute_again(*command)
+        return await self._client.execute(*command)
+
+    async def _ask_node(self, *command: Argument) -> Reply:
+        """The same of one that is about the server which has the sessions, and not about a key."""
+        if self._own is not None:
+            return await self._own.execute_again(*command, beside=self._index)
         return await self._client.execute(*command)
 
     async def _run(self, script: RedisScript, keys: Sequence[Argument], args: Sequence[Argument]) -> Reply:

@@ -180,13 +180,14 @@ class RedisClient:
         _check(args)
         return await self._send(args, self._deadline())
 
-    async def execute_again(self, *args: Argument) -> Reply:
+    async def execute_again(self, *args: Argument, beside: Argument | None = None) -> Reply:
         """`execute`, and again when the connection breaks or the server is not ready yet, until `timeout_s` is over.
 
-        For commands that do no harm when they are carried out twice.
+        For commands that do no harm when they are carried out twice. One that is about a server and not about a key
+        goes, in a cluster, to the node that had the key `beside` when that was used last.
         """
         _check(args)
-        return await self._again(args)
+        return await self._again(args, beside=beside)
 
     async def execute_together(self, *commands: Sequence[Argument]) -> list[Reply]:
         """Send commands as one transaction (`MULTI` and `EXEC`), which nothing of others comes between.
@@ -275,8 +276,8 @@ class RedisClient:
         self._settings.check_open()
         return trio.current_time() + self._settings.timeout_s
 
-    async def _send(self, args: tuple[Argument, ...], deadline: float) -> Reply:
-        link = self._link_for(args)
+    async def _send(self, args: tuple[Argument, ...], deadline: float, *, beside: Argument | None = None) -> Reply:
+        link = self._link_for(args, beside)
         data = pack(args)
         commands: tuple[bytes, ...] = (data,)
         redirects = 0
@@ -304,11 +305,11 @@ class RedisClient:
         if reply.code == "READONLY":
             link.drop(connection, f"{connection.name} is a replica now")
 
-    async def _again(self, args: tuple[Argument, ...]) -> Reply:
+    async def _again(self, args: tuple[Argument, ...], *, beside: Argument | None = None) -> Reply:
         deadline = self._deadline()
         while True:
             try:
-                return await self._send(args, deadline)
+                return await self._send(args, deadline, beside=beside)
             except StoreError as exc:
                 is_passing = exc.kind in PASSING or (exc.kind == "read_only" and bool(self.address.master))
                 if self._settings.is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
@@ -334,10 +335,12 @@ class RedisClient:
 
     # Who has what
 
-    def _link_for(self, args: tuple[Argument, ...]) -> RedisLink:
-        """The link to the node that has the command's key, as far as the cluster has told."""
+    def _link_for(self, args: tuple[Argument, ...], beside: Argument | None) -> RedisLink:
+        """The link to the node that has the command's key, or the one beside it, as far as the cluster has told."""
         if not self._slots:
             return self._link
+        if beside is not None:
+            return self._slots.get(_slot(beside), self._link)
         at = 3 if str(args[0]).upper() in {"EVAL", "EVALSHA"} else 1
         return self._slots.get(_slot(args[at]), self._link) if len(args) > at else self._link
 
