@@ -14,7 +14,7 @@ import trio.testing
 from redis_server import RedisProcess, free_port, running_redis
 
 from gorouter_trio.errors import StoreError
-from gorouter_trio.stores import RedisStore
+from gorouter_trio.stores import MemoryStore, RedisStore, import_kit_redis
 from gorouter_trio.transport.resp import RespReader
 from gorouter_trio.transport.resp_client import RedisClient
 
@@ -167,6 +167,11 @@ async def test_the_node_that_has_the_sessions_is_asked():
             await store.append("k", [b"a secret text"], expected_version=1)
             await store.delete("other")
             assert await store.erase("k")
+        async with RedisClient(one.url) as client:
+            two.ask("SET", "chat_history:{two}", "[]")
+            report = await import_kit_redis(client, MemoryStore())
+            assert report.imported == 0
+            assert "the node of the URL" in report.notes[0]
         files = [file for file in two.directory.rglob("*") if file.is_file()]
         assert any("aof" in file.name for file in files)
         assert [file for file in files if b"a secret text" in file.read_bytes()] == []
