@@ -11,7 +11,7 @@ import trio
 from msgspec import Struct
 
 from ..errors import ConfigError
-from ..stores.redis_server import inspect_server
+from ..stores.redis_server import inspect_server, inspect_through
 from ..transport.resp_client import RedisClient, RedisExecutor, RedisScript
 from .shared import MoneyGrant, RateGrant, SlotGrant
 
@@ -292,9 +292,12 @@ class RedisLimits:
     async def _inspect(self) -> None:
         """Warn of a server that would forget what was spent."""
         self._is_inspected = True
-        ask = self._client.execute_again if isinstance(self._client, RedisClient) else self._client.execute
+        client = self._client
         try:
-            report = await inspect_server(ask, has_ttl=False)
+            if isinstance(client, RedisClient):
+                report = await inspect_server(client.execute_again, has_ttl=False)
+            else:
+                report = await inspect_through(client.execute, has_ttl=False)
         except BaseException:
             self._is_inspected = False
             raise

@@ -9,7 +9,6 @@ is none.
 from __future__ import annotations
 
 import base64
-import binascii
 from typing import TYPE_CHECKING, cast
 
 from msgspec import Struct
@@ -90,5 +89,5 @@ def _decode_entries(items: Iterable[msgspec.Raw]) -> Iterable[bytes]:
         text = decode_json(data)
         try:
             yield base64.b64decode(text if isinstance(text, str) else "?", validate=True)
-        except binascii.Error as exc:
+        except ValueError as exc:
             raise DecodeError(f"entry {number} is neither an object nor base64") from exc

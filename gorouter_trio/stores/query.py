@@ -9,8 +9,9 @@ Entries are counted by what they have: one with a `call` is a call that was made
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Literal, Protocol, cast, runtime_checkable
 
 import msgspec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BUCKETS",
     "COMPACTED",
+    "MOST_TOKENS",
     "Bucket",
     "CostPoint",
     "HistoryAnalyzer",
@@ -46,6 +48,9 @@ BUCKETS: dict[Bucket, int] = {"minute": 60, "hour": 3_600, "day": 86_400}
 
 COMPACTED = "compacted"
 """The model and the finish reason of calls of which a compacted log has kept the sum."""
+
+MOST_TOKENS = 10**12 - 1
+"""The most that one call can have used; what says more, or less than nothing, counts as unknown."""
 
 _PAGE = 500
 _ENDS = ("answered", "abandoned")
@@ -69,13 +74,18 @@ class HistoryFilter(Struct, frozen=True, kw_only=True):
     min_cost_usd: Decimal | None = None
 
     def __post_init__(self) -> None:
+        for name, given in (("start_s", self.start_s), ("end_s", self.end_s)):
+            if given is not None:
+                msgspec.structs.force_setattr(self, name, _seconds(name, given))
+        if self.min_cost_usd is not None:
+            msgspec.structs.force_setattr(self, "min_cost_usd", _usd(self.min_cost_usd))
         if self.start_s is not None and self.end_s is not None and self.end_s <= self.start_s:
             raise ConfigError("end_s: must be after start_s")
         for name in ("models", "roles", "finish_reasons"):
             value = getattr(self, name)
             if isinstance(value, str):
                 raise ConfigError(f"{name}: must be a set of names, not the text {value!r}")
-            msgspec.structs.force_setattr(self, name, frozenset(value))
+            msgspec.structs.force_setattr(self, name, _names(name, value))
 
     def admits(self, entry: _Entry) -> bool:
         """Whether `entry` counts."""
@@ -99,6 +109,35 @@ class HistoryFilter(Struct, frozen=True, kw_only=True):
             and (not self.finish_reasons or call.finish_reason in self.finish_reasons)
             and (self.min_cost_usd is None or (call.cost is not None and call.cost >= self.min_cost_usd))
         )
+
+
+def _names(name: str, given: Collection[str]) -> frozenset[str]:
+    try:
+        names = frozenset(given)
+        "".join(names).encode()
+    except (TypeError, UnicodeEncodeError):
+        raise ConfigError(f"{name}: must be a set of names, not {given!r}") from None
+    return names
+
+
+def _seconds(name: str, given: object) -> float:
+    try:
+        seconds = float(given) if isinstance(given, (int, float)) else math.nan
+    except OverflowError:
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise ConfigError(f"{name}: must be seconds since the epoch, not {given!r}")
+    return seconds
+
+
+def _usd(given: object) -> Decimal:
+    try:
+        usd = Decimal(str(given))
+    except InvalidOperation:
+        usd = Decimal("NaN")
+    if not usd.is_finite():
+        raise ConfigError(f"min_cost_usd: must be an amount in USD, not {given!r}")
+    return usd
 
 
 class ModelUsage(Struct, kw_only=True):
@@ -361,12 +400,17 @@ def _add_entry(total: HistoryStatistics, entry: _Entry) -> None:
         total.count_calls(_usage_of(call), model=call.model, reason=reason)
 
 
+def _tokens(count: int | None) -> int:
+    """A count, and 0 for what no request has: earlier versions have stored what a provider said."""
+    return count if count is not None and 0 <= count <= MOST_TOKENS else 0
+
+
 def _usage_of(call: CallRecord) -> ModelUsage:
     usage = call.usage
     prompt = completion = total = 0
     if usage is not None:
-        prompt, completion = usage.prompt_tokens or 0, usage.completion_tokens or 0
-        total = usage.total_tokens or prompt + completion
+        prompt, completion = _tokens(usage.prompt_tokens), _tokens(usage.completion_tokens)
+        total = _tokens(usage.total_tokens) or prompt + completion
     return ModelUsage(
         calls=1,
         prompt_tokens=prompt,

@@ -15,7 +15,7 @@ from ..errors import ConfigError, SessionConflictError, StoreError
 from ..transport.resp_client import RedisClient, RedisExecutor, RedisScript
 from .keys import check_key, prefix_range
 from .redis_scripts import ACQUIRE, DELETE, DESCRIBE, HEAD_FORMAT, RELEASE, RENEW, WRITE
-from .redis_server import ServerReport, inspect_server, rewrite_files
+from .redis_server import ServerReport, inspect_server, inspect_through, rewrite_files
 
 if TYPE_CHECKING:
     import ssl
@@ -32,6 +32,8 @@ _PAGE = 200
 _WAITING_MS = 1000
 _RENEWED_AT_A_TIME = 500
 _SCAN_COUNT = 500
+# About three hundred years; what is much more is no number to the server.
+_MOST_TTL_S = 10_000_000_000
 _GLOB: Final = str.maketrans({character: f"\\{character}" for character in "*?[]^\\-"})
 
 
@@ -73,10 +75,7 @@ class RedisStore:
         erase_rewrites: bool = True,
         wall: Callable[[], float] | None = None,
     ) -> None:
-        if not prefix or "{" in prefix or "}" in prefix or not prefix.isprintable():
-            raise ConfigError("prefix: must be a printable text without braces that is not empty")
-        if ttl_s is not None and not ttl_s > 0:
-            raise ConfigError("ttl_s: must be above 0; None keeps sessions for ever")
+        _check_settings(prefix, ttl_s)
         self._owns_client = isinstance(client, str)
         self._client: RedisClient | RedisExecutor = (
             RedisClient(client, timeout_s=timeout_s, tls=tls) if isinstance(client, str) else client
@@ -214,7 +213,7 @@ class RedisStore:
         """
         existed = await self.delete(key)
         if self._erase_rewrites:
-            await rewrite_files(self._ask)
+            await rewrite_files(self._ask_node)
         return existed
 
     async def reindex(self) -> int:
@@ -223,10 +222,12 @@ class RedisStore:
         Goes through all keys of the server with SCAN, in short steps.
         """
         await self._ready()
+        # In a cluster this tells who has the sessions.
+        await self._ask("ZCARD", self._index)
         pattern = f"{self._sessions.translate(_GLOB)}*"
         cursor, added, skip = b"0", 0, len(self._sessions.encode())
         while True:
-            reply = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            reply = await self._ask_node("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
             cursor, names = cast("tuple[bytes, list[bytes]]", reply)
             for name in names:
                 added += cast("int", await self._ask("ZADD", self._index, 0, name[skip:]))
@@ -319,7 +320,8 @@ class RedisStore:
             if self._inspected == (0 if self._own is None else self._own.connected):
                 return
             await trio.lowlevel.checkpoint_if_cancelled()
-            report = await inspect_server(self._ask, has_ttl=self._ttl_ms > 0)
+            inspect = inspect_through if self._own is None else inspect_server
+            report = await inspect(self._ask, has_ttl=self._ttl_ms > 0)
             for warning in report.warnings:
                 if warning not in self._report.warnings:
                     _LOG.warning("%r: %s", self._client, warning)
@@ -332,11 +334,24 @@ class RedisStore:
             return await self._own.execute_again(*command)
         return await self._client.execute(*command)
 
+    async def _ask_node(self, *command: Argument) -> Reply:
+        """The same of one that is about the server which has the sessions, and not about a key."""
+        if self._own is not None:
+            return await self._own.execute_again(*command, beside=self._index)
+        return await self._client.execute(*command)
+
     async def _run(self, script: RedisScript, keys: Sequence[Argument], args: Sequence[Argument]) -> Reply:
         if self._own is not None:
             return await self._own.evaluate(script, keys=keys, args=args)
         # Whether another client's error means that the server has not the script, only that client knows.
         return await self._client.execute("EVAL", script.source, len(keys), *keys, *args)
+
+
+def _check_settings(prefix: object, ttl_s: object) -> None:
+    if not isinstance(prefix, str) or not prefix or "{" in prefix or "}" in prefix or not prefix.isprintable():
+        raise ConfigError("prefix: must be a printable text without braces that is not empty")
+    if ttl_s is not None and not (isinstance(ttl_s, (int, float)) and 0 < ttl_s <= _MOST_TTL_S):
+        raise ConfigError(f"ttl_s: must be above 0 and at most {_MOST_TTL_S:,}; None keeps sessions for ever")
 
 
 class _Head:

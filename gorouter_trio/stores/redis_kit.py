@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, cast
 from msgspec import Struct, field
 
 from ..errors import DecodeError, StoreError
+from ..transport.resp_client import RedisClient
 from .gorouter_kit import key_of_file, read_kit_file
 from .turns import to_turns
 
@@ -39,7 +40,7 @@ async def import_kit_redis(
     """Bring the sessions of GoRouter Kit into `store`, and leave them where they are. Once more, it changes nothing.
 
     Its keys are session ids with `_` for every unusual character, so an id is not always certain: a note says so. Goes
-    through the server's keys with SCAN. Raises what the client and the store raise.
+    through the server's keys with SCAN, in a cluster those of the node of the URL, which a note says. Raises what the client and the store raise.
     """
     report, cursor, seen = KitImport(), b"0", set[bytes]()
     while True:
@@ -51,7 +52,10 @@ async def import_kit_redis(
                 seen.add(name)
                 await _bring(client, store, name, prefix=prefix, replace=replace, report=report)
         if cursor == b"0":
-            return report
+            break
+    if isinstance(client, RedisClient) and client.is_cluster:
+        report.notes.append("a cluster: only sessions of the node of the URL were found; do the same with each other one")
+    return report
 
 
 async def _bring(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 from msgspec import Struct
 
+from .._contain import contain
 from ..errors import StoreError
 
 if TYPE_CHECKING:
     from ..transport.resp import Argument, Reply
 
-__all__ = ["Ask", "ServerReport", "decide_report", "inspect_server", "rewrite_files"]
+__all__ = ["Ask", "ServerReport", "decide_report", "inspect_server", "inspect_through", "rewrite_files"]
 
 _POLL_S = 0.02
+# What a server says that writes already.
+_BUSY = ("in progress", "child process is active")
 _SETTINGS = ("appendonly", "appendfsync", "save", "maxmemory", "maxmemory-policy")
 
 
@@ -48,6 +52,22 @@ async def inspect_server(ask: Ask, *, has_ttl: bool) -> ServerReport:
             raise
         settings = {}
     return decide_report(settings, role=role, has_ttl=has_ttl)
+
+
+async def inspect_through(ask: Ask, *, has_ttl: bool) -> ServerReport:
+    """`inspect_server` through a client that is not ours, of whose errors only it knows what they mean.
+
+    Where the server answers, they mean that it does not say how it is set up. Raises what the client raises where not.
+    """
+    report = await contain(partial(inspect_server, ask, has_ttl=has_ttl), report=_leave)
+    if report is not None:
+        return report
+    await ask("PING")
+    return decide_report({}, role="", has_ttl=has_ttl)
+
+
+def _leave(_error: Exception) -> None:
+    """It is seen by what is asked next."""
 
 
 def decide_report(settings: dict[str, str], *, role: str, has_ttl: bool) -> ServerReport:
@@ -96,12 +116,24 @@ async def rewrite_files(ask: Ask) -> None:
 
 
 async def _have_rewritten(ask: Ask, command: str, *, status: str) -> None:
-    # One that runs already has begun before, and may have the text in it.
-    await _wait_until_free(ask)
-    await ask(command)
+    while not await _begin_rewriting(ask, command):
+        pass
     info = await _wait_until_free(ask)
     if info.get(status, "ok") != "ok":
         raise StoreError(f"the server could not write its files anew ({command}); see its log", kind="io")
+
+
+async def _begin_rewriting(ask: Ask, command: str) -> bool:
+    """Whether the server has begun; False when somebody else was faster."""
+    # One that runs already has begun before, and may have the text in it.
+    await _wait_until_free(ask)
+    try:
+        await ask(command)
+    except StoreError as exc:
+        if exc.kind != "refused" or not any(saying in exc.message for saying in _BUSY):
+            raise
+        return False
+    return True
 
 
 async def _wait_until_free(ask: Ask) -> dict[str, str]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from msgspec import Struct
 
 from ..abc import StoredHistory, StoredSession
 from ..config import Seams
-from ..errors import SessionConflictError, StoreError
+from ..errors import ConfigError, SessionConflictError, StoreError
 from ..transport.sqlite import SqliteFile
 from . import sqlite_query
 from .keys import SessionKey, check_key, prefix_range
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["SqliteStore"]
 
 _APPLICATION_ID = 0x67725472
+# SQLite counts in milliseconds, of 31 bits.
+_MOST_BUSY_S = 2_000_000
 _ENTRY_FORMAT = 1
 """Of what is in the entries. A session that a later one has written to is not read: an answer may be missing there."""
 
@@ -132,6 +135,7 @@ class SqliteStore:
         erase_rewrites: bool = True,
         wall: Callable[[], float] | None = None,
     ) -> None:
+        _check_settings(path, busy_s=busy_s, max_group=max_group)
         self._erase_rewrites = erase_rewrites
         self._file = SqliteFile(
             path, _SCHEMA, additions=_DELETIONS, application_id=_APPLICATION_ID, busy_s=busy_s, max_group=max_group
@@ -229,6 +233,19 @@ class SqliteStore:
     def _change(self, key: str, entries: Sequence[bytes], expected_version: int) -> _Change:
         size = sum(map(len, entries))
         return _Change(check_key(key), tuple(entries), size, expected_version, self._wall())
+
+
+def _check_settings(path: object, *, busy_s: object, max_group: object) -> None:
+    try:
+        name = os.fsencode(path)  # type: ignore[arg-type]  # what it is not for, it refuses
+    except (TypeError, UnicodeEncodeError):
+        name = b""
+    if not Path(os.fsdecode(name)).name or b"\0" in name or isinstance(path, bytes):
+        raise ConfigError(f"path: must be the name of a file, not {path!r}")
+    if not isinstance(busy_s, (int, float)) or not 0 <= busy_s <= _MOST_BUSY_S:
+        raise ConfigError(f"busy_s: must be from 0 to {_MOST_BUSY_S:,} seconds, not {busy_s!r}")
+    if not isinstance(max_group, int) or max_group < 1:
+        raise ConfigError(f"max_group: must be a whole number from 1 on, not {max_group!r}")
 
 
 def _load(connection: Connection, *, key: bytes) -> StoredHistory:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from ..transport.sqlite import SQLITE_VERSION
 from ..wire.codec import encode_json
-from .query import COMPACTED, CostPoint, HistoryFilter, HistoryStatistics, ModelUsage
+from .query import COMPACTED, MOST_TOKENS, CostPoint, HistoryFilter, HistoryStatistics, ModelUsage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -67,9 +67,14 @@ admitted AS (
     AND (:min_cost IS NULL OR (cost IS NOT NULL AND usd_reaches(cost, :min_cost)))
 )
 """
-_SUMS = """
-  count(*), sum(prompt_tokens), sum(completion_tokens),
-  sum(CASE total_tokens WHEN 0 THEN prompt_tokens + completion_tokens ELSE total_tokens END),
+# Numbers that no request has would end the query: SQLite refuses to add them up.
+_PROMPT, _COMPLETION, _TOTAL = (
+    f"iif({name} BETWEEN 0 AND {MOST_TOKENS}, {name}, 0)"
+    for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+)
+_SUMS = f"""
+  count(*), sum({_PROMPT}), sum({_COMPLETION}),
+  sum(CASE {_TOTAL} WHEN 0 THEN {_PROMPT} + {_COMPLETION} ELSE {_TOTAL} END),
   usd_sum(cost), sum(cost IS NULL)
 """
 _BY_MODEL = (

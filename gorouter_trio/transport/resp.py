@@ -26,7 +26,7 @@ import outcome
 import trio
 
 from ..errors import StoreError, StoreErrorKind
-from .streams import bottom, quiet_check, reason_of
+from .streams import bottom, drop, quiet_check, reason_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -221,7 +221,16 @@ class RespConnection:
     async def call_all(self, commands: Iterable[bytes], *, deadline: float) -> Reply:
         """`call` for several commands that nothing comes between; the reply is that of the last one."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        call = self._put(commands, deadline)
+        return await self._wait_for(self._put(commands, deadline)[-1], deadline)
+
+    async def call_each(self, commands: Iterable[bytes], *, deadline: float) -> list[Reply]:
+        """`call_all`, with the replies of all."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        calls = self._put(commands, deadline)
+        await self._wait_for(calls[-1], deadline)
+        return [call.reply for call in calls]
+
+    async def _wait_for(self, call: _Call, deadline: float) -> Reply:
         try:
             if not self._is_flushing:
                 await self._flush(deadline)
@@ -240,6 +249,11 @@ class RespConnection:
     def close(self) -> None:
         """End it at once: what is in flight fails, and whether it was carried out is unknown."""
         self.fail("closed", "the connection to Redis was closed")
+
+    async def aclose(self) -> None:
+        """`close`, and wait for a stream that has to be waited for: bounded, and whatever happens around it."""
+        self.close()
+        await drop(self._bottom)
 
     def fail(self, kind: StoreErrorKind, message: str) -> None:
         """End it because of something; the first reason stands."""
@@ -271,21 +285,21 @@ class RespConnection:
 
     # The line
 
-    def _put(self, commands: Iterable[bytes], deadline: float) -> _Call:
-        """Put commands into the buffer and, in the same step, into the line; the last one is the caller's."""
+    def _put(self, commands: Iterable[bytes], deadline: float) -> list[_Call]:
+        """Put commands into the buffer and, in the same step, into the line; the last one is waited for."""
         if self._failure is not None:
             raise self._failure.error()
         if len(self._pending) >= _MOST_PENDING or self._unsent >= _MOST_UNSENT_BYTES:
             raise StoreError(f"{len(self._pending)} commands are in flight to {self.name} already", kind="locked")
-        last = _Call(deadline)
+        calls: list[_Call] = []
         for data in commands:
             self._out.append(data)
             self._unsent += len(data)
-            last = _Call(deadline, is_gone=True)
-            self._pending.append(last)
-            self.commands += 1
-        last.is_gone = False
-        return last
+            calls.append(_Call(deadline, is_gone=True))
+        calls[-1].is_gone = False
+        self._pending += calls
+        self.commands += len(calls)
+        return calls
 
     def _settle(self, call: _Call, reply: Reply) -> None:
         call.reply = reply

@@ -180,18 +180,20 @@ class RedisClient:
         _check(args)
         return await self._send(args, self._deadline())
 
-    async def execute_again(self, *args: Argument) -> Reply:
+    async def execute_again(self, *args: Argument, beside: Argument | None = None) -> Reply:
         """`execute`, and again when the connection breaks or the server is not ready yet, until `timeout_s` is over.
 
-        For commands that do no harm when they are carried out twice.
+        For commands that do no harm when they are carried out twice. One that is about a server and not about a key
+        goes, in a cluster, to the node that had the key `beside` when that was used last.
         """
         _check(args)
-        return await self._again(args)
+        return await self._again(args, beside=beside)
 
     async def execute_together(self, *commands: Sequence[Argument]) -> list[Reply]:
         """Send commands as one transaction (`MULTI` and `EXEC`), which nothing of others comes between.
 
-        Returns their replies. Raises for the first error among them; those before and behind it are carried out.
+        Returns their replies. Raises for the first error among them; those before and behind it are carried out,
+        unless the server refused it before it began (an unknown command, a full memory): then none is.
         """
         for command in commands:
             _check(tuple(command))
@@ -200,30 +202,35 @@ class RedisClient:
             raise StoreError(f"{self.address}: transactions are not supported in a cluster", kind="refused")
         packed = [pack(("MULTI",)), *(pack(tuple(command)) for command in commands), pack(("EXEC",))]
         connection = await self._link.ready(deadline)
-        replies = await connection.call_all(packed, deadline=deadline)
-        if isinstance(replies, ErrorReply):
-            raise store_error(replies, "EXEC")
-        for reply in cast("list[Reply]", replies):
+        *begun, done = await connection.call_each(packed, deadline=deadline)
+        # Where there was no transaction, what was refused while it was gathered says why.
+        replies = cast("list[Reply]", done) if isinstance(done, list) else [*begun, done]
+        names = ["MULTI", *(str(command[0]) for command in commands), "EXEC"]
+        for name, reply in zip(names[1:] if replies is done else names, replies, strict=False):
             if isinstance(reply, ErrorReply):
-                raise store_error(reply, "EXEC")
-        return cast("list[Reply]", replies)
+                self._leave_replica(self._link, connection, reply)
+                raise store_error(reply, name)
+        return replies
 
     async def execute_blocking(self, *args: Argument, wait_s: float) -> Reply:
         """Send a command that may block for `wait_s`, as its arguments say, on a connection of its own.
 
-        Cancelling closes that connection; whether something was taken for it is unknown then.
+        Cancelling closes that connection; whether something was taken for it is unknown then. Commands that change
+        the connection are refused with `ConfigError`: it is the next call's as well.
         """
+        _check_kept(args)
         deadline = trio.current_time() + wait_s + self.timeout_s
         connection = await self._take_blocking(deadline)
         try:
             reply = await connection.call(pack(args), deadline=deadline)
         except BaseException:
-            connection.close()
+            await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
             raise
-        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._settings.is_closed:
+        is_replica = isinstance(reply, ErrorReply) and reply.code == "READONLY"
+        if len(self._idle) < _MOST_IDLE_BLOCKING and not self._settings.is_closed and not is_replica:
             self._idle.append(connection)
         else:
-            connection.close()
+            await connection.aclose()
         if isinstance(reply, ErrorReply):
             raise store_error(reply, str(args[0]))
         return reply
@@ -252,15 +259,15 @@ class RedisClient:
             await subscription.begin(channels, patterns, deadline=self._deadline())
             yield subscription
         finally:
-            connection.close()
+            await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
 
     async def aclose(self) -> None:
         """Close the connections, also those that block or are subscribed: what is in flight fails.
 
         Later calls raise `StoreError`.
         """
-        self._settings.close()
         self._idle.clear()
+        await self._settings.aclose()
         await trio.lowlevel.checkpoint()
 
     # Sending
@@ -269,8 +276,8 @@ class RedisClient:
         self._settings.check_open()
         return trio.current_time() + self._settings.timeout_s
 
-    async def _send(self, args: tuple[Argument, ...], deadline: float) -> Reply:
-        link = self._link_for(args)
+    async def _send(self, args: tuple[Argument, ...], deadline: float, *, beside: Argument | None = None) -> Reply:
+        link = self._link_for(args, beside)
         data = pack(args)
         commands: tuple[bytes, ...] = (data,)
         redirects = 0
@@ -290,15 +297,19 @@ class RedisClient:
             if redirects == _MOST_REDIRECTS:
                 raise StoreError(f"{self.address}: the cluster sends a command round and round", kind="locked")
             link, commands = self._redirected(reply, data, connection.name)
-        if reply.code == "READONLY":
-            link.drop(connection, f"{connection.name} is a replica now")
+        self._leave_replica(link, connection, reply)
         raise store_error(reply, str(args[0]))
 
-    async def _again(self, args: tuple[Argument, ...]) -> Reply:
+    def _leave_replica(self, link: RedisLink, connection: RespConnection, reply: ErrorReply) -> None:
+        """Drop the connection if its node was a master and is none any more."""
+        if reply.code == "READONLY":
+            link.drop(connection, f"{connection.name} is a replica now")
+
+    async def _again(self, args: tuple[Argument, ...], *, beside: Argument | None = None) -> Reply:
         deadline = self._deadline()
         while True:
             try:
-                return await self._send(args, deadline)
+                return await self._send(args, deadline, beside=beside)
             except StoreError as exc:
                 is_passing = exc.kind in PASSING or (exc.kind == "read_only" and bool(self.address.master))
                 if self._settings.is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
@@ -324,10 +335,12 @@ class RedisClient:
 
     # Who has what
 
-    def _link_for(self, args: tuple[Argument, ...]) -> RedisLink:
-        """The link to the node that has the command's key, as far as the cluster has told."""
+    def _link_for(self, args: tuple[Argument, ...], beside: Argument | None) -> RedisLink:
+        """The link to the node that has the command's key, or the one beside it, as far as the cluster has told."""
         if not self._slots:
             return self._link
+        if beside is not None:
+            return self._slots.get(_slot(beside), self._link)
         at = 3 if str(args[0]).upper() in {"EVAL", "EVALSHA"} else 1
         return self._slots.get(_slot(args[at]), self._link) if len(args) > at else self._link
 
@@ -368,7 +381,7 @@ class RedisClient:
                 question = pack(("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.master))
                 reply = await connection.call(question, deadline=deadline)
             finally:
-                connection.close()
+                await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
         if scope.cancelled_caught:
             raise StoreError(f"the sentinel {place} does not answer", kind="unreachable")
         if isinstance(reply, ErrorReply):
@@ -385,7 +398,7 @@ class RedisClient:
             if not (isinstance(role, list) and role and role[0] == b"master"):
                 raise StoreError(f"{place} is no master any more, or not yet", kind="unreachable")
         except BaseException:
-            connection.close()
+            await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
             raise
         return connection
 
@@ -393,10 +406,11 @@ class RedisClient:
 
     async def _take_blocking(self, deadline: float) -> RespConnection:
         self._deadline()
+        # A cancel comes before one is taken, which nobody would have any more.
+        await trio.lowlevel.checkpoint_if_cancelled()
         while self._idle:
             connection = self._idle.pop()
             if connection.is_open:
-                await trio.lowlevel.checkpoint_if_cancelled()
                 return connection
         return await self._open_own(deadline)
 
@@ -467,16 +481,23 @@ def _check_settings(timeout_s: object, name: object) -> None:
 
 def _check(args: tuple[Argument, ...]) -> None:
     """Refuse what would harm everybody on a shared connection."""
+    _check_kept(args)
+    name = _word(args[0])
+    if name in _BLOCKING or (name in _MAY_BLOCK and "BLOCK" in map(_word, args)):
+        raise ConfigError(f"redis: {args[0]!r} blocks the shared connection; there is execute_blocking for that")
+
+
+def _check_kept(args: tuple[Argument, ...]) -> None:
+    """Refuse what would harm whoever uses the connection next."""
     if not args:
         raise ConfigError("redis: a command needs a name")
     name = _word(args[0])
-    may_block = name in _BLOCKING or (name in _MAY_BLOCK and "BLOCK" in map(_word, args))
     # Without its reply, a command would be answered with that of the next one.
     is_mute = name == "CLIENT" and len(args) > 1 and _word(args[1]) == "REPLY"
-    if may_block or is_mute or name in _STATEFUL:
+    if is_mute or name in _STATEFUL:
         raise ConfigError(
-            f"redis: {args[0]!r} changes or blocks the shared connection; there are execute_together, "
-            "execute_blocking and subscribe for that"
+            f"redis: {args[0]!r} changes the connection, which others use as well; there are execute_together and "
+            "subscribe for that"
         )
 
 

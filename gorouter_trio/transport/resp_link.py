@@ -93,13 +93,14 @@ class RedisSettings:
         """A connection that has been greeted; raises `StoreError`. Cancelling leaves nothing open."""
         self.check_open()
         self.attempts += 1
+        await self._release({other for other in self._connections if other.is_closed})
         connection = RespConnection(await self._dial(place), name=str(place))
-        self._connections = {other for other in self._connections if not other.is_closed} | {connection}
+        self._connections.add(connection)
         try:
             self.check_open()
             await self._greet(connection, db=db, has_credentials=has_credentials)
         except BaseException:
-            connection.close()
+            await connection.aclose()  # noqa: ASYNC102 - shields itself, bounded
             raise
         self.connected += 1
         return connection
@@ -109,12 +110,21 @@ class RedisSettings:
         if self.is_closed:
             raise StoreError(f"{self.address}: the client is closed", kind="closed")
 
-    def close(self) -> None:
-        """Close every connection, whoever has it; those that are being made are closed when they are there."""
+    async def aclose(self) -> None:
+        """Close every connection, whoever has it; those that are being made are closed when they are there.
+
+        All in one step; then those are waited for whose streams have to be.
+        """
         self.is_closed = True
         for connection in self._connections:
             connection.close()
-        self._connections.clear()
+        await self._release(self._connections)
+
+    async def _release(self, ended: set[RespConnection]) -> None:
+        """Wait for what is left of connections that were closed."""
+        self._connections = self._connections - ended
+        for connection in ended:
+            await connection.aclose()
 
     async def open_stream(self, place: Place) -> RespConnection:
         """As `connect`, to the data's own server and database."""

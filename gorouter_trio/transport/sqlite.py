@@ -364,12 +364,19 @@ class _Thread:
         with self._wake:
             if self._is_closing:
                 raise StoreError(f"{self._file.path}: the store is closed", kind="closed")
+            if self._thread is None:
+                self._thread = self._start()
             self.take_note(job)
             self._queue.append(job)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"sqlite {self._file.path.name}", daemon=True)
-                self._thread.start()
             self._wake.notify()
+
+    def _start(self) -> threading.Thread:
+        thread = threading.Thread(target=self._run, name=f"sqlite {self._file.path.name}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as exc:
+            raise StoreError(f"{self._file.path}: the system gives no thread ({exc})", kind="denied") from exc
+        return thread
 
     def close(self) -> trio.Event:
         """Let the thread end behind what is queued; returns what is set then."""

@@ -68,6 +68,7 @@ def test_any_bytes_are_read_or_refused(data):
         ({"entries": {}}, "not a JSON list"),
         ({"entries": [7]}, "entry 0 is neither"),
         ({"entries": ["%"]}, "entry 0 is neither"),
+        ({"entries": ["YQ==", "Ä"]}, "entry 1 is neither"),
     ],
 )
 def test_lines_of_another_form(change, says):

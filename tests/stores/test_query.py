@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import defaultdict
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ import pytest
 from worlds import open_world
 
 import gorouter_trio as gr
-from gorouter_trio.stores import HistoryAnalyzer, HistoryFilter, MemoryStore
+from gorouter_trio.stores import HistoryAnalyzer, HistoryFilter, MemoryStore, SqliteStore
 from gorouter_trio.wire.codec import encode_json
 from gorouter_trio.wire.journal import (
     HistoryCompacted,
@@ -253,6 +255,42 @@ def test_filters_are_checked():
         HistoryFilter(start_s=5, end_s=5)
     with pytest.raises(gr.ConfigError, match="models"):
         HistoryFilter(models="openai/gpt-4o-mini")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("start_s", value) for value in (math.nan, "2026-03-08")),
+        pytest.param("start_s", 10**400, id="start_s-huge"),
+        *(("end_s", value) for value in (math.nan, Decimal(1))),
+        *(("min_cost_usd", value) for value in (Decimal("NaN"), math.inf, "much", b"1")),
+        *(("roles", value) for value in (None, 5, {"a\ud800"}, {5}, [[]])),
+    ],
+)
+def test_filters_of_the_wrong_kind(name: str, value: object) -> None:
+    """What no store can compare is refused by name: SQLite took a time that is no number for none at all."""
+    fields: dict[str, Any] = {name: value}
+    with pytest.raises(gr.ConfigError, match=f"{name}: must be"):
+        HistoryFilter(**fields)
+
+
+async def test_counts_that_no_request_has(tmp_path: Path) -> None:
+    """Earlier versions have stored whatever a provider said: it counts for nothing, and the others are added up."""
+    odd = [(2**63 - 1, 10), (2**63 - 1, 10), (-5, 10), (10**30, 10)]
+    log = [entry for at, tokens in enumerate([*odd, (3, 4)], 1) for entry in turn(str(at), at, tokens=tokens)]
+    async with SqliteStore(tmp_path / "h.db") as kept:
+        for store in (MemoryStore(), kept):
+            found = await (await fill(store, {"k": log})).statistics()
+            assert (found.calls, found.prompt_tokens, found.completion_tokens) == (5, 3, 44)
+
+
+async def test_amounts_and_times_however_they_are_written(tmp_path: Path) -> None:
+    """They count the same in every store."""
+    only = HistoryFilter(start_s=-(2**70), end_s=2**70, min_cost_usd=0.1)  # type: ignore[arg-type]
+    async with SqliteStore(tmp_path / "h.db") as kept:
+        for store in (MemoryStore(), kept):
+            analyzer = await fill(store, {"k": turn("1", 100, cost="0.5") + turn("2", 200, cost="0.05")})
+            assert (await analyzer.statistics(only=only)).calls == 1
 
 
 async def test_real_sessions(autojump_clock):

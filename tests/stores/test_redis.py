@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import signal
 import statistics
 import time
@@ -17,9 +18,10 @@ from redis_server import RedisProcess, fresh_prefix, running_redis, shared_redis
 
 import gorouter_trio as gr
 from gorouter_trio.errors import ConfigError, SessionConflictError, StoreError
+from gorouter_trio.pool.shared import MoneyAsk
 from gorouter_trio.session.log import entries_of
 from gorouter_trio.stores import HistoryAnalyzer, MemoryStore, RedisClient, RedisStore, import_kit_redis
-from gorouter_trio.stores.redis_server import decide_report
+from gorouter_trio.stores.redis_server import decide_report, rewrite_files
 from gorouter_trio.testing.proxy import Chop, Cut, Stall, open_fault_proxy
 from gorouter_trio.wire.codec import decode_log_entry
 
@@ -96,7 +98,44 @@ async def test_a_server_that_does_not_tell():
             assert "unknown" in store.statistics().warnings[0]
 
 
-@pytest.mark.parametrize("fields", [{"prefix": ""}, {"prefix": "a{b}"}, {"ttl_s": 0}, {"client": object()}])
+class Foreign:
+    """Somebody's own client, with errors of its own."""
+
+    def __init__(self, client: RedisClient) -> None:
+        self._client = client
+
+    async def execute(self, *args):
+        try:
+            return await self._client.execute(*args)
+        except StoreError as exc:
+            raise RuntimeError(exc.message) from exc
+
+
+async def test_a_server_that_does_not_tell_a_client_of_ones_own():
+    """The store and the limits work; where nobody answers, they raise what the client raises."""
+    users = ("--user", "default", "on", "nopass", "~*", "&*", "+@all", "-config", "-role")
+    with running_redis("--save", "", *users) as server:
+        async with RedisClient(server.url, timeout_s=0.3) as client:
+            store, limits = RedisStore(Foreign(client)), gr.redis.RedisLimits(Foreign(client))
+            assert await store.append("k", [b"1"], expected_version=0) == 1
+            assert "unknown" in (await store.check()).warnings[0]
+            money = MoneyAsk(
+                holder="a", spent_nano=0, wanted_nano=1, held_nano=0, least_nano=0, limit_nano=1, ttl_s=30.0
+            )
+            assert (await limits.take_money("m", money)).at_hand_nano == 1
+            server.kill()
+            with pytest.raises(RuntimeError):
+                await store.check()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"prefix": ""}, {"prefix": "a{b}"}, {"prefix": 5}, {"client": object()}),
+        *({"ttl_s": value} for value in (0, -1, math.nan, math.inf, 1e14, "60")),
+    ],
+    ids=str,
+)
 async def test_settings_that_cannot_be(fields):
     """One clear error each, before anything is connected."""
     with pytest.raises(ConfigError, match=next(iter(fields))):
@@ -200,6 +239,38 @@ async def test_erasing_leaves_no_trace():
             assert await store.erase("a")
             assert not _files_with(server.directory, b"s3cret")
             assert _files_with(server.directory, b"stays")
+
+
+class Rewriting:
+    """A server that takes a second to write its files, and refuses to begin meanwhile, as a Redis does."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self.until = 0.0
+
+    async def ask(self, *command):
+        await trio.sleep(0.001)
+        is_busy = trio.current_time() < self.until
+        if command[0] == "INFO":
+            return b"aof_enabled:1\r\nrdb_saves:1\r\naof_rewrite_in_progress:%d\r\n" % is_busy
+        if command[0] == "CONFIG":
+            return [b"save", b""]
+        if is_busy and command[0] == "BGREWRITEAOF":
+            raise StoreError("ERR Background append only file rewriting already in progress", kind="refused")
+        if is_busy:
+            raise StoreError("ERR Another child process is active (AOF?): can't BGSAVE right now", kind="refused")
+        self.begun.append(command[0])
+        self.until = trio.current_time() + 1
+        return b"OK"
+
+
+async def test_two_erasures_at_once(autojump_clock):
+    """Each has the server write its files after its own deletion, the second behind the first: none is refused."""
+    server = Rewriting()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(rewrite_files, server.ask)
+        nursery.start_soon(rewrite_files, server.ask)
+    assert sorted(server.begun) == ["BGREWRITEAOF", "BGREWRITEAOF", "BGSAVE", "BGSAVE"]
 
 
 def _files_with(directory: Path, text: bytes) -> list[Path]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import sqlite3
@@ -11,12 +12,14 @@ import stat
 import threading
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 import gorouter_trio as gr
+from gorouter_trio.errors import StoreError
 from gorouter_trio.stores import SqliteStore
 from gorouter_trio.transport.sqlite import SqliteFile
 
@@ -67,6 +70,38 @@ async def test_no_thread_is_left(path: Path) -> None:
             await trio.sleep(0.01)
     async with SqliteStore(path):
         assert threading.active_count() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("path", value) for value in (None, "", ".", "/", "a\0b", "a\ud800", b"a.db", 5)),
+        *(("busy_s", value) for value in (None, -1, math.nan, math.inf, "5")),
+        *(("max_group", value) for value in (None, 0, 1.5)),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, name: str, value: object) -> None:
+    """They are refused by name at once; they ended in a thread, or left the callers waiting."""
+    settings: dict[str, Any] = {"path": tmp_path / "h.db", name: value}
+    with pytest.raises(gr.ConfigError, match=f"{name}: must be"):
+        SqliteStore(**settings)
+
+
+async def test_a_system_without_threads(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that cannot be had fails the one call, with that; the next one tries again."""
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async with SqliteStore(path) as store:
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(StoreError, match="no thread") as caught:
+                await store.append("k", [b"1"], expected_version=0)
+            assert caught.value.kind == "denied"
+        with trio.fail_after(5):
+            assert await store.append("k", [b"1"], expected_version=0) == 1
+            assert (await store.load("k")).entries == (b"1",)
 
 
 async def test_a_closed_store_says_so(path: Path) -> None:

@@ -112,9 +112,27 @@ async def test_transactions(redis, name):
     assert await redis.execute_together(("INCR", name), ("INCRBY", name, 5)) == [1, 6]
     with pytest.raises(StoreError, match="WRONGTYPE"):
         await redis.execute_together(("INCR", name), ("LPUSH", name, 1))
-    with pytest.raises(StoreError, match="EXECABORT"):
+    with pytest.raises(StoreError, match="to NONSENSE: ERR unknown command"):
         await redis.execute_together(("INCR", name), ("NONSENSE",))
     assert await redis.execute("GET", name) == b"7"
+
+
+async def test_transactions_that_the_server_does_not_take():
+    """They say why, in the words for the one command that was refused, and a replica is not asked again."""
+    with running_redis("--save", "") as server:
+        async with RedisClient(server.url) as client:
+            await client.execute("CONFIG", "SET", "maxmemory", 1)
+            with pytest.raises(StoreError, match="to SET: its memory is full") as caught:
+                await client.execute_together(("SET", "a", "b"), ("GET", "a"))
+            assert caught.value.kind == "full"
+            await client.execute("CONFIG", "SET", "maxmemory", 0)
+            await client.execute("REPLICAOF", "127.0.0.1", 1)
+            with pytest.raises(StoreError, match="to SET: it is a replica") as caught:
+                await client.execute_together(("GET", "a"), ("SET", "a", "b"))
+            assert caught.value.kind == "read_only"
+            assert client.statistics().connected == 1
+            assert await client.execute("PING") == b"PONG"
+            assert client.statistics().connected == 2
 
 
 async def test_scripts(redis, name):
@@ -142,6 +160,43 @@ async def test_blocking_commands(redis, name):
         await redis.execute("RPUSH", name, "a")
     assert await redis.execute_blocking("BLPOP", f"{name}other", 1, wait_s=1) == [f"{name}other".encode(), b"kept"]
     assert await redis.execute_blocking("BLPOP", name, 0.01, wait_s=0.01) is None
+
+
+@pytest.mark.parametrize(
+    "command", [(), ("SELECT", 3), (b"multi",), ("SUBSCRIBE", "c"), ("CLIENT", "REPLY", "OFF")], ids=str
+)
+async def test_what_no_connection_for_blocking_takes(redis, name, command):
+    """What changes a connection that a later call gets is refused: that one would see another database."""
+    with pytest.raises(ConfigError, match="redis:"):
+        await redis.execute_blocking(*command, wait_s=0.01)
+    await redis.execute_blocking("RPUSH", name, "here", wait_s=0.01)
+    assert await redis.execute("LRANGE", name, 0, -1) == [b"here"]
+
+
+async def test_cancelled_blocking_commands_leave_no_connection(autojump_clock):
+    """An idle connection is still there for the next call when the one that would have had it was cancelled before."""
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery)
+        async with RedisClient("redis://h", network=server) as client:
+            for _ in range(3):
+                await client.execute_blocking("BLPOP", "q", 0, wait_s=1)
+                with trio.CancelScope() as scope:
+                    scope.cancel()
+                    await client.execute_blocking("BLPOP", "q", 0, wait_s=1)
+                assert scope.cancelled_caught
+                assert server.connections == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_blocking_commands_leave_a_replica():
+    """A connection to what is no master any more is not kept: the next call would get nothing but its refusal."""
+    with running_redis("--save", "") as server:
+        async with RedisClient(server.url) as client:
+            await client.execute("REPLICAOF", "127.0.0.1", 1)
+            for made in (2, 3):
+                with pytest.raises(StoreError, match="replica"):
+                    await client.execute_blocking("BLPOP", "q", 0.01, wait_s=0.01)
+                assert client.statistics().connected == made
 
 
 async def test_subscriptions(redis, name):
@@ -510,15 +565,19 @@ async def test_connections_that_break_anywhere(rng, record_property):
 
 
 class Counting(OldServer):
-    """Counts the connections that it has; does not answer the commands in `silent`, and takes a second to connect."""
+    """Counts the connections that it has; does not answer the commands in `silent`, and takes a second to connect.
 
-    def __init__(self, nursery, *, silent=()):
+    The streams that `pair` makes may have no `close` that does not wait, as those of a user's own network.
+    """
+
+    def __init__(self, nursery, *, silent=(), pair=memory_stream_pair):
         super().__init__(nursery, version=b"7.0.0", knows_hello=True)
         self.silent, self.connections = silent, 0
+        self._pair = pair
 
     async def connect(self, _host, _port):
         await trio.sleep(1)
-        ours, theirs = memory_stream_pair()
+        ours, theirs = self._pair()
         self._nursery.start_soon(self._serve, theirs)
         return ours
 
@@ -552,14 +611,18 @@ USES = {
 }
 
 
+PAIRS = pytest.mark.parametrize("pair", [memory_stream_pair, trio.testing.memory_stream_pair], ids=["ours", "others"])
+
+
 @pytest.mark.parametrize("after_s", [0.5, 1.5, 2.5], ids=["at first", "later", "at last"])
 @pytest.mark.parametrize("use", USES)
-async def test_closing_while_in_use(autojump_clock, use, after_s):
+@PAIRS
+async def test_closing_while_in_use(autojump_clock, use, after_s, pair):
     """Whatever waits for a connection, or for a reply on one, ends with the client, and the server has none left."""
     url, work = USES[use]
     silent = (b"HELLO",) if after_s == 1.5 else (b"PING", b"BLPOP", b"ROLE")
     async with trio.open_nursery() as nursery:
-        server = Counting(nursery, silent=silent)
+        server = Counting(nursery, silent=silent, pair=pair)
         client = RedisClient(url, network=server, timeout_s=10)
         ended = trio.Event()
 
@@ -582,10 +645,40 @@ async def test_closing_while_in_use(autojump_clock, use, after_s):
         nursery.cancel_scope.cancel()
 
 
-async def test_a_cancel_while_a_master_is_asked(autojump_clock):
+@pytest.mark.parametrize("use", ["a blocking command", "a subscription"])
+@PAIRS
+async def test_a_cancel_of_who_has_a_connection(autojump_clock, use, pair):
+    """It goes with who has it."""
+    url, work = USES[use]
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery, silent=(b"BLPOP",), pair=pair)
+        async with RedisClient(url, network=server, timeout_s=10) as client:
+            with trio.move_on_after(3):
+                await work(client)
+            await trio.testing.wait_all_tasks_blocked()
+            assert server.connections == 0
+        nursery.cancel_scope.cancel()
+
+
+@PAIRS
+async def test_a_connection_that_failed(autojump_clock, pair):
+    """It is closed by the time that there is another one."""
+    async with trio.open_nursery() as nursery:
+        server = Counting(nursery, silent=(b"GET",), pair=pair)
+        async with RedisClient("redis://h", network=server, timeout_s=3) as client:
+            for _ in range(2):
+                with pytest.raises(StoreError):
+                    await client.execute("GET", "a")
+                await client.execute("PING")
+                assert server.connections == 1
+        nursery.cancel_scope.cancel()
+
+
+@PAIRS
+async def test_a_cancel_while_a_master_is_asked(autojump_clock, pair):
     """Nothing is left open when who asked whether it is the master has gone."""
     async with trio.open_nursery() as nursery:
-        server = Counting(nursery, silent=(b"ROLE",))
+        server = Counting(nursery, silent=(b"ROLE",), pair=pair)
         async with RedisClient("redis+sentinel://h/name", network=server, timeout_s=10) as client:
             for _ in range(3):
                 with trio.move_on_after(3):

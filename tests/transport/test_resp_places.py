@@ -14,7 +14,7 @@ import trio.testing
 from redis_server import RedisProcess, free_port, running_redis
 
 from gorouter_trio.errors import StoreError
-from gorouter_trio.stores import RedisStore
+from gorouter_trio.stores import MemoryStore, RedisStore, import_kit_redis
 from gorouter_trio.transport.resp import RespReader
 from gorouter_trio.transport.resp_client import RedisClient
 
@@ -147,6 +147,34 @@ async def test_cluster():
                 with pytest.raises(StoreError, match="cluster") as caught:
                     await refused
                 assert caught.value.kind == "refused"
+
+
+async def test_the_node_that_has_the_sessions_is_asked():
+    """What is about a server and not about a key is said to the one that has the sessions: erasing, and reindexing."""
+    with running_cluster() as (one, two):
+
+        async def is_whole():
+            return all("cluster_state:ok" in node.ask("CLUSTER", "INFO") for node in (one, two))
+
+        await wait_for(is_whole)
+        two.ask("CONFIG", "SET", "appendonly", "yes")
+        async with RedisStore(one.url, prefix="two") as store:
+            for key in ("k", "other"):
+                await store.append(key, [b"a secret text"], expected_version=0)
+            two.ask("DEL", "{two}:sessions")
+            assert await store.reindex() == 2
+            assert list(await store.list_keys()) == ["k", "other"]
+            await store.append("k", [b"a secret text"], expected_version=1)
+            await store.delete("other")
+            assert await store.erase("k")
+        async with RedisClient(one.url) as client:
+            two.ask("SET", "chat_history:{two}", "[]")
+            report = await import_kit_redis(client, MemoryStore())
+            assert report.imported == 0
+            assert "the node of the URL" in report.notes[0]
+        files = [file for file in two.directory.rglob("*") if file.is_file()]
+        assert any("aof" in file.name for file in files)
+        assert [file for file in files if b"a secret text" in file.read_bytes()] == []
 
 
 class Nodes:
