@@ -33,6 +33,7 @@ from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
 from gorouter_trio.gateway.cluster import Cluster, Owner
 from gorouter_trio.gateway.link import open_link
 from gorouter_trio.gateway.metrics import metrics_text
+from gorouter_trio.gateway.protocol import decode_client_message, encode_text
 from gorouter_trio.remote import open_remote
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import RedisStore
@@ -203,6 +204,16 @@ async def test_a_grant_while_the_owner_is_looked_for():
         messages = await talk.until("done")
         assert [message["seq"] for message in messages] == list(range(1, len(messages) + 1))
         assert len(messages) > 5
+
+
+async def test_credit_without_end_while_the_owner_is_looked_for():
+    """More on top of all that there can be is no number that the next gateway would refuse."""
+    most = 2**53 - 1
+    ask = {"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 60]]", "stream": True, "credit": most}
+    async with open_heir(ask, {"type": "grant", "id": 1, "credit": most}) as (behind, talk):
+        relay = cast("Any", next(iter(behind.gateway._core.connections)))._steered[1]
+        assert decode_client_message(encode_text(relay.request)).credit == most
+        assert (await talk.until("done", "failed"))[-1]["type"] == "done"
 
 
 class SlowRedis:

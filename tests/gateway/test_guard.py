@@ -528,6 +528,17 @@ async def test_a_turn_of_somebody_else(figure):
 # Row 34
 
 
+async def test_a_place_that_is_none_costs_one_connection():
+    """Messages cannot be numbered on from any number: who says to have had so many is closed, and nobody else."""
+    async with open_gateway() as behind, open_talk(behind.url) as other:
+        async with open_talk(behind.url) as talk:
+            ask = '{"type":"ask","id":1,"session":"s","turn_id":"t","messages":"x","resumed":true,"after":%s}'
+            await talk.send(ask % ("9" * 4_300))
+            assert await talk.close_code() == 4400
+        assert (await other.request(type="ask", id=1, session="s", messages="[[say yes]]"))["type"] == "done"
+        assert behind.errors == []
+
+
 async def test_a_bug_costs_one_connection():
     """An exception that nobody foresaw: a request fails, its connection closes with 1011, the others go on."""
     calls = []
