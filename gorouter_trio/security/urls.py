@@ -144,7 +144,11 @@ def join_redirect(base: CheckedUrl, location: str, *, policy: UrlPolicy = _DEFAU
     if len(location) > _MAX_URL_CHARS:
         raise _refused("", "a redirect leads to what is too long")
     _check_characters(location)
-    return check_url(urljoin(base.url, location), policy=policy)
+    try:
+        joined = urljoin(base.url, location)
+    except ValueError:
+        raise _refused(location, "it cannot be taken apart") from None
+    return check_url(joined, policy=policy)
 
 
 def check_address(ip: str | Address) -> Address:

@@ -187,6 +187,7 @@ def test_redirects() -> None:
     bad = [
         "http://example.org/", "//127.0.0.1/", "https://169.254.169.254/", "file:///etc/passwd",
         "/x\r\nSet-Cookie: a", "\\\\10.0.0.1\\x", "https://user@example.org/", "x" * 9_000, "//localhost",
+        "http://[::1", "//[x]/",
     ]  # fmt: skip
     for location in bad:
         with pytest.raises(gr.DangerousArgumentError):
