@@ -269,6 +269,19 @@ async def test_proofs():
             ClusterConfig(**cast("dict[str, Any]", {"redis": "redis://x", "secret": Secret(SECRET), field: value}))
 
 
+def test_passwords_are_not_shown():
+    """That of Redis stands in its URL, which a log of the configuration must not have; nor has it the secret."""
+    cluster = ClusterConfig(redis="redis://:hunter2@db.example:6380/3", secret=Secret(SECRET), url="ws://x")
+    shown = repr(GatewayConfig(anonymous=True, cluster=cluster))
+    assert "Redis at db.example:6380, database 3" in shown
+    assert "ws://x" in shown
+    assert "hunter2" not in shown
+    assert SECRET not in shown
+    with pytest.raises(ConfigError, match="port") as caught:
+        ClusterConfig(redis="redis://:hunter2@db.example:99999", secret=Secret(SECRET))
+    assert "hunter2" not in str(caught.value)
+
+
 async def test_a_redis_that_is_not_there():
     """Is told as it is, and the port is free again."""
     redis = RedisClient("redis://127.0.0.1:1", timeout_s=0.2)
