@@ -109,6 +109,9 @@ def _entry(name: str, person: _Person) -> tuple[str, Principal]:
         raise ConfigError(f"{name}: needs a token or the sha256 of one")
     if person.token is not None and len(person.token) < _MIN_TOKEN:
         raise ConfigError(f"{name}: a token must have {_MIN_TOKEN} characters at least")
+    if person.token is not None and person.token != person.token.strip():
+        # Nobody minds them in what a client brings, so that it would not be this one.
+        raise ConfigError(f"{name}: a token must have no spaces or line ends around it")
     digest = person.sha256 if person.token is None else hashlib.sha256(person.token.encode()).hexdigest()
     digest = cast("str", digest).lower()
     principal = Principal(id=name, tenant=person.tenant, roles=frozenset(person.roles), scopes=frozenset(person.scopes))

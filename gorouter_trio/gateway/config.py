@@ -13,6 +13,7 @@ from msgspec import Struct
 from ..errors import ConfigError
 from ..network import TlsConfig
 from ..secret import Secret
+from ..transport.resp_address import parse_url
 from ..transport.resp_client import RedisClient
 
 __all__ = ["ClusterConfig", "GatewayConfig", "GatewayLimits"]
@@ -109,6 +110,8 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         if not isinstance(self.redis, str) and not callable(getattr(self.redis, "execute", None)):
             raise ConfigError(f"cluster.redis: must be a URL or a RedisClient, not a {type(self.redis).__name__}")
+        if isinstance(self.redis, str):
+            parse_url(self.redis)
         if not isinstance(cast("object", self.prefix), str) or not isinstance(cast("object", self.url), str):
             raise ConfigError("cluster.prefix and cluster.url: must be texts")
         if self.url and not self.url.startswith(("ws://", "wss://")):
@@ -124,6 +127,11 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
         is_number = isinstance(member_s, (int, float)) and not isinstance(member_s, bool)
         if not is_number or not 0 < self.member_s < math.inf:
             raise ConfigError(f"cluster.member_s: must be a number of seconds above zero, not {member_s!r}")
+
+    def __repr__(self) -> str:
+        # The URL has the password in it.
+        redis = parse_url(self.redis) if isinstance(self.redis, str) else self.redis
+        return f"ClusterConfig(redis={redis}, url={self.url!r}, prefix={self.prefix!r}, member_s={self.member_s})"
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True):

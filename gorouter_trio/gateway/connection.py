@@ -85,7 +85,8 @@ class Connection:
         self._address = address_group(stream.address)
         self._limits = core.limits_for(is_peer=is_peer)
         self._machine = ConnectionMachine(self._limits, now=trio.current_time())
-        self._steered: dict[int, Subscription | Relay] = {}
+        # What was said of a turn whose task has not run yet is kept for what the turn becomes.
+        self._steered: dict[int, Subscription | Relay | list[Grant | Cancel]] = {}
         self._is_peer = is_peer
         self._scope = trio.CancelScope()
         self._websocket: WebSocketConnection | None = None
@@ -296,6 +297,8 @@ class Connection:
             case Violation():
                 raise self._ended(move)
             case Serve(request, request_id):
+                if isinstance(request, Ask):
+                    self._steered[request_id] = []
                 nursery.start_soon(self._answer, request, request_id)
             case Steer(steering):
                 self._steer(nursery, steering)
@@ -305,15 +308,18 @@ class Connection:
                 pass
 
     def _steer(self, nursery: trio.Nursery, message: Grant | Cancel) -> None:
-        steered = self._steered.get(message.id)
-        if isinstance(steered, Relay):
-            steered.note(message)
-            nursery.start_soon(steered.steer)
-        elif steered is not None:
-            if isinstance(message, Grant):
-                steered.grant(message.credit)
-            else:
-                steered.turn.scope.cancel()
+        match self._steered.get(message.id):
+            case Relay() as relay:
+                relay.note(message)
+                nursery.start_soon(relay.steer)
+            case Subscription() as subscription:
+                _heed(subscription, message)
+            case list() as early:
+                early.append(message)
+
+    def _said_early(self, request_id: int) -> list[Grant | Cancel]:
+        early = self._steered.get(request_id)
+        return early if isinstance(early, list) else []
 
     async def _answer(self, request: ClientMessage, request_id: int) -> None:
         """Act on a request and send its answer; an error that nobody has foreseen ends the connection."""
@@ -360,6 +366,8 @@ class Connection:
         caller = self.caller
         self._core.check_reach(request, caller)
         relay = Relay(cluster, request, caller=caller, names=(*(request.owner or caller.identity), request.session))
+        for message in self._said_early(request.id):
+            relay.note(message)
         self._steered[request.id] = relay
         await relay.run(self._send_text)
         return None if relay.is_over else relay.request
@@ -409,6 +417,8 @@ class Connection:
             is_streamed=ask.stream,
             limits=self._limits,
         )
+        for message in self._said_early(ask.id):
+            _heed(subscription, message)
         before = self._steered.get(ask.id)
         self._steered[ask.id] = subscription
         if isinstance(before, Relay) and before.is_stopped:
@@ -418,6 +428,13 @@ class Connection:
         except SlowReaderError:
             return Violation(4413, "the stream is not read")
         return None
+
+
+def _heed(subscription: Subscription, message: Grant | Cancel) -> None:
+    if isinstance(message, Grant):
+        subscription.grant(message.credit)
+    else:
+        subscription.turn.scope.cancel()
 
 
 def _first(group: BaseExceptionGroup[_CloseError]) -> _CloseError:

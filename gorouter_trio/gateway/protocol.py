@@ -34,6 +34,7 @@ from ..wire.schema import without_indentation
 
 __all__ = [
     "CLOSE_CODES",
+    "MAX_NUMBER",
     "SUBPROTOCOL",
     "SYSTEM_ROLES",
     "VERSION",
@@ -108,7 +109,11 @@ CLOSE_CODES: Final[Mapping[int, str]] = {
 SYSTEM_ROLES: Final = ("system", "developer")
 """The roles of messages that instruct the model in the name of the application."""
 
-RequestId: TypeAlias = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+MAX_NUMBER: Final = 2**53 - 1
+"""The largest number that is taken: every language has it, and counting on from there gives one that can be written."""
+
+RequestId: TypeAlias = Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
+_Number: TypeAlias = Annotated[int, Meta(ge=0, le=MAX_NUMBER)]
 _SessionKey: TypeAlias = Annotated[str, Meta(min_length=1, max_length=4096)]
 _TurnId: TypeAlias = Annotated[str, Meta(min_length=1, max_length=256)]
 _JsonObject: TypeAlias = Mapping[str, object]
@@ -224,8 +229,8 @@ class Ask(_Message, frozen=True, kw_only=True, tag="ask"):
     replaces: Annotated[str, Meta(max_length=256)] | None = None
     stream: bool = False
     resumed: bool = False
-    after: Annotated[int, Meta(ge=0)] = 0
-    credit: Annotated[int, Meta(ge=0)] = 65_536
+    after: _Number = 0
+    credit: _Number = 65_536
     deadline_s: Annotated[float, Meta(gt=0)] | None = None
 
 
@@ -233,7 +238,7 @@ class Grant(_Message, frozen=True, kw_only=True, tag="grant"):
     """Take so many bytes more of the turn that `id` asked for. Not answered."""
 
     id: RequestId
-    credit: Annotated[int, Meta(ge=1)]
+    credit: Annotated[int, Meta(ge=1, le=MAX_NUMBER)]
 
 
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
@@ -258,7 +263,7 @@ class Interrupt(SessionRequest, frozen=True, kw_only=True, tag="interrupt"):
 class History(SessionRequest, frozen=True, kw_only=True, tag="history"):
     """Messages of the answered turns from number `start` on; answered by `history_page`s of bounded size."""
 
-    start: Annotated[int, Meta(ge=0)] = 0
+    start: _Number = 0
 
 
 class Clear(SessionRequest, frozen=True, kw_only=True, tag="clear"):

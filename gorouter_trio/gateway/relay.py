@@ -9,7 +9,7 @@ import trio
 
 from ..errors import ConnectError, GorouterError, StreamBrokenError
 from .link import LinkBrokenError
-from .protocol import Ask, Cancel, Grant, History, Statistics
+from .protocol import MAX_NUMBER, Ask, Cancel, Grant, History, Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -102,8 +102,9 @@ class Relay:
         if isinstance(message, Cancel):
             self.is_stopped = True
         elif isinstance(self.request, Ask):
-            self._unsent += message.credit
-            self.request = msgspec.structs.replace(self.request, credit=self.request.credit + message.credit)
+            self._unsent = min(self._unsent + message.credit, MAX_NUMBER)
+            credit = min(self.request.credit + message.credit, MAX_NUMBER)
+            self.request = msgspec.structs.replace(self.request, credit=credit)
 
     async def steer(self) -> None:
         """Pass on what was said, if the request is under way."""

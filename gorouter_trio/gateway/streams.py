@@ -178,5 +178,6 @@ class GuardedStream(PrefixedStream):
 
 
 def _close_frame(violation: Violation) -> bytes:
-    reason = violation.reason.encode()[:_MAX_REASON]
+    # Half a character would make the frame one that no client can read, with the code in it.
+    reason = violation.reason.encode("utf-8", "replace")[:_MAX_REASON].decode("utf-8", "ignore").encode()
     return bytes((0x88, 2 + len(reason))) + violation.code.to_bytes(2, "big") + reason

@@ -100,6 +100,11 @@ class LiveTurn:
         await self._waiting.park()
 
 
+async def _take_within_scope(take: TakeTurn, turn: LiveTurn) -> None:
+    with turn.scope:
+        await take(turn)
+
+
 def _encoded(message: Struct, seq: int) -> bytes:
     return encode_json(msgspec.structs.replace(message, id=0, seq=seq))
 
@@ -259,8 +264,8 @@ class TurnHub:
     async def _run(self, turn: LiveTurn, take: TakeTurn) -> None:
         failures: list[Exception] = []
         try:
-            with turn.scope:
-                await contain(partial(take, turn), report=failures.append)
+            # Around the scope: what fails while the turn is cancelled comes out of it without the cancel.
+            await contain(partial(_take_within_scope, take, turn), report=failures.append)
         finally:
             if failures:
                 self._on_error(failures[0])

@@ -356,6 +356,8 @@ def _key_problem(text: object, least: int) -> str | None:
         return f"is a {type(text).__name__}, not a str"
     if not (text.isascii() and text.isprintable()) or text != text.strip() or not text:
         return "must be printable ASCII without spaces around it"
+    if text.startswith("sha256:") and not _DIGEST.fullmatch(text):
+        return "begins as a digest, which is sha256: and 64 hexadecimal digits in lower case"
     if len(text) < least and not _DIGEST.fullmatch(text):
         return f"has {len(text)} characters, fewer than {least}"
     return None

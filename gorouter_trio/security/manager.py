@@ -58,6 +58,7 @@ E = TypeVar("E", bound=SecurityEvent)
 
 _LOG = logging.getLogger("gorouter_trio.security")
 _ALLOW = Allow()
+_CLOSED = Deny(reason="access", message="the security manager is closed")
 _MASK = Secret("masked")
 _NOBODYS = "\x00"
 _MAX_REVOKED = 100_000
@@ -157,9 +158,11 @@ class SecurityManager:
     def verify(self, principal: Principal, *, wall: float) -> Deny | None:
         """Whether a principal that was authenticated earlier still holds: long connections ask before each use.
 
-        None when it does; a denial when it has expired, its token or it was revoked, or the configuration that
-        vouched for it is no longer that.
+        None when it does; a denial when it has expired, its token or it was revoked, the configuration that vouched for
+        it is no longer that, or the manager is closed.
         """
+        if self._is_closed:
+            return _CLOSED
         if (principal.tenant, principal.id) in self._revoked_principals:
             return _unheld(principal, "was revoked")
         if principal.expires_at_s is not None and wall >= principal.expires_at_s:
@@ -421,7 +424,7 @@ class SecurityManager:
 
     def _deny_caller(self, principal: Principal | None, wall: float) -> Deny | None:
         if self._is_closed:
-            return Deny(reason="access", message="the security manager is closed")
+            return _CLOSED
         return None if principal is None else self.verify(principal, wall=wall)
 
     def _decide_arguments(self, state: _State, principal: Principal | None, call: ToolCheck, wall: float) -> Decision:

@@ -18,7 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import msgspec
 from msgspec import Struct
 
-from ..errors import ConfigError, DangerousArgumentError
+from ..errors import ConfigError, DangerousArgumentError, SecurityConfigError
 from ._checks import check_choice, check_count, check_names
 from .text import escape_controls
 
@@ -84,7 +84,7 @@ class UrlPolicy(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         msgspec.structs.force_setattr(self, "schemes", check_names("url_policy.schemes", self.schemes))
-        msgspec.structs.force_setattr(self, "closed_hosts", check_names("url_policy.closed_hosts", self.closed_hosts))
+        msgspec.structs.force_setattr(self, "closed_hosts", _host_rules("url_policy.closed_hosts", self.closed_hosts))
         for scheme in self.schemes:
             check_choice("url_policy.schemes", scheme, tuple(_PORTS))
         ports = cast("object", self.ports)
@@ -93,7 +93,27 @@ class UrlPolicy(Struct, frozen=True, kw_only=True):
         for port in self.ports or ():
             check_count("url_policy.ports", port, least=1, most=65_535)
         if self.hosts is not None:
-            msgspec.structs.force_setattr(self, "hosts", check_names("url_policy.hosts", self.hosts))
+            msgspec.structs.force_setattr(self, "hosts", _host_rules("url_policy.hosts", self.hosts))
+
+
+def _host_rules(place: str, given: object) -> tuple[str, ...]:
+    """The rules in the form that hosts are compared in, or one in another spelling would never apply."""
+    return tuple(_host_rule(f"{place}[{index}]", rule) for index, rule in enumerate(check_names(place, given)))
+
+
+def _host_rule(place: str, rule: str) -> str:
+    try:
+        return str(ipaddress.ip_address(rule.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        pass
+    dot, name = ("." if rule.startswith(".") else ""), rule.removeprefix(".")
+    try:
+        host = _idna(name)
+    except UnicodeError:
+        host = ""
+    if not all(_LABEL.fullmatch(label) for label in host.split(".")):
+        raise SecurityConfigError(f"{place}: must be a host, or .host for every name below it, not {rule!r}")
+    return dot + host
 
 
 class CheckedUrl(Struct, frozen=True):
@@ -144,7 +164,11 @@ def join_redirect(base: CheckedUrl, location: str, *, policy: UrlPolicy = _DEFAU
     if len(location) > _MAX_URL_CHARS:
         raise _refused("", "a redirect leads to what is too long")
     _check_characters(location)
-    return check_url(urljoin(base.url, location), policy=policy)
+    try:
+        joined = urljoin(base.url, location)
+    except ValueError:
+        raise _refused(location, "it cannot be taken apart") from None
+    return check_url(joined, policy=policy)
 
 
 def check_address(ip: str | Address) -> Address:
@@ -220,9 +244,13 @@ def _ascii_host(url: str, host: str) -> str:
     if "%" in host or len(host) > _MAX_HOST_CHARS:
         raise _refused(url, "its host is percent-encoded or too long")
     try:
-        encoded = host.lower() if host.isascii() else host.encode("idna").decode("ascii").lower()
+        return _idna(host)
     except UnicodeError:
         raise _refused(url, "its host is no name") from None
+
+
+def _idna(host: str) -> str:
+    encoded = host.lower() if host.isascii() else host.encode("idna").decode("ascii").lower()
     return encoded.removesuffix(".")
 
 
@@ -244,7 +272,6 @@ def _is_open(host: str, policy: UrlPolicy) -> bool:
 
 
 def _matches(host: str, rule: str) -> bool:
-    rule = rule.lower()
     return host.endswith(rule) if rule.startswith(".") else host == rule
 
 

@@ -33,6 +33,7 @@ from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
 from gorouter_trio.gateway.cluster import Cluster, Owner
 from gorouter_trio.gateway.link import open_link
 from gorouter_trio.gateway.metrics import metrics_text
+from gorouter_trio.gateway.protocol import decode_client_message, encode_text
 from gorouter_trio.remote import open_remote
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import RedisStore
@@ -205,6 +206,16 @@ async def test_a_grant_while_the_owner_is_looked_for():
         assert len(messages) > 5
 
 
+async def test_credit_without_end_while_the_owner_is_looked_for():
+    """More on top of all that there can be is no number that the next gateway would refuse."""
+    most = 2**53 - 1
+    ask = {"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 60]]", "stream": True, "credit": most}
+    async with open_heir(ask, {"type": "grant", "id": 1, "credit": most}) as (behind, talk):
+        relay = cast("Any", next(iter(behind.gateway._core.connections)))._steered[1]
+        assert decode_client_message(encode_text(relay.request)).credit == most
+        assert (await talk.until("done", "failed"))[-1]["type"] == "done"
+
+
 class SlowRedis:
     """Keys, without their ends; each command takes a while."""
 
@@ -256,6 +267,19 @@ async def test_proofs():
     for field, value in (("secret", Secret("short")), ("url", "http://x"), ("member_s", 0.0)):
         with pytest.raises(ConfigError, match=field):
             ClusterConfig(**cast("dict[str, Any]", {"redis": "redis://x", "secret": Secret(SECRET), field: value}))
+
+
+def test_passwords_are_not_shown():
+    """That of Redis stands in its URL, which a log of the configuration must not have; nor has it the secret."""
+    cluster = ClusterConfig(redis="redis://:hunter2@db.example:6380/3", secret=Secret(SECRET), url="ws://x")
+    shown = repr(GatewayConfig(anonymous=True, cluster=cluster))
+    assert "Redis at db.example:6380, database 3" in shown
+    assert "ws://x" in shown
+    assert "hunter2" not in shown
+    assert SECRET not in shown
+    with pytest.raises(ConfigError, match="port") as caught:
+        ClusterConfig(redis="redis://:hunter2@db.example:99999", secret=Secret(SECRET))
+    assert "hunter2" not in str(caught.value)
 
 
 async def test_a_redis_that_is_not_there():

@@ -525,7 +525,28 @@ async def test_a_turn_of_somebody_else(figure):
             assert found["result"]["message"]["content"] == "hidden"
 
 
+@pytest.mark.parametrize("name", ["é" * 100, "x" + "é" * 100, "€" * 100, "x€" * 60, "\U0001f600" * 60], ids=range(5))
+async def test_why_it_was_closed_can_be_read(name):
+    """A reason that is too long for its frame is cut between two characters."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        await talk.send({"type": "ask", "id": 1, name: 1})
+        assert await talk.close_code() == 4400
+        assert talk.websocket.closed is not None
+        assert "unknown field" in str(talk.websocket.closed.reason)
+
+
 # Row 34
+
+
+async def test_a_place_that_is_none_costs_one_connection():
+    """Messages cannot be numbered on from any number: who says to have had so many is closed, and nobody else."""
+    async with open_gateway() as behind, open_talk(behind.url) as other:
+        async with open_talk(behind.url) as talk:
+            ask = '{"type":"ask","id":1,"session":"s","turn_id":"t","messages":"x","resumed":true,"after":%s}'
+            await talk.send(ask % ("9" * 4_300))
+            assert await talk.close_code() == 4400
+        assert (await other.request(type="ask", id=1, session="s", messages="[[say yes]]"))["type"] == "done"
+        assert behind.errors == []
 
 
 async def test_a_bug_costs_one_connection():

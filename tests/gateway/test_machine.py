@@ -83,6 +83,9 @@ MALFORMED = [
     '{"type":"ask","id":1,"session":""}', '{"type":"ask","id":1,"session":"' + "x" * 4_097 + '"}',
     '{"type":"clear","id":1}', '{"type":"welcome","version":1}', "[" * 100_000, '{"type":"ask","id":1,"credit":-1}',
     '{"type":"answer","id":1,"session":"s","question_id":"q","approved":"yes"}', '{"type":"ask","id":NaN}',
+    f'{{"type":"ask","id":1,"after":{"9" * 4_300}}}', f'{{"type":"ask","id":1,"credit":{"9" * 4_300}}}',
+    f'{{"type":"history","id":1,"session":"s","start":{"9" * 4_300}}}',
+    '{"type":"grant","id":1,"credit":9007199254740992}',
 ]  # fmt: skip
 
 

@@ -217,3 +217,28 @@ async def test_the_hub(autojump_clock):
         await hub.wait_idle()
         assert stopped.is_over
         assert hub.errors["session_busy"] == 9
+
+
+async def test_a_bug_while_a_turn_is_stopped(autojump_clock):
+    """It costs that turn, as every bug does, and not the gateway with all the others."""
+    errors = []
+
+    async def clean_up_wrongly():
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise RuntimeError("a bug")
+
+    async def crash(_turn):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(clean_up_wrongly)
+            nursery.start_soon(trio.sleep_forever)
+
+    async with trio.open_nursery() as nursery:
+        hub = TurnHub(nursery, limits(), on_error=errors.append)
+        turn = hub.begin(KEY, crash)
+        await wait_all_tasks_blocked()
+        turn.scope.cancel()
+        await hub.wait_idle()
+        assert turn.error_code == "internal"
+        assert [str(error) for group in errors for error in group.exceptions] == ["a bug"]

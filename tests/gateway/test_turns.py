@@ -482,6 +482,30 @@ async def test_cancel():
         assert page["entries"][-1]["call"]["interrupted"]
 
 
+async def said_at_once(talk, *messages):
+    """All of them in one piece, so that the gateway reads them together."""
+    await talk.websocket._stream.send_all(b"".join(frame(msgspec.json.encode(message)) for message in messages))
+
+
+async def test_a_cancel_right_behind_its_ask():
+    """It holds, also where the task of the request has not run yet: no turn goes on that nobody wants."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        for number in range(1, 21):
+            ask = {"type": "ask", "id": number, "session": f"s{number}", "messages": "[[tokens 30]]"}
+            await said_at_once(talk, ask, {"type": "cancel", "id": number})
+            assert (await talk.until("done", "failed"))[-1]["error"]["code"] == "turn_interrupted"
+
+
+async def test_credit_right_behind_its_ask():
+    """It counts: a stream that has it does not stand still until the connection is closed for it."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        for number in range(1, 21):
+            ask = {"type": "ask", "id": number, "messages": "[[tokens 30]]", "stream": True, "credit": 0}
+            await said_at_once(talk, ask, {"type": "grant", "id": number, "credit": 100_000})
+            with trio.fail_after(5):
+                assert (await talk.until("done", "failed"))[-1]["type"] == "done"
+
+
 async def test_a_deadline():
     """A turn ends at the time that it was given."""
     async with open_gateway(config=SimulatorConfig(tokens_per_s=20.0)) as behind, open_talk(behind.url) as talk:

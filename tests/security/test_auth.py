@@ -436,6 +436,8 @@ async def test_closing() -> None:
     assert await problem(manager, KEY) == "unavailable"
     for caller in (ada, None, Principal(id="x")):
         assert isinstance(manager.check(caller, CALL, now=0.0, wall=WALL), Deny)
+    assert isinstance(manager.verify(ada, wall=WALL), Deny)
+    assert isinstance(manager.verify(Principal(id="x"), wall=WALL), Deny)
 
 
 @pytest.mark.long

@@ -84,6 +84,8 @@ WHO = Principal(id="u", roles={"user"})
         (lambda: ApiKeyAuth(api_keys={KEY + "\n": WHO}), "printable ASCII"),
         (lambda: ApiKeyAuth(api_keys={KEY + "é": WHO}), "printable ASCII"),
         (lambda: ApiKeyAuth(api_keys={" " + KEY: WHO}), "without spaces around it"),
+        (lambda: ApiKeyAuth(api_keys={"sha256:" + "A" * 64: WHO}), "begins as a digest"),
+        (lambda: ApiKeyAuth(api_keys={"sha256:" + "a" * 40: WHO}), "begins as a digest"),
         (lambda: ApiKeyAuth(api_keys={7: WHO}), "is a int, not a str"),
         (lambda: ApiKeyAuth(api_keys={KEY: WHO, digest_of_key(KEY): WHO}), "is there twice"),
         (lambda: ApiKeyAuth(api_keys={KEY: WHO}, min_key_chars=0), "auth.min_key_chars"),

@@ -187,6 +187,7 @@ def test_redirects() -> None:
     bad = [
         "http://example.org/", "//127.0.0.1/", "https://169.254.169.254/", "file:///etc/passwd",
         "/x\r\nSet-Cookie: a", "\\\\10.0.0.1\\x", "https://user@example.org/", "x" * 9_000, "//localhost",
+        "http://[::1", "//[x]/",
     ]  # fmt: skip
     for location in bad:
         with pytest.raises(gr.DangerousArgumentError):
@@ -207,8 +208,25 @@ def test_hosts() -> None:
     assert _is_open("https://example.org/", UrlPolicy(addresses=False))
 
 
+@pytest.mark.parametrize(
+    ("rule", "url"),
+    [
+        ("bücher.example.org", "https://xn--bcher-kva.example.org/"),
+        ("BÜCHER.example.org", "https://bücher.example.org/"),
+        (".bücher.example.org", "https://a.xn--bcher-kva.example.org/"),
+        ("Evil.example.net.", "https://evil.example.net/"),
+        ("[2606:4700:4700:0::1111]", "https://[2606:4700:4700::1111]/"),
+        ("2606:4700:4700:0:0:0:0:1111", "https://[2606:4700:4700::1111]/"),
+    ],
+)
+def test_hosts_in_other_spellings(rule: str, url: str) -> None:
+    """A rule applies however its host is written, as it does to any spelling in a URL."""
+    assert not _is_open(url, UrlPolicy(closed_hosts=[rule]))
+    assert _is_open(url, UrlPolicy(hosts=[rule]))
+
+
 def test_policies_that_cannot_be_right() -> None:
-    """A str where several names belong is refused, and so are schemes and ports that are none."""
+    """A str where several names belong is refused, and so are schemes, ports and hosts that are none."""
     for fields in (
         {"schemes": "https"},
         {"schemes": ["file"]},
@@ -216,6 +234,10 @@ def test_policies_that_cannot_be_right() -> None:
         {"ports": ["443"]},
         {"hosts": "example.org"},
         {"closed_hosts": "a"},
+        {"closed_hosts": ["*.example.org"]},
+        {"closed_hosts": ["https://example.org"]},
+        {"hosts": ["example.org:443"]},
+        {"hosts": ["."]},
     ):
         with pytest.raises(gr.SecurityConfigError):
             UrlPolicy(**fields)
