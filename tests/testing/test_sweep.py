@@ -457,6 +457,11 @@ def test_a_stall_is_nobodys_fault(direction: Direction, reply: str | Hang) -> No
     sweep_io(scenario, faults=[stall], allow=(gr.GorouterError,)).raise_failures()
 
 
+def test_a_slow_server_is_nobodys_fault() -> None:
+    """A whole reply is made to its end, and nobody is blamed for it who did not wait for that."""
+    sweep(_chat, simulator=SimulatorConfig(latency_s=30)).raise_failures()
+
+
 def test_a_server_that_stays_is_caught() -> None:
     """A server that heard of the end of its connection and does not let go of it is told, once all is closed."""
 
