@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.simulator.catalog import MODELS
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.testing import (
     FailStore,
@@ -34,6 +35,23 @@ async def test_a_world_opens_inside_any_run(autojump_clock: MockClock) -> None:
         async with world.open_client() as client:
             assert (await client.chat("[[say Hello.]]")).text == "Hello."
         assert world.now() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("style", ["openai", "anthropic", "google", "x-ai", "qwen"])
+def test_the_simulators_calls_are_a_history_that_is_taken(style: str) -> None:
+    """The judge refuses no id that the simulated models make, however long the name of the tool is."""
+
+    async def what_the_weather_in_a_city_will_be_like() -> str:
+        return "Fine."
+
+    model = next(model.id for model in MODELS if model.author == style)
+
+    async def scenario(world: World) -> str:
+        async with world.open_client(model=model) as client:
+            prompt = "[[call what_the_weather_in_a_city_will_be_like {}]]"
+            return (await client.chat(prompt, tools=[what_the_weather_in_a_city_will_be_like])).text
+
+    assert run(scenario).value == "According to what_the_weather_in_a_city_will_be_like: Fine."
 
 
 async def test_an_error_leaves_a_world_as_itself() -> None:
