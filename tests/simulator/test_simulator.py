@@ -801,6 +801,19 @@ async def test_a_left_whole_reply_is_billed_to_its_end(autojump_clock: trio.test
         assert (counts.completed, counts.failed, counts.cancelled) == (1, 0, 0)
 
 
+async def test_an_error_leaves_the_network_as_it_is() -> None:
+    """With its cause, and a group of the body's own stays a group."""
+    with pytest.raises(LookupError) as caught:
+        async with open_simulated_network(Simulator()):
+            raise LookupError("mine") from OSError("why")
+    assert isinstance(caught.value.__cause__, OSError)
+    group = ExceptionGroup("mine", [LookupError()])
+    with pytest.raises(ExceptionGroup, match="mine") as grouped:
+        async with open_simulated_network(Simulator()):
+            raise group
+    assert grouped.value is group
+
+
 # Money.
 
 
