@@ -830,6 +830,17 @@ async def test_spent_credits_are_refused_with_what_is_affordable() -> None:
         assert (await caller.chat("Tides?", model="qwen/qwen3-coder:free")).status == 200
 
 
+async def test_embeddings_beyond_the_credits_are_refused_for_good() -> None:
+    """Nothing is in flight that one could wait for, so the 402 has no Retry-After."""
+    async with simulated(credits_nanousd=20) as caller:
+        body = {"model": "openai/text-embedding-3-small", "input": "The tides of the harbour"}
+        client = await caller.connect()
+        reply = await client.post("/api/v1/embeddings", body, headers=(KEY,))
+        await client.stream.aclose()
+        assert (reply.status, reply.header("retry-after")) == (402, None)
+        assert reply.json()["error"]["metadata"]["limit_source"] == "openrouter_credits"
+
+
 async def test_key_and_credits_tell_what_was_spent() -> None:
     """The account's and the key's sums, exactly; another key has spent nothing."""
     async with simulated(credits_nanousd=50_000_000_000) as caller:
