@@ -110,3 +110,16 @@ async def test_what_is_broken_stays_whole_without_directives(autojump_clock) -> 
     body = {"messages": [{"role": "user", "content": "A tide. [[broken]]"}], "response_format": FORMAT}
     (message,) = await answers([body], directives=False)
     assert json.loads(message["content"])
+
+
+async def test_numbers_beyond_measure_are_answered(autojump_clock) -> None:
+    """A count of thousands of digits is the most that there is, not an error of the server's."""
+    said = f"[[tokens {'9' * 5_000}]]"
+    (message,) = await answers([{"messages": [{"role": "user", "content": said}], "max_tokens": 5}])
+    assert message["content"]
+    for limit in ("%C2%B2", "9" * 5_000):
+        async with open_simulated_network(Simulator()) as network:
+            client = WireClient(await network.connect("openrouter.simulated", 80))
+            reply = await client.request("GET", f"/api/v1/batches?limit={limit}", headers=HEADERS)
+            await client.stream.aclose()
+        assert (reply.status, reply.json()["data"]) == (200, [])
