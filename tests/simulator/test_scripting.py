@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
+import h11
 import pytest
+import trio
 from wire_client import WireClient
 
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
@@ -123,3 +126,19 @@ async def test_numbers_beyond_measure_are_answered(autojump_clock) -> None:
             reply = await client.request("GET", f"/api/v1/batches?limit={limit}", headers=HEADERS)
             await client.stream.aclose()
         assert (reply.status, reply.json()["data"]) == (200, [])
+
+
+@pytest.mark.parametrize("fault", ["mid_stream_error", "stream_cut", "mid_stream_stall"])
+async def test_an_answer_without_a_text_can_fail_too(autojump_clock, fault: str) -> None:
+    """A stream that a stop sequence leaves nothing of has no events, and meets its fault all the same."""
+    asked = f"[[say Low tide]] [[fault {fault}]]"
+    body = {"model": "anthropic/claude-haiku-4.5", "messages": [{"role": "user", "content": asked}], "stop": "Low"}
+    simulator = Simulator()
+    async with open_simulated_network(simulator) as network:
+        client = WireClient(await network.connect("openrouter.simulated", 80))
+        with trio.move_on_after(60), contextlib.suppress(h11.RemoteProtocolError):
+            reply = await client.post("/api/v1/chat/completions", {**body, "stream": True}, headers=HEADERS)
+            assert reply.status == 200
+        await client.stream.aclose()
+    (record,) = simulator.recent_requests()
+    assert (record.status, record.fault) == (200, fault)
