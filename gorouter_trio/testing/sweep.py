@@ -127,9 +127,11 @@ def sweep(
     raised where a cancel could arrive, in the scenario's own task, once, or with `sticky` each time from there on; what
     comes out must be that error, or `allow`.
 
-    The report has the failures; nothing is raised for them. Takes about as many runs as there are steps; `at` says
-    which steps are struck at.
+    The report has the failures; nothing is raised for them, but `TypeError` for an `error` that makes no exception.
+    Takes about as many runs as there are steps; `at` says which steps are struck at.
     """
+    if error is not None:
+        _check_error(error)
     inquiry = _Inquiry(scenario, setup=setup, check=check, allow=allow)
     first = inquiry.play(_Strike(at=at), seed=seed, settings=settings)
     failures = [SweepFailure(0, seed, problem) for problem in first.problems]
@@ -173,6 +175,13 @@ def check_sent_once(world: World) -> None:
     twice = len(bodies) - len(set(bodies))
     if twice:
         raise AssertionError(f"{twice} of {len(bodies)} chat requests were sent twice")
+
+
+def _check_error(make: Callable[[], BaseException]) -> None:
+    """Called once before the first run: trio passes over what an instrument raises."""
+    made: object = make()
+    if not isinstance(made, BaseException):
+        raise TypeError(f"error: {make!r} makes no exception, but {made!r}")
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from decimal import Decimal
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import pytest
 import trio
@@ -421,6 +421,13 @@ def test_a_double_send_is_caught() -> None:
     report = sweep(scenario, check=check_sent_once, **SETTINGS)
     assert _failed_steps(report, "1 of 2 chat requests were sent twice") == {0}
     assert sweep(_chat, check=check_sent_once, **SETTINGS).is_clean
+
+
+@pytest.mark.parametrize("error", [gr.RateLimitError, OSError("an instance"), lambda: "a text"])
+def test_what_makes_no_exception_is_refused(error: Any) -> None:
+    """A class that wants arguments, an exception in place of what makes one, and something else."""
+    with pytest.raises(TypeError, match=r"argument|callable|makes no exception"):
+        sweep(_chat, error=error, **SETTINGS)
 
 
 def test_a_task_that_stays_is_caught() -> None:
