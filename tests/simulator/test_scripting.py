@@ -108,6 +108,30 @@ async def test_structured_answers_obey_the_schema(autojump_clock) -> None:
     assert {value["depth"] is None for value in values} == {True, False}
 
 
+async def test_answers_to_a_schema_that_names_itself_end(autojump_clock) -> None:
+    """A form of several kinds, one of which holds two of the form again, has a value for every prompt."""
+    kinds: list[dict[str, Any]] = [{"$ref": "#/$defs/sum"}, {"$ref": "#/$defs/number"}]
+    sides = {"left": {"anyOf": kinds}, "right": {"anyOf": kinds}}
+    closed = {"type": "object", "additionalProperties": False}
+    schema = {
+        "$ref": "#/$defs/sum",
+        "$defs": {
+            "sum": {**closed, "properties": sides, "required": ["left", "right"]},
+            "number": {**closed, "properties": {"value": {"type": "integer"}}, "required": ["value"]},
+        },
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}
+    asked = [{"messages": [{"role": "user", "content": str(n)}], "response_format": form} for n in range(20)]
+
+    def check(value: dict[str, Any]) -> None:
+        assert set(value) in ({"value"}, {"left", "right"})
+        for side in () if "value" in value else ("left", "right"):
+            check(value[side])
+
+    for answer in await answers(asked):
+        check(json.loads(answer["content"]))
+
+
 async def test_what_is_broken_stays_whole_without_directives(autojump_clock) -> None:
     """The config turns this directive off like the others."""
     body = {"messages": [{"role": "user", "content": "A tide. [[broken]]"}], "response_format": FORMAT}
