@@ -262,6 +262,27 @@ async def test_a_turn_without_an_end_is_known(autojump_clock: MockClock) -> None
         assert states == ["started", "abandoned"]
 
 
+async def test_a_session_that_is_gone_is_not_looked_at(autojump_clock: MockClock) -> None:
+    """Deleted while its turn runs, it has neither an open turn nor a next request; what was imported has one."""
+    async with open_world(simulator=SimulatorConfig(latency_s=5)) as world, world.open_client() as client:
+        await client.session("a").ask("Hi")
+        stored = await world.store.load("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.session("b").ask, "Hi")
+            await trio.sleep(1)
+            assert list(world.store.open_turns) == ["b"]
+            started = (await world.store.load("b")).entries
+            await world.store.delete("b")
+            assert world.store.open_turns == {}
+            await world.store.rewrite("c", (*stored.entries, *started), expected_version=0)
+            assert list(world.store.open_turns) == ["c"]
+            await world.store.rewrite("d", stored.entries, expected_version=0)
+            nursery.cancel_scope.cancel()
+        await world.store.erase("c")
+        assert list(await world.next_requests()) == ["a", "d"]
+        assert world.store.open_turns == {}
+
+
 # --- the log ----------------------------------------------------------------------------------------------------------
 
 
