@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ..client import Client
+    from ..wire.responses import Usage
     from ..wire.result import ChatResult
     from .options import CommonOptions
 
@@ -85,9 +86,9 @@ class Spread(Struct, frozen=True):
 class BenchReport(Struct, frozen=True, kw_only=True):
     """What one model did. The times are of answers that came; `ttft_s` and `gap_s` where they were streamed.
 
-    `tokens_per_s` is of one answer, from its first token on; `throughput_tokens_per_s` of all together. `queued_s` is
-    waiting on this side, for a connection or for a limit. `begun_late` counts requests that began more than a tenth of
-    a second after they were due, because this machine did not keep up.
+    `tokens_per_s` is of the text of one answer, from its first token on; `throughput_tokens_per_s` of all together,
+    reasoning included. `queued_s` is waiting on this side, for a connection or for a limit. `begun_late` counts
+    requests that began more than a tenth of a second after they were due, because this machine did not keep up.
     """
 
     model: str
@@ -175,7 +176,7 @@ class _Measure:
         else:
             self.cost += result.cost
         if times.first_at is not None:
-            self._add_times(times, times.first_at - due_at, tokens)
+            self._add_times(times, times.first_at - due_at, tokens - _thought(usage))
 
     def _add_times(self, times: _Times, ttft_s: float, tokens: int) -> None:
         self.ttft.add(ttft_s)
@@ -208,6 +209,12 @@ class _Measure:
             completion_tokens=self.tokens,
             cost_usd=self.cost if self.succeeded > self.unpriced else None,
         )
+
+
+def _thought(usage: Usage | None) -> int:
+    """The tokens that were made before the text began."""
+    details = usage.completion_tokens_details if usage is not None else None
+    return (details.reasoning_tokens or 0) if details is not None else 0
 
 
 def _spread(quantiles: Quantiles) -> Spread:

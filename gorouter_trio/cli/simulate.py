@@ -26,14 +26,22 @@ __all__ = ["choose_config", "parse_address", "parse_faults", "read_recordings", 
 
 _NANOUSD = Decimal(1_000_000_000)
 _FILES = 65_536
+_PORT_DIGITS = 5
 
 
 def parse_address(text: str) -> tuple[str, int]:
     """HOST:PORT, the host in brackets where it has colons itself; raises `CliError`."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    is_port = port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS and int(port) <= 65535
+    if not colon or not host or not is_port:
         raise CliError(f"--listen must look like 127.0.0.1:8080, not {text!r}; port 0 takes a free one")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        # What looks names up does this too, and ends in an error of another kind where there is no such name.
+        host.encode("idna")
+    except UnicodeError:
+        raise CliError(f"--listen: {host!r} cannot be the name of a host") from None
+    return host, int(port)
 
 
 def parse_faults(texts: Sequence[str]) -> dict[str, float]:

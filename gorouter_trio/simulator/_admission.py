@@ -42,9 +42,9 @@ class Purse:
 
     def affordable_tokens(self, model: SimulatedModel, prompt_tokens: int) -> int:
         """How many completion tokens one request could have, were nothing else in flight."""
-        if not model.completion_nanousd:
-            return model.max_completion_tokens
         left = self.budget_nanousd - prompt_tokens * model.prompt_nanousd - model.request_nanousd
+        if not model.completion_nanousd:
+            return model.max_completion_tokens if left >= 0 else 0
         return max(0, left) // model.completion_nanousd
 
     def may_hold(self, nanousd: int, now_s: float) -> bool:

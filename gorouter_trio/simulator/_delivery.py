@@ -156,10 +156,10 @@ class Delivery:
                 return _Script([], forms.COMMENT, self._generation.answer.completion_tokens)
             case "mid_stream_error":
                 events = self._part(form.events())
-                return _Script(events, form.error(), events[-1].tokens)
+                return _Script(events, form.error(), _out(events))
             case "stream_cut":
                 events = self._part(form.events())
-                return _Script(events, b"", events[-1].tokens, is_cut=True)
+                return _Script(events, b"", _out(events), is_cut=True)
             case _:
                 return _Script(form.events(), form.ending(), self._generation.answer.completion_tokens)
 
@@ -203,6 +203,11 @@ class Delivery:
 
     def _comment(self) -> bytes:
         return forms.COMMENT if self._config.comment_interval_s else b""
+
+
+def _out(events: list[Event]) -> int:
+    """How many tokens are out after these; an answer without a text may have no events."""
+    return events[-1].tokens if events else 0
 
 
 def _reshaped(script: _Script, wire: Wire) -> _Script:

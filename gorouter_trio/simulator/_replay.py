@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 import trio
 
-from ..transport.http_server import encode_headers
 from . import _json
 from .config import RequestRecord
 from .outlet import Outlet
@@ -24,8 +23,7 @@ _GENERATING: Final = frozenset({"/chat/completions", "/completions", "/embedding
 
 async def replay(world: World, reply: ServerReply, *, recording: Recording, body: bytes) -> None:
     """Answer with a recorded reply, whole or as a stream of its events; cut up where the config says so."""
-    headers = [(name, value) for name, value in recording.headers if name.lower() != "content-type"]
-    block = encode_headers([("Content-Type", recording.content_type), *headers])
+    block = recording.encoded_headers()
     is_counted = recording.path.partition("?")[0] in _GENERATING
     started_at_s = trio.current_time()
     is_sent = False

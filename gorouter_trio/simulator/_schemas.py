@@ -41,6 +41,7 @@ class SchemaWriter:
         self._root = root
         self._draws = draws
         self._words = words or ("value",)
+        self._heights: dict[str, float] = {}
         self._makers: Mapping[str, Callable[[Schema, int], Json]] = {
             "object": self._object,
             "array": self._array,
@@ -74,7 +75,34 @@ class SchemaWriter:
         if depth < _MAX_DEPTH:
             return self._draws.choice(branches)
         simple = [b for b in branches if isinstance(b, dict) and b.get("type") in {"null", "string", "boolean"}]
-        return (simple or branches)[0]
+        return simple[0] if simple else min(branches, key=self._height)
+
+    def _height(self, schema: Json) -> float:
+        """How deep the shallowest value for *schema* is; infinite where it comes back to itself."""
+        if not isinstance(schema, dict) or "const" in schema or "enum" in schema:
+            return 0
+        target = schema.get("$ref")
+        if isinstance(target, str):
+            if target not in self._heights:
+                self._heights[target] = math.inf
+                self._heights[target] = self._height(self._find(target))
+            return self._heights[target]
+        for key in ("anyOf", "oneOf"):
+            branches = schema.get(key)
+            if isinstance(branches, list) and branches:
+                return min(map(self._height, branches))
+        inner = self._needed(self._resolved(schema))
+        return 1 + max(map(self._height, inner)) if inner else 0
+
+    def _needed(self, schema: dict[str, Json]) -> list[Json]:
+        """The schemas of what no value for *schema* goes without."""
+        properties, required = schema.get("properties"), schema.get("required")
+        needed: list[Json] = []
+        if isinstance(properties, dict) and isinstance(required, list):
+            needed += [properties[name] for name in required if isinstance(name, str) and name in properties]
+        if _whole(schema, "minItems", 0) > 0:
+            needed.append(schema.get("items", {}))
+        return needed
 
     def _resolved(self, schema: dict[str, Json]) -> dict[str, Json]:
         """*schema* with its `$ref` followed and its `allOf` merged in."""

@@ -114,7 +114,11 @@ def _read_call(text: str, *, turn: int) -> list[CallDirective]:
 
 
 def _read_tokens(text: str) -> int | None:
-    return min(int(text), _MAX_TOKENS) if text.strip().isdecimal() else None
+    digits = text.strip().lstrip("0") or text.strip()[-1:]
+    if not digits.isdecimal():
+        return None
+    # Python reads no number of thousands of digits.
+    return min(int(digits), _MAX_TOKENS) if len(digits) <= len(str(_MAX_TOKENS)) else _MAX_TOKENS
 
 
 def _read_fault(text: str) -> tuple[FaultKind, int | None] | None:

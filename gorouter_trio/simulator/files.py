@@ -49,11 +49,11 @@ def parse_config(text: str) -> SimulatorConfig:
     """The settings in a TOML document; raises `ConfigError` that names the line or the key."""
     try:
         return msgspec.convert(tomllib.loads(text), SimulatorConfig)
-    except tomllib.TOMLDecodeError as exc:
-        raise ConfigError(f"not TOML: {exc}") from None
     except msgspec.ValidationError as exc:
         reason, _, place = str(exc).partition(" - at `")
         raise ConfigError(f"{place.rstrip('`').removeprefix('$').lstrip('.') or 'settings'}: {reason}") from None
+    except (ValueError, RecursionError) as exc:
+        raise ConfigError(f"not TOML: {exc}") from None
 
 
 def show_config() -> str:

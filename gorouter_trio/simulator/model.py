@@ -39,6 +39,8 @@ _THOUGHT_TOKENS: Final = 40
 _MIN_TOKENS: Final = 8
 _MAX_TIMES_MEDIAN: Final = 8
 _ECHOED_RESULT: Final = 300
+# So that no id is longer than 40 characters, which is what OpenAI takes in a history.
+_NAME_IN_ID: Final = 14
 
 
 class CalledTool(Struct, frozen=True):
@@ -192,7 +194,7 @@ class Writer:
             case "anthropic":
                 return f"toolu_01{self._draws.alnum(22)}"
             case "google":
-                return f"tool_{name}_{self._draws.alnum(20)}"
+                return f"tool_{name[:_NAME_IN_ID]}_{self._draws.alnum(20)}"
             case _:
                 return f"call_{self._draws.alnum(24)}"
 

@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ..transport.http_server import EncodedHeaders, encode_headers
 from ._json import canonical, decoder
 
 if TYPE_CHECKING:
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["Recording", "Recordings", "load_recordings"]
 
 _NOTHING: Final = msgspec.Raw(b"null")
+# They belong to the connection on which it was recorded.
+_FRAMING: Final = frozenset({"connection", "content-length", "keep-alive", "transfer-encoding"})
 
 
 class Recording(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One request and its reply."""
+    """One request and its reply. Raises `ConfigError` for a status or a header that no reply can have."""
 
     request: msgspec.Raw = _NOTHING
     """The body of the request; null for one without."""
@@ -38,9 +41,23 @@ class Recording(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str = "/chat/completions"
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
-    """Beside those that every reply has; without a Content-Type it is JSON, or for a body of events a stream."""
+    """Beside those that every reply has; without a Content-Type it is JSON, or for a body of events a stream. Those
+    that frame a body, such as Content-Length, are passed over."""
     body: str | None = None
     json: msgspec.Raw = _NOTHING
+
+    def __post_init__(self) -> None:
+        if not 200 <= self.status <= 599:
+            raise ConfigError(f"status must be 200 to 599, not {self.status!r}")
+        try:
+            self.encoded_headers()
+        except ValueError as exc:
+            raise ConfigError(f"headers: {exc}") from None
+
+    def encoded_headers(self) -> EncodedHeaders:
+        """The headers that go out."""
+        own = [(name, value) for name, value in self.headers if name.lower() not in {"content-type", *_FRAMING}]
+        return encode_headers([("Content-Type", self.content_type), *own])
 
     @property
     def content(self) -> bytes:
@@ -67,7 +84,7 @@ def load_recordings(path: Path) -> tuple[Recording, ...]:
                 recording = _decode(line)
                 # What is kept must not pin the line, and a request must be JSON to its end.
                 canonical(bytes(recording.request))
-            except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ConfigError) as exc:
                 raise ConfigError(f"{path}:{number}: {exc}") from None
             request, reply = recording.request.copy(), recording.json.copy()
             found.append(msgspec.structs.replace(recording, request=request, json=reply))
@@ -89,7 +106,7 @@ class Recordings:
         """The next reply to a request; None when it was not recorded."""
         try:
             key = (method, path, _same(body or b"null"))
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
         replies = self._replies.get(key)
         if replies is None:

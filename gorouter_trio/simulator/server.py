@@ -273,8 +273,9 @@ class Simulator:
         if await self._authorized(request, reply) is not None:
             query = parse_qs(request.query)
             limit = query.get("limit", ["20"])[0]
+            is_number = limit.isascii() and limit.isdigit() and len(limit) < 10
             after = query.get("after", [None])[0]
-            await self._say(reply, self._desk.list(limit=int(limit) if limit.isdigit() else 20, after=after))
+            await self._say(reply, self._desk.list(limit=int(limit) if is_number else 20, after=after))
 
     async def _batch(self, request: ServerRequest, reply: ServerReply) -> None:
         if await self._authorized(request, reply) is not None:

@@ -81,6 +81,11 @@ class _Selector(Struct, frozen=True, kw_only=True):
             is_bad = isinstance(value, (int, float)) and (math.isnan(value) or value < _LEAST.get(field, -math.inf))
             if is_bad:
                 raise ConfigError(f"{name}: {field} must be at least {_LEAST[field]}, not {value!r}")
+            words = _WORDS.get(field) or _WORDS.get(f"{name}.{field}")
+            if words is not None and value not in words:
+                raise ConfigError(f"{name}: {field} must be one of {', '.join(map(repr, words))}, not {value!r}")
+        if self.since_s >= self.until_s:
+            raise ConfigError(f"{name}: since_s must be before until_s, or it never strikes")
 
 
 _LEAST = {
@@ -95,6 +100,14 @@ _LEAST = {
     "since_s": 0,
     "times": 1,
     "until_s": 0,
+}
+# A word that there is not would be taken for another, or the fault would never strike.
+_WORDS: Final[dict[str, tuple[str | None, ...]]] = {
+    "direction": get_args(Direction),
+    "operation": (None, *get_args(StoreOperation)),
+    "when": ("before", "after"),
+    "Cut.how": ("reset", "end"),
+    "Refuse.how": ("refused", "unreachable", "silent"),
 }
 
 
@@ -178,6 +191,11 @@ class FailStore(StoreFault, frozen=True, kw_only=True):
     when: Literal["before", "after"] = "before"
     error: Callable[[], Exception] = _io_error
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.error):
+            raise ConfigError(f"FailStore: error must be a class or a function that makes one, not {self.error!r}")
+
 
 class HangStore(StoreFault, frozen=True, kw_only=True):
     """The operation takes `for_s` longer: before it does anything, or after it was done. By default for ever."""
@@ -192,6 +210,10 @@ class SkewClock(Struct, frozen=True, kw_only=True):
     at_s: float
     by_s: float
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.at_s) and math.isfinite(self.by_s)):
+            raise ConfigError(f"SkewClock: at_s and by_s must be finite, not {self.at_s!r} and {self.by_s!r}")
+
 
 class FailOperation(Struct, frozen=True, kw_only=True):
     """The `nth` thing that the client asks of the outside world fails: a connect, send, receive or store operation.
@@ -201,6 +223,10 @@ class FailOperation(Struct, frozen=True, kw_only=True):
 
     nth: int
     sticky: bool = False
+
+    def __post_init__(self) -> None:
+        if self.nth < 1:
+            raise ConfigError(f"FailOperation: nth must be at least 1, not {self.nth!r}")
 
 
 Fault: TypeAlias = (

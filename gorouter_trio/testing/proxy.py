@@ -17,10 +17,12 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, Literal, TypeAlias, assert_never, final
+from typing import Final, Literal, TypeAlias, assert_never, final, get_args
 
 import trio
 from msgspec import Struct
+
+from ..errors import ConfigError
 
 __all__ = [
     "FAULT_KINDS",
@@ -54,6 +56,18 @@ _RECEIVE_BYTES: Final = 65_536
 _QUEUED_STEPS: Final = 16
 _LINGER_S: Final = 1.0
 _RESET: Final = struct.pack("ii", 1, 0)
+_EITHER: Final = (*get_args(Direction), None)
+
+
+def _check(fault: Struct, **rules: bool) -> None:
+    """Raise `ConfigError` that names the first field whose rule does not hold."""
+    for name, holds in rules.items():
+        if not holds:
+            raise ConfigError(f"{type(fault).__name__}: {name} cannot be {getattr(fault, name)!r}")
+
+
+def _is_time(value: float) -> bool:
+    return 0 <= value < math.inf
 
 
 class Delay(Struct, frozen=True, kw_only=True):
@@ -63,6 +77,14 @@ class Delay(Struct, frozen=True, kw_only=True):
     latency_s: float = 0.0
     jitter_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            direction=self.direction in _EITHER,
+            latency_s=_is_time(self.latency_s),
+            jitter_s=_is_time(self.jitter_s),
+        )
+
 
 class Chop(Struct, frozen=True, kw_only=True):
     """Bytes go out in pieces of at most `size`, `gap_s` apart; with 0 only a checkpoint apart. None is both ways."""
@@ -70,6 +92,9 @@ class Chop(Struct, frozen=True, kw_only=True):
     direction: Direction | None = None
     size: int = 1
     gap_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check(self, direction=self.direction in _EITHER, size=self.size >= 1, gap_s=_is_time(self.gap_s))
 
 
 class _Aimed(Struct, frozen=True, kw_only=True):
@@ -81,11 +106,19 @@ class _Aimed(Struct, frozen=True, kw_only=True):
     after: int | bytes = 0
     plus: int = 0
 
+    def __post_init__(self) -> None:
+        is_place = isinstance(self.after, bytes) or self.after >= 0
+        _check(self, direction=self.direction in get_args(Direction), after=is_place, plus=self.plus >= 0)
+
 
 class Cut(_Aimed, frozen=True, kw_only=True):
     """Both connections are closed; what comes later in either direction is lost."""
 
     how: Ending = "rst"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, how=self.how in get_args(Ending))
 
 
 class HalfClose(_Aimed, frozen=True, kw_only=True):
@@ -101,17 +134,29 @@ class Stall(_Aimed, frozen=True, kw_only=True):
 
     for_s: float = math.inf
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, for_s=self.for_s >= 0)
+
 
 class Corrupt(_Aimed, frozen=True, kw_only=True):
     """The next byte arrives changed: its bits in `xor` are flipped."""
 
     xor: int = 0x01
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, xor=0 < self.xor < 256)
+
 
 class Duplicate(_Aimed, frozen=True, kw_only=True):
     """The next `length` bytes arrive twice in a row."""
 
     length: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self, length=self.length >= 1)
 
 
 class Blackhole(Struct, frozen=True):
@@ -455,8 +500,7 @@ class FaultProxy:
         self.port = 0
         self._target = target
         self._nursery = nursery
-        self._plan = plan
-        self._planned = 0
+        self.set_plan(plan)
         self._rng = rng
         self._accepting: trio.CancelScope | None = None
         self._stopped = trio.Event()
@@ -486,8 +530,8 @@ class FaultProxy:
         )
 
     def set_plan(self, plan: Plan) -> None:
-        """Use another plan from the next connection on, which is its connection 0."""
-        self._plan = plan
+        """Use another plan from the next connection on, which is its connection 0; raises as `open_fault_proxy`."""
+        self._plan: Plan = plan if callable(plan) else [_faults(number, faults) for number, faults in enumerate(plan)]
         self._planned = 0
 
     def sever_all(self, how: Ending = "rst") -> int:
@@ -571,8 +615,21 @@ class FaultProxy:
     def _next_faults(self) -> Sequence[Fault]:
         number, self._planned = self._planned, self._planned + 1
         if callable(self._plan):
-            return tuple(self._plan(number))
-        return tuple(self._plan[number]) if number < len(self._plan) else ()
+            return _faults(number, self._plan(number))
+        return self._plan[number] if number < len(self._plan) else ()
+
+
+def _faults(number: int, faults: Sequence[Fault]) -> tuple[Fault, ...]:
+    """The faults of a connection; raises `ConfigError` for what would never strike."""
+    if isinstance(faults, Struct):
+        raise ConfigError(f"plan: connection {number} needs a list of faults, not {faults!r}")
+    for fault in faults:
+        if not isinstance(fault, FAULT_KINDS):
+            raise ConfigError(
+                f"plan: {fault!r} of {type(fault).__module__} would never strike; a proxy has those of {__name__}: "
+                f"{', '.join(kind.__name__ for kind in FAULT_KINDS)}"
+            )
+    return tuple(faults)
 
 
 async def _swallow(stream: trio.SocketStream) -> None:
@@ -589,7 +646,8 @@ async def open_fault_proxy(
 
     `rng` is what jitter is drawn from. Its tasks live in a nursery of its own; leaving closes its listener and cuts
     every connection. Times are on the trio clock. A `plan` that is a function is called once a connection and must not
-    raise. Raises `OSError` when no port can be had.
+    raise. Raises `OSError` when no port can be had, and `ConfigError` for a plan of something else than the faults of
+    this module.
     """
     try:
         async with trio.open_nursery() as nursery:

@@ -21,14 +21,13 @@ from ..simulator import _tokens, forms
 from ..simulator._draws import Draws
 from ..simulator.catalog import MODELS, SimulatedModel
 from ..simulator.faults import ErrorReply
-from ..simulator.forms import Face, Generation, StreamForm
+from ..simulator.forms import Event, Face, Generation, StreamForm
 from ..simulator.model import Answer, CalledTool
 from ..simulator.requests import parse_chat
 from ..transport.http_server import EncodedHeaders, encode_headers, join_headers
 from ..wire.codec import decode_json, encode_json
 
 if TYPE_CHECKING:
-    from ..simulator.forms import Event
     from ..simulator.requests import ChatRequest
     from ..transport.http_server import ServerReply, ServerRequest
 
@@ -304,7 +303,7 @@ class _Answering:
 
     async def _send(self, generation: Generation, pace: Say | Break, *, cut_after: int | None = None) -> None:
         form = StreamForm(generation)
-        events = form.events()
+        events = _pieces(form)
         named = encode_headers([("X-Generation-Id", generation.id)])
         if self._request.is_stream:
             ending = form.ending() if cut_after is None else None
@@ -351,6 +350,14 @@ async def send_error(
     error = {"message": message, "code": status} | ({} if metadata is None else {"metadata": metadata})
     block = join_headers(_JSON, encode_headers(headers))
     await reply.send(status, block, body=encode_json({"error": error}), chunked=True)
+
+
+def _pieces(form: StreamForm) -> list[Event]:
+    """The events, each with something to read: one that only opens the stream goes out with the next."""
+    first, *others = form.events() or [Event(b"", 0)]
+    if first.tokens or not others:
+        return [first, *others]
+    return [Event(first.data + others[0].data, others[0].tokens), *others[1:]]
 
 
 def _model(name: str | None) -> SimulatedModel:

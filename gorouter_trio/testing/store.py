@@ -99,18 +99,21 @@ class FaultyStore:
 
         async def rewrite() -> int:
             version = await self.inside.rewrite(key, entries, expected_version=expected_version)
+            self._keys[key] = None
             self._open_turns.pop(key, None)
+            for entry in entries:
+                self._follow(key, _read(entry))
             return version
 
         return await self._run("rewrite", key, rewrite)
 
     async def delete(self, key: str) -> bool:
         """As the store inside does it."""
-        return await self._run("delete", key, lambda: self.inside.delete(key))
+        return await self._run("delete", key, lambda: self._forget(key, self.inside.delete))
 
     async def erase(self, key: str) -> bool:
         """As the store inside does it."""
-        return await self._run("erase", key, lambda: self.inside.erase(key))
+        return await self._run("erase", key, lambda: self._forget(key, self.inside.erase))
 
     async def list_keys(self, prefix: str = "", *, after: str = "", limit: int = 1000) -> Sequence[str]:
         """As the store inside does it."""
@@ -140,17 +143,32 @@ class FaultyStore:
         self.struck += 1
         return await _strike(aim, work, operation=operation, key=key)
 
+    async def _forget(self, key: str, remove: Callable[[str], Awaitable[bool]]) -> bool:
+        is_found = await remove(key)
+        self._open_turns.pop(key, None)
+        return is_found
+
     def _tell(self, key: str, encoded: bytes) -> None:
-        try:
-            entry = decode_log_entry(encoded)
-        except DecodeError:
+        entry = _read(encoded)
+        if entry is None:
             self.log.record("entry", key=key, bytes=len(encoded))
             return
+        self._follow(key, entry)
+        self.log.record("turn", key=key, **_describe(entry))
+
+    def _follow(self, key: str, entry: LogEntry | None) -> None:
         if isinstance(entry, TurnStarted):
             self._open_turns[key] = entry.turn_id
         elif isinstance(entry, (TurnAnswered, TurnAbandoned)):
             self._open_turns.pop(key, None)
-        self.log.record("turn", key=key, **_describe(entry))
+
+
+def _read(encoded: bytes) -> LogEntry | None:
+    """An entry of a session's log; None for something else."""
+    try:
+        return decode_log_entry(encoded)
+    except DecodeError:
+        return None
 
 
 async def _strike(aim: Aim, work: Callable[[], Awaitable[T]], *, operation: str, key: str | None) -> T:

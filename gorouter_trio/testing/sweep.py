@@ -61,6 +61,8 @@ _LOOKS: Final = 100
 _SETTLE_S: Final = 5.0
 # All lookups of the cost of a lost answer, by default, each as late and as long as it may be.
 _SEARCH_S: Final = 900.0
+# A server goes on with a whole reply that nobody waits for, as slow as its model is.
+_FAR_S: Final = 86_400.0
 _MOST_BUDGETS: Final = 10_000
 # What a scenario may leave to the client that it was given: idle workers and sessions.
 _LASTING: Final = ("_Worker.run", "SessionActor.run")
@@ -117,16 +119,19 @@ def sweep(
     called while it is open, after these checks: as many requests in flight as before, of each model and key too, none
     queued, no more money set aside in any budget, no connection open but the pool's idle ones, no tool call and no task
     left, what sessions would send next is valid, as was everything they sent. When it is closed: no connection, task,
-    thread or file descriptor more than before. What the far end of a connection does that cannot know of its close is
-    not looked at. Money is waited for while the cost of a lost answer is looked up: virtual minutes, at most.
+    thread or file descriptor more than before. The far end of a connection has a virtual day to end what it does, and
+    is not looked at where it cannot know of the close. Money is waited for while the cost of a lost answer is looked
+    up: virtual minutes, at most.
 
     A cancelled scenario must end cancelled: returning, or raising anything but `allow`, is a failure. An `error` is
     raised where a cancel could arrive, in the scenario's own task, once, or with `sticky` each time from there on; what
     comes out must be that error, or `allow`.
 
-    The report has the failures; nothing is raised for them. Takes about as many runs as there are steps; `at` says
-    which steps are struck at.
+    The report has the failures; nothing is raised for them, but `TypeError` for an `error` that makes no exception.
+    Takes about as many runs as there are steps; `at` says which steps are struck at.
     """
+    if error is not None:
+        _check_error(error)
     inquiry = _Inquiry(scenario, setup=setup, check=check, allow=allow)
     first = inquiry.play(_Strike(at=at), seed=seed, settings=settings)
     failures = [SweepFailure(0, seed, problem) for problem in first.problems]
@@ -170,6 +175,13 @@ def check_sent_once(world: World) -> None:
     twice = len(bodies) - len(set(bodies))
     if twice:
         raise AssertionError(f"{twice} of {len(bodies)} chat requests were sent twice")
+
+
+def _check_error(make: Callable[[], BaseException]) -> None:
+    """Called once before the first run: trio passes over what an instrument raises."""
+    made: object = make()
+    if not isinstance(made, BaseException):
+        raise TypeError(f"error: {make!r} makes no exception, but {made!r}")
 
 
 @asynccontextmanager
@@ -306,6 +318,7 @@ class _Visit:
         async with self._inquiry.setup(world):
             await self._play(world)
         await _settle(lambda: _left_over(world, tasks))
+        await _settle(lambda: _served_on(world), within_s=_FAR_S)
         self.problems += _left_over(world, tasks)
 
     async def _play(self, world: World) -> None:
@@ -445,9 +458,12 @@ def _left_over(world: World, tasks: set[trio.lowlevel.Task]) -> list[str]:
     found = [f"a task is left after the close: {name}" for name in lost]
     if connections := world.network.statistics().open:
         found.append(f"{connections} connections are left after the close")
-    if lingering := world.network.lingering:
-        found.append(f"{lingering} connections are served on, after the server has heard of their end")
-    return found
+    return found + _served_on(world)
+
+
+def _served_on(world: World) -> list[str]:
+    lingering = world.network.lingering
+    return [f"{lingering} connections are served on, after the server has heard of their end"] if lingering else []
 
 
 async def _invalid(world: World) -> list[str]:

@@ -249,19 +249,20 @@ class World:
 
         Nothing of this world is changed: the sessions are copied to another one and asked there.
         """
-        keys = self.store.keys_seen
-        if not keys:
+        written = {key: await self.store.inside.load(key) for key in self.store.keys_seen}
+        # One that was deleted since has no next request.
+        stored = {key: history for key, history in written.items() if history.version}
+        if not stored:
             return {}
         model = ScriptedModel(lambda _request: "Noted.")
         # Another seed: the same one would make the same turn ids, and a turn that is known is not asked again.
         async with open_world(seed=-1 - self.seed, strict=False) as copy, copy.open_client() as client:
             copy.serve(model)
-            for key in keys:
-                stored = await self.store.inside.load(key)
-                if stored.entries:
-                    await copy.store.inside.append(key, stored.entries, expected_version=0)
+            for key, history in stored.items():
+                if history.entries:
+                    await copy.store.inside.append(key, history.entries, expected_version=0)
                 await client.session(key).ask(prompt)
-        return {key: request.body for key, request in zip(keys, model.requests, strict=True)}
+        return {key: request.body for key, request in zip(stored, model.requests, strict=True)}
 
 
 @asynccontextmanager

@@ -22,6 +22,14 @@ def test_streams(inside) -> None:
     assert found["completion_tokens"] > 20
 
 
+def test_reasoning_is_no_part_of_the_speed(inside) -> None:
+    """What a model has thought before its text is not counted as made while the text came."""
+    asked = ("-p", "[[tokens 20]]", "-n", "6", "-c", "2", "--seed", "1")
+    (found,) = json.loads(inside("bench", "openai/o3-mini", "--simulate", "--json", *asked).out)
+    assert found["completion_tokens"] > 6 * (20 + 30)
+    assert 130 < found["tokens_per_s"]["p50"] < 520
+
+
 def test_whole_answers_of_two_models(inside) -> None:
     """A column a model; what only streams tell is left out."""
     done = inside("bench", "openai/gpt-4o-mini", "x-ai/grok-4", "--simulate", "--whole", "-n", "4", "--warmup", "0")

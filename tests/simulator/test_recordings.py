@@ -10,6 +10,7 @@ import httpx
 import msgspec
 import pytest
 import trio
+from wire_client import WireClient
 from worlds import QUIET, open_world, there
 
 import gorouter_trio as gr
@@ -98,10 +99,24 @@ def test_files_that_are_wrong(tmp_path):
         ('{"request": {]}', ""),
         ("5", "object"),
         ('{"status": "x"}', "status"),
+        ('{"status": 99}', "status"),
+        ('{"headers": [["X-A", "two\\nlines"]]}', "headers"),
+        ('{"request": ' + "[" * 100_000 + "]" * 100_000 + "}", "depth"),
     ):
         path.write_text(f'{{"body": "x"}}\n{line}\n')
         with pytest.raises(ConfigError, match=f"recorded.jsonl:2: .*{named}"):
             load_recordings(path)
+
+
+async def test_headers_of_another_connection_are_passed_over(autojump_clock):
+    """A reply that was copied with all of its headers is framed anew."""
+    headers = (("content-length", "3"), ("Transfer-Encoding", "chunked"), ("Connection", "close"), ("X-Mine", "1"))
+    config = SimulatorConfig(recordings=(Recording(method="GET", path="/credits", body="{}", headers=headers),))
+    async with open_simulated_network(Simulator(config)) as network:
+        client = WireClient(await network.connect("openrouter.simulated", 80))
+        reply = await client.request("GET", "/api/v1/credits")
+        await client.stream.aclose()
+    assert (reply.status, reply.body, reply.header("x-mine"), reply.header("connection")) == (200, b"{}", "1", None)
 
 
 def test_recordings_in_settings():

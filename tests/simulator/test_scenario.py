@@ -380,7 +380,10 @@ def test_the_printed_file_has_every_default() -> None:
         ('[[scenario.phases]]\n[[scenario.phases]]\nmodels = ["no/such"]', "scenario.phases[1].models: 'no/such'"),
         ('[[limits]]\nrequests = 1\nmodels = [":free", "no/such"]', "limits[0].models: 'no/such'"),
         ("credits_nanousd = -1", "credits_nanousd"),
+        ("seed = " + "9" * 5_000, "not TOML"),
+        ("seed = " + "[" * 5_000, "not TOML"),
     ],
+    ids=lambda value: value[:40],
 )
 def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, named: str) -> None:
     """With the file, and the line or the key."""

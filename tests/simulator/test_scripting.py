@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
+import h11
 import pytest
+import trio
 from wire_client import WireClient
 
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
@@ -105,8 +108,61 @@ async def test_structured_answers_obey_the_schema(autojump_clock) -> None:
     assert {value["depth"] is None for value in values} == {True, False}
 
 
+async def test_answers_to_a_schema_that_names_itself_end(autojump_clock) -> None:
+    """A form of several kinds, one of which holds two of the form again, has a value for every prompt."""
+    kinds: list[dict[str, Any]] = [{"$ref": "#/$defs/sum"}, {"$ref": "#/$defs/number"}]
+    sides = {"left": {"anyOf": kinds}, "right": {"anyOf": kinds}}
+    closed = {"type": "object", "additionalProperties": False}
+    schema = {
+        "$ref": "#/$defs/sum",
+        "$defs": {
+            "sum": {**closed, "properties": sides, "required": ["left", "right"]},
+            "number": {**closed, "properties": {"value": {"type": "integer"}}, "required": ["value"]},
+        },
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "sum", "schema": schema}}
+    asked = [{"messages": [{"role": "user", "content": str(n)}], "response_format": form} for n in range(20)]
+
+    def check(value: dict[str, Any]) -> None:
+        assert set(value) in ({"value"}, {"left", "right"})
+        for side in () if "value" in value else ("left", "right"):
+            check(value[side])
+
+    for answer in await answers(asked):
+        check(json.loads(answer["content"]))
+
+
 async def test_what_is_broken_stays_whole_without_directives(autojump_clock) -> None:
     """The config turns this directive off like the others."""
     body = {"messages": [{"role": "user", "content": "A tide. [[broken]]"}], "response_format": FORMAT}
     (message,) = await answers([body], directives=False)
     assert json.loads(message["content"])
+
+
+async def test_numbers_beyond_measure_are_answered(autojump_clock) -> None:
+    """A count of thousands of digits is the most that there is, not an error of the server's."""
+    said = f"[[tokens {'9' * 5_000}]]"
+    (message,) = await answers([{"messages": [{"role": "user", "content": said}], "max_tokens": 5}])
+    assert message["content"]
+    for limit in ("%C2%B2", "9" * 5_000):
+        async with open_simulated_network(Simulator()) as network:
+            client = WireClient(await network.connect("openrouter.simulated", 80))
+            reply = await client.request("GET", f"/api/v1/batches?limit={limit}", headers=HEADERS)
+            await client.stream.aclose()
+        assert (reply.status, reply.json()["data"]) == (200, [])
+
+
+@pytest.mark.parametrize("fault", ["mid_stream_error", "stream_cut", "mid_stream_stall"])
+async def test_an_answer_without_a_text_can_fail_too(autojump_clock, fault: str) -> None:
+    """A stream that a stop sequence leaves nothing of has no events, and meets its fault all the same."""
+    asked = f"[[say Low tide]] [[fault {fault}]]"
+    body = {"model": "anthropic/claude-haiku-4.5", "messages": [{"role": "user", "content": asked}], "stop": "Low"}
+    simulator = Simulator()
+    async with open_simulated_network(simulator) as network:
+        client = WireClient(await network.connect("openrouter.simulated", 80))
+        with trio.move_on_after(60), contextlib.suppress(h11.RemoteProtocolError):
+            reply = await client.post("/api/v1/chat/completions", {**body, "stream": True}, headers=HEADERS)
+            assert reply.status == 200
+        await client.stream.aclose()
+    (record,) = simulator.recent_requests()
+    assert (record.status, record.fault) == (200, fault)

@@ -801,6 +801,19 @@ async def test_a_left_whole_reply_is_billed_to_its_end(autojump_clock: trio.test
         assert (counts.completed, counts.failed, counts.cancelled) == (1, 0, 0)
 
 
+async def test_an_error_leaves_the_network_as_it_is() -> None:
+    """With its cause, and a group of the body's own stays a group."""
+    with pytest.raises(LookupError) as caught:
+        async with open_simulated_network(Simulator()):
+            raise LookupError("mine") from OSError("why")
+    assert isinstance(caught.value.__cause__, OSError)
+    group = ExceptionGroup("mine", [LookupError()])
+    with pytest.raises(ExceptionGroup, match="mine") as grouped:
+        async with open_simulated_network(Simulator()):
+            raise group
+    assert grouped.value is group
+
+
 # Money.
 
 
@@ -815,6 +828,17 @@ async def test_spent_credits_are_refused_with_what_is_affordable() -> None:
         assert (await caller.chat("Tides?", max_tokens=affordable + 1)).status == 402
         assert (await caller.chat("Tides?", max_tokens=affordable)).status == 200
         assert (await caller.chat("Tides?", model="qwen/qwen3-coder:free")).status == 200
+
+
+async def test_embeddings_beyond_the_credits_are_refused_for_good() -> None:
+    """Nothing is in flight that one could wait for, so the 402 has no Retry-After."""
+    async with simulated(credits_nanousd=20) as caller:
+        body = {"model": "openai/text-embedding-3-small", "input": "The tides of the harbour"}
+        client = await caller.connect()
+        reply = await client.post("/api/v1/embeddings", body, headers=(KEY,))
+        await client.stream.aclose()
+        assert (reply.status, reply.header("retry-after")) == (402, None)
+        assert reply.json()["error"]["metadata"]["limit_source"] == "openrouter_credits"
 
 
 async def test_key_and_credits_tell_what_was_spent() -> None:

@@ -15,6 +15,7 @@ from gorouter_trio.stores import MemoryStore
 from gorouter_trio.testing import (
     Cut,
     Delay,
+    Drop,
     EventLog,
     FailOperation,
     FailStore,
@@ -97,10 +98,19 @@ def test_the_luck_of_one_fault_is_not_that_of_another() -> None:
         (lambda: Delay(by_s=-1), "by_s"),
         (lambda: FailStore(nth=0), "nth"),
         (lambda: Refuse(times=0), "times"),
+        (lambda: Cut(since_s=10, until_s=10), "until_s"),
+        (lambda: Cut(how="rst"), "how"),  # type: ignore[arg-type]
+        (lambda: Refuse(how="reset"), "how"),  # type: ignore[arg-type]
+        (lambda: Drop(direction="up"), "direction"),  # type: ignore[arg-type]
+        (lambda: FailStore(operation="save"), "operation"),  # type: ignore[arg-type]
+        (lambda: HangStore(when="later"), "when"),  # type: ignore[arg-type]
+        (lambda: FailStore(error=OSError("full")), "error"),  # type: ignore[arg-type]
+        (lambda: FailOperation(nth=0), "nth"),
+        (lambda: SkewClock(at_s=0, by_s=float("nan")), "by_s"),
     ],
 )
 def test_a_wrong_fault_is_refused(make: Callable[[], object], field: str) -> None:
-    """A setting out of range is named when the fault is made."""
+    """A setting out of range, or a word that there is not, is named when the fault is made."""
     with pytest.raises(ConfigError, match=field):
         make()
 

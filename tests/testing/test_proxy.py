@@ -10,12 +10,15 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gorouter_trio.errors import ConfigError
+from gorouter_trio.testing import faults
 from gorouter_trio.testing.proxy import (
     FAULT_KINDS,
     Blackhole,
@@ -344,6 +347,37 @@ async def test_plans() -> None:
         proxy.set_plan(plan)
         assert [(await converse(proxy))[0] for _ in range(3)] == [b"", TEXT[:1], TEXT[:2]]
     assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("plan", [[Cut()], [[], [faults.Cut(after_bytes=3)]]], ids=["flat", "of a world"])
+async def test_a_plan_that_would_never_strike_is_refused(plan: Any) -> None:
+    """Faults that are no lists of faults, and those of worlds, are told before a test passes without them."""
+    with pytest.raises(ConfigError, match=r"^plan: .*Cut\("):
+        async with open_fault_proxy("127.0.0.1", 1, plan=plan, rng=random.Random(0)):
+            pass
+    async with open_fault_proxy("127.0.0.1", 1, rng=random.Random(0)) as proxy:
+        with pytest.raises(ConfigError, match=r"^plan: .*Cut\("):
+            proxy.set_plan(plan)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: Chop(size=0), "size"),
+        (lambda: Chop(gap_s=math.nan), "gap_s"),
+        (lambda: Corrupt(after=-1), "after"),
+        (lambda: Corrupt(xor=256), "xor"),
+        (lambda: Cut(how="reset"), "how"),  # type: ignore[arg-type]
+        (lambda: Delay(latency_s=-1), "latency_s"),
+        (lambda: Duplicate(length=0), "length"),
+        (lambda: HalfClose(plus=-1), "plus"),
+        (lambda: Stall(direction="reply"), "direction"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_wrong_fault_is_refused(make: Callable[[], object], field: str) -> None:
+    """A setting out of range is named when the fault is made, not in a task of the proxy."""
+    with pytest.raises(ConfigError, match=field):
+        make()
 
 
 async def test_leaving_cuts_everything(no_leaks: Callable[[], AbstractAsyncContextManager[None]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from decimal import Decimal
 from functools import partial
-from typing import Unpack
+from typing import Any, Unpack
 
 import pytest
 import trio
@@ -423,6 +423,13 @@ def test_a_double_send_is_caught() -> None:
     assert sweep(_chat, check=check_sent_once, **SETTINGS).is_clean
 
 
+@pytest.mark.parametrize("error", [gr.RateLimitError, OSError("an instance"), lambda: "a text"])
+def test_what_makes_no_exception_is_refused(error: Any) -> None:
+    """A class that wants arguments, an exception in place of what makes one, and something else."""
+    with pytest.raises(TypeError, match=r"argument|callable|makes no exception"):
+        sweep(_chat, error=error, **SETTINGS)
+
+
 def test_a_task_that_stays_is_caught() -> None:
     """A scenario that starts a task somewhere else and does not end it leaves it behind."""
 
@@ -455,6 +462,11 @@ def test_a_stall_is_nobodys_fault(direction: Direction, reply: str | Hang) -> No
 
     stall = Stall(request=1, direction=direction)
     sweep_io(scenario, faults=[stall], allow=(gr.GorouterError,)).raise_failures()
+
+
+def test_a_slow_server_is_nobodys_fault() -> None:
+    """A whole reply is made to its end, and nobody is blamed for it who did not wait for that."""
+    sweep(_chat, simulator=SimulatorConfig(latency_s=30)).raise_failures()
 
 
 def test_a_server_that_stays_is_caught() -> None:

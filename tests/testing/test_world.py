@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 import gorouter_trio as gr
 from gorouter_trio.simulator import SimulatorConfig
+from gorouter_trio.simulator.catalog import MODELS
 from gorouter_trio.stores import MemoryStore
 from gorouter_trio.testing import (
     FailStore,
@@ -34,6 +35,23 @@ async def test_a_world_opens_inside_any_run(autojump_clock: MockClock) -> None:
         async with world.open_client() as client:
             assert (await client.chat("[[say Hello.]]")).text == "Hello."
         assert world.now() == pytest.approx(2)
+
+
+@pytest.mark.parametrize("style", ["openai", "anthropic", "google", "x-ai", "qwen"])
+def test_the_simulators_calls_are_a_history_that_is_taken(style: str) -> None:
+    """The judge refuses no id that the simulated models make, however long the name of the tool is."""
+
+    async def what_the_weather_in_a_city_will_be_like() -> str:
+        return "Fine."
+
+    model = next(model.id for model in MODELS if model.author == style)
+
+    async def scenario(world: World) -> str:
+        async with world.open_client(model=model) as client:
+            prompt = "[[call what_the_weather_in_a_city_will_be_like {}]]"
+            return (await client.chat(prompt, tools=[what_the_weather_in_a_city_will_be_like])).text
+
+    assert run(scenario).value == "According to what_the_weather_in_a_city_will_be_like: Fine."
 
 
 async def test_an_error_leaves_a_world_as_itself() -> None:
@@ -242,6 +260,27 @@ async def test_a_turn_without_an_end_is_known(autojump_clock: MockClock) -> None
         assert world.store.open_turns == {}
         states = [event.fields["state"] for event in world.log.events("turn")]
         assert states == ["started", "abandoned"]
+
+
+async def test_a_session_that_is_gone_is_not_looked_at(autojump_clock: MockClock) -> None:
+    """Deleted while its turn runs, it has neither an open turn nor a next request; what was imported has one."""
+    async with open_world(simulator=SimulatorConfig(latency_s=5)) as world, world.open_client() as client:
+        await client.session("a").ask("Hi")
+        stored = await world.store.load("a")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.session("b").ask, "Hi")
+            await trio.sleep(1)
+            assert list(world.store.open_turns) == ["b"]
+            started = (await world.store.load("b")).entries
+            await world.store.delete("b")
+            assert world.store.open_turns == {}
+            await world.store.rewrite("c", (*stored.entries, *started), expected_version=0)
+            assert list(world.store.open_turns) == ["c"]
+            await world.store.rewrite("d", stored.entries, expected_version=0)
+            nursery.cancel_scope.cancel()
+        await world.store.erase("c")
+        assert list(await world.next_requests()) == ["a", "d"]
+        assert world.store.open_turns == {}
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
