@@ -473,6 +473,33 @@ def test_a_middleware_may_give_up_what_it_goes_on_with(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def test_a_middleware_that_goes_on_behind_its_end_is_told_so(base_url: str) -> None:
+    """In a task that it has left behind: the client goes on for everybody."""
+    late: list[asyncio.Task[None]] = []
+
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def leaves_one_behind(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+            async def again() -> None:
+                await go.wait()
+                await proceed()
+
+            late.append(asyncio.create_task(again()))
+            await proceed()
+
+        async with aio.open_client(**settings(base_url)) as client:
+            client.use(leaves_one_behind)
+            await client.chat("[[say x]]")
+            client.unuse(leaves_one_behind)
+            go.set()
+            with pytest.raises(gr.ConfigError, match="has ended"):
+                await asyncio.wait_for(late[0], 20)
+            assert (await client.chat("[[say y]]", deadline_s=20)).text == "y"
+
+    asyncio.run(main())
+
+
 def test_handlers_are_called_on_the_loop(base_url: str) -> None:
     """One that fails is heard of, and harms nobody."""
 

@@ -236,6 +236,24 @@ def test_many_middlewares_at_once_do_not_wait_for_each_others_threads(base_url: 
             assert {result.unwrap().text for result in results} == {"x"}
 
 
+def test_a_middleware_that_goes_on_too_late_is_told_so(base_url: str) -> None:
+    """When its chat has been given up meanwhile: nobody else's call suffers."""
+    late, found = threading.Event(), Future[Any]()
+
+    def slow(context: gr.ChatContext, state: gr.ChatState, proceed: Callable[[], None]) -> None:
+        assert late.wait(20)
+        found.set_result(outcome.capture(proceed))
+
+    with blocking.open_client(**settings(base_url)) as client:
+        client.use(slow)
+        with pytest.raises(gr.DeadlineExceededError):
+            client.chat("[[say x]]", deadline_s=0.05)
+        client.unuse(slow)
+        late.set()
+        assert isinstance(found.result(20).error, gr.ConfigError)
+        assert client.chat("[[say y]]", deadline_s=20).text == "y"
+
+
 def test_async_functions_are_refused(base_url: str) -> None:
     """Where they could not run, before anything happens."""
 
