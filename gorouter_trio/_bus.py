@@ -188,8 +188,8 @@ class EventBus:
                 await listener.wait_idle()
 
     def _subscribe(self, kinds: tuple[type[RuntimeEvent], ...], queue: int) -> tuple[int, Listener]:
-        if queue < 1:
-            raise ConfigError(f"queue: must be at least 1, not {queue!r}")
+        if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
+            raise ConfigError(f"queue: must be a whole number of at least 1, not {queue!r}")
         self._last_number += 1
         listener = self._listeners[self._last_number] = Listener(kinds, queue)
         self._note_kinds()

@@ -31,6 +31,7 @@ import msgspec
 import outcome
 import trio
 
+from .._callables import is_same
 from .._plugin_host import opener_of
 from .._turns.chain import Hook
 from .._turns.stream import ChatStream, ChunkSource
@@ -243,7 +244,9 @@ class Bridge:
         return changed
 
     def function(self, function: Callable[..., object]) -> Callable[..., Awaitable[object]]:
-        """Any function that is called from the runtime."""
+        """Any function that is called from the runtime; raises `ConfigError` for what cannot be called."""
+        if not callable(function):
+            raise ConfigError(f"{function!r}: must be a function")
         self.home.check(function)
         return _Bridged(self.home, function)
 
@@ -747,11 +750,11 @@ class FrontClient:
         return self._take_back(hook, lambda bridged: self._core.client.remove_hook(cast("Hook", bridged)))
 
     def _take_back(self, given: object, remove: Callable[[object], bool]) -> bool:
-        for entry in [entry for entry in self._core.registered if entry[0] is given]:
+        is_found = False
+        for entry in [entry for entry in self._core.registered if is_same(entry[0], given)]:
             self._core.registered.remove(entry)
-            if self._core.now(partial(remove, entry[1])):
-                return True
-        return False
+            is_found = self._core.now(partial(remove, entry[1])) or is_found
+        return is_found
 
     def off(self, handler_id: HandlerId) -> bool:
         """End what `on` began, also in the middle of a call; False when it had ended."""
