@@ -567,7 +567,8 @@ class Client(FrontClient):
 
     async def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
-        await self._core.call(partial(self._core.client.passivate, key), deadline_s=deadline_s)
+        work = partial(self._core.client.passivate, key)
+        await self._core.call(work, deadline_s=deadline_s, session=SessionName(key))
 
     @asynccontextmanager
     async def batch(

@@ -566,7 +566,8 @@ class Client(FrontClient):
 
     def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
-        drive(self._core.call(partial(self._core.client.passivate, key), deadline_s=deadline_s))
+        work = partial(self._core.client.passivate, key)
+        drive(self._core.call(work, deadline_s=deadline_s, session=SessionName(key)))
 
     @contextmanager
     def batch(
