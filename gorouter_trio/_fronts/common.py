@@ -129,10 +129,16 @@ AskedSession: TypeAlias = "contextvars.ContextVar[SessionName | None]"
 
 
 class Signal(Protocol):
-    """What one caller waits for; it may be set before, and more often than it is waited for."""
+    """What a caller waits for; it may be set before, and more often than it is waited for.
+
+    Where several wait, one of them is woken at least, who passes it on.
+    """
 
     def set(self) -> None:
-        """Wake who waits, or who will. From any thread."""
+        """Wake who waits, or who will. In the thread of the runtime."""
+
+    def pass_on(self) -> None:
+        """Wake another one who waits, or who will. From where they wait."""
 
     async def wait(self) -> None:
         """Wait until it has been set, and take that back. Raises what interrupts the caller."""
@@ -479,15 +485,28 @@ class LotReader(Generic[T]):
     def __init__(self, lent: Lent[T], signal: Signal) -> None:
         self._lent = lent
         self._signal = signal
+        # A list, since counting is no single step of a thread.
+        self._reading: list[None] = []
         self.partial: Callable[[], ChatResult[object] | None] = _no_partial
         """What had arrived of an answer that was cut off from here."""
 
     async def read(self) -> list[T]:
-        """The next items, all that there are; none at the end. Raises what reading them there has raised."""
-        while not (items := self._lent.take()):
-            if self._lent.check_end():
-                return []
-            await self._signal.wait()
+        """The next items, all that there are; none at the end. Raises what reading them there has raised.
+
+        Several may read at a time: each item goes to one of them.
+        """
+        items: list[T] = []
+        self._reading.append(None)
+        try:
+            while not (items := self._lent.take()):
+                if self._lent.check_end():
+                    break
+                await self._signal.wait()
+        finally:
+            self._reading.pop()
+            if self._reading or not items:
+                # What has woken this one was for the others as well, the end also for who leaves.
+                self._signal.pass_on()
         return items
 
 
@@ -650,7 +669,11 @@ class Core:
     async def _wait_left(self, lent: Lent[T], signal: Signal, exc: BaseException | None = None) -> None:
         # Who is closed by the collector may not wait any more.
         if not isinstance(exc, GeneratorExit):
-            await signal.wait_patiently(lambda: lent.left is not None, self._patience_s)
+            try:
+                await signal.wait_patiently(lambda: lent.left is not None, self._patience_s)
+            finally:
+                # Somebody may be reading yet.
+                signal.pass_on()
 
     @asynccontextmanager
     async def stream(

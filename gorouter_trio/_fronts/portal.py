@@ -513,6 +513,7 @@ class Lent(Generic[T]):
 
     def _note_leaving(self) -> None:
         if self._leaving is None:
+            self.end = outcome.Value(None)
             self._call.cancel()
         else:
             self._leaving.set()
@@ -522,8 +523,8 @@ class Lent(Generic[T]):
         captured = cast("outcome.Outcome[None]", self._call.captured)
         if self.opened is None:
             self.opened = captured
-        if self.end is None and isinstance(captured, outcome.Error):
-            self.end = outcome.Error(captured.error)
+        if self.end is None:
+            self.end = outcome.Error(captured.error) if isinstance(captured, outcome.Error) else outcome.Value(None)
         self.left = captured
         self._on_change()
 
