@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, Generic, TypeAlias, TypeVar, cast
 import trio
 from msgspec import Struct
 
+from ._callables import is_async
 from ._contain import contain
 from .errors import ConfigError
 from .runtime_events import ChatFailed, ChatFinished, ChatStarted, HandlerFailed, RuntimeEvent
@@ -154,6 +155,8 @@ class EventBus:
         _check_kinds((kind,))
         if len(_positional(handler)) != 1:
             raise ConfigError(f"handler: must be a function of one event, not {handler!r}")
+        if in_thread and is_async(handler):
+            raise ConfigError(f"handler: {handler!r} is async and runs on the loop: a thread would not wait for it")
         number, listener = self._subscribe((kind,), queue)
         scope = self._scopes[number] = trio.CancelScope()
         # Its listener gives it no other events.
@@ -188,8 +191,8 @@ class EventBus:
                 await listener.wait_idle()
 
     def _subscribe(self, kinds: tuple[type[RuntimeEvent], ...], queue: int) -> tuple[int, Listener]:
-        if queue < 1:
-            raise ConfigError(f"queue: must be at least 1, not {queue!r}")
+        if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
+            raise ConfigError(f"queue: must be a whole number of at least 1, not {queue!r}")
         self._last_number += 1
         listener = self._listeners[self._last_number] = Listener(kinds, queue)
         self._note_kinds()

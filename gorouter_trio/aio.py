@@ -139,31 +139,34 @@ class _Outbox:
 class _LoopSignal:
     """A `Signal` for a coroutine of the loop."""
 
-    __slots__ = ("_future", "_is_set", "_outbox")
+    __slots__ = ("_futures", "_is_set", "_outbox")
 
     def __init__(self, outbox: _Outbox) -> None:
         self._outbox = outbox
-        self._future: asyncio.Future[None] | None = None
+        self._futures: list[asyncio.Future[None]] = []
         self._is_set = False
 
     def set(self) -> None:
-        self._outbox.post(self._fire)
+        self._outbox.post(self.pass_on)
 
-    def _fire(self) -> None:
+    def pass_on(self) -> None:
         self._is_set = True
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
+        futures, self._futures = self._futures, []
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
 
     async def wait(self) -> None:
         if not self._is_set:
-            self._future = self._outbox.loop.create_future()
-            await self._future
+            future = self._outbox.loop.create_future()
+            self._futures.append(future)
+            await future
         self._is_set = False
 
     async def wait_patiently(self, is_done: Callable[[], bool], within_s: float) -> None:
         loop = self._outbox.loop
         until = loop.time() + within_s
-        timer = loop.call_at(until, self._fire)
+        timer = loop.call_at(until, self.pass_on)
         interrupt: asyncio.CancelledError | None = None
         while not is_done() and loop.time() < until:
             try:
@@ -568,7 +571,8 @@ class Client(FrontClient):
 
     async def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
-        await self._core.call(partial(self._core.client.passivate, key), deadline_s=deadline_s)
+        work = partial(self._core.client.passivate, key)
+        await self._core.call(work, deadline_s=deadline_s, session=SessionName(key))
 
     @asynccontextmanager
     async def batch(

@@ -139,6 +139,9 @@ class _ThreadSignal:
         with suppress(RuntimeError):  # It is set already.
             self._lock.release()
 
+    def pass_on(self) -> None:
+        self.set()
+
     async def wait(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             self._lock.acquire()
@@ -342,6 +345,17 @@ def _next(items: AsyncIterator[T]) -> T:
         raise StopIteration from None
 
 
+def _take_next(ready: deque[T], lots: LotReader[T]) -> T:
+    """The next item of what is ready, or of the next lot; another thread may do the same."""
+    while True:
+        with suppress(IndexError):
+            return ready.popleft()
+        lot = drive(lots.read())
+        if not (lot or ready):
+            raise StopIteration
+        ready.extend(lot)
+
+
 class Batch:
     """A running batch: iterate it for the results, in the order in which they complete; as `gr.Batch`."""
 
@@ -367,11 +381,7 @@ class Batch:
         return self
 
     def __next__(self) -> BatchResult:
-        if not self._ready:
-            self._ready.extend(drive(self._lots.read()))
-        if not self._ready:
-            raise StopIteration
-        return self._ready.popleft()
+        return _take_next(self._ready, self._lots)
 
 
 class RunningJob(FrontJob):
@@ -403,11 +413,7 @@ class EventFeed(Generic[E]):
         return self
 
     def __next__(self) -> E:
-        if not self._ready:
-            self._ready.extend(drive(self._lots.read()))
-        if not self._ready:
-            raise StopIteration
-        return self._ready.popleft()
+        return _take_next(self._ready, self._lots)
 
 
 class Client(FrontClient):
@@ -567,7 +573,8 @@ class Client(FrontClient):
 
     def passivate(self, key: str, *, deadline_s: float | None = None) -> None:
         """Let the session with this key give its memory back; as `gr.Client.passivate`."""
-        drive(self._core.call(partial(self._core.client.passivate, key), deadline_s=deadline_s))
+        work = partial(self._core.client.passivate, key)
+        drive(self._core.call(work, deadline_s=deadline_s, session=SessionName(key)))
 
     @contextmanager
     def batch(

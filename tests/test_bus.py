@@ -212,3 +212,19 @@ async def test_who_hears_chats(autojump_clock):
         heard.append(bus.hears_chats)
         bus.off(number)
         assert [*heard, bus.hears_chats] == [False, False, True, True, True, False]
+
+
+async def test_an_async_handler_has_no_thread():
+    """It would be called there and never awaited, so it is refused."""
+
+    class Called:
+        async def __call__(self, event: ChatStarted) -> None: ...
+
+    async def handler(event: ChatStarted) -> None: ...
+
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        for wrong in (handler, Called()):
+            with pytest.raises(gr.ConfigError, match="async"):
+                bus.on(ChatStarted, wrong, in_thread=True)
+        assert not bus.has_listeners

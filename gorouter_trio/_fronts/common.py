@@ -31,6 +31,7 @@ import msgspec
 import outcome
 import trio
 
+from .._callables import is_same
 from .._plugin_host import opener_of
 from .._turns.chain import Hook
 from .._turns.stream import ChatStream, ChunkSource
@@ -128,10 +129,16 @@ AskedSession: TypeAlias = "contextvars.ContextVar[SessionName | None]"
 
 
 class Signal(Protocol):
-    """What one caller waits for; it may be set before, and more often than it is waited for."""
+    """What a caller waits for; it may be set before, and more often than it is waited for.
+
+    Where several wait, one of them is woken at least, who passes it on.
+    """
 
     def set(self) -> None:
-        """Wake who waits, or who will. From any thread."""
+        """Wake who waits, or who will. In the thread of the runtime."""
+
+    def pass_on(self) -> None:
+        """Wake another one who waits, or who will. From where they wait."""
 
     async def wait(self) -> None:
         """Wait until it has been set, and take that back. Raises what interrupts the caller."""
@@ -243,7 +250,9 @@ class Bridge:
         return changed
 
     def function(self, function: Callable[..., object]) -> Callable[..., Awaitable[object]]:
-        """Any function that is called from the runtime."""
+        """Any function that is called from the runtime; raises `ConfigError` for what cannot be called."""
+        if not callable(function):
+            raise ConfigError(f"{function!r}: must be a function")
         self.home.check(function)
         return _Bridged(self.home, function)
 
@@ -476,15 +485,28 @@ class LotReader(Generic[T]):
     def __init__(self, lent: Lent[T], signal: Signal) -> None:
         self._lent = lent
         self._signal = signal
+        # A list, since counting is no single step of a thread.
+        self._reading: list[None] = []
         self.partial: Callable[[], ChatResult[object] | None] = _no_partial
         """What had arrived of an answer that was cut off from here."""
 
     async def read(self) -> list[T]:
-        """The next items, all that there are; none at the end. Raises what reading them there has raised."""
-        while not (items := self._lent.take()):
-            if self._lent.check_end():
-                return []
-            await self._signal.wait()
+        """The next items, all that there are; none at the end. Raises what reading them there has raised.
+
+        Several may read at a time: each item goes to one of them.
+        """
+        items: list[T] = []
+        self._reading.append(None)
+        try:
+            while not (items := self._lent.take()):
+                if self._lent.check_end():
+                    break
+                await self._signal.wait()
+        finally:
+            self._reading.pop()
+            if self._reading or not items:
+                # What has woken this one was for the others as well, the end also for who leaves.
+                self._signal.pass_on()
         return items
 
 
@@ -647,7 +669,11 @@ class Core:
     async def _wait_left(self, lent: Lent[T], signal: Signal, exc: BaseException | None = None) -> None:
         # Who is closed by the collector may not wait any more.
         if not isinstance(exc, GeneratorExit):
-            await signal.wait_patiently(lambda: lent.left is not None, self._patience_s)
+            try:
+                await signal.wait_patiently(lambda: lent.left is not None, self._patience_s)
+            finally:
+                # Somebody may be reading yet.
+                signal.pass_on()
 
     @asynccontextmanager
     async def stream(
@@ -747,11 +773,11 @@ class FrontClient:
         return self._take_back(hook, lambda bridged: self._core.client.remove_hook(cast("Hook", bridged)))
 
     def _take_back(self, given: object, remove: Callable[[object], bool]) -> bool:
-        for entry in [entry for entry in self._core.registered if entry[0] is given]:
+        is_found = False
+        for entry in [entry for entry in self._core.registered if is_same(entry[0], given)]:
             self._core.registered.remove(entry)
-            if self._core.now(partial(remove, entry[1])):
-                return True
-        return False
+            is_found = self._core.now(partial(remove, entry[1])) or is_found
+        return is_found
 
     def off(self, handler_id: HandlerId) -> bool:
         """End what `on` began, also in the middle of a call; False when it had ended."""

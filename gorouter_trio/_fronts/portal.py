@@ -165,7 +165,7 @@ class Portal(Generic[V]):
     # The way in
 
     def submit(self, call: Call[T], nursery: trio.Nursery | None = None) -> None:
-        """Run the call as a task of the runtime, or of a nursery of it that stays open until the call is settled.
+        """Run the call as a task of the runtime, or of a nursery of it; a `ConfigError` is its answer where that is closed.
 
         Raises `PoolClosedError`, and `ConfigError` in a forked process.
         """
@@ -338,13 +338,18 @@ class Call(Generic[T]):
         if self._scope is not None:
             self._scope.cancel()
 
-    def refuse(self) -> None:
+    def refuse(self, error: Exception | None = None) -> None:
         """Settle it without having run it."""
-        self._settle(outcome.Error(PoolClosedError("the client is closed")))
+        self._settle(outcome.Error(error or PoolClosedError("the client is closed")))
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Run it as a task of this nursery."""
-        self._context.run(nursery.start_soon, self._run)
+        """Run it as a task of this nursery; one that has ended meanwhile refuses it."""
+        try:
+            self._context.run(nursery.start_soon, self._run)
+        except RuntimeError:
+            # Whoever breaks off the emptying of the inbox here takes the answers of all others that are in it along.
+            is_inner = nursery is self.nursery
+            self.refuse(ConfigError("the call that this is a part of has ended") if is_inner else None)
 
     def run_now(self) -> None:
         """Run it on the spot: its function does not wait."""
@@ -508,6 +513,7 @@ class Lent(Generic[T]):
 
     def _note_leaving(self) -> None:
         if self._leaving is None:
+            self.end = outcome.Value(None)
             self._call.cancel()
         else:
             self._leaving.set()
@@ -517,8 +523,8 @@ class Lent(Generic[T]):
         captured = cast("outcome.Outcome[None]", self._call.captured)
         if self.opened is None:
             self.opened = captured
-        if self.end is None and isinstance(captured, outcome.Error):
-            self.end = outcome.Error(captured.error)
+        if self.end is None:
+            self.end = outcome.Error(captured.error) if isinstance(captured, outcome.Error) else outcome.Value(None)
         self.left = captured
         self._on_change()
 

@@ -22,12 +22,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
-from types import MethodType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
 
 from msgspec import Struct
 
-from .._callables import can_take
+from .._callables import can_take, is_same
 from .._contain import contain, contain_sync
 from .._feed import Feed
 from ..errors import BadRequestError, ConfigError, ExtensionError, GorouterError
@@ -243,7 +242,7 @@ class Chain:
 
     def remove(self, middleware: Middleware) -> bool:
         """Take `middleware` out again; False when it is not there."""
-        left = tuple(other for other in self._middlewares if not _is_same(other, middleware))
+        left = tuple(other for other in self._middlewares if not is_same(other, middleware))
         is_found = len(left) < len(self._middlewares)
         self._middlewares = left
         return is_found
@@ -352,11 +351,6 @@ class Chain:
     def _tell_failed_hook(self, name: str, phase: str, error: Exception) -> None:
         if self._bus.has_listeners:
             self._bus.emit(HookFailed(at_s=self._wall(), hook=name, phase=phase, error=error))
-
-
-def _is_same(one: object, other: object) -> bool:
-    """Whether two are one function; a method is another object each time it is looked up."""
-    return one is other or (isinstance(one, MethodType) and one == other)
 
 
 class _Once:

@@ -312,6 +312,45 @@ def test_a_thousand_calls_at_once(base_url: str) -> None:
     assert asyncio.run(main()) == [str(number) for number in range(1_000)]
 
 
+def test_several_tasks_read_one_batch(base_url: str) -> None:
+    """Each result goes to one of them, and all of them hear of the end."""
+    rows = [{"messages": [{"role": "user", "content": f"[[say {number}]]"}]} for number in range(100)]
+
+    async def main() -> None:
+        async with aio.open_client(**settings(base_url)) as client, client.batch(rows) as results:
+
+            async def read() -> list[str]:
+                return [result.unwrap().text async for result in results]
+
+            async with asyncio.timeout(20):
+                found = await asyncio.gather(*(read() for _ in range(5)))
+            assert sorted(int(text) for part in found for text in part) == list(range(100))
+
+    asyncio.run(main())
+
+
+def test_whoever_still_reads_what_was_left_hears_of_the_end(stage: Stage) -> None:
+    """Tasks that wait for the next event or piece do not wait for ever."""
+
+    async def main() -> None:
+        async def read(items: Any) -> list[Any]:
+            return [item async for item in items]
+
+        async with aio.open_client(**settings(stage.base_url)) as client, asyncio.timeout(20):
+            with client.events(gr.ChatFailed) as feed:
+                readers = [asyncio.create_task(read(feed)) for _ in range(2)]
+                await asyncio.sleep(0)
+            assert await asyncio.gather(*readers) == [[], []]
+            async with client.stream("halt 2") as stream:
+                await reached(stage.halted)
+                reader = asyncio.create_task(read(stream))
+                while not stream._lots._reading:
+                    await asyncio.sleep(0)
+            await reader
+
+    asyncio.run(main())
+
+
 def test_several_loops_share_one_client(base_url: str) -> None:
     """Each in a thread of its own, opened by one and used by all."""
 
@@ -469,6 +508,33 @@ def test_a_middleware_may_give_up_what_it_goes_on_with(stage: Stage) -> None:
                 await client.chat("hang")
             await reached(stage.left)
             assert (await client.chat("hello")).text == "hello"
+
+    asyncio.run(main())
+
+
+def test_a_middleware_that_goes_on_behind_its_end_is_told_so(base_url: str) -> None:
+    """In a task that it has left behind: the client goes on for everybody."""
+    late: list[asyncio.Task[None]] = []
+
+    async def main() -> None:
+        go = asyncio.Event()
+
+        async def leaves_one_behind(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+            async def again() -> None:
+                await go.wait()
+                await proceed()
+
+            late.append(asyncio.create_task(again()))
+            await proceed()
+
+        async with aio.open_client(**settings(base_url)) as client:
+            client.use(leaves_one_behind)
+            await client.chat("[[say x]]")
+            client.unuse(leaves_one_behind)
+            go.set()
+            with pytest.raises(gr.ConfigError, match="has ended"):
+                await asyncio.wait_for(late[0], 20)
+            assert (await client.chat("[[say y]]", deadline_s=20)).text == "y"
 
     asyncio.run(main())
 

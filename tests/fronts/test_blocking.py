@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -144,6 +145,28 @@ def test_calls_that_race_with_the_end_are_answered(base_url: str) -> None:
         assert {type(each.exception(20)) for each in waiting} == {gr.PoolClosedError}
 
 
+def test_several_threads_read_one_batch(base_url: str) -> None:
+    """Each result goes to one of them, and all of them hear of the end."""
+    rows = [{"messages": [{"role": "user", "content": f"[[say {number}]]"}]} for number in range(100)]
+    with blocking.open_client(**settings(base_url)) as client, client.batch(rows) as results:
+        readers = [in_thread(lambda: [result.unwrap().text for result in results]) for _ in range(5)]
+        found = [text for reader in readers for text in reader.result(20)]
+    assert sorted(map(int, found)) == list(range(100))
+
+
+def test_whoever_still_reads_what_was_left_hears_of_the_end(stage: Stage) -> None:
+    """Threads that wait for the next event do not wait for ever, nor does who reads on behind the end."""
+    with blocking.open_client(**settings(stage.base_url)) as client:
+        with client.events(gr.ChatFailed) as feed:
+            readers = [in_thread(list, feed) for _ in range(3)]
+            while len(feed._lots._reading) < 3:
+                time.sleep(0.001)
+        assert [reader.result(20) for reader in readers] == [[], [], []]
+        with client.stream("halt 2") as stream:
+            reached(stage.halted)
+        assert in_thread(list, stream).result(20) is not None
+
+
 def test_the_callers_variables_reach_its_functions(base_url: str) -> None:
     """Tools, approvals and middleware see them, in worker threads."""
     seen: list[tuple[str, str, bool]] = []
@@ -234,6 +257,24 @@ def test_many_middlewares_at_once_do_not_wait_for_each_others_threads(base_url: 
         client.use(other)
         with client.batch(rows, max_in_flight=60) as results:
             assert {result.unwrap().text for result in results} == {"x"}
+
+
+def test_a_middleware_that_goes_on_too_late_is_told_so(base_url: str) -> None:
+    """When its chat has been given up meanwhile: nobody else's call suffers."""
+    late, found = threading.Event(), Future[Any]()
+
+    def slow(context: gr.ChatContext, state: gr.ChatState, proceed: Callable[[], None]) -> None:
+        assert late.wait(20)
+        found.set_result(outcome.capture(proceed))
+
+    with blocking.open_client(**settings(base_url)) as client:
+        client.use(slow)
+        with pytest.raises(gr.DeadlineExceededError):
+            client.chat("[[say x]]", deadline_s=0.05)
+        client.unuse(slow)
+        late.set()
+        assert isinstance(found.result(20).error, gr.ConfigError)
+        assert client.chat("[[say y]]", deadline_s=20).text == "y"
 
 
 def test_async_functions_are_refused(base_url: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,9 +209,11 @@ def test_whoever_would_wait_for_itself_is_refused(same: Same) -> None:
             async with session.stream("[[tokens 300]]") as stream:
                 await anext(aiter(stream))
                 found = await refused_all(client, session)
+                given_up = partial(client.passivate, "s", **({} if front.kind == "trio" else {"deadline_s": 10}))
+                found.append((await refused(given_up))[0])
             return [*found, (await session.ask("[[say after]]")).text]
 
-    assert same(scenario) == [gr.SessionBusyError] * 4 + ["after"]
+    assert same(scenario) == [gr.SessionBusyError] * 5 + ["after"]
 
 
 def test_whose_session_it_is_decides(same: Same) -> None:
@@ -410,6 +413,56 @@ def test_extensions(same: Same) -> None:
     assert "('hook', 'x')" in seen
     assert "('after', 'x')" in seen
     assert "held and left" in seen
+
+
+def test_methods_are_taken_out_again(same: Same) -> None:
+    """Whose objects are made anew each time they are looked up; one that is there twice goes twice."""
+
+    class Counter:
+        def __init__(self, front: Front) -> None:
+            self.chats = 0
+            self.is_plain = front.kind == "blocking"
+
+        def plain(self, context: gr.ChatContext, state: gr.ChatState, proceed: Any) -> None:
+            self.chats += 1
+            proceed()
+
+        async def is_async(self, context: gr.ChatContext, state: gr.ChatState, proceed: Any) -> None:
+            self.chats += 1
+            await proceed()
+
+        @property
+        def around(self) -> Any:
+            return self.plain if self.is_plain else self.is_async
+
+    async def scenario(front: Front) -> Any:
+        counter = Counter(front)
+        async with front.open_client() as client:
+            client.use(counter.around)
+            client.use(counter.around)
+            await client.chat("[[say x]]")
+            taken = [client.unuse(counter.around), client.unuse(counter.around)]
+            await client.chat("[[say x]]")
+        return taken, counter.chats
+
+    assert same(scenario) == ([True, False], 2)
+
+
+def test_what_cannot_be_called_is_no_handler(same: Same) -> None:
+    """It is refused where it is given, and so is a queue that has no room."""
+
+    async def scenario(front: Front) -> Any:
+        async with front.open_client() as client:
+            wrong: list[Any] = [
+                lambda: client.on(gr.ChatFinished, 5),
+                lambda: client.on(gr.ChatFinished, print, queue="5"),
+                lambda: client.on(gr.ChatFinished, print, queue=0),
+                lambda: client.on(gr.ChatFinished, print, queue=float("nan")),
+                lambda: client.on(gr.ChatFinished, print, queue=None),
+            ]
+            return [(await refused(each))[0] for each in wrong]
+
+    assert set(same(scenario)) == {gr.ConfigError}
 
 
 def _opened_plugin(front: Front, seen: list[object]) -> Any:
