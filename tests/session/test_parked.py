@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from decimal import Decimal
 from functools import partial
 
@@ -322,6 +322,37 @@ async def test_a_reply_while_the_asker_leaves(autojump_clock, is_refused):
             return
         assert (await ask(session, loop)).text
         assert loop.ran == ["a2", "a1"]
+        await next_is_right(world, session)
+
+
+@pytest.mark.parametrize("moment", ["hang", "before"])
+async def test_the_asker_leaves_while_the_reply_is_written(autojump_clock, moment):
+    """The turn goes on with the reply all the same, here; where it has failed with its store, nobody waits for one."""
+    store = FailingStore()
+    async with open_world(store=store) as world:
+        session, loop, said = world.client.session("k"), Loop(asked=("a1",)), []
+
+        async def one():
+            with scope, suppress(gr.ActorGoneError):
+                await ask(session, loop)
+
+        async def answer():
+            said.append(await session.answer("a1", True, rounds=loop))
+
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(one)
+            await trio.sleep(5)
+            store.fail_next(moment)
+            nursery.start_soon(answer)
+            await trio.sleep(5)
+            scope.cancel()
+        await trio.sleep(5)
+        assert said == [moment == "hang"]
+        assert loop.ran == (["a2", "a1"] if said[0] else ["a2"])
+        if said[0]:
+            assert (await ask(session, loop)).text
+            assert (await kinds(store)).count("QuestionAnswered") == 1
         await next_is_right(world, session)
 
 
