@@ -1023,6 +1023,9 @@ class SessionActor:
 
         Raises `EntryOutOfOrderError` for one that cannot be next, `HistoryNotSaved` with the `answer` it has in it.
         """
+        if self._transcript is None:
+            # A write before this one failed, or was cut off at the deadline of a call, and the turn goes on.
+            await self._load()
         machine = self.machine
         fault = "the turn does not run" if machine is None else machine.fault(cast("TurnEntry", entry))
         if fault is not None:

@@ -14,7 +14,7 @@ import trio.testing
 from failing_store import FailingStore
 from histories import check_history
 from tool_loop import ONE_ROUND, TOOLS, Loop
-from worlds import open_world
+from worlds import open_world, there
 
 import gorouter_trio as gr
 from gorouter_trio.errors import TurnParkedError
@@ -414,6 +414,51 @@ async def test_an_approval_that_comes_too_late(autojump_clock):
         assert not await session.answer(question_id, True)
         assert "not approved" in (await session.ask("", turn_id="t")).tool_calls[0].text
         assert paid == []
+
+
+def asking_to_pay(paid):
+    """A tool that needs an approval."""
+
+    @gr.tool(rules=gr.security.ToolRules(sensitive=True))
+    async def pay(amount: int) -> str:
+        paid.append(amount)
+        return "paid"
+
+    return pay
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_question_that_is_not_stored(autojump_clock, error, moment):
+    """The call is not carried out, which is written down as its result, and the turn goes on."""
+    paid, store = [], FailingStore(error=error)
+    async with open_world(seams=seams(), store=store) as world:
+        session = world.client.session("k", tools=[asking_to_pay(paid)])
+        store.fail_next(moment, skip=3)  # The first three load, begin the turn, and note the call.
+        reply = await session.ask('[[call pay {"amount": 9}]]', turn_id="t")
+        assert [report.has_run for report in reply.tool_calls] == [False]
+        assert (await session.ask("", turn_id="t")).text == reply.text
+        assert paid == []
+        await next_is_right(world, session)
+
+
+async def test_an_approval_that_is_written_when_its_time_ends(autojump_clock):
+    """The call counts as not approved, the asker has its answer, and whoever approved is told that it was too late."""
+    paid, said, store = [], [], FailingStore()
+    async with open_world(seams=seams(), store=store) as world:
+        session = world.client.session("k", tools=[asking_to_pay(paid)], tool_limits=gr.ToolLimits(approval_s=60))
+
+        async def approve():
+            await trio.sleep(59.5)
+            store.fail_next("slow")
+            said.append(await session.answer(there((await session.statistics()).question_id), True))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(approve)
+            reply = await session.ask('[[call pay {"amount": 9}]]')
+        assert [report.has_run for report in reply.tool_calls] == [False]
+        assert (paid, said) == ([], [False])
+        await next_is_right(world, session)
 
 
 async def test_the_clock_of_a_computer_that_slept(autojump_clock):
