@@ -363,16 +363,22 @@ class SessionActor:
         False when no turn waits for it, or not any more. A turn that nobody runs is taken up with `rounds`, if there
         are any.
         """
-        mail = AnswerQuestion(question_id, answer)
-        if self._turn is not None:
+        mail, turn = AnswerQuestion(question_id, answer), self._turn
+        if turn is not None:
             envelope = Envelope(mail, self)
             if self._journal is not None and self._journal.take_reply(envelope):
-                return cast("bool", await envelope.wait())
-            if self._transcript is not None and not self._is_open(question_id):
+                is_taken = cast("bool | None", await envelope.wait())
+                if is_taken is not None:
+                    return is_taken
+                mail = AnswerQuestion(question_id, answer, turn.turn_id)
+            elif self._transcript is not None and not self._is_open(question_id):
                 await trio.lowlevel.checkpoint()
                 return False
         # A turn that is just taken up finds it in the queue; one that is just left is behind us when its turn comes.
-        return cast("bool", await self.ask(mail, rounds=rounds))
+        is_taken = cast("bool | None", await self.ask(mail, rounds=rounds))
+        if is_taken is None:
+            raise gone(None)
+        return is_taken
 
     async def interrupt(self) -> bool:
         """Stop the running turn, ahead of all queued mail, and wait until the history is repaired.
@@ -1017,6 +1023,9 @@ class SessionActor:
 
         Raises `EntryOutOfOrderError` for one that cannot be next, `HistoryNotSaved` with the `answer` it has in it.
         """
+        if self._transcript is None:
+            # A write before this one failed, or was cut off at the deadline of a call, and the turn goes on.
+            await self._load()
         machine = self.machine
         fault = "the turn does not run" if machine is None else machine.fault(cast("TurnEntry", entry))
         if fault is not None:
@@ -1154,14 +1163,21 @@ class SessionActor:
         """Write down the reply to a question of a turn that nobody runs, and take the turn up if there are tools."""
         transcript = self._transcript or await self._load()
         machine = transcript.machine
-        if machine is None or not self._is_open(reply.question_id):
-            envelope.resolve(False)
-            return
-        await self._append(QuestionAnswered(machine.turn_id, reply.question_id, msgspec.Raw(reply.answer), self.wall()))
-        envelope.resolve(True)
-        if envelope.rounds is not None:
+        is_taken = machine is not None and await self._store_reply(reply, machine)
+        envelope.resolve(is_taken)
+        if machine is not None and is_taken and envelope.rounds is not None:
             mail = StartTurn(turn_id=machine.turn_id, messages=b"", options=b"{}", settings=self.options.settings)
             await self._take_up(mail, envelope, machine)
+
+    async def _store_reply(self, reply: AnswerQuestion, machine: TurnMachine) -> bool:
+        """Write the reply down, unless the end of the turn that had it before has done so; False when it is too late."""
+        if reply.turn_id == machine.turn_id and machine.has_reply(reply.question_id):
+            return True
+        if reply.turn_id not in {"", machine.turn_id} or not self._is_open(reply.question_id):
+            return False
+        said = msgspec.Raw(reply.answer)
+        await self._append(QuestionAnswered(machine.turn_id, reply.question_id, said, self.wall()))
+        return True
 
     async def _undo(self, turn_id: str) -> bool:
         transcript = self._transcript or await self._load()

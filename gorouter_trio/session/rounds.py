@@ -13,7 +13,6 @@ from .._mailbox import ReplySlot
 from ..wire.codec import decode_json, encode_json
 from ..wire.journal import AnswerDiscarded, QuestionAnswered, ToolsAnswered, TurnCalled, TurnParked
 from ..wire.messages import ToolMessage
-from .running import gone
 from .turn import EntryOutOfOrderError
 
 if TYPE_CHECKING:
@@ -66,9 +65,9 @@ class _Waiting(ReplySlot[bytes]):
         return True
 
     def end(self) -> None:
-        """Nobody waits any more: who has brought a reply that was not written down is told so."""
+        """Nobody waits any more: who has brought a reply that was not written down brings it again."""
         if self.bringer is not None:
-            self.bringer.fail(gone(None))
+            self.bringer.resolve(None)
             self.bringer.finish()
 
 
@@ -225,7 +224,10 @@ class SessionRounds:
         return answer
 
     def take_reply(self, envelope: Envelope) -> bool:
-        """Have the reply to a question, and answer `envelope` once it is stored; False when no call waits for it."""
+        """Have the reply to a question; False when no call waits for it.
+
+        `envelope` is answered once it is stored, with None where the turn ends before that.
+        """
         waiting = self._waiting.get(cast("AnswerQuestion", envelope.mail).question_id)
         return waiting is not None and waiting.take(envelope, at_s=self._actor.wall())
 

@@ -165,6 +165,11 @@ class TurnMachine:
         """The question with this id, while its call is open."""
         return self._questions.get(question_id)
 
+    def has_reply(self, question_id: str) -> bool:
+        """Whether the question has its reply, and its call was not begun."""
+        question = self._questions.get(question_id)
+        return question is not None and self._calls[question.call_id] == "replied"
+
     def fault(self, entry: TurnEntry) -> str | None:
         """Why `entry` cannot be next; None when it can."""
         if entry.turn_id != self.turn_id:

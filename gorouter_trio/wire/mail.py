@@ -110,10 +110,14 @@ class CompactHistory(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
 
 
 class AnswerQuestion(Struct, frozen=True, tag=True, forbid_unknown_fields=True):
-    """Reply to a question that a parked turn waits for: any JSON value, encoded. Answer whether one does."""
+    """Reply to a question that a parked turn waits for: any JSON value, encoded. Answer whether one does.
+
+    `turn_id` is the turn that had it before and was left meanwhile, so that it may be stored already.
+    """
 
     question_id: str
     answer: bytes
+    turn_id: str = ""
 
 
 SessionMail: TypeAlias = (

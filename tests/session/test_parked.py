@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from decimal import Decimal
 from functools import partial
 
@@ -14,7 +14,7 @@ import trio.testing
 from failing_store import FailingStore
 from histories import check_history
 from tool_loop import ONE_ROUND, TOOLS, Loop
-from worlds import open_world
+from worlds import open_world, there
 
 import gorouter_trio as gr
 from gorouter_trio.errors import TurnParkedError
@@ -325,6 +325,37 @@ async def test_a_reply_while_the_asker_leaves(autojump_clock, is_refused):
         await next_is_right(world, session)
 
 
+@pytest.mark.parametrize("moment", ["hang", "before"])
+async def test_the_asker_leaves_while_the_reply_is_written(autojump_clock, moment):
+    """The turn goes on with the reply all the same, here; where it has failed with its store, nobody waits for one."""
+    store = FailingStore()
+    async with open_world(store=store) as world:
+        session, loop, said = world.client.session("k"), Loop(asked=("a1",)), []
+
+        async def one():
+            with scope, suppress(gr.ActorGoneError):
+                await ask(session, loop)
+
+        async def answer():
+            said.append(await session.answer("a1", True, rounds=loop))
+
+        async with trio.open_nursery() as nursery:
+            scope = trio.CancelScope()
+            nursery.start_soon(one)
+            await trio.sleep(5)
+            store.fail_next(moment)
+            nursery.start_soon(answer)
+            await trio.sleep(5)
+            scope.cancel()
+        await trio.sleep(5)
+        assert said == [moment == "hang"]
+        assert loop.ran == (["a2", "a1"] if said[0] else ["a2"])
+        if said[0]:
+            assert (await ask(session, loop)).text
+            assert (await kinds(store)).count("QuestionAnswered") == 1
+        await next_is_right(world, session)
+
+
 async def test_what_was_replied_before_a_question_was_asked(autojump_clock):
     """Ids of calls come again: what was said in the queue before then does not approve of a call that is new."""
     store = FailingStore(faults={1: "slow"})
@@ -383,6 +414,51 @@ async def test_an_approval_that_comes_too_late(autojump_clock):
         assert not await session.answer(question_id, True)
         assert "not approved" in (await session.ask("", turn_id="t")).tool_calls[0].text
         assert paid == []
+
+
+def asking_to_pay(paid):
+    """A tool that needs an approval."""
+
+    @gr.tool(rules=gr.security.ToolRules(sensitive=True))
+    async def pay(amount: int) -> str:
+        paid.append(amount)
+        return "paid"
+
+    return pay
+
+
+@pytest.mark.parametrize("error", [RuntimeError, OSError])
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_a_question_that_is_not_stored(autojump_clock, error, moment):
+    """The call is not carried out, which is written down as its result, and the turn goes on."""
+    paid, store = [], FailingStore(error=error)
+    async with open_world(seams=seams(), store=store) as world:
+        session = world.client.session("k", tools=[asking_to_pay(paid)])
+        store.fail_next(moment, skip=3)  # The first three load, begin the turn, and note the call.
+        reply = await session.ask('[[call pay {"amount": 9}]]', turn_id="t")
+        assert [report.has_run for report in reply.tool_calls] == [False]
+        assert (await session.ask("", turn_id="t")).text == reply.text
+        assert paid == []
+        await next_is_right(world, session)
+
+
+async def test_an_approval_that_is_written_when_its_time_ends(autojump_clock):
+    """The call counts as not approved, the asker has its answer, and whoever approved is told that it was too late."""
+    paid, said, store = [], [], FailingStore()
+    async with open_world(seams=seams(), store=store) as world:
+        session = world.client.session("k", tools=[asking_to_pay(paid)], tool_limits=gr.ToolLimits(approval_s=60))
+
+        async def approve():
+            await trio.sleep(59.5)
+            store.fail_next("slow")
+            said.append(await session.answer(there((await session.statistics()).question_id), True))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(approve)
+            reply = await session.ask('[[call pay {"amount": 9}]]')
+        assert [report.has_run for report in reply.tool_calls] == [False]
+        assert (paid, said) == ([], [False])
+        await next_is_right(world, session)
 
 
 async def test_the_clock_of_a_computer_that_slept(autojump_clock):
