@@ -385,7 +385,7 @@ def _value(lease: SessionLease) -> str:
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+    return max(1, round(min(seconds, _MOST_TTL_S) * 1000))
 
 
 def _parts(leases: Sequence[SessionLease]) -> list[Sequence[SessionLease]]:

@@ -395,6 +395,18 @@ async def test_a_lease_shuts_others_out(store):
     assert await store.renew_leases([again.lease, taken.lease], lease_s=5) == [again.lease]
 
 
+@pytest.mark.parametrize("lease_s", [math.inf, 1e15])
+async def test_a_lease_without_an_end(store, lease_s):
+    """It is held for as long as the server can count, and renewed as any."""
+    offer = await store.acquire_lease("k", owner="one", lease_s=lease_s)
+    lease = offer.lease
+    assert await store.append_leased("k", [b"1"], expected_version=0, lease=lease, lease_s=lease_s) == 1
+    assert await store.renew_leases([lease], lease_s=lease_s) == []
+    other = await store.acquire_lease("k", owner="other", lease_s=1)
+    assert other.lease is None
+    assert other.held_s > 1e9
+
+
 async def test_a_lease_runs_out(store):
     """After its time anybody may have the session; its owner may go on until somebody has."""
     owner = (await store.acquire_lease("k", owner="a", lease_s=0.05)).lease
