@@ -473,6 +473,53 @@ async def test_a_loading_server(autojump_clock):
 # Through a proxy that breaks things
 
 
+class Hanging(OldServer):
+    """A Redis that answers nothing on its first connection but the greeting, and takes `most` connections."""
+
+    def __init__(self, nursery, *, most):
+        super().__init__(nursery, version=b"7.0.0", knows_hello=True)
+        self.most, self.made = most, 0
+
+    async def connect(self, host, port):
+        self.made += 1
+        if self.made > self.most:
+            raise ConnectionRefusedError
+        return await super().connect(host, port)
+
+    async def _serve(self, stream):
+        reader, number = RespReader(), self.made
+        while data := await stream.receive_some():
+            for command in reader.feed(data):
+                if number > 1 or command[0] == b"HELLO":
+                    await stream.send_all(self._answer(command))
+
+
+@pytest.mark.parametrize("most", [2, 1], ids=["back", "gone"])
+async def test_a_connection_that_ends_at_the_deadline_of_another(autojump_clock, most):
+    """Who has time left is sent again, and where that does not come through, what became of it is unknown."""
+    async with trio.open_nursery() as nursery:
+        async with RedisClient("redis://h", network=Hanging(nursery, most=most), timeout_s=5) as client:
+
+            @nursery.start_soon
+            async def run_out():
+                with pytest.raises(StoreError) as caught:
+                    await client.execute("ECHO", "x")
+                assert (caught.value.kind, trio.current_time()) == ("timeout", start + 5)
+
+            start = trio.current_time()
+            await trio.sleep(4)
+            if most == 2:
+                assert await client.execute_again("ECHO", "x") == b"ECHO"
+                assert trio.current_time() < start + 6
+            else:
+                with pytest.raises(StoreError, match="cannot connect.*; it was sent before") as caught:
+                    await client.execute_again("ECHO", "x")
+                assert caught.value.kind == "io"
+                assert trio.current_time() == pytest.approx(start + 9)
+        nursery.cancel_scope.cancel()
+
+
+
 async def cancel_many(client, rng, *, cancels, tasks=64):
     """Cancel commands of all kinds at any time, until so many were; returns (cancels, replies), all of them right."""
     counts = [0, 0]
