@@ -8,6 +8,7 @@ import math
 import signal
 import statistics
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ async def test_settings_that_cannot_be(fields):
 
 
 # What it keeps
+
+
+async def test_a_clock_of_another_kind():
+    """Whatever number it gives, the session can be read."""
+    url, prefix = shared_redis().url, fresh_prefix()
+    async with RedisStore(url, prefix=prefix, wall=lambda: Decimal("5.5")) as store:  # type: ignore[arg-type,return-value]
+        await store.append("k", [b"1"], expected_version=0)
+        assert (await store.load("k")).entries == (b"1",)
+        assert [session.updated_at_s for session in await store.list_sessions()] == [5.5]
 
 
 async def test_sessions_expire(client):
