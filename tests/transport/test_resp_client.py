@@ -341,6 +341,39 @@ async def test_versions_that_are_too_old(knows_hello):
         nursery.cancel_scope.cancel()
 
 
+class Closing(OldServer):
+    """A Redis that ends each connection behind its first words."""
+
+    def __init__(self, nursery, said):
+        super().__init__(nursery, version=b"7.0.0")
+        self.said = said
+
+    async def _serve(self, stream):
+        await stream.receive_some()
+        if self.said:
+            await stream.send_all(self.said)
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "match"),
+    [
+        (b"-ERR max number of clients reached\r\n", "locked", "max number of clients"),
+        (b"", "unreachable", "cannot be reached in time.*closed the connection"),
+    ],
+)
+async def test_a_server_that_ends_every_connection(autojump_clock, said, kind, match):
+    """It is asked again until the deadline, and then nothing was done, for the reason that it gave."""
+    async with trio.open_nursery() as nursery:
+        async with RedisClient("redis://h", network=Closing(nursery, said), timeout_s=2) as client:
+            for execute in (client.execute, client.execute_again):
+                with pytest.raises(StoreError, match=match) as caught:
+                    await execute("SET", "a", "b")
+                assert caught.value.kind == kind
+            assert client.statistics().attempts > 4
+        nursery.cancel_scope.cancel()
+
+
 async def test_something_else_than_redis():
     """What answers with something else is named as such at once."""
 
