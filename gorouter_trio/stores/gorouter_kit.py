@@ -84,7 +84,7 @@ def _message(fields: _Object, position: int, notes: list[str]) -> Message:
 
 
 def _call(fields: _Object, where: str) -> CallRecord:
-    at_ms = _number(fields.get("timestamp"), f"{where}.timestamp") or 0
+    at_ms = _number(fields.get("timestamp"), f"{where}.timestamp") or Decimal(0)
     return CallRecord(
         generation_id=_text(fields.get("call_id"), f"{where}.call_id"),
         model=_text(fields.get("model_used"), f"{where}.model_used"),

@@ -7,6 +7,7 @@ import ssl
 import time
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -520,7 +521,8 @@ class Hanging(OldServer):
         return await super().connect(host, port)
 
     async def _serve(self, stream):
-        reader, number = RespReader(), self.made
+        reader: Any = RespReader()
+        number = self.made
         while data := await stream.receive_some():
             for command in reader.feed(data):
                 if number > 1 or command[0] == b"HELLO":
@@ -545,12 +547,11 @@ async def test_a_connection_that_ends_at_the_deadline_of_another(autojump_clock,
                 assert await client.execute_again("ECHO", "x") == b"ECHO"
                 assert trio.current_time() < start + 6
             else:
-                with pytest.raises(StoreError, match="cannot connect.*; it was sent before") as caught:
+                with pytest.raises(StoreError, match=r"cannot connect.*; it was sent before") as caught:
                     await client.execute_again("ECHO", "x")
                 assert caught.value.kind == "io"
                 assert trio.current_time() == pytest.approx(start + 9)
         nursery.cancel_scope.cancel()
-
 
 
 async def cancel_many(client, rng, *, cancels, tasks=64):
