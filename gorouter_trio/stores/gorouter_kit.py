@@ -24,6 +24,9 @@ __all__ = ["KitHistory", "key_of_file", "read_kit_file"]
 
 _Object: TypeAlias = "dict[str, object]"
 
+# Beyond what any clock says: no time at all.
+_LATEST_MS = Decimal(10) ** 18
+
 _NO_TRACE = re.compile(r"[^a-zA-Z0-9.\-]")
 
 
@@ -81,13 +84,13 @@ def _message(fields: _Object, position: int, notes: list[str]) -> Message:
 
 
 def _call(fields: _Object, where: str) -> CallRecord:
-    at_ms = _number(fields.get("timestamp"), f"{where}.timestamp") or 0
+    at_ms = _number(fields.get("timestamp"), f"{where}.timestamp") or Decimal(0)
     return CallRecord(
         generation_id=_text(fields.get("call_id"), f"{where}.call_id"),
         model=_text(fields.get("model_used"), f"{where}.model_used"),
         finish_reason=_text(fields.get("finish_reason"), f"{where}.finish_reason"),
         usage=_usage(fields, where),
-        finished_at_s=float(at_ms / 1000),
+        finished_at_s=float(at_ms / 1000) if abs(at_ms) < _LATEST_MS else 0.0,
     )
 
 

@@ -70,19 +70,19 @@ class MemoryStore:
 
     def append_nowait(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """`append`, without a checkpoint."""
-        size = sum(map(len, entries))
+        added = _exactly(entries)
         session = self._changed(key, expected_version)
-        session.entries += _exactly(entries)
-        session.bytes += size
+        session.entries += added
+        session.bytes += sum(map(len, added))
         return session.version
 
     async def rewrite(self, key: str, entries: Sequence[bytes], *, expected_version: int) -> int:
         """Replace all entries; raises `SessionConflictError` when the version is another one."""
         await trio.lowlevel.checkpoint()
-        size = sum(map(len, entries))
+        added = _exactly(entries)
         session = self._changed(key, expected_version)
-        session.entries = _exactly(entries)
-        session.bytes = size
+        session.entries = added
+        session.bytes = sum(map(len, added))
         return session.version
 
     async def delete(self, key: str) -> bool:
@@ -125,9 +125,12 @@ class MemoryStore:
             raise SessionConflictError(f"the session is at version {version}, not at {expected_version}")
         if session is None:
             check_key(key)
+        # What can fail comes before what is changed.
+        now_s = self._wall()
+        if session is None:
             session = self._sessions[key] = _Session(self._deleted_version)
         session.version += 1
-        session.updated_at_s = self._wall()
+        session.updated_at_s = now_s
         return session
 
 

@@ -366,15 +366,20 @@ class HistoryAnalyzer:
         return cast("SummingStore", store) if isinstance(store, SummingStore) and store.can_summarize() else None
 
     async def _logs(self, key: str | None, prefix: str) -> AsyncIterator[Sequence[bytes]]:
-        if key is not None:
-            stored = await self._store.load(key)
+        async for found in self._asked(key, prefix):
+            stored = await self._store.load(found)
+            # One that was listed may have gone since.
             if stored.version:
                 yield stored.entries
+
+    async def _asked(self, key: str | None, prefix: str) -> AsyncIterator[str]:
+        if key is not None:
+            yield key
             return
         after = ""
         while page := await self._store.list_keys(prefix, after=after, limit=_PAGE):
             for found in page:
-                yield (await self._store.load(found)).entries
+                yield found
             after = page[-1]
 
 

@@ -294,7 +294,7 @@ class RedisStore:
         member = check_key(key)
         size = sum(map(len, entries))
         keys = (self._session(key), self._index, self._lease(key), self._due, self._versions)
-        args: list[Argument] = [how, expected_version, repr(self._wall()), size, next(self._write_ids)]
+        args: list[Argument] = [how, expected_version, repr(float(self._wall())), size, next(self._write_ids)]
         args += ["" if lease is None else _value(lease), lease_ms, member, self._ttl_ms, self._sessions]
         args += entries
         await self._ready()
@@ -385,7 +385,7 @@ def _value(lease: SessionLease) -> str:
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(1, round(seconds * 1000))
+    return max(1, round(min(seconds, _MOST_TTL_S) * 1000))
 
 
 def _parts(leases: Sequence[SessionLease]) -> list[Sequence[SessionLease]]:

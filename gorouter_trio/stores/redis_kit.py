@@ -40,7 +40,8 @@ async def import_kit_redis(
     """Bring the sessions of GoRouter Kit into `store`, and leave them where they are. Once more, it changes nothing.
 
     Its keys are session ids with `_` for every unusual character, so an id is not always certain: a note says so. Goes
-    through the server's keys with SCAN, in a cluster those of the node of the URL, which a note says. Raises what the client and the store raise.
+    through the server's keys with SCAN, in a cluster those of the node of the URL, which a note says. Raises what the
+    client and the store raise.
     """
     report, cursor, seen = KitImport(), b"0", set[bytes]()
     while True:
@@ -54,7 +55,9 @@ async def import_kit_redis(
         if cursor == b"0":
             break
     if isinstance(client, RedisClient) and client.is_cluster:
-        report.notes.append("a cluster: only sessions of the node of the URL were found; do the same with each other one")
+        report.notes.append(
+            "a cluster: only sessions of the node of the URL were found; do the same with each other one"
+        )
     return report
 
 

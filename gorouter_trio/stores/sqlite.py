@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["SqliteStore"]
 
 _APPLICATION_ID = 0x67725472
+_MOST_KEYS = 2**63 - 1
 # SQLite counts in milliseconds, of 31 bits.
 _MOST_BUSY_S = 2_000_000
 _ENTRY_FORMAT = 1
@@ -319,7 +320,7 @@ def _range(key: str | None, prefix: str) -> tuple[bytes, bytes]:
 def _find(prefix: str, after: str, limit: int) -> tuple[bytes, bytes, bytes, bytes, int]:
     """What the keys of a listing are found by."""
     start, end = prefix_range(prefix)
-    return (check_key(after) if after else b"", start, end, end, max(limit, 0))
+    return (check_key(after) if after else b"", start, end, end, min(max(limit, 0), _MOST_KEYS))
 
 
 def _list(connection: Connection, *, find: tuple[bytes, bytes, bytes, bytes, int]) -> list[str]:

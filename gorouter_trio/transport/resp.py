@@ -117,7 +117,8 @@ class RespReader:
             while (reply := reader.gets()) is not _MORE:
                 if keeps_pushed or type(reply) is not hiredis.PushNotification:
                     found.append(reply)
-        except (hiredis.HiredisError, UnicodeDecodeError) as exc:
+        except (hiredis.HiredisError, UnicodeDecodeError, TypeError) as exc:
+            # A TypeError is a map whose key no dict can have.
             raise StoreError(f"what answers there is no Redis: {exc}", kind="foreign") from None
         return found
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
     from types import TracebackType
 
+    from ..errors import StoreErrorKind
     from ..network import TlsConfig
     from .http import Network
     from .resp import Argument, Reply, RespConnection
@@ -46,6 +47,13 @@ __all__ = [
 _MOST_REDIRECTS = 5
 _MOST_IDLE_BLOCKING = 4
 _SLOTS = 16_384
+
+_IN_DOUBT: Final[frozenset[StoreErrorKind]] = frozenset({"io", "timeout"})
+"""What was sent may have been carried out."""
+_UNDONE: Final[frozenset[StoreErrorKind]] = frozenset(
+    {"unreachable", "loading", "locked", "read_only", "full", "denied"}
+)
+"""What was sent last did nothing; this says nothing of what was sent before it."""
 
 _BLOCKING: Final = frozenset(
     ("BLPOP", "BRPOP", "BLMOVE", "BLMPOP", "BRPOPLPUSH", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT", "WAITAOF")
@@ -305,18 +313,31 @@ class RedisClient:
         if reply.code == "READONLY":
             link.drop(connection, f"{connection.name} is a replica now")
 
-    async def _again(self, args: tuple[Argument, ...], *, beside: Argument | None = None) -> Reply:
+    async def _again(
+        self, args: tuple[Argument, ...], *, beside: Argument | None = None, is_in_doubt: bool = False
+    ) -> Reply:
         deadline = self._deadline()
         while True:
             try:
                 return await self._send(args, deadline, beside=beside)
             except StoreError as exc:
-                is_passing = exc.kind in PASSING or (exc.kind == "read_only" and bool(self.address.master))
-                if self._settings.is_closed or not is_passing or trio.current_time() + SPACING_S >= deadline:
+                is_broken = exc.kind in _IN_DOUBT
+                is_in_doubt = is_in_doubt or is_broken
+                if not self._may_send_again(exc, deadline):
+                    if is_in_doubt and exc.kind in _UNDONE:
+                        why = f"{exc.message}; it was sent before, and whether it was carried out is unknown"
+                        raise StoreError(why, kind="io") from exc
                     raise
-                self._resent += 1
-                if exc.kind != "io":
-                    await trio.sleep(self._settings.rng.uniform(0.0, SPACING_S))
+            self._resent += 1
+            if not is_broken:
+                await trio.sleep(self._settings.rng.uniform(0.0, SPACING_S))
+
+    def _may_send_again(self, error: StoreError, deadline: float) -> bool:
+        """Whether there is time, and it may pass; a time that is over is that of somebody else on the connection."""
+        is_passing = error.kind in PASSING or error.kind in _IN_DOUBT
+        if error.kind == "read_only":
+            is_passing = bool(self.address.master)
+        return is_passing and not self._settings.is_closed and trio.current_time() + SPACING_S < deadline
 
     async def _ready(self, link: RedisLink, deadline: float) -> RespConnection | None:
         """The connection of a link, until the deadline; None for a node of a cluster that an attempt has not reached.

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["PASSING", "SPACING_S", "RedisBackoff", "RedisLink", "RedisSettings"]
 
 _OLDEST = (5, 0)
+_IS_CROWDED = "max number of clients"
 SPACING_S: Final = 0.1
 """The least time between two attempts to connect."""
 _FIRST_BACKOFF_S = 0.05
@@ -158,7 +159,7 @@ class RedisSettings:
         deadline = trio.current_time() + self.timeout_s
         hello = await connection.call(pack(("HELLO", "3", *credentials, "SETNAME", self.name)), deadline=deadline)
         if isinstance(hello, ErrorReply):
-            if hello.code not in {"NOPROTO", "ERR"}:
+            if hello.code not in {"NOPROTO", "ERR"} or _IS_CROWDED in hello.text:
                 raise self._refused(hello, connection)
             await self._greet_as_resp2(connection, password, deadline=deadline)
             hello = None
@@ -201,7 +202,9 @@ class RedisSettings:
 
     def _refused(self, reply: ErrorReply, connection: RespConnection) -> StoreError:
         error = store_error(reply)
-        if reply.code == "ERR" and ("AUTH" in reply.text or "password" in reply.text):
+        if _IS_CROWDED in reply.text:
+            error.kind = "locked"
+        elif reply.code == "ERR" and ("AUTH" in reply.text or "password" in reply.text):
             error.kind = "denied"
         error.message = f"{connection.name}: {error.message}"
         error.args = (error.message,)
@@ -236,10 +239,18 @@ class RedisLink:
             while (connection := await self._wait_turn()) is None and not once:
                 pass
             return connection
+        raise self._not_reached()
+
+    def _not_reached(self) -> StoreError:
+        """Why there is no connection: whatever became of the greeting, nothing of the caller's was sent."""
         failure = self._failure
-        kind: StoreErrorKind = "unreachable" if failure is None else failure.kind
-        why = f"{self._settings.address} cannot be reached in time" if failure is None else failure.message
-        raise StoreError(why, kind=kind) from failure
+        error = StoreError(f"{self._settings.address} cannot be reached in time", kind="unreachable")
+        if failure is not None and failure.kind == "io":
+            error = StoreError(f"{error.message}: {failure.message}", kind="unreachable")
+        elif failure is not None and failure.kind != "timeout":
+            error = StoreError(failure.message, kind=failure.kind)
+        error.__cause__ = failure
+        return error
 
     async def _wait_turn(self) -> RespConnection | None:
         """The connection that others have made meanwhile, or that of one attempt."""

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -273,6 +274,13 @@ async def test_a_limit_of_nothing(store):
         assert list(await store.list_sessions(limit=limit)) == []
 
 
+async def test_a_limit_beyond_all(store):
+    """However large it is, it is a limit."""
+    await store.append("k", [b"1"], expected_version=0)
+    assert list(await store.list_keys(limit=10**30)) == ["k"]
+    assert [session.key for session in await store.list_sessions(limit=10**30)] == ["k"]
+
+
 async def test_owners(store):
     """All of a tenant, or of a principal within it, has one prefix, however the names are written."""
     names = ["acme", "acme/x", "acme:", "ac%me", "", "acme/principal:bob"]
@@ -481,3 +489,17 @@ def test_a_store_is_what_the_model_says(opened, steps):
                 await model.check(store)
 
     trio.run(run)
+
+
+@pytest.mark.parametrize("method", ["append", "rewrite"])
+async def test_a_memory_store_keeps_nothing_of_a_write_that_fails(method):
+    """What is no bytes is refused, and neither makes the session nor counts as a change of it."""
+    store = MemoryStore()
+    entries: Any = [b"1", "2"]
+    with pytest.raises(TypeError):
+        await getattr(store, method)("k", entries, expected_version=0)
+    assert await store.version("k") == 0
+    await store.append("k", [b"1"], expected_version=0)
+    with pytest.raises(TypeError):
+        await getattr(store, method)("k", entries, expected_version=1)
+    assert await store.load("k") == StoredHistory(1, (b"1",))

@@ -274,6 +274,18 @@ def test_filters_of_the_wrong_kind(name: str, value: object) -> None:
         HistoryFilter(**fields)
 
 
+async def test_a_session_that_goes_meanwhile():
+    """One that was deleted behind its listing counts no more than one that was deleted before it."""
+
+    class Store(MemoryStore):
+        async def load(self, key):
+            await self.delete("b")
+            return await super().load(key)
+
+    analyzer = await fill(Store(), {key: turn("1", 100) for key in "abc"})
+    assert (await analyzer.statistics()).sessions == 2
+
+
 async def test_counts_that_no_request_has(tmp_path: Path) -> None:
     """Earlier versions have stored whatever a provider said: it counts for nothing, and the others are added up."""
     odd = [(2**63 - 1, 10), (2**63 - 1, 10), (-5, 10), (10**30, 10)]

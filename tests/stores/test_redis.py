@@ -8,6 +8,7 @@ import math
 import signal
 import statistics
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ async def test_settings_that_cannot_be(fields):
 
 
 # What it keeps
+
+
+async def test_a_clock_of_another_kind():
+    """Whatever number it gives, the session can be read."""
+    url, prefix = shared_redis().url, fresh_prefix()
+    async with RedisStore(url, prefix=prefix, wall=lambda: Decimal("5.5")) as store:  # type: ignore[arg-type,return-value]
+        await store.append("k", [b"1"], expected_version=0)
+        assert (await store.load("k")).entries == (b"1",)
+        assert [session.updated_at_s for session in await store.list_sessions()] == [5.5]
 
 
 async def test_sessions_expire(client):
@@ -393,6 +403,18 @@ async def test_a_lease_shuts_others_out(store):
     assert taken.lease is not None
     assert taken.version == 2
     assert await store.renew_leases([again.lease, taken.lease], lease_s=5) == [again.lease]
+
+
+@pytest.mark.parametrize("lease_s", [math.inf, 1e15])
+async def test_a_lease_without_an_end(store, lease_s):
+    """It is held for as long as the server can count, and renewed as any."""
+    offer = await store.acquire_lease("k", owner="one", lease_s=lease_s)
+    lease = offer.lease
+    assert await store.append_leased("k", [b"1"], expected_version=0, lease=lease, lease_s=lease_s) == 1
+    assert await store.renew_leases([lease], lease_s=lease_s) == []
+    other = await store.acquire_lease("k", owner="other", lease_s=1)
+    assert other.lease is None
+    assert other.held_s > 1e9
 
 
 async def test_a_lease_runs_out(store):

@@ -158,6 +158,16 @@ def test_files_of_another_form(text, says):
         read_kit_file(text.encode())
 
 
+@pytest.mark.parametrize("timestamp", [10**400, -(10**400)], ids=["late", "early"])
+def test_a_time_that_no_clock_says(timestamp):
+    """It is none; as an infinity it would have made the whole session unreadable."""
+    item = {"message": {"role": "assistant", "content": "a"}, "api_call_metadata": {"timestamp": timestamp}}
+    (entry,) = read_kit_file(json.dumps([item]).encode()).entries
+    assert entry.call is not None
+    assert entry.call.finished_at_s == 0
+    assert [decode_log_entry(data) for data in to_turns([entry], turn_id="t").entries]
+
+
 @given(
     data=st.binary(max_size=40)
     | st.recursive(

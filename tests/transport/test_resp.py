@@ -265,6 +265,16 @@ async def test_a_reply_for_nobody(autojump_clock):
     assert caught.value.kind == "foreign"
 
 
+async def test_a_reply_that_no_value_stands_for(autojump_clock):
+    """A map with a list for a key ends the connection: the replies behind it would reach others than asked for them."""
+    connection, theirs = make_connection()
+    await theirs.send_all(b"+mine\r\n%1\r\n*1\r\n+a\r\n:1\r\n+of another\r\n")
+    for _ in range(2):
+        with pytest.raises(StoreError) as caught:
+            await connection.call(pack(("X",)), deadline=trio.current_time() + 1)
+        assert caught.value.kind == "foreign"
+
+
 async def test_half_a_command_is_never_left(autojump_clock):
     """A cancel in the midst of sending waits for the rest to be sent: the next command is whole."""
     ours, theirs = trio.testing.lockstep_stream_pair()

@@ -7,6 +7,7 @@ import ssl
 import time
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -341,6 +342,39 @@ async def test_versions_that_are_too_old(knows_hello):
         nursery.cancel_scope.cancel()
 
 
+class Closing(OldServer):
+    """A Redis that ends each connection behind its first words."""
+
+    def __init__(self, nursery, said):
+        super().__init__(nursery, version=b"7.0.0")
+        self.said = said
+
+    async def _serve(self, stream):
+        await stream.receive_some()
+        if self.said:
+            await stream.send_all(self.said)
+        await stream.aclose()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "match"),
+    [
+        (b"-ERR max number of clients reached\r\n", "locked", "max number of clients"),
+        (b"", "unreachable", "cannot be reached in time.*closed the connection"),
+    ],
+)
+async def test_a_server_that_ends_every_connection(autojump_clock, said, kind, match):
+    """It is asked again until the deadline, and then nothing was done, for the reason that it gave."""
+    async with trio.open_nursery() as nursery:
+        async with RedisClient("redis://h", network=Closing(nursery, said), timeout_s=2) as client:
+            for execute in (client.execute, client.execute_again):
+                with pytest.raises(StoreError, match=match) as caught:
+                    await execute("SET", "a", "b")
+                assert caught.value.kind == kind
+            assert client.statistics().attempts > 4
+        nursery.cancel_scope.cancel()
+
+
 async def test_something_else_than_redis():
     """What answers with something else is named as such at once."""
 
@@ -471,6 +505,53 @@ async def test_a_loading_server(autojump_clock):
 
 
 # Through a proxy that breaks things
+
+
+class Hanging(OldServer):
+    """A Redis that answers nothing on its first connection but the greeting, and takes `most` connections."""
+
+    def __init__(self, nursery, *, most):
+        super().__init__(nursery, version=b"7.0.0", knows_hello=True)
+        self.most, self.made = most, 0
+
+    async def connect(self, host, port):
+        self.made += 1
+        if self.made > self.most:
+            raise ConnectionRefusedError
+        return await super().connect(host, port)
+
+    async def _serve(self, stream):
+        reader: Any = RespReader()
+        number = self.made
+        while data := await stream.receive_some():
+            for command in reader.feed(data):
+                if number > 1 or command[0] == b"HELLO":
+                    await stream.send_all(self._answer(command))
+
+
+@pytest.mark.parametrize("most", [2, 1], ids=["back", "gone"])
+async def test_a_connection_that_ends_at_the_deadline_of_another(autojump_clock, most):
+    """Who has time left is sent again, and where that does not come through, what became of it is unknown."""
+    async with trio.open_nursery() as nursery:
+        async with RedisClient("redis://h", network=Hanging(nursery, most=most), timeout_s=5) as client:
+
+            @nursery.start_soon
+            async def run_out():
+                with pytest.raises(StoreError) as caught:
+                    await client.execute("ECHO", "x")
+                assert (caught.value.kind, trio.current_time()) == ("timeout", start + 5)
+
+            start = trio.current_time()
+            await trio.sleep(4)
+            if most == 2:
+                assert await client.execute_again("ECHO", "x") == b"ECHO"
+                assert trio.current_time() < start + 6
+            else:
+                with pytest.raises(StoreError, match=r"cannot connect.*; it was sent before") as caught:
+                    await client.execute_again("ECHO", "x")
+                assert caught.value.kind == "io"
+                assert trio.current_time() == pytest.approx(start + 9)
+        nursery.cancel_scope.cancel()
 
 
 async def cancel_many(client, rng, *, cancels, tasks=64):
