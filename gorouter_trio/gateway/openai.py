@@ -175,7 +175,7 @@ def _usage(result: ChatResult[object]) -> object:
 def status_of(error: GorouterError) -> int:
     """The HTTP status that tells of an error."""
     if isinstance(error, ApiError):
-        return error.status if error.status >= 400 else 502
+        return error.status if 400 <= error.status < 600 else 502
     if isinstance(error, InvalidTokenError) and error.problem == "too_many_attempts":
         return 429
     return _STATUSES.get(error_info(error).code, 502)

@@ -17,7 +17,9 @@ from gateways import ADA_KEY, ROOT_KEY, address_of, limits, open_gateway, open_t
 from worlds import completion, replies
 
 import gorouter_trio as gr
+from gorouter_trio.errors import ApiError
 from gorouter_trio.gateway import GatewayConfig
+from gorouter_trio.gateway.openai import status_of
 
 pytestmark = pytest.mark.net
 
@@ -304,6 +306,12 @@ async def test_what_instructs_a_session_over_http(front, system, is_streamed):
             assert (reply.status_code, reply.json()["error"]["type"]) == (400, "bad_request")
             assert "messages[0].content" in reply.json()["error"]["message"]
         assert behind.errors == []
+
+
+@pytest.mark.parametrize(("status", "told"), [(200, 502), (399, 502), (429, 429), (599, 599), (600, 502), (999, 502)])
+def test_statuses_of_the_api(status, told):
+    """What is no status of an error for a client of ours is a 502, with the error behind it."""
+    assert status_of(ApiError("x", status=status)) == told
 
 
 async def test_health_and_metrics():
