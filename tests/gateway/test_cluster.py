@@ -31,7 +31,7 @@ from gorouter_trio.errors import (
 from gorouter_trio.events import TextDelta
 from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
 from gorouter_trio.gateway.cluster import Cluster, Owner
-from gorouter_trio.gateway.link import open_link
+from gorouter_trio.gateway.link import LinkBrokenError, open_link
 from gorouter_trio.gateway.metrics import metrics_text
 from gorouter_trio.gateway.protocol import decode_client_message, encode_text
 from gorouter_trio.remote import open_remote
@@ -244,6 +244,52 @@ async def test_who_has_left_does_not_come_back(autojump_clock, after_s):
         assert redis.keys == {}
         await trio.sleep(10)
         assert redis.keys == {}
+
+
+class IdleLink:
+    """A link on which nothing runs."""
+
+    def __init__(self):
+        self.broken = None
+        self.is_idle = True
+        self._closed = trio.Event()
+
+    def breaks(self):
+        self.broken = LinkBrokenError(1006)
+        self._closed.set()
+
+    async def closed(self):
+        await self._closed.wait()
+
+
+@pytest.mark.parametrize("why", ["broken", "idle"])
+async def test_nothing_is_begun_on_a_link_that_is_closed(autojump_clock, monkeypatch, why):
+    """It is on another one, as soon as that is known: what was never sent would have been in doubt."""
+
+    @asynccontextmanager
+    async def open_one(_url, **_):
+        try:
+            yield IdleLink()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    monkeypatch.setattr("gorouter_trio.gateway.cluster.open_link", open_one)
+    config = ClusterConfig(redis=cast("Any", SlowRedis()), secret=Secret(SECRET), url="ws://x")
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(config, name="a", nursery=nursery, wall=lambda: 0.0)
+        first = cast("Any", await cluster.link("ws://y", None))
+        if why == "broken":
+            first.breaks()
+        else:
+            await trio.sleep(60.5)
+        second = cast("Any", await cluster.link("ws://y", None))
+        assert second is not first
+        assert second.broken is None
+        assert await cluster.link("ws://y", None) is second
+        await trio.sleep(2)
+        assert await cluster.link("ws://y", None) is second
+        nursery.cancel_scope.cancel()
 
 
 async def test_proofs():
