@@ -153,6 +153,7 @@ class DeadOwner:
 
     def __init__(self):
         self.forwarded = 0
+        self.fails = False
         self._dead = trio.Event()
         self.asked = trio.Event()
 
@@ -165,7 +166,8 @@ class DeadOwner:
 
     async def link(self, url, token):
         self.asked.set()
-        await self._dead.wait()
+        if not self.fails:
+            await self._dead.wait()
         raise ConnectError("it does not answer")
 
     async def leave(self):
@@ -195,6 +197,19 @@ async def test_a_cancel_while_the_owner_is_looked_for():
     async with open_heir(ask, {"type": "cancel", "id": 1}) as (behind, talk):
         assert (await talk.until("failed", "done"))[-1]["error"]["code"] == "turn_interrupted"
         assert behind.world.sent == []
+
+
+async def test_a_cancel_while_the_owner_is_out_of_reach():
+    """It lives, and cannot be reached, for as long as it likes: the turn ends all the same."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        cluster = behind.gateway._core.cluster = cast("Any", DeadOwner())
+        cluster.fails = True
+        await talk.send({"type": "ask", "id": 1, "session": "s", "messages": "x"})
+        await cluster.asked.wait()
+        await talk.send({"type": "cancel", "id": 1})
+        with trio.fail_after(5):
+            assert (await talk.until("failed", "done"))[-1]["error"]["code"] == "turn_interrupted"
+        assert behind.world.sent == behind.errors == []
 
 
 async def test_a_grant_while_the_owner_is_looked_for():
