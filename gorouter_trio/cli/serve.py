@@ -236,7 +236,8 @@ def find_tools(names: Sequence[str]) -> list[Tool[..., object]]:
         tools = [value for value in values if isinstance(value, Tool)]
         if not tools:
             raise CliError(f"--tools {name}: there is no tool in it")
-        found += tools
+        # One module may have taken a tool from another, and a turn would refuse to have it twice.
+        found += [tool for tool in tools if not any(tool is other for other in found)]
     return found
 
 

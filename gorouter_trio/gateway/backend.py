@@ -95,8 +95,7 @@ class Backend:
         self.check_system(ask.system, () if isinstance(ask.messages, str) else ask.messages or ())
         if ask.session is None and (ask.owner or ask.replaces is not None or ask.resume is not None):
             raise BadRequestError("owner, replaces and resume: need a session", status=400)
-        if ask.messages is None and (ask.replaces is None and ask.turn_id is None):
-            raise BadRequestError("messages: a turn needs messages", status=400)
+        _check_messages(ask)
         self.check_options(ask.options)
 
     def check_system(self, system: str | None, messages: Sequence[Mapping[str, object]] = ()) -> None:
@@ -158,7 +157,7 @@ class Backend:
         turn_id = live.key.turn_id
         if ask.replaces is None:
             return await session.ask(_prompt(ask), turn_id=turn_id, resume=ask.resume, **options)
-        if ask.messages is None and not ask.replaces:
+        if not ask.replaces:
             return await session.retry(turn_id=turn_id, **options)
         return await session.edit(ask.replaces, _prompt(ask), turn_id=turn_id, **options)
 
@@ -234,6 +233,18 @@ class Backend:
         return await session.answer(
             request.question_id, {"approved": request.approved, "reason": request.reason, "by": by}
         )
+
+
+def _check_messages(ask: Ask) -> None:
+    """Raise `BadRequestError` for messages that are missing, or that the last turn, taken again, has of its own."""
+    if ask.replaces is None:
+        # What nobody knows any more is in doubt, whatever it said.
+        if ask.messages is None and not (ask.resumed and ask.session is None):
+            raise BadRequestError("messages: a turn needs messages", status=400)
+    elif ask.messages is None and ask.replaces:
+        raise BadRequestError(f"messages: what is to be said in place of {ask.replaces!r}?", status=400)
+    elif ask.messages is not None and not ask.replaces:
+        raise BadRequestError("replaces: name the turn that the messages are in place of", status=400)
 
 
 def _prompt(ask: Ask) -> Prompt:

@@ -145,7 +145,7 @@ class Cluster:
     async def link(self, url: str, token: Secret | None) -> Link:
         """A connection to another gateway in the name of a client; raises `LinkBrokenError`, `ConnectError`."""
         known = self._links.get((url, token))
-        if known is None or known.is_over:
+        if known is None or not known.is_good:
             known = self._links[url, token] = _PeerLink()
             self._nursery.start_soon(self._hold, url, token, known)
         await known.ready.wait()
@@ -174,6 +174,8 @@ class Cluster:
                 with trio.move_on_after(_IDLE_S) as scope:
                     await link.closed()
                 if scope.cancelled_caught and link.is_idle:
+                    # Closing takes a moment, in which nobody may begin anything on it.
+                    peer.is_over = True
                     return
 
     # Proofs
@@ -206,6 +208,11 @@ class _PeerLink:
         self.link: Link | None = None
         self.failure: Exception | None = None
         self.is_over = False
+
+    @property
+    def is_good(self) -> bool:
+        """Whether a request can be begun on it, now or when it is open."""
+        return not self.is_over and (self.link is None or self.link.broken is None)
 
 
 def _first_failure(failures: list[Exception]) -> Exception | None:

@@ -15,13 +15,7 @@ from trio_websocket import ConnectionClosed, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
 from .._contain import contain
-from ..errors import (
-    AccessDeniedError,
-    AuthenticationRequiredError,
-    GorouterError,
-    InvalidTokenError,
-    SecurityError,
-)
+from ..errors import AccessDeniedError, GorouterError, SecurityError
 from ..secret import Secret
 from .backend import Caller
 from .census import address_group
@@ -211,7 +205,7 @@ class Connection:
     async def _identify(self, token: Secret | None) -> None:
         try:
             principal = await self._core.identify(token, source=self._address)
-        except (InvalidTokenError, AuthenticationRequiredError) as exc:
+        except SecurityError as exc:
             raise self._ended(Violation(4401, exc.message)) from exc
         self.caller = Caller(principal, None if principal is None else token, self._address)
 

@@ -20,6 +20,7 @@ from .backend import Caller
 from .census import address_group
 from .metrics import metrics_text
 from .openai import CompletionStream, completion_body, error_body, read_request, status_of
+from .protocol import SYSTEM_ROLES
 from .streams import PrefixedStream
 
 if TYPE_CHECKING:
@@ -174,7 +175,7 @@ class _Chat:
             if self._turn_id is not None:
                 raise BadRequestError(f"{_TURN}: needs a session, in {_SESSION}", status=400)
             return
-        if not self.request.newest():
+        if all(message.get("role") in SYSTEM_ROLES for message in self.request.newest()):
             raise BadRequestError("messages: there is none behind the last answer", status=400)
 
     async def whole(self) -> ChatResult[object]:

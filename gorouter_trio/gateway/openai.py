@@ -63,21 +63,42 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
 
     @property
     def system(self) -> str | None:
-        """The text of the first message, if that is a system message."""
-        first = self.messages[0]
-        content = first.get("content")
-        return content if first.get("role") in SYSTEM_ROLES and isinstance(content, str) else None
+        """The text of the system messages at the front, if there are some; raises `BadRequestError` for what is none.
+
+        It is that of a session, which has one text.
+        """
+        texts = [
+            _text(message.get("content"), f"messages[{position}].content")
+            for position, message in enumerate(self.messages[: self._first])
+        ]
+        return "\n\n".join(texts) if texts else None
+
+    @property
+    def _first(self) -> int:
+        """The place of the first message behind the system messages at the front."""
+        roles = (message.get("role") for message in self.messages)
+        return next((place for place, role in enumerate(roles) if role not in SYSTEM_ROLES), len(self.messages))
 
     def newest(self) -> list[Mapping[str, object]]:
-        """What a session has not heard yet: the messages behind the last answer, without system messages.
+        """What a session has not heard yet: the messages behind the last answer, without its system message.
 
         Clients of this API send the whole conversation each time; the session has it already.
         """
-        start = 0
+        start = self._first
         for position, message in enumerate(self.messages):
             if message.get("role") == "assistant":
                 start = position + 1
-        return [message for message in self.messages[start:] if message.get("role") not in SYSTEM_ROLES]
+        return list(self.messages[start:])
+
+
+def _text(content: object, place: str) -> str:
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [None]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise _bad(f"{place}: the system message of a session must be text")
+    return "".join(cast("list[str]", texts))
 
 
 def read_request(body: bytes) -> CompletionRequest:
@@ -154,7 +175,7 @@ def _usage(result: ChatResult[object]) -> object:
 def status_of(error: GorouterError) -> int:
     """The HTTP status that tells of an error."""
     if isinstance(error, ApiError):
-        return error.status if error.status >= 400 else 502
+        return error.status if 400 <= error.status < 600 else 502
     if isinstance(error, InvalidTokenError) and error.problem == "too_many_attempts":
         return 429
     return _STATUSES.get(error_info(error).code, 502)

@@ -213,8 +213,8 @@ class Ask(_Message, frozen=True, kw_only=True, tag="ask"):
     A turn with a `turn_id` happens at most once: asked again it is joined where it runs, and has its stored answer
     afterwards. `resumed` says that it was asked before: then a turn that nobody knows is not begun, unless its session
     can tell what became of it; `after` is the last `seq` that has arrived. `resume="resend"` sends again what is in
-    doubt. `replaces` is the id of a turn that gives way to this one with all after it, "" the last one; without
-    `messages` this one has those of the other. `credit` is how many bytes of messages about the turn the asker takes
+    doubt. `replaces` is the id of a turn that gives way to this one with all after it; "", without `messages`, takes
+    the last turn again, with its own. `credit` is how many bytes of messages about the turn the asker takes
     before it grants more; the end needs none. `deadline_s` ends the turn.
     """
 

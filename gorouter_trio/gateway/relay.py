@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import msgspec
 import trio
 
-from ..errors import ConnectError, GorouterError, StreamBrokenError
+from ..errors import ConnectError, GorouterError, StreamBrokenError, TurnInterruptedError
 from .link import LinkBrokenError
 from .protocol import MAX_NUMBER, Ask, Cancel, Grant, History, Statistics
 
@@ -35,6 +35,7 @@ class Relay:
         self._names = names
         self._call: Call | None = None
         self._unsent = 0
+        self._was_sent = False
         self.request = request
         self.is_over = False
         self.is_stopped = False
@@ -43,8 +44,8 @@ class Relay:
         """Pass the request on and its answers back, until it has its end or the session is this gateway's.
 
         Then `is_over` is false, and `request` is what is left to do here, with what is left of its credit; `is_stopped`
-        says whether its asker wants it stopped. Raises `StreamBrokenError` for a request that must not be sent twice,
-        `StoreError`.
+        says whether its asker wants it stopped. Raises `TurnInterruptedError` for a turn that is stopped before it was
+        passed on, `StreamBrokenError` for a request that must not be sent twice, `StoreError`.
         """
         while True:
             owner = await self._cluster.owner(*self._names)
@@ -59,6 +60,9 @@ class Relay:
                 pass
             except LinkBrokenError as exc:
                 self._note_broken(exc)
+            if self.is_stopped and not self._was_sent and isinstance(self.request, Ask):
+                # Its owner may live, and out of reach, for ever.
+                raise TurnInterruptedError("the turn was stopped")
             await trio.sleep(_PAUSE_S)
 
     def _note_broken(self, exc: LinkBrokenError) -> None:
@@ -77,6 +81,7 @@ class Relay:
         # What was granted so far goes with the request.
         self._unsent = 0
         call = self._call = await link.begin(self.request)
+        self._was_sent = True
         try:
             await self.steer()
             while True:

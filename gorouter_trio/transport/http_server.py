@@ -188,6 +188,8 @@ class _RequestParser:
         self._parser = httptools.HttpRequestParser(self)
         self._in_head = False
         self._head_bytes = 0
+        self._is_head_counted = True
+        self._has_ended = False
         self._body_bytes = 0
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -197,21 +199,31 @@ class _RequestParser:
 
     def feed(self, data: bytes) -> None:
         """Take what was received; finished requests are appended to `ready`, an unusable one sets `refusal`."""
+        while data:
+            data = self._feed(data)
+
+    def _feed(self, data: bytes) -> bytes:
+        """What is left to be fed: the parser stops behind a request that offers an upgrade."""
         self._head_bytes = self._head_bytes + len(data) if self._in_head else len(data)
+        self._has_ended = False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._after_upgrade(data, upgrade)
+            # The offer is ignored, as RFC 9110 section 7.8 allows; but llhttp has then skipped the body.
+            return data[upgrade.args[0] :] if self.refusal == 0 else b""
         except httptools.HttpParserError:
             self.refusal = self.refusal or 400
         else:
-            if self._in_head and self._head_bytes > self._limits.max_header_bytes:
-                self.refusal = 431
+            self._bound_head()
+        return b""
 
-    def _after_upgrade(self, data: bytes, upgrade: httptools.HttpParserUpgrade) -> None:
-        # An offer to upgrade is ignored, as RFC 9110 section 7.8 allows; but llhttp has then skipped the body.
-        if self.refusal == 0 and (rest := data[upgrade.args[0] :]):
-            self.feed(rest)
+    def _bound_head(self) -> None:
+        """Refuse a head that is too long already, though it has not come whole."""
+        if self._in_head and self._has_ended:
+            # It began somewhere behind other requests, which are not its bytes.
+            self._head_bytes, self._is_head_counted = 0, False
+        if self._in_head and self._head_bytes > self._limits.max_header_bytes:
+            self.refusal = 431
 
     def _refuse(self, status: int) -> _RefusedError:
         self.refusal = status
@@ -222,6 +234,7 @@ class _RequestParser:
     def on_message_begin(self) -> None:
         self.is_inside_request = True
         self._in_head = True
+        self._is_head_counted = True
         self._target = b""
         self._headers = []
         self._watched = []
@@ -239,7 +252,7 @@ class _RequestParser:
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self._head_bytes > self._limits.max_header_bytes:  # an upper bound; count exactly
+        if self._head_bytes > self._limits.max_header_bytes or not self._is_head_counted:  # a bound; count exactly
             self._check_head_size()
         version = self._parser.get_http_version()
         if version not in _VERSIONS:
@@ -293,6 +306,7 @@ class _RequestParser:
         self._body = []
         self.wants_continue = False
         self.is_inside_request = False
+        self._has_ended = True
         self.ready.append(request)
 
 

@@ -192,3 +192,5 @@ def test_tools_of_this_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     assert [found.name for found in find_tools(["served_tools"])] == ["add"]
     assert [found.name for found in find_tools(["served_tools:add"])] == ["add"]
+    (tmp_path / "more_served_tools.py").write_text("from served_tools import add\n\nplus = add\n")
+    assert [found.name for found in find_tools(["served_tools", "more_served_tools"])] == ["add"]

@@ -17,7 +17,9 @@ from gateways import ADA_KEY, ROOT_KEY, address_of, limits, open_gateway, open_t
 from worlds import completion, replies
 
 import gorouter_trio as gr
+from gorouter_trio.errors import ApiError
 from gorouter_trio.gateway import GatewayConfig
+from gorouter_trio.gateway.openai import status_of
 
 pytestmark = pytest.mark.net
 
@@ -271,6 +273,45 @@ async def test_system_messages_over_http(session, role):
                 assert reply.status_code == 403
         assert behind.world.sent == []
         assert (await client.post("/v1/chat/completions", json=body("[[say x]]"), headers=session)).status_code == 200
+
+
+TEXT = [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+@pytest.mark.parametrize(
+    ("front", "system"),
+    [
+        ([{"role": "system", "content": TEXT}], "Be brief."),
+        ([{"role": "developer", "content": "Be brief."}], "Be brief."),
+        ([{"role": "system", "content": "One."}, {"role": "developer", "content": "Two."}], "One.\n\nTwo."),
+    ],
+)
+async def test_what_instructs_a_session_over_http(front, system, is_streamed):
+    """All that stands at the front reaches the model, in whatever form; what stands behind it stays where it is."""
+    user = {"role": "user", "content": "[[say x]]"}
+    request = {"messages": [*front, user], "stream": is_streamed}
+    async with open_http() as (behind, client):
+        path, headers = "/v1/chat/completions", {"X-Session": "s"}
+        assert (await client.post(path, json=request, headers=headers)).status_code == 200
+        assert behind.world.sent[-1].messages == [{"role": "system", "content": system}, user]
+        late = {"role": "system", "content": "Now at length."}
+        request["messages"] += [{"role": "assistant", "content": "x"}, late, user]
+        assert (await client.post(path, json=request, headers=headers)).status_code == 200
+        assert behind.world.sent[-1].messages[-2:] == [late, user]
+        picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aa"}}
+        for content in ([picture], None, [None], 7):
+            request["messages"][0] = {"role": "system", "content": content}
+            reply = await client.post(path, json=request, headers={"X-Session": "t"})
+            assert (reply.status_code, reply.json()["error"]["type"]) == (400, "bad_request")
+            assert "messages[0].content" in reply.json()["error"]["message"]
+        assert behind.errors == []
+
+
+@pytest.mark.parametrize(("status", "told"), [(200, 502), (399, 502), (429, 429), (599, 599), (600, 502), (999, 502)])
+def test_statuses_of_the_api(status, told):
+    """What is no status of an error for a client of ours is a 502, with the error behind it."""
+    assert status_of(ApiError("x", status=status)) == told
 
 
 async def test_health_and_metrics():

@@ -31,7 +31,7 @@ from gorouter_trio.errors import (
 from gorouter_trio.events import TextDelta
 from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
 from gorouter_trio.gateway.cluster import Cluster, Owner
-from gorouter_trio.gateway.link import open_link
+from gorouter_trio.gateway.link import LinkBrokenError, open_link
 from gorouter_trio.gateway.metrics import metrics_text
 from gorouter_trio.gateway.protocol import decode_client_message, encode_text
 from gorouter_trio.remote import open_remote
@@ -153,6 +153,7 @@ class DeadOwner:
 
     def __init__(self):
         self.forwarded = 0
+        self.fails = False
         self._dead = trio.Event()
         self.asked = trio.Event()
 
@@ -165,7 +166,8 @@ class DeadOwner:
 
     async def link(self, url, token):
         self.asked.set()
-        await self._dead.wait()
+        if not self.fails:
+            await self._dead.wait()
         raise ConnectError("it does not answer")
 
     async def leave(self):
@@ -195,6 +197,19 @@ async def test_a_cancel_while_the_owner_is_looked_for():
     async with open_heir(ask, {"type": "cancel", "id": 1}) as (behind, talk):
         assert (await talk.until("failed", "done"))[-1]["error"]["code"] == "turn_interrupted"
         assert behind.world.sent == []
+
+
+async def test_a_cancel_while_the_owner_is_out_of_reach():
+    """It lives, and cannot be reached, for as long as it likes: the turn ends all the same."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        cluster = behind.gateway._core.cluster = cast("Any", DeadOwner())
+        cluster.fails = True
+        await talk.send({"type": "ask", "id": 1, "session": "s", "messages": "x"})
+        await cluster.asked.wait()
+        await talk.send({"type": "cancel", "id": 1})
+        with trio.fail_after(5):
+            assert (await talk.until("failed", "done"))[-1]["error"]["code"] == "turn_interrupted"
+        assert behind.world.sent == behind.errors == []
 
 
 async def test_a_grant_while_the_owner_is_looked_for():
@@ -244,6 +259,52 @@ async def test_who_has_left_does_not_come_back(autojump_clock, after_s):
         assert redis.keys == {}
         await trio.sleep(10)
         assert redis.keys == {}
+
+
+class IdleLink:
+    """A link on which nothing runs."""
+
+    def __init__(self):
+        self.broken = None
+        self.is_idle = True
+        self._closed = trio.Event()
+
+    def breaks(self):
+        self.broken = LinkBrokenError(1006)
+        self._closed.set()
+
+    async def closed(self):
+        await self._closed.wait()
+
+
+@pytest.mark.parametrize("why", ["broken", "idle"])
+async def test_nothing_is_begun_on_a_link_that_is_closed(autojump_clock, monkeypatch, why):
+    """It is on another one, as soon as that is known: what was never sent would have been in doubt."""
+
+    @asynccontextmanager
+    async def open_one(_url, **_):
+        try:
+            yield IdleLink()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(1)
+
+    monkeypatch.setattr("gorouter_trio.gateway.cluster.open_link", open_one)
+    config = ClusterConfig(redis=cast("Any", SlowRedis()), secret=Secret(SECRET), url="ws://x")
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(config, name="a", nursery=nursery, wall=lambda: 0.0)
+        first = cast("Any", await cluster.link("ws://y", None))
+        if why == "broken":
+            first.breaks()
+        else:
+            await trio.sleep(60.5)
+        second = cast("Any", await cluster.link("ws://y", None))
+        assert second is not first
+        assert second.broken is None
+        assert await cluster.link("ws://y", None) is second
+        await trio.sleep(2)
+        assert await cluster.link("ws://y", None) is second
+        nursery.cancel_scope.cancel()
 
 
 async def test_proofs():

@@ -36,10 +36,10 @@ from gateways import (
 from trio_websocket import HandshakeError
 
 import gorouter_trio as gr
-from gorouter_trio.errors import ConfigError
+from gorouter_trio.errors import AccessDeniedError, ConfigError
 from gorouter_trio.gateway import GatewayConfig, serve_gateway
 from gorouter_trio.gateway.protocol import CLOSE_CODES
-from gorouter_trio.security import CustomAuth, Principal
+from gorouter_trio.security import Allow, CustomAuth, Principal
 from gorouter_trio.stores import MemoryStore
 
 pytestmark = pytest.mark.net
@@ -235,6 +235,31 @@ async def test_a_token_expires_and_a_newer_one_comes(figure):
             assert (await two.request(type="statistics", id=2, session="s"))["type"] == "session_statistics"
             await two.send({"type": "authenticate", "id": 3, "token": "bob"})
             assert await two.close_code() == 4401
+
+
+class Doorman:
+    """A guard of the program's own, with an error of its own choice."""
+
+    async def authenticate(self, _token, *, now, wall):
+        await trio.lowlevel.checkpoint()
+        raise AccessDeniedError("this account is closed")
+
+    def check(self, *_, **__):
+        return Allow()
+
+    def audit(self, _record):
+        pass
+
+
+async def test_a_guard_that_refuses_in_its_own_words():
+    """It is the client's affair, as any refusal is: no bug of the gateway, after which it would be worth a new try."""
+    async with open_gateway(config(), security=Doorman()) as behind:
+        async with open_talk(behind.url, greets=False) as talk:
+            await talk.send({"type": "hello", "version": 1, "token": ADA_KEY})
+            assert await talk.close_code() == 4401
+            assert talk.websocket.closed is not None
+            assert talk.websocket.closed.reason == "this account is closed"
+        assert behind.errors == []
 
 
 async def test_a_gateway_without_a_guard():

@@ -560,6 +560,33 @@ async def test_system_messages_by_other_ways(role):
         assert [message["role"] for message in behind.world.sent[0].messages] == ["user"]
 
 
+async def test_turns_without_messages():
+    """The last one can be taken again without; any other has to say something, and nothing is asked in its place."""
+    async with open_gateway() as behind, open_talk(behind.url) as talk:
+        done = [
+            {"session": "s", "turn_id": "one", "messages": "[[say one]]"},
+            {"session": "s", "turn_id": "two", "replaces": ""},
+        ]
+        refused = [
+            {},
+            {"turn_id": "x"},
+            {"session": "s", "turn_id": "x"},
+            {"session": "s", "turn_id": "x", "stream": True},
+            {"session": "s", "turn_id": "x", "resumed": True},
+            {"session": "s", "turn_id": "x", "replaces": "two"},
+            {"session": "s", "turn_id": "x", "replaces": "", "messages": "[[say three]]"},
+        ]
+        for number, ask in enumerate([*done, *refused, {"turn_id": "x", "resumed": True}], start=1):
+            found = await talk.request(type="ask", id=number, **ask)
+            if ask in done:
+                assert found["result"]["message"]["content"] == "one"
+            else:
+                assert found["error"]["code"] == ("bad_request" if ask in refused else "turn_in_doubt"), ask
+        assert len(behind.world.sent) == 2
+        page = await talk.request(type="history", id=99, session="s")
+        assert [entry["message"]["content"] for entry in page["entries"]] == ["[[say one]]", "one"]
+
+
 async def test_history_in_pages():
     """A long history comes in pages of bounded size, and whole."""
     async with open_gateway(config(history_page_bytes=2_000)) as behind, open_remote(behind.url) as client:

@@ -465,6 +465,33 @@ async def test_a_header_that_never_ends_is_refused_while_it_comes() -> None:
         assert (await read_all(client.stream)).startswith(b"HTTP/1.1 431 ")
 
 
+@pytest.mark.parametrize("body", [b"", b"x" * 3_000])
+def test_what_comes_before_a_head_is_no_part_of_it(body: bytes) -> None:
+    """Many requests in one piece, and the beginning of one more, are not taken for one that is too long."""
+    parser = _RequestParser(HttpServerLimits(max_header_bytes=1_000))
+    one = b"GET / HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    parser.feed(one * 100 + one[:20])
+    assert (len(parser.ready), parser.refusal) == (100, 0)
+    parser.feed(one[20:])
+    assert (len(parser.ready), parser.refusal) == (101, 0)
+    # Counted all the same is one that begins there and is too long, as it comes and when it is whole.
+    parser.feed(one + b"GET / HTTP/1.1\r\nHost: h\r\nX: " + b"x" * 1_000)
+    assert parser.refusal == 0
+    parser.feed(b"\r\n\r\n")
+    assert parser.refusal == 431
+    parser = _RequestParser(HttpServerLimits(max_header_bytes=1_000))
+    parser.feed(one + b"GET / HTTP/1.1\r\nX: ")
+    parser.feed(b"x" * 1_001)
+    assert parser.refusal == 431
+
+
+def test_any_number_of_offers_to_upgrade() -> None:
+    """Each is passed over; a thousand in one piece are as good as one."""
+    parser = _RequestParser(FOREVER)
+    parser.feed(b"GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n" * 1_000)
+    assert (len(parser.ready), parser.refusal) == (1_000, 0)
+
+
 async def test_a_refused_client_that_still_sends_gets_to_read_the_refusal() -> None:
     """What a refused client sends meanwhile is read and dropped, so the close does not take the reply with it."""
     limits = HttpServerLimits(max_body_bytes=1_000)
