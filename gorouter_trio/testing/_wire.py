@@ -395,7 +395,9 @@ class WireStream(trio.abc.HalfCloseableStream):
         self._receiving = True
         try:
             await trio.lowlevel.checkpoint()
-            self._connection.fail_operation(self, "receive")
+            if self._connection.fail_operation(self, "receive") and not self._closed:
+                # Not what has arrived before: the operation is to fail, not the one after it.
+                raise trio.BrokenResourceError("the connection was reset")
             return await self._receive(max_bytes or _RECEIVE_BYTES)
         finally:
             self._receiving = False

@@ -312,3 +312,18 @@ def test_the_nth_operation_on_the_world_fails() -> None:
         assert [event.fields["number"] for event in events] == [nth]
         failed.append(events[0].fields["operation"])
     assert failed == ["load", "append", "connect", "send", "receive", "append"]
+
+
+def test_a_receive_fails_that_would_have_found_something() -> None:
+    """What has arrived by then is lost with the connection."""
+
+    async def scenario(world: World) -> None:
+        async with await world.network.connect("host", 80) as stream:
+            await stream.send_all(b"GET /api/v1/providers HTTP/1.1\r\nHost: host\r\n\r\n")
+            await trio.sleep(1)
+            await stream.receive_some()
+
+    assert run(scenario).error is None
+    report = run(scenario, faults=[FailOperation(nth=3)])
+    assert isinstance(report.error, trio.BrokenResourceError)
+    assert [event.fields["operation"] for event in report.events("fault")] == ["receive"]
