@@ -164,7 +164,8 @@ class SimulatorStatistics(Struct, frozen=True, kw_only=True):
     received: int = 0
     """Requests for a generation that arrived: chats, completions and embeddings."""
     refused: int = 0
-    """Answered with an error before any generation: bad requests and refusing faults. Never charged."""
+    """Answered with an error before any generation: bad requests and refusing faults, and what the end of the simulator
+    has met there. Never charged."""
     processed: int = 0
     """Generations started."""
     completed: int = 0

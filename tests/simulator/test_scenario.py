@@ -202,6 +202,21 @@ async def test_who_leaves_the_queue_gives_up_his_place(autojump_clock) -> None:
         assert simulator.held_nanousd == 0
 
 
+@pytest.mark.parametrize("fields", [{}, {"fault_rates": {"503": 1.0}}], ids=["queued", "to be refused"])
+async def test_the_end_of_the_simulator_is_in_the_counts(autojump_clock, fields: dict[str, Any]) -> None:
+    """What waits for its place, or for its refusal, has started no generation that could have failed."""
+    capacity = Capacity(concurrent=1 if fields else 0, queue=1)
+    scenario = Scenario(latency=Latency(head=Spread(median_s=60.0)), capacity=capacity)
+    async with simulated(scenario, **fields) as (simulator, network), trio.open_nursery() as nursery:
+        nursery.start_soon(ask, network)
+        await trio.sleep(1)
+        assert simulator.statistics().in_flight == 1
+        nursery.cancel_scope.cancel()
+    counts = simulator.statistics()
+    assert counts.received == counts.refused + counts.processed == 1
+    assert counts.processed == counts.completed + counts.cancelled + counts.failed == 0
+
+
 async def test_more_capacity_wakes_the_queue(autojump_clock) -> None:
     """Those that wait start when the phase that has room for them does, without anybody else's end."""
     scenario = Scenario(
