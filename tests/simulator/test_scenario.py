@@ -18,6 +18,7 @@ from gorouter_trio.simulator import (
     Behaviour,
     Capacity,
     Latency,
+    Limit,
     Phase,
     Scenario,
     SimulatedNetwork,
@@ -30,7 +31,7 @@ from gorouter_trio.simulator import (
 from gorouter_trio.simulator.files import load_config, parse_config, show_config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 WALL = 1_795_300_010.0
 MINI = "openai/gpt-4o-mini"
@@ -408,6 +409,24 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, named: str) -> 
         load_config(path)
     assert str(path) in str(caught.value)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Capacity(concurrent=1, refusal="429"), "'429_upstream', '503', '529', not '429'"),  # type: ignore[arg-type]
+        (lambda: Limit(requests=1, kind="bucket"), "kind"),  # type: ignore[arg-type]
+        (lambda: Limit(requests=1, per="user"), "per"),  # type: ignore[arg-type]
+        (lambda: SimulatorConfig(cancel_billing="none"), "cancel_billing"),  # type: ignore[arg-type]
+        (lambda: SimulatorConfig(retry_after_s=-5), "retry_after_s"),
+        (lambda: Spread(kind="normal"), "kind"),  # type: ignore[arg-type]
+        (lambda: Wire(finish="never"), "finish"),  # type: ignore[arg-type]
+    ],
+)
+def test_words_that_there_are_not_are_named(make: Callable[[], object], named: str) -> None:
+    """In Python too, where they were taken for another, or failed in a request."""
+    with pytest.raises(ConfigError, match=named):
+        make()
 
 
 def test_the_example_of_the_page_is_read() -> None:
