@@ -303,7 +303,8 @@ class WireConnection:
         """Let the fault happen to `data`; returns what is still to be sent of it."""
         match aim.fault:
             case Drop(size=size):
-                lane.to_drop = math.inf if size is None else size
+                # What is being lost already stays so.
+                lane.to_drop = max(lane.to_drop, math.inf if size is None else size)
             case Delay(by_s=by_s):
                 lane.hold_until(lane.arrival() + by_s)
             case Cut(how=how):
