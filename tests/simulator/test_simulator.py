@@ -403,7 +403,11 @@ async def test_what_is_nested_beyond_measure_is_refused(path: str) -> None:
         ({"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
         ({"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
         ({"messages": [{"role": "user", "content": "a"}], "stop": list("abcde")}, 400, "stop"),
-        ({"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 10**9}, 400, "top_logprobs"),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 10**9},
+            400,
+            "top_logprobs",
+        ),
         ({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}, 400, "tool_choice"),
         (
             {
