@@ -38,7 +38,7 @@ async def main() -> None:
             else:
                 answers[row.custom_id] = row.result.text
                 cost += row.result.cost or 0
-    print(f"{len(answers)} answers for ${cost}; crate-21: {answers['crate-21']!r}")
+    print(f"{len(answers)} answers for ${cost}; crate-21: {answers.get('crate-21')!r}")
 
 
 if __name__ == "__main__":

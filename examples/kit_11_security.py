@@ -34,7 +34,7 @@ async def main() -> None:
     async with open_example_client() as client:
         client.set_security(config)
         reply = await client.chat(prompt, tools=[add], access_token=TOKEN)
-        print(f"with the token: {reply.tool_calls[0].status}")
+        print("with the token:", *(call.status for call in reply.tool_calls))
         try:
             await client.chat(prompt, tools=[add])
         except gr.AuthenticationRequiredError as exc:

@@ -7,7 +7,7 @@ python examples/sessions.py --simulate
 from __future__ import annotations
 
 import trio
-from _client import open_example_client
+from _client import open_example_client, staged
 
 import gorouter_trio as gr
 
@@ -31,7 +31,8 @@ async def main() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(interrupt_soon, session)
             try:
-                async with session.stream("Recite all you know about harbours. [[tokens 5000]]") as stream:
+                prompt = "Recite all you know about harbours." + staged("[[tokens 5000]]")
+                async with session.stream(prompt) as stream:
                     await stream.collect()
             except gr.TurnInterruptedError as exc:
                 print(f"interrupted after {len(exc.partial.text.split())} words, which the history keeps")

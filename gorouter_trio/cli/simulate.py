@@ -6,13 +6,24 @@ import signal
 import sys
 from decimal import Decimal
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 import trio
 
 from ..errors import ConfigError
-from ..simulator import Recording, Simulator, SimulatorConfig, SimulatorStatistics, load_recordings, serve_simulator
+from ..simulator import (
+    Behaviour,
+    Latency,
+    Recording,
+    Scenario,
+    Simulator,
+    SimulatorConfig,
+    SimulatorStatistics,
+    Spread,
+    load_recordings,
+    serve_simulator,
+)
 from ..simulator.files import load_config
 from .failures import OK, CliError, find_failure, why
 from .options import raise_file_limit
@@ -23,6 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = ["choose_config", "parse_address", "parse_faults", "read_recordings", "run_simulate"]
+
+B = TypeVar("B", bound=Behaviour)
 
 _NANOUSD = Decimal(1_000_000_000)
 _FILES = 65_536
@@ -67,14 +80,55 @@ def read_recordings(path: Path) -> tuple[Recording, ...]:
 
 
 def choose_config(path: Path | None, options: Mapping[str, object]) -> SimulatorConfig:
-    """The settings of a file, or the default ones, with these in their place; raises `CliError`."""
+    """The settings of a file, or the default ones, with these in their place; raises `CliError`.
+
+    They go before what the scenario of the file says too.
+    """
     try:
         config = SimulatorConfig() if path is None else load_config(path)
-        return msgspec.structs.replace(config, **options)
+        config = msgspec.structs.replace(config, **options)
+        if config.scenario is None:
+            return config
+        return msgspec.structs.replace(config, scenario=_overruled(config.scenario, options))
     except OSError as exc:
         raise CliError(f"{path}: {why(exc)}") from exc
     except ConfigError as exc:
         raise CliError(str(exc)) from exc
+
+
+def _overruled(scenario: Scenario, options: Mapping[str, object]) -> Scenario:
+    """The scenario with what the options say of faults and times, wherever it says something of these."""
+    return msgspec.structs.replace(
+        _with_options(scenario, options),
+        models={name: _with_options(behaviour, options) for name, behaviour in scenario.models.items()},
+        phases=tuple([_with_options(phase, options) for phase in scenario.phases]),
+    )
+
+
+def _with_options(behaviour: B, options: Mapping[str, object]) -> B:
+    if behaviour.fault_rates is not None and "fault_rates" in options:
+        behaviour = msgspec.structs.replace(behaviour, fault_rates=options["fault_rates"])
+    if behaviour.latency is not None:
+        behaviour = msgspec.structs.replace(behaviour, latency=_timed(behaviour.latency, options))
+    return behaviour
+
+
+def _timed(latency: Latency, options: Mapping[str, object]) -> Latency:
+    jitter, speed = options.get("jitter"), options.get("tokens_per_s")
+    medians = {
+        "head": options.get("latency_s"),
+        "first_token": options.get("first_token_s"),
+        "per_token": 1 / speed if isinstance(speed, (int, float)) and speed else speed,
+    }
+    made: dict[str, Spread] = {}
+    for name, median_s in medians.items():
+        spread: Spread = getattr(latency, name)
+        if median_s is not None:
+            spread = Spread(median_s=cast("float", median_s))
+        if jitter is not None:
+            spread = msgspec.structs.replace(spread, kind="uniform", spread=jitter)
+        made[name] = spread
+    return Latency(**made)
 
 
 async def run_simulate(config: SimulatorConfig, *, listen: str, as_json: bool) -> int:

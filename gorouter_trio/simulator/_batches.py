@@ -37,7 +37,7 @@ _MOST_REQUESTS: Final = 5_000
 _MOST_BYTES: Final = 200_000_000
 _MOST_BATCHES: Final = 10_000
 _MOST_LISTED: Final = 100
-_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError)
+_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Ordered(Struct):

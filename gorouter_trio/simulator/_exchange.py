@@ -115,7 +115,8 @@ class Exchange:
         self._key = key
         self._kind = kind
         self._started_at_s = trio.current_time()
-        self._outcome: Literal["completed", "cancelled", "failed", "refused"] = "failed"
+        # Until there is a generation, which is what can fail.
+        self._outcome: Literal["completed", "cancelled", "failed", "refused"] = "refused"
         self._fault: FaultKind | None = None
         self._model: SimulatedModel | None = None
         self._is_stream = False
@@ -182,6 +183,7 @@ class Exchange:
             await self._refuse(refusal)
             return
         books.process(is_stream=self._is_stream)
+        self._outcome = "failed"
         writer = Writer(chat, model, config=config, directives=directives, reading=reading, times=times)
         generation = Generation(
             id=self._outlet.generation_id,

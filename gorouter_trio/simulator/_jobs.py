@@ -53,7 +53,7 @@ class _EmbeddingRequest(Struct):
 
 _decode_text: Final = _json.decoder(_TextRequest)
 _decode_embedding: Final = _json.decoder(_EmbeddingRequest)
-_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError)
+_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def _parse_chat(body: bytes) -> Job | ErrorReply:

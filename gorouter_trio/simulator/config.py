@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ._words import check_words
 from .catalog import EMBEDDING_MODELS, MODELS, SimulatedModel
 from .faults import FaultKind
 from .limits import ALL_FREE, FreeTier, Limit
@@ -100,12 +101,15 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Requests that `Simulator.recent_requests` remembers."""
 
     def __post_init__(self) -> None:
+        check_words(self)
         for name in _NOT_NEGATIVE:
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} must be 0 or more, not {value!r}")
         if not math.isfinite(self.clock_offset_s):
             raise ConfigError(f"clock_offset_s must be finite, not {self.clock_offset_s!r}")
+        if self.retry_after_s is not None and not 0 <= self.retry_after_s <= _MAX_RETRY_AFTER_S:
+            raise ConfigError(f"retry_after_s must be 0 to {_MAX_RETRY_AFTER_S}, not {self.retry_after_s!r}")
         if self.in_flight_share > 1:
             raise ConfigError(f"in_flight_share must be 0 to 1, not {self.in_flight_share!r}")
         if self.jitter > 1:
@@ -136,6 +140,7 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 yield f"scenario.phases[{number}].models", set(phase.models)
 
 
+_MAX_RETRY_AFTER_S = 1_000_000_000
 _NOT_NEGATIVE = (
     "latency_s",
     "first_token_s",
@@ -164,7 +169,8 @@ class SimulatorStatistics(Struct, frozen=True, kw_only=True):
     received: int = 0
     """Requests for a generation that arrived: chats, completions and embeddings."""
     refused: int = 0
-    """Answered with an error before any generation: bad requests and refusing faults. Never charged."""
+    """Answered with an error before any generation: bad requests and refusing faults, and what the end of the simulator
+    has met there. Never charged."""
     processed: int = 0
     """Generations started."""
     completed: int = 0

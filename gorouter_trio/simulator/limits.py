@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, final
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ._words import check_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +69,7 @@ class Limit(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     both at admission, as many as the request could come to cost, with nothing given back."""
 
     def __post_init__(self) -> None:
+        check_words(self)
         if (self.requests is None) == (self.tokens is None):
             raise ConfigError("a limit needs requests or tokens, and not both")
         if self.amount < 1:

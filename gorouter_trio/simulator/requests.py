@@ -32,6 +32,7 @@ __all__ = [
 _ROLES: Final = frozenset({"system", "developer", "user", "assistant", "tool"})
 _MAX_FALLBACKS: Final = 3
 _MAX_STOPS: Final = 4
+_MAX_LOGPROBS: Final = 20
 _MESSAGE_TOKENS: Final = 4
 _IMAGE_TOKENS: Final = 85
 CALL_TOKENS: Final = 6
@@ -206,7 +207,7 @@ def parse_chat(body: bytes) -> ChatRequest | ErrorReply:
         request = _decoder(body)
     except msgspec.ValidationError as exc:
         return bad_request(f"Invalid request: {exc}", error_type="invalid_request")
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return bad_request("Input must have at least 1 token.")
     return _find_fault(request) or request
 
@@ -225,6 +226,8 @@ def _find_fault(request: ChatRequest) -> ErrorReply | None:
         return _invalid("max_tokens must be at least 1")
     if request.temperature is not None and not 0 <= request.temperature <= 2:
         return _invalid("temperature must be 0 to 2")
+    if request.top_logprobs is not None and not 0 <= request.top_logprobs <= _MAX_LOGPROBS:
+        return _invalid(f"top_logprobs must be 0 to {_MAX_LOGPROBS}")
     if "audio" in (request.modalities or ()) and not request.stream:
         return bad_request("Audio output requires stream: true")
     if len(request.stops) > _MAX_STOPS:

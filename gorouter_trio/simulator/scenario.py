@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from ..errors import ConfigError
+from ._words import check_words
 from .faults import FAULTS, FaultKind
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Wire(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a refusal says when to come back: Retry-After in seconds, as a date, or a `retry-after-ms`."""
 
     def __post_init__(self) -> None:
+        check_words(self)
         if min(self.comments_before, self.comment_every, self.padding) < 0:
             raise ConfigError("comments_before, comment_every and padding must be 0 or more")
         if self.call_index != "own" and self.tool_calls not in {"in_turn", "whole"}:
@@ -99,6 +101,7 @@ class Spread(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     max_s: float = math.inf
 
     def __post_init__(self) -> None:
+        check_words(self)
         if not 0 <= self.median_s < math.inf or not 0 <= self.spread < math.inf or not self.max_s >= 0:
             raise ConfigError("median_s, spread and max_s must be 0 or more")
 
@@ -136,6 +139,7 @@ class Capacity(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     refusal: Literal["429_upstream", "503", "529"] = "429_upstream"
 
     def __post_init__(self) -> None:
+        check_words(self)
         if self.concurrent < 0 or self.queue < 0:
             raise ConfigError("concurrent and queue must be 0 or more")
 

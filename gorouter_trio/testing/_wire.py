@@ -303,7 +303,8 @@ class WireConnection:
         """Let the fault happen to `data`; returns what is still to be sent of it."""
         match aim.fault:
             case Drop(size=size):
-                lane.to_drop = math.inf if size is None else size
+                # What is being lost already stays so.
+                lane.to_drop = max(lane.to_drop, math.inf if size is None else size)
             case Delay(by_s=by_s):
                 lane.hold_until(lane.arrival() + by_s)
             case Cut(how=how):
@@ -395,7 +396,9 @@ class WireStream(trio.abc.HalfCloseableStream):
         self._receiving = True
         try:
             await trio.lowlevel.checkpoint()
-            self._connection.fail_operation(self, "receive")
+            if self._connection.fail_operation(self, "receive") and not self._closed:
+                # Not what has arrived before: the operation is to fail, not the one after it.
+                raise trio.BrokenResourceError("the connection was reset")
             return await self._receive(max_bytes or _RECEIVE_BYTES)
         finally:
             self._receiving = False

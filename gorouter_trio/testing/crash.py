@@ -158,6 +158,9 @@ class CrashHarness:
         """
         if self._is_busy:
             raise trio.BusyResourceError("another run is going on, or one was cancelled")
+        for arg in args:
+            if not isinstance(arg, str):
+                raise TypeError(f"args: a target is called with texts, not with {arg!r}")
         self._is_busy = True
         await self._order({"args": args})
         run = _Run(int(await self._expect("started")), kill)

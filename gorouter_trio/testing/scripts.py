@@ -385,7 +385,8 @@ def use_tool(name: str, /, **arguments: object) -> ToolUse:
 
 @final
 class ScriptedTool:
-    """A tool that gives out `results`, one a call: values, exceptions to raise, or functions of the arguments.
+    """A tool that gives out `results`, one a call: values, exceptions (or classes of them) to raise, or functions of
+    the arguments.
 
     `await tool(city="Paris")` is a call; `calls` holds the arguments of each so far. `definition` is what stands in
     `tools=[...]` of a request; `parameters` is the JSON schema of the arguments, by default any object.
@@ -421,6 +422,8 @@ class ScriptedTool:
         self.calls.append(arguments)
         await trio.lowlevel.checkpoint()
         for result in self._results:
+            if isinstance(result, type) and issubclass(result, BaseException):
+                raise result
             made = result(**arguments) if callable(result) else result
             value = await made if inspect.isawaitable(made) else made
             if isinstance(value, BaseException):

@@ -18,9 +18,10 @@ from gorouter_trio.batch.tally import Quantiles, Tally
 from gorouter_trio.cli.failures import CliError, describe_error, find_failure, redact, report_failure
 from gorouter_trio.cli.progress import BatchView, _count_lines, open_progress
 from gorouter_trio.cli.prompts import make_requests
-from gorouter_trio.cli.simulate import parse_address, parse_faults
+from gorouter_trio.cli.simulate import choose_config, parse_address, parse_faults
 from gorouter_trio.cli.terminal import format_cost, format_seconds, printable
 from gorouter_trio.errors import ConfigError, ConnectError, ProviderError, RateLimitError
+from gorouter_trio.simulator import Phase, Scenario, Spread
 from gorouter_trio.wire.codec import encode_json
 from gorouter_trio.wire.mail import CallSettings
 from gorouter_trio.wire.messages import AssistantMessage
@@ -200,3 +201,41 @@ def test_counting_rows(tmp_path: Path) -> None:
     packed.write_bytes(gzip.compress(plain.read_bytes() * 1_000))
     assert _count_lines(str(plain)) == 3
     assert _count_lines(str(packed)) is None
+
+
+def test_options_go_before_the_scenario_of_a_file(tmp_path: Path) -> None:
+    """Wherever it speaks of faults or times: for all models, for one, and in a phase; what it leaves out stays so."""
+    path = tmp_path / "scenario.toml"
+    path.write_text(
+        """
+        [scenario]
+        fault_rates = {502 = 1.0}
+        latency.head = {median_s = 9.0, max_s = 20.0}
+        latency.per_token = {median_s = 0.5, kind = "exponential"}
+        [scenario.models."openai/gpt-4o"]
+        fault_rates = {503 = 1.0}
+        [[scenario.phases]]
+        to_s = 5.0
+        latency.head.median_s = 8.0
+        [[scenario.phases]]
+        from_s = 7.0
+        """
+    )
+    rates = {"500": 0.5}
+    config = choose_config(path, {"fault_rates": rates, "latency_s": 1.0, "tokens_per_s": 50.0, "jitter": 0.2})
+    scenario = config.scenario
+    assert scenario is not None
+    head = Spread(median_s=1.0, spread=0.2, kind="uniform")
+    assert (scenario.fault_rates, scenario.models["openai/gpt-4o"].fault_rates) == (rates, rates)
+    assert scenario.latency is not None
+    assert scenario.latency.head == head
+    assert scenario.latency.per_token == Spread(median_s=0.02, spread=0.2, kind="uniform")
+    first, second = scenario.phases
+    assert first.latency is not None
+    assert (first.to_s, first.latency.head, first.fault_rates) == (5.0, head, None)
+    assert second == Phase(from_s=7.0)
+    unchanged = choose_config(path, {"seed": 3}).scenario
+    assert isinstance(unchanged, Scenario)
+    assert unchanged.fault_rates == {"502": 1.0}
+    assert unchanged.latency is not None
+    assert unchanged.latency.head == Spread(median_s=9.0, max_s=20.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from gorouter_trio.security import Principal
+from gorouter_trio.testing import ScriptedModel, World, use_tool
+from gorouter_trio.testing import run as start
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EXAMPLES = REPOSITORY / "examples"
@@ -136,6 +141,36 @@ def test_an_example_runs_against_the_simulator(name: str) -> None:
 def test_a_twin_of_a_kit_example(name: str, small: dict[str, str]) -> None:
     """Each example and each program of GoRouter Kit's documentation has a twin here that prints what it shows."""
     check(name, small[name])
+
+
+@pytest.mark.parametrize(
+    ("calls", "sent"),
+    [([], {}), (["price", "send_car"], {"caller:ada": "7"})],
+    ids=["none", "two"],
+)
+def test_the_taxi_takes_what_a_model_calls(monkeypatch: pytest.MonkeyPatch, calls: list[str], sent: object) -> None:
+    """A real model calls no tool, or more than it was expected to, and the example goes on."""
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    taxi = importlib.import_module("taxi")
+    arguments = {"price": {"pickup": "harbour", "destination": "airport"}, "send_car": {"pickup": "harbour"}}
+    used = [use_tool(name, **arguments[name]) for name in calls]
+    order = '{"pickup": "harbour", "destination": "airport", "price_eur": "45.30", "car": "standard"}'
+    fleet = taxi.Fleet(["7"])
+
+    async def scenario(world: World) -> None:
+        world.serve(ScriptedModel(["45 euros.", *([used, "It comes.", order] if used else ["I cannot."])]))
+        async with world.open_client() as client:
+            await taxi.call(client, fleet, Principal(id="ada"), "harbour")
+
+    assert start(scenario).error is None
+    assert fleet.sent == sent
+
+
+def test_no_prompt_for_a_model_has_a_directive() -> None:
+    """What the simulator is told is for it alone."""
+    for path in EXAMPLES.glob("[!_]*.py"):
+        for line in path.read_text("utf-8").splitlines():
+            assert "[[" not in line or "staged(" in line or line.lstrip().startswith("f'[["), f"{path.name}: {line}"
 
 
 def test_no_example_is_left_out() -> None:

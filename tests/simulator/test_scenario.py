@@ -18,6 +18,7 @@ from gorouter_trio.simulator import (
     Behaviour,
     Capacity,
     Latency,
+    Limit,
     Phase,
     Scenario,
     SimulatedNetwork,
@@ -30,7 +31,7 @@ from gorouter_trio.simulator import (
 from gorouter_trio.simulator.files import load_config, parse_config, show_config
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 WALL = 1_795_300_010.0
 MINI = "openai/gpt-4o-mini"
@@ -200,6 +201,21 @@ async def test_who_leaves_the_queue_gives_up_his_place(autojump_clock) -> None:
         assert (counts.processed, counts.completed, counts.refused) == (2, 2, 1)
         assert [record.status for record in simulator.recent_requests()] == [499, 200, 200]
         assert simulator.held_nanousd == 0
+
+
+@pytest.mark.parametrize("fields", [{}, {"fault_rates": {"503": 1.0}}], ids=["queued", "to be refused"])
+async def test_the_end_of_the_simulator_is_in_the_counts(autojump_clock, fields: dict[str, Any]) -> None:
+    """What waits for its place, or for its refusal, has started no generation that could have failed."""
+    capacity = Capacity(concurrent=1 if fields else 0, queue=1)
+    scenario = Scenario(latency=Latency(head=Spread(median_s=60.0)), capacity=capacity)
+    async with simulated(scenario, **fields) as (simulator, network), trio.open_nursery() as nursery:
+        nursery.start_soon(ask, network)
+        await trio.sleep(1)
+        assert simulator.statistics().in_flight == 1
+        nursery.cancel_scope.cancel()
+    counts = simulator.statistics()
+    assert counts.received == counts.refused + counts.processed == 1
+    assert counts.processed == counts.completed + counts.cancelled + counts.failed == 0
 
 
 async def test_more_capacity_wakes_the_queue(autojump_clock) -> None:
@@ -393,6 +409,24 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, named: str) -> 
         load_config(path)
     assert str(path) in str(caught.value)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Capacity(concurrent=1, refusal="429"), "'429_upstream', '503', '529', not '429'"),  # type: ignore[arg-type]
+        (lambda: Limit(requests=1, kind="bucket"), "kind"),  # type: ignore[arg-type]
+        (lambda: Limit(requests=1, per="user"), "per"),  # type: ignore[arg-type]
+        (lambda: SimulatorConfig(cancel_billing="none"), "cancel_billing"),  # type: ignore[arg-type]
+        (lambda: SimulatorConfig(retry_after_s=-5), "retry_after_s"),
+        (lambda: Spread(kind="normal"), "kind"),  # type: ignore[arg-type]
+        (lambda: Wire(finish="never"), "finish"),  # type: ignore[arg-type]
+    ],
+)
+def test_words_that_there_are_not_are_named(make: Callable[[], object], named: str) -> None:
+    """In Python too, where they were taken for another, or failed in a request."""
+    with pytest.raises(ConfigError, match=named):
+        make()
 
 
 def test_the_example_of_the_page_is_read() -> None:

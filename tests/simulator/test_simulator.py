@@ -374,6 +374,18 @@ async def test_say_and_tokens_are_obeyed_and_can_be_turned_off() -> None:
 # Bad requests.
 
 
+@pytest.mark.parametrize("path", ["chat/completions", "completions", "embeddings", "batches"])
+async def test_what_is_nested_beyond_measure_is_refused(path: str) -> None:
+    """It is no error of the server's."""
+    deep = b"[" * 100_000 + b"]" * 100_000
+    async with simulated() as caller:
+        client = await caller.connect()
+        body = b'{"messages":[{"role":"user","content":"a"}],"metadata":%b}' % deep
+        reply = await client.request("POST", f"/api/v1/{path}", headers=(KEY,), body=body)
+        await client.stream.aclose()
+        assert reply.status == 400
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "message"),
     [
@@ -391,6 +403,11 @@ async def test_say_and_tokens_are_obeyed_and_can_be_turned_off() -> None:
         ({"messages": [{"role": "user", "content": "a"}], "temperature": 3}, 400, "temperature"),
         ({"messages": [{"role": "user", "content": "a"}], "max_tokens": 0}, 400, "max_tokens"),
         ({"messages": [{"role": "user", "content": "a"}], "stop": list("abcde")}, 400, "stop"),
+        (
+            {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 10**9},
+            400,
+            "top_logprobs",
+        ),
         ({"messages": [{"role": "user", "content": "a"}], "tool_choice": "required"}, 400, "tool_choice"),
         (
             {

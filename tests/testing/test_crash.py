@@ -113,6 +113,15 @@ def children() -> set[str]:
     return found - {str(os.getpid())}
 
 
+async def test_an_argument_that_is_no_text_is_refused() -> None:
+    """Such as a path; the harness can be used after it."""
+    async with open_crash_harness("crash_targets:say_and_wait", path=[HERE]) as harness:
+        with pytest.raises(TypeError, match=r"texts, not with .*Path"):
+            await harness.run(Path("a"))  # type: ignore[arg-type]
+        crash = await harness.run("a", kill=Kill(after_acks=1))
+    assert (crash.killed, crash.acks) == (True, ("a",))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 async def test_cancelling_a_run_kills_its_process() -> None:
     """Nothing is left of a run that its caller gave up, and the harness says that it cannot go on."""

@@ -312,3 +312,33 @@ def test_the_nth_operation_on_the_world_fails() -> None:
         assert [event.fields["number"] for event in events] == [nth]
         failed.append(events[0].fields["operation"])
     assert failed == ["load", "append", "connect", "send", "receive", "append"]
+
+
+def test_a_receive_fails_that_would_have_found_something() -> None:
+    """What has arrived by then is lost with the connection."""
+
+    async def scenario(world: World) -> None:
+        async with await world.network.connect("host", 80) as stream:
+            await stream.send_all(b"GET /api/v1/providers HTTP/1.1\r\nHost: host\r\n\r\n")
+            await trio.sleep(1)
+            await stream.receive_some()
+
+    assert run(scenario).error is None
+    report = run(scenario, faults=[FailOperation(nth=3)])
+    assert isinstance(report.error, trio.BrokenResourceError)
+    assert [event.fields["operation"] for event in report.events("fault")] == ["receive"]
+
+
+def test_a_second_drop_brings_nothing_back() -> None:
+    """Where all the rest of a message is lost, a fault that loses some of it changes nothing."""
+
+    async def scenario(world: World) -> int:
+        size = 0
+        async with await world.network.connect("host", 80) as stream:
+            await stream.send_all(b"GET /api/v1/providers HTTP/1.1\r\nHost: host\r\n\r\n")
+            with trio.move_on_after(5):
+                while True:
+                    size += len(await stream.receive_some())
+        return size
+
+    assert run(scenario, faults=[Drop(after_bytes=10), Drop(after_bytes=20, size=5)]).value == 10

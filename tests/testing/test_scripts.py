@@ -255,6 +255,12 @@ async def test_a_scripted_tool_raises_and_ends() -> None:
     assert ScriptedTool("t", []).definition["type"] == "function"
 
 
+async def test_a_scripted_tool_raises_a_class() -> None:
+    """A class of exceptions is one to raise, not a function of the arguments."""
+    with pytest.raises(TimeoutError):
+        await ScriptedTool("weather", [TimeoutError])(city="Paris")
+
+
 @pytest.mark.parametrize("results", ["sunny", b"sunny", {"celsius": 3}])
 def test_one_result_is_no_list_of_results(results: object) -> None:
     """Letters and keys are not what was meant to be given out one by one."""
