@@ -963,7 +963,7 @@ def _stream(
     session: SessionName | None,
 ) -> Iterator[ChatStream[T]]:
     with _driven(core.stream(opening, deadline_s=deadline_s, session=session)) as (stream, lots):
-        yield ChatStream(StreamCore(stream, lots))
+        yield ChatStream(StreamCore(stream, lots, now=core.now))
 
 
 @contextmanager

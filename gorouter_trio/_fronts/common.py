@@ -1027,10 +1027,16 @@ async def _next_of(items: AsyncIterator[T]) -> list[T]:
 
 
 class StreamCore(ChatStream[T_co]):
-    """A stream of the runtime, read where it is lent to."""
+    """A stream of the runtime, read where it is lent to; `now` is that of its `Core`."""
 
-    def __init__(self, stream: ChatStream[T_co], lots: LotReader[StreamEvent]) -> None:
-        super().__init__(_Elsewhere(stream))
+    def __init__(
+        self,
+        stream: ChatStream[T_co],
+        lots: LotReader[StreamEvent],
+        *,
+        now: Callable[[Callable[[], ChatResult[object]]], ChatResult[object]],
+    ) -> None:
+        super().__init__(_Elsewhere(stream, now))
         self._stream = stream
         self._lots = lots
         self._finish: StreamFinished | None = None
@@ -1082,8 +1088,11 @@ class StreamCore(ChatStream[T_co]):
 class _Elsewhere(ChunkSource):
     """The source of a stream that is read by another thread."""
 
-    def __init__(self, stream: ChatStream[object]) -> None:
+    def __init__(
+        self, stream: ChatStream[object], now: Callable[[Callable[[], ChatResult[object]]], ChatResult[object]]
+    ) -> None:
         self._stream = stream
+        self._now = now
 
     @property
     def generation_id(self) -> str | None:
@@ -1093,7 +1102,8 @@ class _Elsewhere(ChunkSource):
         raise NotImplementedError
 
     def result(self) -> ChatResult[object]:
-        return self._stream.result
+        # Asked of the thread that reads meanwhile.
+        return self._now(self._stream.so_far)
 
 
 def _input(home: Home, requests: object) -> object:
