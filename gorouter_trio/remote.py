@@ -131,9 +131,12 @@ class _Wire:
         with trio.move_on_after(self._patience_s):
             while True:
                 if self._fatal is not None:
-                    raise self._fatal
-                if self._link is not None and self._link is not other_than:
-                    return self._link
+                    # Raised to each caller anew: with its traceback it would keep what all of them have asked.
+                    raise self._fatal.with_traceback(None)
+                link = self._link
+                # One that has ended stays here until it is closed: what is asked of it would pass for begun.
+                if link is not None and link is not other_than and link.broken is None:
+                    return link
                 await self._changed.wait()
         raise ConnectError(f"there is no connection to {self._url}{self._trouble}")
 

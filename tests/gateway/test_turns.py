@@ -6,6 +6,7 @@ import random
 import resource
 import socket
 import struct
+import traceback
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from gorouter_trio.errors import (
 )
 from gorouter_trio.events import TextDelta, ToolFinished
 from gorouter_trio.gateway import GatewayConfig, GatewayLimits
+from gorouter_trio.gateway.link import LinkBrokenError
 from gorouter_trio.remote import open_remote
 from gorouter_trio.security import SecurityManager
 from gorouter_trio.simulator import SimulatorConfig
@@ -208,6 +210,37 @@ async def test_what_is_refused_all_the_same():
                 await stream.collect()
         assert (await client.session("k").ask("[[say well]]")).text == "well"
         assert client.connects == 2
+
+
+async def test_what_is_asked_behind_a_connection_that_has_ended_waits_for_the_next():
+    """Before anybody has closed it: nothing was sent, so that nothing is in doubt."""
+    async with open_gateway() as behind, open_remote(behind.url) as client:
+        asked: list[Any] = [
+            lambda: client.chat("[[say well]]"),
+            lambda: client.session("s").ask("[[say well]]"),
+            lambda: client.session("s").undo(),
+        ]
+        for number, ask in enumerate(asked, start=2):
+            (await client._wire.link())._end(LinkBrokenError(None))
+            assert await ask()
+            assert client.connects == number
+        assert len(behind.world.sent) == 2
+
+
+async def test_an_error_for_good_keeps_nothing_of_who_was_told():
+    """Its traceback does not grow with each call that it is raised to."""
+
+    def length(exc):
+        return len(list(traceback.walk_tb(exc.__traceback__)))
+
+    async with open_gateway() as behind, open_remote(behind.url) as client:
+        client._wire._fatal = InvalidTokenError("the access token does not hold", problem="unknown")
+        lengths = []
+        for _ in range(3):
+            with pytest.raises(InvalidTokenError) as caught:
+                await client.chat("hello")
+            lengths.append(length(caught.value))
+        assert len(set(lengths)) == 1
 
 
 @pytest.mark.parametrize("path", ["/ä", "/?x=ü", "/a b", "/a\tb"])
