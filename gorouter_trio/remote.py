@@ -568,8 +568,6 @@ class RemoteSession:
         **options: Unpack[TurnOptions],
     ) -> ChatResult[object]:
         """As `SessionRef.ask`: one turn, stored on return. The connection may break meanwhile."""
-        if resume not in {None, "resend"} or (resume and turn_id is None):
-            raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         form = self._wire.forms.get(response_type, options.get("response_schema"), None)
         result = await self._whole(prompt, options, turn_id=turn_id, resume=resume, form=form)
         return _typed(result, form)
@@ -693,6 +691,8 @@ class RemoteSession:
     ) -> Ask:
         if turn_id is not None:
             encode_name("turn_id:", turn_id)
+        if resume not in (None, "resend") or (resume and turn_id is None):
+            raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         ask = _request(self.key, self._system, prompt=prompt, options=options, form=form, stream=stream)
         turn_id = turn_id or ask.turn_id
         return msgspec.structs.replace(ask, owner=self._owner, turn_id=turn_id, resume=resume, replaces=replaces)
@@ -725,7 +725,8 @@ def _request(
 def _options(options: TurnOptions, form: AnswerForm | None) -> AskOptions:
     """The options as they cross the wire; raises `BadRequestError` for what does not."""
     given = dict(cast("Mapping[str, object]", options))
-    if any(callable(tool) for tool in cast("list[object]", given.get("tools") or ())):
+    tools = given.get("tools")
+    if any(callable(tool) for tool in (tools if isinstance(tools, (list, tuple)) else (tools,))):
         raise ConfigError("tools: functions run in the gateway: give them to serve_gateway, and definitions here")
     if form is not None and "response_schema" not in given:
         given |= _schema_of(form)
@@ -778,12 +779,15 @@ async def open_remote(
     and raises `ConnectError` then. `tls` are the settings for wss, such as `TlsConfig(ca_file="ca.pem")`, in place of
     the system's; a gateway whose certificate does not verify is a `ConnectError` at once. Raises `InvalidTokenError`
     for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in,
-    `ConfigError` for a URL that is none and for settings whose files cannot be used.
+    `ConfigError` for a URL that is none, for settings of the wrong kind, and for files that cannot be used.
 
     Leaving stops running turns, as leaving the client of this process does. An error of the body leaves as itself.
     """
+    secret = _secret(token)
+    del token  # A traceback may show locals.
     _check_url(url)
-    secret = Secret(token) if isinstance(token, str) else token
+    if isinstance(patience_s, bool) or not isinstance(patience_s, (int, float)) or not patience_s >= 0:
+        raise ConfigError(f"patience_s: must be a number of seconds, 0 or more, not {patience_s!r}")
     context = make_tls_context(tls, environ=os.environ) if url.startswith("wss://") else None
     wire = _Wire(url, token=secret, tls=context, patience_s=patience_s, rng=rng or random.Random())
     body: BaseException | None = None
@@ -816,19 +820,37 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return exc
 
 
-def _check_url(url: str) -> None:
-    """Raise `ConfigError` for what is no place to connect to."""
+def _secret(token: object) -> Secret | None:
+    """The token; raises `ConfigError` for what is none, which shows nothing of it."""
+    secret = Secret(token) if isinstance(token, str) else token
+    if secret is None:
+        return None
+    if not isinstance(secret, Secret):
+        raise ConfigError(f"token: must be a str, a Secret or None, not a {type(token).__name__}")
+    try:
+        secret.reveal().encode()
+    except UnicodeEncodeError:
+        raise ConfigError("token: is not valid Unicode") from None
+    return secret
+
+
+def _check_url(url: object) -> None:
+    """Raise `ConfigError` for what is no place to connect to, without what may be a password in it."""
+    if not isinstance(url, str):
+        raise ConfigError(f"url: must be a text such as ws://host:port, not {url!r}")
+    shown = repr(f"...@{url.rpartition('@')[2]}" if "@" in url else url)
     if not url.startswith(("ws://", "wss://")):
-        raise ConfigError(f"url: must begin with ws:// or wss://, not {url!r}")
+        raise ConfigError(f"url: must begin with ws:// or wss://, not {shown}")
     try:
         place = urlsplit(url)
         has_place = bool(place.hostname) and place.port != 0
         (place.hostname or "").encode("idna")
     except ValueError as exc:
-        raise ConfigError(f"url: {url!r}: {exc}") from None
+        why = "is no URL" if "@" in url else str(exc)
+        raise ConfigError(f"url: {shown}: {why}") from None
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"url: {url!r}: must be printable ASCII: write others as %XX, and a host as xn--…")
+        raise ConfigError(f"url: {shown}: must be printable ASCII: write others as %XX, and a host as xn--…")
     if not has_place:
-        raise ConfigError(f"url: {url!r} names no host, or no port that there is")
+        raise ConfigError(f"url: {shown} names no host, or no port that there is")
     if place.username is not None or place.password is not None:
         raise ConfigError("url: must hold no credentials; give the token as `token`")

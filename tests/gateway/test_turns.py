@@ -252,6 +252,50 @@ async def test_places_that_are_none(path):
                 pass
 
 
+SECRET = "ssh-geheim"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"url": None}, "url"),
+        ({"url": b"ws://host"}, "url"),
+        ({"url": f"http://ada:{SECRET}@host"}, "url"),
+        ({"url": f"ws://ada:{SECRET}@ho st"}, "url"),
+        ({"url": f"ws://ada:{SECRET}@host:99999"}, "url"),
+        ({"url": f"ws://ada:{SECRET}/@host"}, "url"),
+        ({"url": f"ws://ada:{SECRET}@host"}, "credentials"),
+        ({"token": 5}, "token"),
+        ({"token": SECRET.encode()}, "token"),
+        ({"token": f"{SECRET}\ud800"}, "token"),
+        ({"patience_s": None}, "patience_s"),
+        ({"patience_s": "30"}, "patience_s"),
+        ({"patience_s": -1.0}, "patience_s"),
+        ({"patience_s": float("nan")}, "patience_s"),
+    ],
+)
+async def test_settings_of_the_wrong_kind(wrong, word):
+    """Are told as such, at once, and no secret is."""
+    with pytest.raises(ConfigError, match=word) as caught:
+        async with open_remote(**({"url": "ws://127.0.0.1:9"} | wrong)):
+            pass
+    assert SECRET not in str(caught.value)
+
+
+async def test_arguments_of_the_wrong_kind():
+    """Are refused here, for streams as for whole answers."""
+    async with open_gateway() as behind, open_remote(behind.url) as client:
+        session: Any = client.session("s")
+        with pytest.raises(BadRequestError, match="tools"):
+            await session.ask("hello", tools=5)
+        for again in ({"resume": "resend"}, {"resume": "maybe", "turn_id": "t"}, {"resume": [], "turn_id": "t"}):
+            with pytest.raises(ConfigError, match="resume"):
+                await session.ask("hello", **again)
+            with pytest.raises(ConfigError, match="resume"):
+                session.stream("hello", **again)
+        assert behind.world.sent == []
+
+
 async def test_a_bug_in_the_connection_comes_out(monkeypatch):
     """As itself: not as the cancel of the body that it has caused."""
 
