@@ -93,6 +93,8 @@ _AGENT: Final = "gorouter-trio"
 OnQuestion: TypeAlias = "Callable[[Question], Awaitable[None]]"
 """Called with each question about a tool; it may answer it with `session.answer`, at once or ever."""
 
+_Place: TypeAlias = tuple[str, tuple[str, str] | None]
+
 _decode_options = make_decoder(AskOptions)
 
 
@@ -118,8 +120,8 @@ class _Wire:
         self._trouble = ""
         self._changed = trio.Event()
         self.connects = 0
-        self.turns: dict[tuple[str, tuple[str, str] | None], Link] = {}
-        """Where the sessions are in the middle of a turn, which may be a gateway that goes away."""
+        self._turns: dict[_Place, dict[_Turn, Link]] = {}
+        # Of each session, the turns that were begun, in their order, and where: a gateway that goes away still has them.
         self.forms = FormCache()
         self.on_question: OnQuestion | None = None
 
@@ -212,9 +214,23 @@ class _Wire:
                 raise error_of(message.error)
             return message
 
+    def note_begun(self, turn: _Turn, place: _Place, link: Link) -> None:
+        """The turn is asked for on this link, the first time or again."""
+        self._turns.setdefault(place, {})[turn] = link
+
+    def note_ended(self, turn: _Turn, place: _Place) -> None:
+        """It is nowhere any more."""
+        turns = self._turns.get(place, {})
+        turns.pop(turn, None)
+        if not turns:
+            self._turns.pop(place, None)
+
     def _link_of_turn(self, request: SessionRequest | Statistics) -> Link | None:
-        link = None if request.session is None else self.turns.get((request.session, request.owner))
-        return None if link is None or link.broken is not None else link
+        """Where the session is in the middle of a turn: that of the first one, since the others wait for it."""
+        if request.session is None:
+            return None
+        turns = self._turns.get((request.session, request.owner), {})
+        return next((link for turn, link in turns.items() if turn.is_running and link.broken is None), None)
 
     def _lost(self, link: Link, exc: LinkBrokenError) -> None:
         """Do not offer this link any more, and raise what trying again would not change.
@@ -255,6 +271,11 @@ class _Turn(ChunkSource):
         """Known with the answer only."""
         return None if self._result is None else self._result.generation_id
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was asked for, and its end has not come."""
+        return self._call is not None and not self._call.is_over
+
     def has_ended(self) -> bool:
         """Whether the answer is there."""
         return self._result is not None
@@ -277,7 +298,7 @@ class _Turn(ChunkSource):
                 # That has its credit anew.
                 self._owed = 0
                 if ask.session is not None:
-                    self._wire.turns[ask.session, ask.owner] = link
+                    self._wire.note_begun(self, (ask.session, ask.owner), link)
             except LinkBrokenError as exc:
                 await self._wire.reopen(link, exc)
                 self._may_have_begun = True
@@ -399,9 +420,7 @@ class _Turn(ChunkSource):
         try:
             await self._stop(call, link)
         finally:
-            place = (self._ask.session or "", self._ask.owner)
-            if self._wire.turns.get(place) is link:
-                del self._wire.turns[place]
+            self._wire.note_ended(self, (self._ask.session or "", self._ask.owner))
 
     async def _stop(self, call: Call, link: Link) -> None:
         if not call.is_over and link.broken is None:
