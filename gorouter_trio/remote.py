@@ -518,7 +518,7 @@ class RemoteClient:
     def session(self, key: str, *, system: str | None = None, owner: tuple[str, str] | None = None) -> RemoteSession:
         """The session with this key, of who the gateway knows by the token; no I/O."""
         encode_name("session: the key", key)
-        return RemoteSession(self._wire, key, system=system, owner=owner)
+        return RemoteSession(self._wire, key, system=system, owner=None if owner is None else _owner(owner))
 
     async def statistics(self) -> GatewaySnapshot:
         """What the gateway does; raises `AccessDeniedError` for who may not know."""
@@ -837,6 +837,13 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
     return exc
+
+
+def _owner(given: object) -> tuple[str, str]:
+    """A tenant and the id of a principal; raises `ConfigError` for what is none."""
+    if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(part, str) for part in given):
+        return (given[0], given[1])
+    raise ConfigError(f"owner: must be a tenant and the id of a principal, not {given!r}")
 
 
 def _secret(token: object) -> Secret | None:

@@ -286,6 +286,9 @@ async def test_arguments_of_the_wrong_kind():
     """Are refused here, for streams as for whole answers."""
     async with open_gateway() as behind, open_remote(behind.url) as client:
         session: Any = client.session("s")
+        for owner in ("acme", ("acme",), ("acme", 5), {"acme": "ada"}):
+            with pytest.raises(ConfigError, match="owner"):
+                client.session("s", owner=owner)  # type: ignore[arg-type]  # that is the point
         with pytest.raises(BadRequestError, match="tools"):
             await session.ask("hello", tools=5)
         for again in ({"resume": "resend"}, {"resume": "maybe", "turn_id": "t"}, {"resume": [], "turn_id": "t"}):
