@@ -18,6 +18,7 @@ from uuid import uuid4
 import msgspec
 import trio
 
+from ._contain import ungrouped
 from ._turns.output import FormCache
 from ._turns.stream import ChatStream, ChunkSource
 from .client import session_key
@@ -809,27 +810,19 @@ async def open_remote(
         raise ConfigError(f"patience_s: must be a number of seconds, 0 or more, not {patience_s!r}")
     context = make_tls_context(tls, environ=os.environ) if url.startswith("wss://") else None
     wire = _Wire(url, token=secret, tls=context, patience_s=patience_s, rng=rng or random.Random())
-    body: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wire.run)
-            try:
-                await wire.link()
-                yield RemoteClient(wire)
-            except BaseException as exc:
-                body = exc
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        failures = group.split(trio.Cancelled)[1]
-        if failures is not None and (body is None or isinstance(body, trio.Cancelled)):
-            # The body was cancelled because of it.
-            failure = _first(failures)
-            raise failure from failure.__cause__
-        if body is None:
-            raise
-        raise body from body.__cause__
+    async with ungrouped(_connected(wire)):
+        yield RemoteClient(wire)
+
+
+@asynccontextmanager
+async def _connected(wire: _Wire) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.run)
+        try:
+            await wire.link()
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -312,6 +312,23 @@ async def test_a_bug_in_the_connection_comes_out(monkeypatch):
                 pass
 
 
+async def test_an_error_of_the_body_leaves_as_it_is():
+    """With what it came of, and a group of the body's as that."""
+    async with open_gateway() as behind:
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with open_remote(behind.url):
+                try:
+                    raise KeyError("first")
+                except KeyError:
+                    _ = 1 / 0
+        assert isinstance(caught.value.__context__, KeyError)
+        assert not caught.value.__suppress_context__
+        with pytest.raises(ExceptionGroup) as group:
+            async with open_remote(behind.url):
+                raise ExceptionGroup("mine", [ValueError("x"), KeyError("y")])
+        assert group.value.message == "mine"
+
+
 async def test_what_came_before_a_failure():
     """Is read before it is raised, also where all of it has come by then."""
     async with (
