@@ -729,15 +729,17 @@ class Core:
         self, open_feed: Callable[[], AbstractContextManager[EventFeed[E]]]
     ) -> Iterator[tuple[EventFeed[E], LotReader[E]]]:
         """Events of the runtime, and where they are read."""
+        signal = self.place().home.signal()
         opened = self.now(open_feed)
         feed = self.now(opened.__enter__)
-        signal = self.place().home.signal()
-        lent = Lent(self.portal.tell, partial(_feed_opened, feed), on_change=signal.set, room=_BATCH_ROOM)
-        self.portal.lend(lent)
         try:
-            yield feed, LotReader(lent, signal)
+            lent = Lent(self.portal.tell, partial(_feed_opened, feed), on_change=signal.set, room=_BATCH_ROOM)
+            self.portal.lend(lent)
+            try:
+                yield feed, LotReader(lent, signal)
+            finally:
+                lent.leave()
         finally:
-            lent.leave()
             self.now(partial(opened.__exit__, None, None, None))
 
 

@@ -392,6 +392,14 @@ def test_outside_of_a_loop_it_is_refused(base_url: str) -> None:
         async with aio.open_client(**settings(base_url)) as client:
             with pytest.raises(gr.ConfigError, match="where a loop runs"):
                 await asyncio.to_thread(client.session, "s")
+
+            def listen() -> None:
+                with client.events(gr.ChatFailed):
+                    pass
+
+            with pytest.raises(gr.ConfigError, match="where a loop runs"):
+                await asyncio.to_thread(listen)
+            assert not client._core.client.runtime.bus.has_listeners
             return client
 
     asyncio.run(main())
