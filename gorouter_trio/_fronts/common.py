@@ -463,11 +463,12 @@ async def call_runtime(
     nursery: trio.Nursery | None = None,
     patience_s: float = _CLOSING_S,
     context: contextvars.Context | None = None,
+    is_inner: bool = False,
 ) -> T:
     """The answer to a call, from its home. Cancelling cancels it, and waits until that is through."""
     signal = home.signal()
     call = Call(work, deadline_s=deadline_s, on_settled=signal.set, is_paid=is_paid, context=context)
-    home.portal.submit(call, nursery)
+    home.portal.submit(call, nursery, is_inner=is_inner)
     try:
         while call.captured is None:
             await signal.wait()
@@ -526,15 +527,17 @@ class Core:
         self.registered: list[tuple[object, object]] = []
         """Middlewares and hooks as they were given, and as they are there."""
         self._patience_s = config.sessions.shutdown_grace_s + _SLACK_S
+        self._is_of_plugin = False
 
     def place(self) -> Bridge:
         """The bridge to where the caller is."""
         raise NotImplementedError
 
     def of(self, client: Client) -> Core:
-        """The same for another client of the same runtime."""
+        """The same for the client of a plugin, which ends while the pool is still there."""
         other = copy.copy(self)
         other.client = client
+        other._is_of_plugin = True
         return other
 
     # Its life
@@ -604,6 +607,7 @@ class Core:
             is_paid=is_paid,
             patience_s=self._patience_s,
             context=_context_of(home, session),
+            is_inner=self._is_of_plugin,
         )
 
     def given(self, options: Mapping[str, object], response_type: type[object] | None = None) -> Mapping[str, Any]:

@@ -164,13 +164,15 @@ class Portal(Generic[V]):
 
     # The way in
 
-    def submit(self, call: Call[T], nursery: trio.Nursery | None = None) -> None:
+    def submit(self, call: Call[T], nursery: trio.Nursery | None = None, *, is_inner: bool = False) -> None:
         """Run the call as a task of the runtime, or of a nursery of it; a `ConfigError` is its answer where that is closed.
 
-        Raises `PoolClosedError`, and `ConfigError` in a forked process.
+        One that `is_inner` is taken while the runtime ends as well, as one in a nursery is. Raises `PoolClosedError`,
+        and `ConfigError` in a forked process.
         """
         call.nursery = nursery
-        self._enter(self._start, call, is_inner=nursery is not None)
+        is_inner = is_inner or nursery is not None
+        self._enter(self._start_inner if is_inner else self._start, call, is_inner=is_inner)
 
     def lend(self, lent: Lent[T]) -> None:
         """Have it entered. Raises as `submit`."""
@@ -260,13 +262,17 @@ class Portal(Generic[V]):
     # What is done in the thread
 
     def _start(self, call: Call[T]) -> None:
-        nursery = call.nursery
-        if nursery is not None:
-            call.start(nursery)
-        elif self._is_refusing or self._calls is None:
+        if self._is_refusing:
             call.refuse()
         else:
-            call.start(self._calls)
+            self._start_inner(call)
+
+    def _start_inner(self, call: Call[T]) -> None:
+        nursery = call.nursery or self._calls
+        if nursery is None:
+            call.refuse()
+        else:
+            call.start(nursery)
 
     def _start_lent(self, lent: Lent[T]) -> None:
         if self._is_refusing or self._lent is None:
