@@ -43,7 +43,7 @@ from ..runtime_events import RuntimeEvent
 from ..secret import Secret
 from ..tools.registry import Tool
 from ..wire.result import T_co
-from .portal import Call, Lent, Portal
+from .portal import LONGEST_S, Call, Lent, Portal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -526,7 +526,7 @@ class Core:
         self.client: Client = cast("Client", None)
         self.registered: list[tuple[object, object]] = []
         """Middlewares and hooks as they were given, and as they are there."""
-        self._patience_s = config.sessions.shutdown_grace_s + _SLACK_S
+        self._patience_s = min(config.sessions.shutdown_grace_s, LONGEST_S) + _SLACK_S
         self._is_of_plugin = False
 
     def place(self) -> Bridge:

@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
-__all__ = ["Call", "Lent", "Portal"]
+__all__ = ["LONGEST_S", "Call", "Lent", "Portal"]
 
 T = TypeVar("T")
 V = TypeVar("V")
+
+LONGEST_S = 1e9
+"""Longer than anybody waits, and no more than what clocks and locks can count."""
 
 _LAST_CALLS_S = 1.0
 _AT_EXIT_S = 3.0
@@ -539,7 +542,7 @@ def _expiry(deadline_s: object) -> float:
     """When a call is to end that may take so long, by the clock of the system that trio goes by as well."""
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, (int, float)) or not deadline_s >= 0:
         raise ConfigError(f"deadline_s: must be a number of seconds, 0 or more, not {deadline_s!r}")
-    return time.perf_counter() + deadline_s
+    return time.perf_counter() + deadline_s if deadline_s < LONGEST_S else math.inf
 
 
 def _on_trio_clock(expires_at: float) -> float:

@@ -477,6 +477,21 @@ def test_methods_are_taken_out_again(same: Same) -> None:
     assert same(scenario) == ([True, False], 2)
 
 
+@pytest.mark.parametrize("grace_s", [1e12, float("inf")])
+def test_patience_without_an_end(same: Same, grace_s: float) -> None:
+    """Whatever clocks and locks can count."""
+
+    async def scenario(front: Front) -> Any:
+        async with front.open_client(sessions=gr.SessionConfig(shutdown_grace_s=grace_s)) as client:
+            bounds: list[Any] = [{}] if front.kind == "trio" else [{"deadline_s": s} for s in (1e300, 10**400, 1e12)]
+            said = {(await client.chat("[[say x]]", **bound)).text for bound in bounds}
+            async with client.stream("[[say x]]", **bounds[0]) as stream:
+                said.add((await stream.collect()).text)
+        return said
+
+    assert same(scenario) == {"x"}
+
+
 def test_what_cannot_be_called_is_no_handler(same: Same) -> None:
     """It is refused where it is given, and so is a queue that has no room."""
 
