@@ -337,12 +337,13 @@ class _Turn(ChunkSource):
         call, link = self._call, self._link
         if call is None or link is None or self._owed < max(1, min(_CREDIT, link.welcome.max_credit) // 2):
             return
-        owed, self._owed = self._owed, 0
         try:
-            await call.grant(owed)
+            await call.grant(self._owed)
         except LinkBrokenError:
             # Noticed where it is read from.
             return
+        # Only then: who is cancelled has not paid, and may read on.
+        self._owed = 0
 
     def _take(self, message: ServerMessage, events: list[StreamEvent]) -> None:
         match message:
