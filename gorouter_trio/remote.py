@@ -92,7 +92,10 @@ _GRACE_S: Final = 10.0
 _AGENT: Final = "gorouter-trio"
 
 OnQuestion: TypeAlias = "Callable[[Question], Awaitable[None]]"
-"""Called with each question about a tool; it may answer it with `session.answer`, at once or ever."""
+"""Called with each question about a tool; it may answer it with `session.answer`, at once or ever.
+
+Whoever reads the turn waits for it. One that is cancelled with its reader is called again when that reads on.
+"""
 
 _Place: TypeAlias = tuple[str, tuple[str, str] | None]
 
@@ -402,8 +405,14 @@ class _Turn(ChunkSource):
 
     async def _pass_question_on(self) -> None:
         question, self._question = self._question, None
-        if question is not None and self._wire.on_question is not None:
+        if question is None or self._wire.on_question is None:
+            return
+        try:
             await self._wire.on_question(question)
+        except trio.Cancelled:
+            # Whoever reads on is asked again: nobody else would answer it.
+            self._question = question
+            raise
 
     async def whole(self) -> ChatResult[object]:
         """Read to the end; being cancelled stops the turn, and waits until that is stored."""

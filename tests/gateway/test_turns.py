@@ -541,6 +541,29 @@ async def test_questions_from_python():
         assert [event.result for event in events if isinstance(event, ToolFinished)] == ["sunny in Paris"]
 
 
+async def test_a_question_whose_handler_is_cancelled_is_asked_again():
+    """With its reader, who reads on: otherwise nobody would answer it."""
+    async with open_gateway(serve={"tools": [wipe]}) as behind, open_remote(behind.url) as client:
+        session, asked = client.session("s"), []
+        scope = trio.CancelScope()
+
+        async def approve(question):
+            asked.append(question.question_id)
+            if len(asked) == 1:
+                scope.cancel()
+                await trio.sleep_forever()
+            await session.answer(question.question_id, True)
+
+        client.on_question(approve)
+        with trio.fail_after(20):
+            async with session.stream('[[call wipe {"disk": "sda"}]]') as stream:
+                with scope:
+                    await stream.collect()
+                assert (await stream.collect()).tool_calls[0].text == "sda is wiped"
+        assert len(asked) == 2
+        assert len(set(asked)) == 1
+
+
 async def test_questions_behind_other_messages():
     """Each question is passed on, also one that has come while the reader, or the handler, was at something else."""
     async with open_gateway(serve={"tools": [wipe]}) as behind, open_remote(behind.url) as client:
