@@ -29,6 +29,7 @@ from .errors import (
     DecodeError,
     GorouterError,
     InvalidOutputError,
+    PoolClosedError,
     StreamBrokenError,
     StreamNotFinishedError,
 )
@@ -146,6 +147,11 @@ class _Wire:
                 await self._changed.wait()
         raise ConnectError(f"there is no connection to {self._url}{self._trouble}")
 
+    def close(self) -> None:
+        """Nobody gets a connection any more: whoever waits for one, or comes later, is told so at once."""
+        self._fatal = PoolClosedError("the client is closed")
+        self._tell()
+
     async def run(self) -> None:
         """Keep a connection, until it is of no use to try.
 
@@ -184,7 +190,7 @@ class _Wire:
 
     def _give_up_on(self, exc: BaseException) -> None:
         if isinstance(exc, LinkBrokenError):
-            self._fatal = exc.fatal()
+            self._fatal = self._fatal or exc.fatal()
         elif not isinstance(exc, (ConnectError, DecodeError)) or self._is_the_wrong_place(exc):
             self._fatal = cast("GorouterError", exc)
         self._trouble = f": {exc}"
@@ -811,7 +817,8 @@ async def open_remote(
     for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in,
     `ConfigError` for a URL that is none, for settings of the wrong kind, and for files that cannot be used.
 
-    Leaving stops running turns, as leaving the client of this process does. An error of the body leaves as itself.
+    Leaving stops running turns, as leaving the client of this process does; what is asked afterwards raises
+    `PoolClosedError`. An error of the body leaves as itself.
     """
     secret = _secret(token)
     del token  # A traceback may show locals.
@@ -832,6 +839,7 @@ async def _connected(wire: _Wire) -> AsyncIterator[None]:
             await wire.link()
             yield
         finally:
+            wire.close()
             nursery.cancel_scope.cancel()
 
 

@@ -27,6 +27,7 @@ from gorouter_trio.errors import (
     ConfigError,
     ConnectError,
     InvalidTokenError,
+    PoolClosedError,
     ProviderError,
 )
 from gorouter_trio.events import StreamFinished, TextDelta, ToolFinished
@@ -324,6 +325,30 @@ async def test_a_bug_in_the_connection_comes_out(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             async with open_remote(behind.url):
                 pass
+
+
+async def test_after_the_end_nobody_waits_for_a_connection():
+    """Neither who is still reading, nor who asks then."""
+    found: list[type[BaseException]] = []
+
+    async def read(client, *, task_status):
+        with pytest.raises(PoolClosedError) as caught:
+            async with client.session("s").stream("[[tokens 900]]") as stream:
+                await anext(aiter(stream))
+                task_status.started()
+                await stream.collect()
+        found.append(type(caught.value))
+
+    slow = SimulatorConfig(tokens_per_s=50.0)
+    async with open_gateway(config=slow) as behind, trio.open_nursery() as nursery:
+        with trio.fail_after(10):
+            async with open_remote(behind.url) as client:
+                await nursery.start(read, client)
+            for late in (client.chat, client.session("s").ask):
+                with pytest.raises(PoolClosedError):
+                    await late("hello")
+            while not found:
+                await trio.sleep(0.01)
 
 
 async def test_an_error_of_the_body_leaves_as_it_is():
