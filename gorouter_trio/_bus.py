@@ -48,7 +48,7 @@ class HandlerId(Struct, frozen=True):
 class Listener:
     """The queue of one subscription. `dropped` counts the events that it was too slow for."""
 
-    __slots__ = ("_idle", "_queue", "_wakeup", "dropped", "kinds", "limit")
+    __slots__ = ("_has_ended", "_idle", "_queue", "_wakeup", "dropped", "kinds", "limit")
 
     def __init__(self, kinds: tuple[type[RuntimeEvent], ...], limit: int) -> None:
         self.kinds = kinds
@@ -57,6 +57,7 @@ class Listener:
         self._queue: deque[RuntimeEvent] = deque()
         self._wakeup = trio.Event()
         self._idle = trio.Event()
+        self._has_ended = False
 
     def put(self, event: RuntimeEvent) -> None:
         """Queue `event`; when there is no room, the oldest one goes."""
@@ -69,8 +70,10 @@ class Listener:
             self._idle = trio.Event()
 
     async def get(self) -> RuntimeEvent:
-        """The next event; waits for one. Cancelling loses none."""
+        """The next event; waits for one. Cancelling loses none. Raises `trio.EndOfChannel` where none come any more."""
         while not self._queue:
+            if self._has_ended:
+                raise trio.EndOfChannel
             self._idle.set()
             if self._wakeup.is_set():
                 # Only then: another reader may wait for the same one.
@@ -86,6 +89,11 @@ class Listener:
     def leave(self) -> None:
         """The reader has left: there is nothing to wait for any more."""
         self._idle.set()
+
+    def end(self) -> None:
+        """Nothing more comes: whoever still reads has what there is."""
+        self._has_ended = True
+        self._wakeup.set()
 
 
 class EventFeed(Generic[E]):
@@ -107,7 +115,10 @@ class EventFeed(Generic[E]):
 
     async def __anext__(self) -> E:
         await trio.lowlevel.checkpoint()
-        return cast("E", await self._listener.get())
+        try:
+            return cast("E", await self._listener.get())
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
 
 
 class EventBus:
@@ -182,6 +193,7 @@ class EventBus:
             yield EventFeed(listener)
         finally:
             self._forget(number)
+            listener.end()
 
     async def drain(self) -> None:
         """Wait until every handler has had what is queued for it, or is off; those that hang are waited for."""

@@ -6,14 +6,16 @@ reported through the callback that the owner passes in. `Cancelled` and other `B
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
-__all__ = ["contain", "contain_sync", "lone_error"]
+__all__ = ["contain", "contain_sync", "lone_error", "ungrouped"]
 
 T = TypeVar("T")
 
@@ -38,6 +40,27 @@ def contain_sync(work: Callable[[], T], *, report: Callable[[Exception], None]) 
     except Exception as exc:  # noqa: BLE001 - this module exists to do that
         report(exc)
         return None
+
+
+@asynccontextmanager
+async def ungrouped(opened: AbstractAsyncContextManager[T]) -> AsyncIterator[T]:
+    """The same context manager, whose nurseries do not wrap up a lone error; see `lone_error`."""
+    body: BaseException | None = None
+    try:
+        async with opened as value:
+            try:
+                yield value
+            except BaseException as exc:
+                body = exc
+                raise
+        return
+    except BaseExceptionGroup as group:
+        lone = lone_error(group, body)
+    # Raised out here, where no exception is being handled, it keeps the context that it came with.
+    try:
+        raise lone
+    finally:
+        del body, lone  # a traceback that leads to itself would stay until the next collection
 
 
 def lone_error(group: BaseExceptionGroup[BaseException], body: BaseException | None) -> BaseException:

@@ -18,6 +18,7 @@ from ._contain import contain_sync
 from ._guards import Guards, guard_of
 from ._pipeline import ChatPipeline
 from ._plugin_host import PluginHost, open_plugin_host
+from ._prometheus import render
 from ._services import Services
 from ._turns.chain import Chain
 from ._turns.defaults import CallDefaults
@@ -191,7 +192,10 @@ class _Place:
 
 
 def _listed(source: MetricsSource) -> list[MetricFamily]:
-    return list(source())
+    families = list(source())
+    # What is no family shows here, where it harms nobody's else.
+    render(families)
+    return families
 
 
 @asynccontextmanager

@@ -966,7 +966,7 @@ async def _stream(
     session: SessionName | None,
 ) -> AsyncIterator[ChatStream[T]]:
     async with core.stream(opening, deadline_s=deadline_s, session=session) as (stream, lots):
-        yield ChatStream(stream, lots)
+        yield ChatStream(stream, lots, now=core.now)
 
 
 @asynccontextmanager

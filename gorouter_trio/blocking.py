@@ -209,7 +209,13 @@ class _ThreadHome:
 
 
 def _called(function: Callable[..., object], *args: object, **named: object) -> object:
-    returned = function(*args, **named)
+    try:
+        returned = function(*args, **named)
+    except BaseException as exc:
+        if isinstance(exc, Exception):
+            raise
+        # As in every thread but the main one: neither the program nor the runtime ends by it.
+        raise RuntimeError(f"ended by {type(exc).__name__} in a worker thread") from exc
     if inspect.iscoroutine(returned):
         returned.close()
         raise ConfigError(f"{function!r}: must be a plain function here, which runs in a thread, not an async one")
@@ -964,7 +970,7 @@ def _stream(
     session: SessionName | None,
 ) -> Iterator[ChatStream[T]]:
     with _driven(core.stream(opening, deadline_s=deadline_s, session=session)) as (stream, lots):
-        yield ChatStream(StreamCore(stream, lots))
+        yield ChatStream(StreamCore(stream, lots, now=core.now))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import msgspec
 
 from ._callables import can_take
 from ._completion import run_completion
-from ._contain import lone_error
+from ._contain import ungrouped
 from ._inspect import families, inspect_runtime
 from ._prometheus import render
 from ._runtime import Runtime, open_runtime
@@ -854,22 +854,8 @@ async def open_client(config: ClientConfig | None = None, /, **fields: object) -
     """
     fields = without_secrets(fields)
     resolved = merged_config(config, fields).resolved()
-    body: BaseException | None = None
-    try:
-        async with _open_runtime_and_plugins(resolved) as client:
-            try:
-                yield client
-            except BaseException as exc:
-                body = exc
-                raise
-        return
-    except BaseExceptionGroup as group:
-        lone = lone_error(group, body)
-    # Raised out here, where no exception is being handled, it keeps the context that it came with.
-    try:
-        raise lone
-    finally:
-        del body, lone  # a traceback that leads to itself would stay until the next collection
+    async with ungrouped(_open_runtime_and_plugins(resolved)) as client:
+        yield client
 
 
 def without_secrets(fields: dict[str, object]) -> dict[str, object]:

@@ -18,6 +18,7 @@ from uuid import uuid4
 import msgspec
 import trio
 
+from ._contain import ungrouped
 from ._turns.output import FormCache
 from ._turns.stream import ChatStream, ChunkSource
 from .client import session_key
@@ -28,6 +29,7 @@ from .errors import (
     DecodeError,
     GorouterError,
     InvalidOutputError,
+    PoolClosedError,
     StreamBrokenError,
     StreamNotFinishedError,
 )
@@ -91,7 +93,12 @@ _GRACE_S: Final = 10.0
 _AGENT: Final = "gorouter-trio"
 
 OnQuestion: TypeAlias = "Callable[[Question], Awaitable[None]]"
-"""Called with each question about a tool; it may answer it with `session.answer`, at once or ever."""
+"""Called with each question about a tool; it may answer it with `session.answer`, at once or ever.
+
+Whoever reads the turn waits for it. One that is cancelled with its reader is called again when that reads on.
+"""
+
+_Place: TypeAlias = tuple[str, tuple[str, str] | None]
 
 _decode_options = make_decoder(AskOptions)
 
@@ -118,8 +125,8 @@ class _Wire:
         self._trouble = ""
         self._changed = trio.Event()
         self.connects = 0
-        self.turns: dict[tuple[str, tuple[str, str] | None], Link] = {}
-        """Where the sessions are in the middle of a turn, which may be a gateway that goes away."""
+        self._turns: dict[_Place, dict[_Turn, Link]] = {}
+        # Of each session, the turns that were begun, in their order, and where: a gateway that goes away still has them.
         self.forms = FormCache()
         self.on_question: OnQuestion | None = None
 
@@ -131,11 +138,19 @@ class _Wire:
         with trio.move_on_after(self._patience_s):
             while True:
                 if self._fatal is not None:
-                    raise self._fatal
-                if self._link is not None and self._link is not other_than:
-                    return self._link
+                    # Raised to each caller anew: with its traceback it would keep what all of them have asked.
+                    raise self._fatal.with_traceback(None)
+                link = self._link
+                # One that has ended stays here until it is closed: what is asked of it would pass for begun.
+                if link is not None and link is not other_than and link.broken is None:
+                    return link
                 await self._changed.wait()
         raise ConnectError(f"there is no connection to {self._url}{self._trouble}")
+
+    def close(self) -> None:
+        """Nobody gets a connection any more: whoever waits for one, or comes later, is told so at once."""
+        self._fatal = PoolClosedError("the client is closed")
+        self._tell()
 
     async def run(self) -> None:
         """Keep a connection, until it is of no use to try.
@@ -175,7 +190,7 @@ class _Wire:
 
     def _give_up_on(self, exc: BaseException) -> None:
         if isinstance(exc, LinkBrokenError):
-            self._fatal = exc.fatal()
+            self._fatal = self._fatal or exc.fatal()
         elif not isinstance(exc, (ConnectError, DecodeError)) or self._is_the_wrong_place(exc):
             self._fatal = cast("GorouterError", exc)
         self._trouble = f": {exc}"
@@ -209,9 +224,23 @@ class _Wire:
                 raise error_of(message.error)
             return message
 
+    def note_begun(self, turn: _Turn, place: _Place, link: Link) -> None:
+        """The turn is asked for on this link, the first time or again."""
+        self._turns.setdefault(place, {})[turn] = link
+
+    def note_ended(self, turn: _Turn, place: _Place) -> None:
+        """It is nowhere any more."""
+        turns = self._turns.get(place, {})
+        turns.pop(turn, None)
+        if not turns:
+            self._turns.pop(place, None)
+
     def _link_of_turn(self, request: SessionRequest | Statistics) -> Link | None:
-        link = None if request.session is None else self.turns.get((request.session, request.owner))
-        return None if link is None or link.broken is not None else link
+        """Where the session is in the middle of a turn: that of the first one, since the others wait for it."""
+        if request.session is None:
+            return None
+        turns = self._turns.get((request.session, request.owner), {})
+        return next((link for turn, link in turns.items() if turn.is_running and link.broken is None), None)
 
     def _lost(self, link: Link, exc: LinkBrokenError) -> None:
         """Do not offer this link any more, and raise what trying again would not change.
@@ -252,6 +281,11 @@ class _Turn(ChunkSource):
         """Known with the answer only."""
         return None if self._result is None else self._result.generation_id
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it was asked for, and its end has not come."""
+        return self._call is not None and not self._call.is_over
+
     def has_ended(self) -> bool:
         """Whether the answer is there."""
         return self._result is not None
@@ -274,7 +308,7 @@ class _Turn(ChunkSource):
                 # That has its credit anew.
                 self._owed = 0
                 if ask.session is not None:
-                    self._wire.turns[ask.session, ask.owner] = link
+                    self._wire.note_begun(self, (ask.session, ask.owner), link)
             except LinkBrokenError as exc:
                 await self._wire.reopen(link, exc)
                 self._may_have_begun = True
@@ -312,12 +346,13 @@ class _Turn(ChunkSource):
         call, link = self._call, self._link
         if call is None or link is None or self._owed < max(1, min(_CREDIT, link.welcome.max_credit) // 2):
             return
-        owed, self._owed = self._owed, 0
         try:
-            await call.grant(owed)
+            await call.grant(self._owed)
         except LinkBrokenError:
             # Noticed where it is read from.
             return
+        # Only then: who is cancelled has not paid, and may read on.
+        self._owed = 0
 
     def _take(self, message: ServerMessage, events: list[StreamEvent]) -> None:
         match message:
@@ -376,8 +411,14 @@ class _Turn(ChunkSource):
 
     async def _pass_question_on(self) -> None:
         question, self._question = self._question, None
-        if question is not None and self._wire.on_question is not None:
+        if question is None or self._wire.on_question is None:
+            return
+        try:
             await self._wire.on_question(question)
+        except trio.Cancelled:
+            # Whoever reads on is asked again: nobody else would answer it.
+            self._question = question
+            raise
 
     async def whole(self) -> ChatResult[object]:
         """Read to the end; being cancelled stops the turn, and waits until that is stored."""
@@ -396,9 +437,7 @@ class _Turn(ChunkSource):
         try:
             await self._stop(call, link)
         finally:
-            place = (self._ask.session or "", self._ask.owner)
-            if self._wire.turns.get(place) is link:
-                del self._wire.turns[place]
+            self._wire.note_ended(self, (self._ask.session or "", self._ask.owner))
 
     async def _stop(self, call: Call, link: Link) -> None:
         if not call.is_over and link.broken is None:
@@ -496,7 +535,7 @@ class RemoteClient:
     def session(self, key: str, *, system: str | None = None, owner: tuple[str, str] | None = None) -> RemoteSession:
         """The session with this key, of who the gateway knows by the token; no I/O."""
         encode_name("session: the key", key)
-        return RemoteSession(self._wire, key, system=system, owner=owner)
+        return RemoteSession(self._wire, key, system=system, owner=None if owner is None else _owner(owner))
 
     async def statistics(self) -> GatewaySnapshot:
         """What the gateway does; raises `AccessDeniedError` for who may not know."""
@@ -565,8 +604,6 @@ class RemoteSession:
         **options: Unpack[TurnOptions],
     ) -> ChatResult[object]:
         """As `SessionRef.ask`: one turn, stored on return. The connection may break meanwhile."""
-        if resume not in {None, "resend"} or (resume and turn_id is None):
-            raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         form = self._wire.forms.get(response_type, options.get("response_schema"), None)
         result = await self._whole(prompt, options, turn_id=turn_id, resume=resume, form=form)
         return _typed(result, form)
@@ -690,6 +727,8 @@ class RemoteSession:
     ) -> Ask:
         if turn_id is not None:
             encode_name("turn_id:", turn_id)
+        if resume not in (None, "resend") or (resume and turn_id is None):
+            raise ConfigError('resume: is None or "resend", and needs the turn_id of the turn that is meant')
         ask = _request(self.key, self._system, prompt=prompt, options=options, form=form, stream=stream)
         turn_id = turn_id or ask.turn_id
         return msgspec.structs.replace(ask, owner=self._owner, turn_id=turn_id, resume=resume, replaces=replaces)
@@ -722,7 +761,8 @@ def _request(
 def _options(options: TurnOptions, form: AnswerForm | None) -> AskOptions:
     """The options as they cross the wire; raises `BadRequestError` for what does not."""
     given = dict(cast("Mapping[str, object]", options))
-    if any(callable(tool) for tool in cast("list[object]", given.get("tools") or ())):
+    tools = given.get("tools")
+    if any(callable(tool) for tool in (tools if isinstance(tools, (list, tuple)) else (tools,))):
         raise ConfigError("tools: functions run in the gateway: give them to serve_gateway, and definitions here")
     if form is not None and "response_schema" not in given:
         given |= _schema_of(form)
@@ -775,35 +815,32 @@ async def open_remote(
     and raises `ConnectError` then. `tls` are the settings for wss, such as `TlsConfig(ca_file="ca.pem")`, in place of
     the system's; a gateway whose certificate does not verify is a `ConnectError` at once. Raises `InvalidTokenError`
     for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in,
-    `ConfigError` for a URL that is none and for settings whose files cannot be used.
+    `ConfigError` for a URL that is none, for settings of the wrong kind, and for files that cannot be used.
 
-    Leaving stops running turns, as leaving the client of this process does. An error of the body leaves as itself.
+    Leaving stops running turns, as leaving the client of this process does; what is asked afterwards raises
+    `PoolClosedError`. An error of the body leaves as itself.
     """
+    secret = _secret(token)
+    del token  # A traceback may show locals.
     _check_url(url)
-    secret = Secret(token) if isinstance(token, str) else token
+    if isinstance(patience_s, bool) or not isinstance(patience_s, (int, float)) or not patience_s >= 0:
+        raise ConfigError(f"patience_s: must be a number of seconds, 0 or more, not {patience_s!r}")
     context = make_tls_context(tls, environ=os.environ) if url.startswith("wss://") else None
     wire = _Wire(url, token=secret, tls=context, patience_s=patience_s, rng=rng or random.Random())
-    body: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(wire.run)
-            try:
-                await wire.link()
-                yield RemoteClient(wire)
-            except BaseException as exc:
-                body = exc
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        failures = group.split(trio.Cancelled)[1]
-        if failures is not None and (body is None or isinstance(body, trio.Cancelled)):
-            # The body was cancelled because of it.
-            failure = _first(failures)
-            raise failure from failure.__cause__
-        if body is None:
-            raise
-        raise body from body.__cause__
+    async with ungrouped(_connected(wire)):
+        yield RemoteClient(wire)
+
+
+@asynccontextmanager
+async def _connected(wire: _Wire) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wire.run)
+        try:
+            await wire.link()
+            yield
+        finally:
+            wire.close()
+            nursery.cancel_scope.cancel()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -813,19 +850,44 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return exc
 
 
-def _check_url(url: str) -> None:
-    """Raise `ConfigError` for what is no place to connect to."""
+def _owner(given: object) -> tuple[str, str]:
+    """A tenant and the id of a principal; raises `ConfigError` for what is none."""
+    if isinstance(given, (tuple, list)) and len(given) == 2 and all(isinstance(part, str) for part in given):
+        return (given[0], given[1])
+    raise ConfigError(f"owner: must be a tenant and the id of a principal, not {given!r}")
+
+
+def _secret(token: object) -> Secret | None:
+    """The token; raises `ConfigError` for what is none, which shows nothing of it."""
+    secret = Secret(token) if isinstance(token, str) else token
+    if secret is None:
+        return None
+    if not isinstance(secret, Secret):
+        raise ConfigError(f"token: must be a str, a Secret or None, not a {type(token).__name__}")
+    try:
+        secret.reveal().encode()
+    except UnicodeEncodeError:
+        raise ConfigError("token: is not valid Unicode") from None
+    return secret
+
+
+def _check_url(url: object) -> None:
+    """Raise `ConfigError` for what is no place to connect to, without what may be a password in it."""
+    if not isinstance(url, str):
+        raise ConfigError(f"url: must be a text such as ws://host:port, not {url!r}")
+    shown = repr(f"...@{url.rpartition('@')[2]}" if "@" in url else url)
     if not url.startswith(("ws://", "wss://")):
-        raise ConfigError(f"url: must begin with ws:// or wss://, not {url!r}")
+        raise ConfigError(f"url: must begin with ws:// or wss://, not {shown}")
     try:
         place = urlsplit(url)
         has_place = bool(place.hostname) and place.port != 0
         (place.hostname or "").encode("idna")
     except ValueError as exc:
-        raise ConfigError(f"url: {url!r}: {exc}") from None
+        why = "is no URL" if "@" in url else str(exc)
+        raise ConfigError(f"url: {shown}: {why}") from None
     if not url.isascii() or not url.isprintable() or " " in url:
-        raise ConfigError(f"url: {url!r}: must be printable ASCII: write others as %XX, and a host as xn--…")
+        raise ConfigError(f"url: {shown}: must be printable ASCII: write others as %XX, and a host as xn--…")
     if not has_place:
-        raise ConfigError(f"url: {url!r} names no host, or no port that there is")
+        raise ConfigError(f"url: {shown} names no host, or no port that there is")
     if place.username is not None or place.password is not None:
         raise ConfigError("url: must hold no credentials; give the token as `token`")

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import trio
+import trio.testing
 
 import gorouter_trio as gr
 from gorouter_trio._bus import EventBus, EventFeed
@@ -212,6 +213,25 @@ async def test_who_hears_chats(autojump_clock):
         heard.append(bus.hears_chats)
         bus.off(number)
         assert [*heard, bus.hears_chats] == [False, False, True, True, True, False]
+
+
+async def test_a_feed_ends_when_it_is_left(autojump_clock):
+    """For everybody who still reads it, behind what there is."""
+    got: list[list[float]] = []
+
+    async def read(feed: EventFeed[ChatStarted]) -> None:
+        got.append([event.at_s async for event in feed])
+
+    async with trio.open_nursery() as nursery:
+        bus = EventBus(nursery)
+        with trio.fail_after(10):
+            async with trio.open_nursery() as readers:
+                with bus.listen(ChatStarted) as feed:
+                    readers.start_soon(read, feed)
+                    readers.start_soon(read, feed)
+                    await trio.testing.wait_all_tasks_blocked()
+                    bus.emit(started(1))
+        assert sorted(got) == [[], [1.0]]
 
 
 async def test_an_async_handler_has_no_thread():

@@ -43,7 +43,7 @@ from ..runtime_events import RuntimeEvent
 from ..secret import Secret
 from ..tools.registry import Tool
 from ..wire.result import T_co
-from .portal import Call, Lent, Portal
+from .portal import LONGEST_S, Call, Lent, Portal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Iterator
@@ -463,11 +463,12 @@ async def call_runtime(
     nursery: trio.Nursery | None = None,
     patience_s: float = _CLOSING_S,
     context: contextvars.Context | None = None,
+    is_inner: bool = False,
 ) -> T:
     """The answer to a call, from its home. Cancelling cancels it, and waits until that is through."""
     signal = home.signal()
     call = Call(work, deadline_s=deadline_s, on_settled=signal.set, is_paid=is_paid, context=context)
-    home.portal.submit(call, nursery)
+    home.portal.submit(call, nursery, is_inner=is_inner)
     try:
         while call.captured is None:
             await signal.wait()
@@ -525,16 +526,18 @@ class Core:
         self.client: Client = cast("Client", None)
         self.registered: list[tuple[object, object]] = []
         """Middlewares and hooks as they were given, and as they are there."""
-        self._patience_s = config.sessions.shutdown_grace_s + _SLACK_S
+        self._patience_s = min(config.sessions.shutdown_grace_s, LONGEST_S) + _SLACK_S
+        self._is_of_plugin = False
 
     def place(self) -> Bridge:
         """The bridge to where the caller is."""
         raise NotImplementedError
 
     def of(self, client: Client) -> Core:
-        """The same for another client of the same runtime."""
+        """The same for the client of a plugin, which ends while the pool is still there."""
         other = copy.copy(self)
         other.client = client
+        other._is_of_plugin = True
         return other
 
     # Its life
@@ -604,6 +607,7 @@ class Core:
             is_paid=is_paid,
             patience_s=self._patience_s,
             context=_context_of(home, session),
+            is_inner=self._is_of_plugin,
         )
 
     def given(self, options: Mapping[str, object], response_type: type[object] | None = None) -> Mapping[str, Any]:
@@ -729,15 +733,17 @@ class Core:
         self, open_feed: Callable[[], AbstractContextManager[EventFeed[E]]]
     ) -> Iterator[tuple[EventFeed[E], LotReader[E]]]:
         """Events of the runtime, and where they are read."""
+        signal = self.place().home.signal()
         opened = self.now(open_feed)
         feed = self.now(opened.__enter__)
-        signal = self.place().home.signal()
-        lent = Lent(self.portal.tell, partial(_feed_opened, feed), on_change=signal.set, room=_BATCH_ROOM)
-        self.portal.lend(lent)
         try:
-            yield feed, LotReader(lent, signal)
+            lent = Lent(self.portal.tell, partial(_feed_opened, feed), on_change=signal.set, room=_BATCH_ROOM)
+            self.portal.lend(lent)
+            try:
+                yield feed, LotReader(lent, signal)
+            finally:
+                lent.leave()
         finally:
-            lent.leave()
             self.now(partial(opened.__exit__, None, None, None))
 
 
@@ -1027,10 +1033,16 @@ async def _next_of(items: AsyncIterator[T]) -> list[T]:
 
 
 class StreamCore(ChatStream[T_co]):
-    """A stream of the runtime, read where it is lent to."""
+    """A stream of the runtime, read where it is lent to; `now` is that of its `Core`."""
 
-    def __init__(self, stream: ChatStream[T_co], lots: LotReader[StreamEvent]) -> None:
-        super().__init__(_Elsewhere(stream))
+    def __init__(
+        self,
+        stream: ChatStream[T_co],
+        lots: LotReader[StreamEvent],
+        *,
+        now: Callable[[Callable[[], ChatResult[object]]], ChatResult[object]],
+    ) -> None:
+        super().__init__(_Elsewhere(stream, now))
         self._stream = stream
         self._lots = lots
         self._finish: StreamFinished | None = None
@@ -1082,8 +1094,11 @@ class StreamCore(ChatStream[T_co]):
 class _Elsewhere(ChunkSource):
     """The source of a stream that is read by another thread."""
 
-    def __init__(self, stream: ChatStream[object]) -> None:
+    def __init__(
+        self, stream: ChatStream[object], now: Callable[[Callable[[], ChatResult[object]]], ChatResult[object]]
+    ) -> None:
         self._stream = stream
+        self._now = now
 
     @property
     def generation_id(self) -> str | None:
@@ -1093,7 +1108,8 @@ class _Elsewhere(ChunkSource):
         raise NotImplementedError
 
     def result(self) -> ChatResult[object]:
-        return self._stream.result
+        # Asked of the thread that reads meanwhile.
+        return self._now(self._stream.so_far)
 
 
 def _input(home: Home, requests: object) -> object:

@@ -35,10 +35,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
-__all__ = ["Call", "Lent", "Portal"]
+__all__ = ["LONGEST_S", "Call", "Lent", "Portal"]
 
 T = TypeVar("T")
 V = TypeVar("V")
+
+LONGEST_S = 1e9
+"""Longer than anybody waits, and no more than what clocks and locks can count."""
 
 _LAST_CALLS_S = 1.0
 _AT_EXIT_S = 3.0
@@ -164,13 +167,15 @@ class Portal(Generic[V]):
 
     # The way in
 
-    def submit(self, call: Call[T], nursery: trio.Nursery | None = None) -> None:
+    def submit(self, call: Call[T], nursery: trio.Nursery | None = None, *, is_inner: bool = False) -> None:
         """Run the call as a task of the runtime, or of a nursery of it; a `ConfigError` is its answer where that is closed.
 
-        Raises `PoolClosedError`, and `ConfigError` in a forked process.
+        One that `is_inner` is taken while the runtime ends as well, as one in a nursery is. Raises `PoolClosedError`,
+        and `ConfigError` in a forked process.
         """
         call.nursery = nursery
-        self._enter(self._start, call, is_inner=nursery is not None)
+        is_inner = is_inner or nursery is not None
+        self._enter(self._start_inner if is_inner else self._start, call, is_inner=is_inner)
 
     def lend(self, lent: Lent[T]) -> None:
         """Have it entered. Raises as `submit`."""
@@ -260,13 +265,17 @@ class Portal(Generic[V]):
     # What is done in the thread
 
     def _start(self, call: Call[T]) -> None:
-        nursery = call.nursery
-        if nursery is not None:
-            call.start(nursery)
-        elif self._is_refusing or self._calls is None:
+        if self._is_refusing:
             call.refuse()
         else:
-            call.start(self._calls)
+            self._start_inner(call)
+
+    def _start_inner(self, call: Call[T]) -> None:
+        nursery = call.nursery or self._calls
+        if nursery is None:
+            call.refuse()
+        else:
+            call.start(nursery)
 
     def _start_lent(self, lent: Lent[T]) -> None:
         if self._is_refusing or self._lent is None:
@@ -533,7 +542,7 @@ def _expiry(deadline_s: object) -> float:
     """When a call is to end that may take so long, by the clock of the system that trio goes by as well."""
     if isinstance(deadline_s, bool) or not isinstance(deadline_s, (int, float)) or not deadline_s >= 0:
         raise ConfigError(f"deadline_s: must be a number of seconds, 0 or more, not {deadline_s!r}")
-    return time.perf_counter() + deadline_s
+    return time.perf_counter() + deadline_s if deadline_s < LONGEST_S else math.inf
 
 
 def _on_trio_clock(expires_at: float) -> float:

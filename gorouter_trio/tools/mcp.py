@@ -31,7 +31,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import PaginatedRequestParams
 
-from .._contain import contain, lone_error
+from .._contain import contain, ungrouped
 from ..errors import ConfigError, ConnectError, ToolError
 from .registry import Tool, ToolSet
 
@@ -92,25 +92,18 @@ async def open_mcp(
     """
     settings = _Settings(prefix, rules, timeout_s, max_tools)
     server = McpServer(_transport(target, env=env, cwd=cwd, headers=headers), settings, name=_shown(target))
-    body: BaseException | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(server.run)
-            try:
-                yield server
-            except BaseException as exc:
-                body = exc
-                raise
-            finally:
-                nursery.cancel_scope.cancel()
-        return
-    except BaseExceptionGroup as group:
-        lone = lone_error(group, body)
-    # Raised out here, where no exception is being handled, it keeps the context that it came with.
-    try:
-        raise lone
-    finally:
-        del body, lone  # a traceback that leads to itself would stay until the next collection
+    async with ungrouped(_connected(server)):
+        yield server
+
+
+@asynccontextmanager
+async def _connected(server: McpServer) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(server.run)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 class _Settings:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -123,6 +123,14 @@ async def test_sources_of_ones_own(autojump_clock):
         assert found["gorouter_sessions_active"].samples[0].value == 0
         assert client.remove_metrics(fail)
         assert not client.remove_metrics(fail)
+        odd: Any = (Sample(1, cast("Any", "labels")),)
+        wrong: list[Any] = [lambda: [mine, 5], lambda: [MetricFamily("x", "gauge", "X.", odd)], lambda: None]
+        for source in wrong:
+            client.add_metrics(source)
+        with client.events(gr.HookFailed) as feed:
+            assert "mine_total 3" in client.metrics_text()
+            for _ in wrong:
+                assert (await anext(feed)).hook == "metrics source"
         with pytest.raises(gr.ConfigError, match="source"):
             client.add_metrics(5)  # type: ignore[arg-type]  # on purpose
 

@@ -226,6 +226,22 @@ def test_a_stream_left_early_closes_its_connection(stage: Stage) -> None:
     asyncio.run(main())
 
 
+def test_what_there_is_of_a_stream_can_be_looked_at(stage: Stage) -> None:
+    """Before its end, which looking does not bring about."""
+
+    async def main() -> None:
+        async with aio.open_client(**settings(stage.base_url)) as client, client.stream("halt 2") as stream:
+            await anext(stream)
+            await anext(stream)
+            early = stream.so_far()
+            assert (early.text, early.interrupted) == ("piece piece ", True)
+            stage.go_on()
+            assert (await stream.collect()).text == stream.so_far().text
+            assert not stream.so_far().interrupted
+
+    asyncio.run(main())
+
+
 def test_a_reader_that_stops_stops_the_server(stage: Stage, record_property: Callable[[str, object], None]) -> None:
     """Some hundred events are read ahead, and what fits into sockets is sent; not more."""
 
@@ -376,6 +392,14 @@ def test_outside_of_a_loop_it_is_refused(base_url: str) -> None:
         async with aio.open_client(**settings(base_url)) as client:
             with pytest.raises(gr.ConfigError, match="where a loop runs"):
                 await asyncio.to_thread(client.session, "s")
+
+            def listen() -> None:
+                with client.events(gr.ChatFailed):
+                    pass
+
+            with pytest.raises(gr.ConfigError, match="where a loop runs"):
+                await asyncio.to_thread(listen)
+            assert not client._core.client.runtime.bus.has_listeners
             return client
 
     asyncio.run(main())

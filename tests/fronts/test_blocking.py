@@ -277,6 +277,24 @@ def test_a_middleware_that_goes_on_too_late_is_told_so(base_url: str) -> None:
         assert client.chat("[[say y]]", deadline_s=20).text == "y"
 
 
+def test_a_function_that_ends_its_thread_ends_nothing_else(base_url: str) -> None:
+    """Neither a handler that does takes the client along, nor a middleware."""
+
+    def leave(*args: object) -> None:
+        sys.exit(3)
+
+    with blocking.open_client(**settings(base_url)) as client:
+        client.on(gr.ChatFinished, leave)
+        with client.events(gr.HandlerFailed) as feed:
+            assert client.chat("[[say x]]").text == "x"
+            assert "SystemExit" in str(next(feed).error)
+        client.use(leave)
+        with pytest.raises(gr.ExtensionError, match="SystemExit"):
+            client.chat("[[say x]]")
+        client.unuse(leave)
+        assert client.chat("[[say y]]").text == "y"
+
+
 def test_async_functions_are_refused(base_url: str) -> None:
     """Where they could not run, before anything happens."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fronted import KINDS, OWN_THREAD, Front, run_scenario, simulator_in_thread
+from fronted import KINDS, OWN_THREAD, Front, _Face, run_scenario, simulator_in_thread
 
 import gorouter_trio as gr
 from gorouter_trio.security import ApiKeyAuth, Principal, SecurityConfig
@@ -415,6 +415,36 @@ def test_extensions(same: Same) -> None:
     assert "held and left" in seen
 
 
+def test_a_plugin_may_use_its_client_while_it_ends(same: Same) -> None:
+    """The pool is still there, also when it ends with the client; a client that is closed is not."""
+
+    async def scenario(front: Front) -> Any:
+        seen: list[object] = []
+
+        async def ask(client: Any) -> None:
+            seen.append((await client.chat("[[say bye]]")).text)
+
+        class Plugin:
+            name = "mine"
+
+            def init(self, client: Any) -> None:
+                self.client = client
+
+            @property
+            def destroy(self) -> Any:
+                work = front.function(ask)
+                return lambda: work(self.client)
+
+        plugin = Plugin()
+        async with front.open_client(plugins=[plugin]) as client:
+            await client.chat("[[say x]]")
+        mine: Any = _Face(plugin.client) if front.kind == "blocking" else plugin.client
+        seen.append((await refused(lambda: mine.chat("[[say x]]")))[0])
+        return seen
+
+    assert same(scenario) == ["bye", gr.PoolClosedError]
+
+
 def test_methods_are_taken_out_again(same: Same) -> None:
     """Whose objects are made anew each time they are looked up; one that is there twice goes twice."""
 
@@ -446,6 +476,21 @@ def test_methods_are_taken_out_again(same: Same) -> None:
         return taken, counter.chats
 
     assert same(scenario) == ([True, False], 2)
+
+
+@pytest.mark.parametrize("grace_s", [1e12, float("inf")])
+def test_patience_without_an_end(same: Same, grace_s: float) -> None:
+    """Whatever clocks and locks can count."""
+
+    async def scenario(front: Front) -> Any:
+        async with front.open_client(sessions=gr.SessionConfig(shutdown_grace_s=grace_s)) as client:
+            bounds: list[Any] = [{}] if front.kind == "trio" else [{"deadline_s": s} for s in (1e300, 10**400, 1e12)]
+            said = {(await client.chat("[[say x]]", **bound)).text for bound in bounds}
+            async with client.stream("[[say x]]", **bounds[0]) as stream:
+                said.add((await stream.collect()).text)
+        return said
+
+    assert same(scenario) == {"x"}
 
 
 def test_what_cannot_be_called_is_no_handler(same: Same) -> None:

@@ -6,6 +6,7 @@ import random
 import resource
 import socket
 import struct
+import traceback
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -26,10 +27,12 @@ from gorouter_trio.errors import (
     ConfigError,
     ConnectError,
     InvalidTokenError,
+    PoolClosedError,
     ProviderError,
 )
-from gorouter_trio.events import TextDelta, ToolFinished
+from gorouter_trio.events import StreamFinished, TextDelta, ToolFinished
 from gorouter_trio.gateway import GatewayConfig, GatewayLimits
+from gorouter_trio.gateway.link import LinkBrokenError
 from gorouter_trio.remote import open_remote
 from gorouter_trio.security import SecurityManager
 from gorouter_trio.simulator import SimulatorConfig
@@ -210,6 +213,51 @@ async def test_what_is_refused_all_the_same():
         assert client.connects == 2
 
 
+async def test_what_is_asked_behind_a_connection_that_has_ended_waits_for_the_next():
+    """Before anybody has closed it: nothing was sent, so that nothing is in doubt."""
+    async with open_gateway() as behind, open_remote(behind.url) as client:
+        asked: list[Any] = [
+            lambda: client.chat("[[say well]]"),
+            lambda: client.session("s").ask("[[say well]]"),
+            lambda: client.session("s").undo(),
+        ]
+        for number, ask in enumerate(asked, start=2):
+            (await client._wire.link())._end(LinkBrokenError(None))
+            assert await ask()
+            assert client.connects == number
+        assert len(behind.world.sent) == 2
+
+
+async def test_a_reader_that_is_cancelled_now_and_then_has_all_of_a_stream():
+    """Whoever gives up waiting, and reads on, grants what was read all the same."""
+    async with open_gateway() as behind, open_remote(behind.url) as client:
+        async with client.session("s").stream("[[tokens 3000]]") as stream:
+            events: list[gr.StreamEvent] = []
+            with trio.fail_after(20):
+                while not (events and isinstance(events[-1], StreamFinished)):
+                    with trio.move_on_after(0) as scope:
+                        events.append(await anext(stream))
+                    if scope.cancelled_caught:
+                        events.append(await anext(stream))
+            assert "".join(event.text for event in events if isinstance(event, TextDelta)) == stream.result.text
+
+
+async def test_an_error_for_good_keeps_nothing_of_who_was_told():
+    """Its traceback does not grow with each call that it is raised to."""
+
+    def length(exc):
+        return len(list(traceback.walk_tb(exc.__traceback__)))
+
+    async with open_gateway() as behind, open_remote(behind.url) as client:
+        client._wire._fatal = InvalidTokenError("the access token does not hold", problem="unknown")
+        lengths = []
+        for _ in range(3):
+            with pytest.raises(InvalidTokenError) as caught:
+                await client.chat("hello")
+            lengths.append(length(caught.value))
+        assert len(set(lengths)) == 1
+
+
 @pytest.mark.parametrize("path", ["/ä", "/?x=ü", "/a b", "/a\tb"])
 async def test_places_that_are_none(path):
     """Are told as such, at once."""
@@ -217,6 +265,53 @@ async def test_places_that_are_none(path):
         with pytest.raises(ConfigError, match="url"):
             async with open_remote(url):
                 pass
+
+
+SECRET = "ssh-geheim"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"url": None}, "url"),
+        ({"url": b"ws://host"}, "url"),
+        ({"url": f"http://ada:{SECRET}@host"}, "url"),
+        ({"url": f"ws://ada:{SECRET}@ho st"}, "url"),
+        ({"url": f"ws://ada:{SECRET}@host:99999"}, "url"),
+        ({"url": f"ws://ada:{SECRET}/@host"}, "url"),
+        ({"url": f"ws://ada:{SECRET}@host"}, "credentials"),
+        ({"token": 5}, "token"),
+        ({"token": SECRET.encode()}, "token"),
+        ({"token": f"{SECRET}\ud800"}, "token"),
+        ({"patience_s": None}, "patience_s"),
+        ({"patience_s": "30"}, "patience_s"),
+        ({"patience_s": -1.0}, "patience_s"),
+        ({"patience_s": float("nan")}, "patience_s"),
+    ],
+)
+async def test_settings_of_the_wrong_kind(wrong, word):
+    """Are told as such, at once, and no secret is."""
+    with pytest.raises(ConfigError, match=word) as caught:
+        async with open_remote(**({"url": "ws://127.0.0.1:9"} | wrong)):
+            pass
+    assert SECRET not in str(caught.value)
+
+
+async def test_arguments_of_the_wrong_kind():
+    """Are refused here, for streams as for whole answers."""
+    async with open_gateway() as behind, open_remote(behind.url) as client:
+        session: Any = client.session("s")
+        for owner in ("acme", ("acme",), ("acme", 5), {"acme": "ada"}):
+            with pytest.raises(ConfigError, match="owner"):
+                client.session("s", owner=owner)  # type: ignore[arg-type]  # that is the point
+        with pytest.raises(BadRequestError, match="tools"):
+            await session.ask("hello", tools=5)
+        for again in ({"resume": "resend"}, {"resume": "maybe", "turn_id": "t"}, {"resume": [], "turn_id": "t"}):
+            with pytest.raises(ConfigError, match="resume"):
+                await session.ask("hello", **again)
+            with pytest.raises(ConfigError, match="resume"):
+                session.stream("hello", **again)
+        assert behind.world.sent == []
 
 
 async def test_a_bug_in_the_connection_comes_out(monkeypatch):
@@ -230,6 +325,47 @@ async def test_a_bug_in_the_connection_comes_out(monkeypatch):
         with pytest.raises(ZeroDivisionError):
             async with open_remote(behind.url):
                 pass
+
+
+async def test_after_the_end_nobody_waits_for_a_connection():
+    """Neither who is still reading, nor who asks then."""
+    found: list[type[BaseException]] = []
+
+    async def read(client, *, task_status):
+        with pytest.raises(PoolClosedError) as caught:
+            async with client.session("s").stream("[[tokens 900]]") as stream:
+                await anext(aiter(stream))
+                task_status.started()
+                await stream.collect()
+        found.append(type(caught.value))
+
+    slow = SimulatorConfig(tokens_per_s=50.0)
+    async with open_gateway(config=slow) as behind, trio.open_nursery() as nursery:
+        with trio.fail_after(10):
+            async with open_remote(behind.url) as client:
+                await nursery.start(read, client)
+            for late in (client.chat, client.session("s").ask):
+                with pytest.raises(PoolClosedError):
+                    await late("hello")
+            while not found:
+                await trio.sleep(0.01)
+
+
+async def test_an_error_of_the_body_leaves_as_it_is():
+    """With what it came of, and a group of the body's as that."""
+    async with open_gateway() as behind:
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with open_remote(behind.url):
+                try:
+                    raise KeyError("first")
+                except KeyError:
+                    _ = 1 / 0
+        assert isinstance(caught.value.__context__, KeyError)
+        assert not caught.value.__suppress_context__
+        with pytest.raises(ExceptionGroup) as group:
+            async with open_remote(behind.url):
+                raise ExceptionGroup("mine", [ValueError("x"), KeyError("y")])
+        assert group.value.message == "mine"
 
 
 async def test_what_came_before_a_failure():
@@ -428,6 +564,29 @@ async def test_questions_from_python():
         async with session.stream('[[call weather {"city": "Paris"}]]') as stream:
             events = [event async for event in stream]
         assert [event.result for event in events if isinstance(event, ToolFinished)] == ["sunny in Paris"]
+
+
+async def test_a_question_whose_handler_is_cancelled_is_asked_again():
+    """With its reader, who reads on: otherwise nobody would answer it."""
+    async with open_gateway(serve={"tools": [wipe]}) as behind, open_remote(behind.url) as client:
+        session, asked = client.session("s"), []
+        scope = trio.CancelScope()
+
+        async def approve(question):
+            asked.append(question.question_id)
+            if len(asked) == 1:
+                scope.cancel()
+                await trio.sleep_forever()
+            await session.answer(question.question_id, True)
+
+        client.on_question(approve)
+        with trio.fail_after(20):
+            async with session.stream('[[call wipe {"disk": "sda"}]]') as stream:
+                with scope:
+                    await stream.collect()
+                assert (await stream.collect()).tool_calls[0].text == "sda is wiped"
+        assert len(asked) == 2
+        assert len(set(asked)) == 1
 
 
 async def test_questions_behind_other_messages():
@@ -694,9 +853,11 @@ async def test_another_gateway_takes_over(monkeypatch):
             assert one.gateway.statistics().live_turns == 1
             assert client.connects == 2
             await anext(aiter(running))
-            # A request about the session finds its turn.
+            # A request about the session finds its turn, whatever was asked there meanwhile.
+            assert (await client.session("long").ask("[[say well]]")).text == "well"
             assert await client.session("long").interrupt()
-        assert (len(one.world.sent), len(two.world.sent)) == (1, 2)
+        assert client._wire._turns == {}
+        assert (len(one.world.sent), len(two.world.sent)) == (1, 3)
         nursery.cancel_scope.cancel()
 
 
