@@ -162,7 +162,7 @@ async def _take_up(files: JobFiles, journal: SqliteFile, *, job: BatchJob, setti
             state.doubts.setdefault(row, 1)
     if state.facts.get("reopening"):
         # A kill came between the marks and the rewriting.
-        await _drop_reopened(files, scan, journal=journal)
+        scan = await _drop_reopened(files, scan, journal=journal)
     if job.retry_failed:
         await _reopen(files, scan, journal=journal)
     for row, text in state.parked.items():
@@ -236,14 +236,16 @@ def _kept(files: JobFiles) -> Decimal:
     return files.tally.cost - files.tally.failed_cost
 
 
-async def _drop_reopened(files: JobFiles, scan: OutputScan, *, journal: SqliteFile) -> None:
+async def _drop_reopened(files: JobFiles, scan: OutputScan, *, journal: SqliteFile) -> OutputScan:
+    """Write the output anew without the rows that are to be run again; what it has then."""
     states = files.state.states
     path = cast("str", files.output.path)
     if any(states[row] != DONE for row in scan.numbers):
         await _rewrite(files.output, scan, keep=lambda place: states[scan.numbers[place]] == DONE)
         files.tally = Tally()
-        await trio.to_thread.run_sync(scan_output, path, files.tally.add_line)
+        scan = await trio.to_thread.run_sync(scan_output, path, files.tally.add_line)
     await write_facts(journal, {"reopening": False})
+    return scan
 
 
 async def _close(journal: SqliteFile) -> None:

@@ -241,6 +241,28 @@ async def test_retry_failed(ordered: bool, tmp_path: Path) -> None:
         assert [row["custom_id"] for row in rows] == [str(n) for n in range(12)]
 
 
+async def test_retry_failed_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output could not be written anew, and is the next time, when rows are to be run again too: all are whole."""
+    from gorouter_trio.batch import resume as module
+
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = ["[[fault 403_moderation]]" if n % 3 == 0 else f"[[say {n}]]" for n in range(12)]
+    path.write_text("".join(json.dumps({"prompt": prompt, "id": n}) + "\n" for n, prompt in enumerate(prompts)))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, str(path), max_in_flight=1))
+        anew = job_for(tmp_path, str(path), max_in_flight=1, retry_failed=True)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(module, "rewrite_output", fail)
+            await run(client, anew)
+        again = await run(client, anew)
+    assert (again.tally.failed, again.tally.succeeded) == (4, 8)
+    assert sorted(int(row["custom_id"]) for row in read_rows(out)) == list(range(12))
+
+
 async def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full ends the run with whole lines, and the job goes on when there is room again."""
     from gorouter_trio.batch import output as module
