@@ -114,7 +114,7 @@ async def open_files(
     settings and those of the runs before, do not belong together, the `OSError`s of opening and `StoreError`.
     """
     path = journal_path(job)
-    for name, other in (("output", job.output), ("journal", path), ("cache", job.cache)):
+    for name, other in (("output", job.output), ("journal", path)):
         if isinstance(other, str):
             refuse_own_file(job, other, name=name)
     goes_on = job.if_exists == "resume" or job.retry_failed

@@ -88,6 +88,20 @@ async def test_answer_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert sum(costs) == Decimal(simulator.statistics().charged_nanousd) / 10**9
 
 
+async def test_cache_that_is_none(tmp_path: Path) -> None:
+    """Another file in its place is said at once, with the output as it was; no row fails for it."""
+    (tmp_path / "notes.txt").write_text("some notes of mine\n" * 100)
+    (tmp_path / "out.jsonl").write_text("answers of before\n")
+    simulator = Simulator()
+    async with (
+        open_simulated_network(simulator) as network,
+        open_client(api_key="sk-t", base_url=network.base_url, transport=network, insecure_http=True) as client,
+    ):
+        with pytest.raises(StoreError, match="no SQLite database"):
+            await run(client, tmp_path, ["[[say a]]"], cache=str(tmp_path / "notes.txt"))
+    assert (tmp_path / "out.jsonl").read_text() == "answers of before\n"
+
+
 async def test_failure_is_not_shared(autojump_clock: trio.testing.MockClock) -> None:
     """Where the one who asks fails, the next one asks; a cancelled one leaves nobody waiting."""
     cache, asked = AnswerCache(MemoryAnswers()), 0
