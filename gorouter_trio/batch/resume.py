@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
-from ..errors import ConfigError
+from ..errors import ConfigError, StoreError
 from .journal import DONE, RELEASED, SENT, UNKNOWN, JournalState, journal_file, load_journal, mark_rows, write_facts
 from .output import OutputFile, OutputMode, open_output
 from .scan import FAILED, FAILED_IN_DOUBT, OutputScan, read_line, rewrite_output, scan_output
@@ -128,6 +128,8 @@ async def open_files(
     mode: OutputMode = "append" if goes_on else "overwrite" if job.if_exists == "overwrite" else "new"
     if mode == "new" and is_there and path is not None and not _has_content(str(job.output)):
         raise FileExistsError(17, f"is the journal of a job whose output is not there ({job.output})", path)
+    if mode == "overwrite" and is_there and path is not None:
+        await _refuse_other(path)
     async with AsyncExitStack() as stack:
         output = await stack.enter_async_context(open_output(job.output_path, mode=mode))
         if path is not None and is_there and not goes_on:
@@ -246,6 +248,18 @@ async def _drop_reopened(files: JobFiles, scan: OutputScan, *, journal: SqliteFi
         scan = await trio.to_thread.run_sync(scan_output, path, files.tally.add_line)
     await write_facts(journal, {"reopening": False})
     return scan
+
+
+async def _refuse_other(path: str) -> None:
+    """Raises `StoreError` for what is no journal, and so is not to be removed as one; a damaged one may be."""
+    journal = journal_file(path)
+    try:
+        await journal.read(_ignore, subject="")
+    except StoreError as exc:
+        if exc.kind not in {"corrupt", "newer"}:
+            raise
+    finally:
+        await _close(journal)
 
 
 async def _close(journal: SqliteFile) -> None:

@@ -125,6 +125,20 @@ async def test_output_that_exists(tmp_path: Path) -> None:
             await run(client, job_for(tmp_path, source, if_exists="resume"))
 
 
+@pytest.mark.parametrize("is_directory", [False, True])
+async def test_overwrite_beside_another_file(is_directory: bool, tmp_path: Path) -> None:
+    """What is named as the journal and is none is not removed, and the output stays as it is."""
+    source, out, notes = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl", tmp_path / "notes"
+    notes.mkdir() if is_directory else notes.write_text("some notes of mine\n" * 100)
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, source))
+        lines = out.read_bytes()
+        with pytest.raises(StoreError, match="notes: "):
+            await run(client, job_for(tmp_path, source, journal=str(notes), if_exists="overwrite"))
+    assert (out.read_bytes(), notes.exists()) == (lines, True)
+    assert is_directory or notes.read_text().startswith("some notes")
+
+
 async def test_two_at_a_time(tmp_path: Path) -> None:
     """A second process, or job, on the same output is kept out."""
     source = write_rows(tmp_path / "in.jsonl", 3)
