@@ -83,7 +83,8 @@ async def sort_output(output: OutputFile) -> None:
 
 async def _rewrite(output: OutputFile, scan: OutputScan, *, keep: Callable[[int], bool]) -> None:
     """Write an output anew, by another file that takes its place; raises `OSError`, having changed nothing."""
-    path = cast("str", output.path)
+    # A link is kept, and what it names is written.
+    path = os.path.realpath(cast("str", output.path))
     target = f"{path}.new"
     try:
         await trio.to_thread.run_sync(partial(rewrite_output, path, scan, keep=keep, target=target))
