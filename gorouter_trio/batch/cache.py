@@ -8,6 +8,7 @@ attempts, and is otherwise the one that was given.
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from decimal import Decimal
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 import msgspec
 import trio
 
+from ..errors import StoreError
 from ..wire.codec import decode_completion, to_message
 from ..wire.result import CallRecord, ChatResult
 
@@ -97,7 +99,10 @@ class AnswerCache:
         return f"<AnswerCache, {len(self._asked)} asked>"
 
     async def ask(self, call: HttpCall, send: Callable[[HttpCall], Awaitable[_Answer]]) -> _Answer:
-        """The answer to `call`, from the store or by `send`; raises what these raise."""
+        """The answer to `call`, from the store or by `send`; raises what these raise.
+
+        An answer that cannot be kept is given all the same.
+        """
         name = _name_of(call)
         while True:
             known = await self._store.get(name)
@@ -109,7 +114,9 @@ class AnswerCache:
         asked = self._asked[name] = trio.Event()
         try:
             result, body = await send(call)
-            await self._store.put(name, body)
+            # It is paid for: a full disk costs the next one who asks, and not this one.
+            with suppress(StoreError):
+                await self._store.put(name, body)
         finally:
             del self._asked[name]
             asked.set()

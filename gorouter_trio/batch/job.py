@@ -36,7 +36,7 @@ from .jobrow import JobRow
 from .journal import DONE, SENT, UNKNOWN, Recorder, RowMark
 from .order import OrderWindow
 from .output import encode_row
-from .resume import JobFiles, journal_path, open_files
+from .resume import JobFiles, journal_path, open_files, refuse_own_file
 from .runner import BatchResult, Intake, encode_row_request, lone_error, names_of
 from .settings import StopReason, stop_reason
 from .template import Template
@@ -462,8 +462,8 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
     """Open the input, the output and the journal of a job, and bring them to where it can go on.
 
     Raises `ConfigError` for settings or files that do not belong together, with what is different; the errors of
-    `open_rows`, `open_files` and the journal's `StoreError`. Leaving closes everything; it is `RunningJob.run` that
-    runs the job.
+    `open_rows`, `open_files` and the `StoreError`s of journal and cache. Leaving closes everything; it is
+    `RunningJob.run` that runs the job.
     """
     if job.via == "api" and (reason := _why_not_by_api(job, services)) is not None:
         raise ConfigError(f"via: the Batch API {reason}")
@@ -473,8 +473,8 @@ async def open_job(job: BatchJob, services: JobServices) -> AsyncIterator[Runnin
             job.source_path, input_format=job.input_format, template=template, duplicates=job.duplicates
         ) as source,
         _checked(source, job),
-        open_files(job, settings={**job.settings(), **services.settings}, new_id=services.new_id) as files,
         _open_answers(job) as answers,
+        open_files(job, settings={**job.settings(), **services.settings}, new_id=services.new_id) as files,
     ):
         # Where a run before was this client's as well, its account has what is counted anew here.
         services.budget.forget_batch(files.name)
@@ -494,9 +494,13 @@ async def _open_answers(job: BatchJob) -> AsyncIterator[AnswerCache | None]:
     if job.cache_path is None:
         yield AnswerCache(MemoryAnswers()) if job.dedup else None
         return
+    refuse_own_file(job, job.cache_path, name="cache")
     file = answers_file(job.cache_path)
     try:
-        yield AnswerCache(FileAnswers(file))
+        answers = FileAnswers(file)
+        # A file that cannot be used is found out before an output is made, and not by every row.
+        await answers.get(b"")
+        yield AnswerCache(answers)
     finally:
         with trio.move_on_after(_CLOSE_S, shield=True):
             await file.aclose()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
-from ..errors import ConfigError
+from ..errors import ConfigError, StoreError
 from .journal import DONE, RELEASED, SENT, UNKNOWN, JournalState, journal_file, load_journal, mark_rows, write_facts
 from .output import OutputFile, OutputMode, open_output
 from .scan import FAILED, FAILED_IN_DOUBT, OutputScan, read_line, rewrite_output, scan_output
@@ -83,7 +83,8 @@ async def sort_output(output: OutputFile) -> None:
 
 async def _rewrite(output: OutputFile, scan: OutputScan, *, keep: Callable[[int], bool]) -> None:
     """Write an output anew, by another file that takes its place; raises `OSError`, having changed nothing."""
-    path = cast("str", output.path)
+    # A link is kept, and what it names is written.
+    path = os.path.realpath(cast("str", output.path))
     target = f"{path}.new"
     try:
         await trio.to_thread.run_sync(partial(rewrite_output, path, scan, keep=keep, target=target))
@@ -114,7 +115,7 @@ async def open_files(
     settings and those of the runs before, do not belong together, the `OSError`s of opening and `StoreError`.
     """
     path = journal_path(job)
-    for name, other in (("output", job.output), ("journal", path), ("cache", job.cache)):
+    for name, other in (("output", job.output), ("journal", path)):
         if isinstance(other, str):
             refuse_own_file(job, other, name=name)
     goes_on = job.if_exists == "resume" or job.retry_failed
@@ -128,6 +129,8 @@ async def open_files(
     mode: OutputMode = "append" if goes_on else "overwrite" if job.if_exists == "overwrite" else "new"
     if mode == "new" and is_there and path is not None and not _has_content(str(job.output)):
         raise FileExistsError(17, f"is the journal of a job whose output is not there ({job.output})", path)
+    if mode == "overwrite" and is_there and path is not None:
+        await _refuse_other(path)
     async with AsyncExitStack() as stack:
         output = await stack.enter_async_context(open_output(job.output_path, mode=mode))
         if path is not None and is_there and not goes_on:
@@ -162,7 +165,7 @@ async def _take_up(files: JobFiles, journal: SqliteFile, *, job: BatchJob, setti
             state.doubts.setdefault(row, 1)
     if state.facts.get("reopening"):
         # A kill came between the marks and the rewriting.
-        await _drop_reopened(files, scan, journal=journal)
+        scan = await _drop_reopened(files, scan, journal=journal)
     if job.retry_failed:
         await _reopen(files, scan, journal=journal)
     for row, text in state.parked.items():
@@ -236,14 +239,28 @@ def _kept(files: JobFiles) -> Decimal:
     return files.tally.cost - files.tally.failed_cost
 
 
-async def _drop_reopened(files: JobFiles, scan: OutputScan, *, journal: SqliteFile) -> None:
+async def _drop_reopened(files: JobFiles, scan: OutputScan, *, journal: SqliteFile) -> OutputScan:
+    """Write the output anew without the rows that are to be run again; what it has then."""
     states = files.state.states
     path = cast("str", files.output.path)
     if any(states[row] != DONE for row in scan.numbers):
         await _rewrite(files.output, scan, keep=lambda place: states[scan.numbers[place]] == DONE)
         files.tally = Tally()
-        await trio.to_thread.run_sync(scan_output, path, files.tally.add_line)
+        scan = await trio.to_thread.run_sync(scan_output, path, files.tally.add_line)
     await write_facts(journal, {"reopening": False})
+    return scan
+
+
+async def _refuse_other(path: str) -> None:
+    """Raises `StoreError` for what is no journal, and so is not to be removed as one; a damaged one may be."""
+    journal = journal_file(path)
+    try:
+        await journal.read(_ignore, subject="")
+    except StoreError as exc:
+        if exc.kind not in {"corrupt", "newer"}:
+            raise
+    finally:
+        await _close(journal)
 
 
 async def _close(journal: SqliteFile) -> None:

@@ -51,7 +51,8 @@ def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Consol
     """A console of at most 80 columns on stdout or stderr, or one that writes to `file` what these would show."""
     stream = sys.stderr if stderr else sys.stdout
     is_terminal = stream is not None and stream.isatty()
-    console = Console(file=file or stream, force_terminal=is_terminal, highlight=False)
+    # Brackets and colons of a key, a path or an error are text, and neither styles nor small pictures.
+    console = Console(file=file or stream, force_terminal=is_terminal, highlight=False, markup=False, emoji=False)
     console.width = min(console.width, _WIDTH)
     return console
 
@@ -99,7 +100,7 @@ def print_json(value: object, *, to_stderr: bool = False) -> None:
 
 
 def show(renderable: RenderableType, *, to_stderr: bool = False) -> None:
-    """A table, or a text with markup."""
+    """A table, or several."""
     text = _render(renderable, stderr=to_stderr)
     print_error(text) if to_stderr else print_text(text)
 

@@ -11,10 +11,10 @@ import pytest
 import trio
 import trio.testing
 
-from gorouter_trio.batch.cache import AnswerCache, MemoryAnswers
+from gorouter_trio.batch.cache import AnswerCache, FileAnswers, MemoryAnswers
 from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
-from gorouter_trio.errors import ConfigError, StreamBrokenError
+from gorouter_trio.errors import ConfigError, StoreError, StreamBrokenError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network
 from gorouter_trio.wire.mail import CallSettings, HttpCall
 
@@ -68,6 +68,38 @@ async def test_cache_file(tmp_path: Path) -> None:
         assert simulator.statistics().received == 6
         with pytest.raises(ConfigError, match="asks nobody before"):
             await run(client, tmp_path, prompts, cache=cache, via="api")
+
+
+async def test_answer_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file of answers is full, an answer that was paid for is in the output, with its cost."""
+
+    async def put(_self: FileAnswers, _name: bytes, _body: bytes) -> None:
+        raise StoreError("the disk is full", kind="full")
+
+    monkeypatch.setattr(FileAnswers, "put", put)
+    simulator = Simulator()
+    async with (
+        open_simulated_network(simulator) as network,
+        open_client(api_key="sk-t", base_url=network.base_url, transport=network, insecure_http=True) as client,
+    ):
+        rows = await run(client, tmp_path, ["[[say a]]", "[[say b]]"], cache=str(tmp_path / "answers.db"))
+    assert [row["error"] for row in rows.values()] == [None, None]
+    costs = [Decimal(str(row["response"]["body"]["usage"]["cost"])) for row in rows.values()]
+    assert sum(costs) == Decimal(simulator.statistics().charged_nanousd) / 10**9
+
+
+async def test_cache_that_is_none(tmp_path: Path) -> None:
+    """Another file in its place is said at once, with the output as it was; no row fails for it."""
+    (tmp_path / "notes.txt").write_text("some notes of mine\n" * 100)
+    (tmp_path / "out.jsonl").write_text("answers of before\n")
+    simulator = Simulator()
+    async with (
+        open_simulated_network(simulator) as network,
+        open_client(api_key="sk-t", base_url=network.base_url, transport=network, insecure_http=True) as client,
+    ):
+        with pytest.raises(StoreError, match="no SQLite database"):
+            await run(client, tmp_path, ["[[say a]]"], cache=str(tmp_path / "notes.txt"))
+    assert (tmp_path / "out.jsonl").read_text() == "answers of before\n"
 
 
 async def test_failure_is_not_shared(autojump_clock: trio.testing.MockClock) -> None:

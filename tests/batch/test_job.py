@@ -125,6 +125,20 @@ async def test_output_that_exists(tmp_path: Path) -> None:
             await run(client, job_for(tmp_path, source, if_exists="resume"))
 
 
+@pytest.mark.parametrize("is_directory", [False, True])
+async def test_overwrite_beside_another_file(is_directory: bool, tmp_path: Path) -> None:
+    """What is named as the journal and is none is not removed, and the output stays as it is."""
+    source, out, notes = write_rows(tmp_path / "in.jsonl", 3), tmp_path / "out.jsonl", tmp_path / "notes"
+    notes.mkdir() if is_directory else notes.write_text("some notes of mine\n" * 100)
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, source))
+        lines = out.read_bytes()
+        with pytest.raises(StoreError, match="notes: "):
+            await run(client, job_for(tmp_path, source, journal=str(notes), if_exists="overwrite"))
+    assert (out.read_bytes(), notes.exists()) == (lines, True)
+    assert is_directory or notes.read_text().startswith("some notes")
+
+
 async def test_two_at_a_time(tmp_path: Path) -> None:
     """A second process, or job, on the same output is kept out."""
     source = write_rows(tmp_path / "in.jsonl", 3)
@@ -239,6 +253,44 @@ async def test_retry_failed(ordered: bool, tmp_path: Path) -> None:
     assert {row["error"]["type"] for row in rows if row["error"]} == {"ModerationError"}
     if ordered:
         assert [row["custom_id"] for row in rows] == [str(n) for n in range(12)]
+
+
+async def test_retry_failed_after_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output could not be written anew, and is the next time, when rows are to be run again too: all are whole."""
+    from gorouter_trio.batch import resume as module
+
+    path, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    prompts = ["[[fault 403_moderation]]" if n % 3 == 0 else f"[[say {n}]]" for n in range(12)]
+    path.write_text("".join(json.dumps({"prompt": prompt, "id": n}) + "\n" for n, prompt in enumerate(prompts)))
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, str(path), max_in_flight=1))
+        anew = job_for(tmp_path, str(path), max_in_flight=1, retry_failed=True)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left"):
+            patch.setattr(module, "rewrite_output", fail)
+            await run(client, anew)
+        again = await run(client, anew)
+    assert (again.tally.failed, again.tally.succeeded) == (4, 8)
+    assert sorted(int(row["custom_id"]) for row in read_rows(out)) == list(range(12))
+
+
+async def test_retry_failed_keeps_mode_and_link(tmp_path: Path) -> None:
+    """An output that is written anew can be read by those who could read it before, and is where a link says."""
+    path, out, place = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "disk" / "answers.jsonl"
+    path.write_text('{"prompt": "[[fault 403_moderation]]"}\n{"prompt": "[[say 1]]"}\n')
+    place.parent.mkdir()
+    place.touch(mode=0o600)
+    out.symlink_to(place)
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, str(path)))
+        await run(client, job_for(tmp_path, str(path), retry_failed=True))
+    assert out.readlink() == place
+    assert len(read_rows(place)) == 2
+    assert place.stat().st_mode & 0o777 == 0o600
+    assert sorted(file.name for file in place.parent.iterdir()) == ["answers.jsonl"]
 
 
 async def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from gorouter_trio.cli.failures import CliError, describe_error, find_failure, r
 from gorouter_trio.cli.progress import BatchView, _count_lines, open_progress
 from gorouter_trio.cli.prompts import make_requests
 from gorouter_trio.cli.simulate import choose_config, parse_address, parse_faults
-from gorouter_trio.cli.terminal import format_cost, format_seconds, printable
+from gorouter_trio.cli.terminal import facts_table, format_cost, format_seconds, printable, show
 from gorouter_trio.errors import ConfigError, ConnectError, ProviderError, RateLimitError
 from gorouter_trio.simulator import Phase, Scenario, Spread
 from gorouter_trio.wire.codec import encode_json
@@ -116,6 +116,13 @@ def test_durations(seconds: float | None, text: str) -> None:
 def test_printable() -> None:
     """Controls go, text and line ends stay."""
     assert printable("a\x00b\x1b[0m\r\n\tč\x9f🐎\x7f") == "ab[0m\n\tč🐎"
+
+
+@pytest.mark.parametrize("text", ["user:key:1", "a[bold]b", "out[/x].jsonl"])
+def test_shown_as_it_is(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """Names with brackets and colons stand in tables as they are: they are no markup, and end no command."""
+    show(facts_table(text, [("output", text)]))
+    assert capfd.readouterr().out == f"{text}\noutput  {text}\n"
 
 
 def test_addresses() -> None:
