@@ -776,7 +776,8 @@ class _Job:
         """The same from any thread."""
         # Here, where an error is the tool's own: on the loop it would end the whole program.
         message = str(message)[:_MAX_PROGRESS_TEXT]
-        if trio.lowlevel.in_trio_run():
+        # A sync tool may run a trio of its own in its thread.
+        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:
             self.tell_progress(message, fraction)
             return
         self._newest = (message, fraction)

@@ -939,6 +939,27 @@ async def test_progress_from_a_thread() -> None:
     assert isinstance(bench.events[-1], ToolFinished)
 
 
+async def test_progress_from_a_trio_in_a_thread() -> None:
+    """A sync tool that runs a trio of its own is heard where the others are, not in its thread."""
+    heard: list[threading.Thread] = []
+
+    def work(ctx: gr.ToolContext) -> str:
+        async def inside() -> str:
+            ctx.progress("half")
+            return "done"
+
+        return trio.run(inside)
+
+    def hear(event: object) -> None:
+        if isinstance(event, ToolProgress):
+            heard.append(threading.current_thread())
+
+    async with open_bench(work) as bench:
+        round_ = bench.supervisor.round([call("work")], bench.tools, turn=turn(), on_event=hear)
+        (done,) = await round_.run()
+    assert (done.report.text, heard) == ("done", [threading.current_thread()])
+
+
 async def test_progress_that_is_no_text() -> None:
     """What a tool in a thread tells is made a text there: one that cannot be is that tool's failure alone."""
 
