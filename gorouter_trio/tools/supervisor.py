@@ -622,6 +622,8 @@ class _Job:
 
     def begin(self, deadline: float) -> None:
         """Set the deadline of the call, of which its tool is told."""
+        # Whoever had to approve it has done so: what runs out now is the time for the tool.
+        self.phase = "checks"
         self.set_deadline(deadline)
         cast("ToolContext", self.context).deadline = min(deadline, self.caller_deadline)
 

@@ -781,6 +781,27 @@ async def test_approved(autojump_clock: trio.testing.MockClock) -> None:
     assert request.expires_at_s == WALL + 300
 
 
+async def test_approved_and_no_room(autojump_clock: trio.testing.MockClock) -> None:
+    """An approved call that finds no place in time is told that, not that nobody has answered."""
+
+    async def approve(request: gr.ApprovalRequest) -> gr.ApprovalDecision:
+        return gr.ApprovalDecision(request=request, approved=True)
+
+    long = gr.Tool(forever.function, name="long", timeout_s=100)
+    async with (
+        open_bench(SENSITIVE, long, guard=LoggingGuard(), max_running=1, timeout_s=5) as bench,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(bench.run, call("long"))
+        await trio.sleep(1)
+        nursery.start_soon(bench.one, call("pay"), turn(bench.limits, approve=approve))
+        await trio.sleep(1)
+        assert [each.phase for each in bench.supervisor.inspect(trio.current_time()) if each.tool == "pay"] == ["checks"]
+        row = await bench.one(call("pay"), turn(bench.limits, approve=approve))
+        nursery.cancel_scope.cancel()
+    assert (row.status, told(row)) == ("error_timeout", "there was no room to run the tool in time")
+
+
 def replaced(request: gr.ApprovalRequest, **fields: Any) -> gr.ApprovalDecision:
     return gr.ApprovalDecision(request=msgspec.structs.replace(request, **fields), approved=True)
 
