@@ -353,7 +353,8 @@ class ObjectStream:
             match event:
                 case TextDelta(text):
                     is_other = self._partial.add(text)
-                case ToolStarted():
+                case ToolStarted() | ToolFinished():
+                    # A call that is refused is finished without having been started.
                     self._partial, is_other = PartialValue(), False
                 case StreamFinished():
                     is_other = self._partial.end()
