@@ -242,8 +242,8 @@ class ChatStream(Generic[T_co]):
         while found := await self._source.read():
             if isinstance(found, tuple):
                 self._events = list(found)
-                # What follows is another answer, whose calls count from 0 again.
-                self._calls = None
+                # What follows is another answer, whose calls count from 0 again; it may be another model's.
+                self._calls, self._has_reasoning_text = None, False
             else:
                 self._events = self._make_events(found)
             if self._events:
