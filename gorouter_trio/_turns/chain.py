@@ -20,7 +20,7 @@ that names who raised it. After an answer was given and paid for, a hook cannot 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, cast
 
@@ -31,15 +31,16 @@ from .._contain import contain, contain_sync
 from .._feed import Feed
 from ..errors import BadRequestError, ConfigError, ExtensionError, GorouterError
 from ..runtime_events import ChatContext, ChatFailed, ChatFinished, ChatStarted, HookFailed
+from ..tools.registry import ToolSet
 from ..wire.codec import decode_json, encode_json, encode_message, encode_options, split_list
 from .observing import EndedChat
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from .._bus import EventBus
     from ..security.rules import Principal
-    from ..tools.registry import ToolSet
+    from ..tools.registry import ToolSource
     from ..wire.result import ChatResult
     from .observing import NotedChat
     from .request import TurnRequest
@@ -55,7 +56,7 @@ class ChatState:
 
     `messages` and `options` are the request in wire names, decoded when they are first looked at; change
     them before the chat is sent, or put others in their place. `tools` are those that are run here, and may be
-    exchanged as well: the request then offers the new ones. `result` is the answer: None until there is
+    exchanged as well, for a `ToolSet` or a list of tools: the request then offers the new ones. `result` is the answer: None until there is
     one, and settable, also without anything having been sent. `principal` is who asks, where the client has
     `security`. `meta` is free for notes between extensions.
     """
@@ -103,7 +104,8 @@ class ChatState:
 
     @tools.setter
     def tools(self, tools: ToolSet | None) -> None:
-        self._tools = tools
+        given = cast("Iterable[ToolSource] | None", tools)
+        self._tools = given if given is None or isinstance(given, ToolSet) else ToolSet(given)
         self.tools_were_changed = True
 
     @property
@@ -115,7 +117,7 @@ class ChatState:
 
     @messages.setter
     def messages(self, messages: list[dict[str, object]]) -> None:
-        self._decoded_messages = messages
+        self._decoded_messages = _listed(messages)
 
     @property
     def has_decoded_messages(self) -> bool:
@@ -156,6 +158,15 @@ class ChatState:
         as_it_came = {encode_json(decode_json(bytes(raw))): bytes(raw) for raw in split_list(b"[%b]" % self._messages)}
         encoded = map(encode_message, self._decoded_messages)
         return b",".join(as_it_came.get(message, message) for message in encoded)
+
+
+def _listed(messages: object) -> list[dict[str, object]]:
+    """What can be gone through once as a list: it is sent first and counted afterwards."""
+    if isinstance(messages, list):
+        return messages
+    if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
+        raise BadRequestError(f"messages: must be a list of messages, not a {type(messages).__name__}", status=400)
+    return list(messages)
 
 
 class Middleware(Protocol):

@@ -247,8 +247,8 @@ class ChatStream(Generic[T_co]):
         while found := await self._source.read():
             if isinstance(found, tuple):
                 self._events = list(found)
-                # What follows is another answer, whose calls count from 0 again.
-                self._calls = None
+                # What follows is another answer, whose calls count from 0 again; it may be another model's.
+                self._calls, self._has_reasoning_text = None, False
             else:
                 self._events = self._make_events(found)
             if self._events:
@@ -358,7 +358,8 @@ class ObjectStream:
             match event:
                 case TextDelta(text):
                     is_other = self._partial.add(text)
-                case ToolStarted():
+                case ToolStarted() | ToolFinished():
+                    # A call that is refused is finished without having been started.
                     self._partial, is_other = PartialValue(), False
                 case StreamFinished():
                     is_other = self._partial.end()

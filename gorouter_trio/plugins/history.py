@@ -31,11 +31,15 @@ class HistoryPlugin:
     when the plugin ends, after the sessions, which end before plugins do; a plugin that fails to begin leaves it open,
     and may be begun again. Stores are a stack, as guards are: whichever plugin ends first takes its own away, and a
     store that another has put in its place meanwhile stays.
+
+    Raises `ConfigError` for what is no store.
     """
 
     name = "history"
 
     def __init__(self, store: HistoryStore, *, closes_store: bool = False) -> None:
+        if not _is_store(store):
+            raise ConfigError(f"{self.name}: needs a store of histories, not {store!r}")
         self._store = store
         self._closes_store = closes_store
 
@@ -71,7 +75,7 @@ class RedisHistoryPlugin(HistoryPlugin):
         tls: TlsConfig | ssl.SSLContext | None = None,
     ) -> None:
         self._make: Callable[[], HistoryStore] | None = None
-        if callable(getattr(client, "append", None)):
+        if _is_store(client):
             super().__init__(cast("HistoryStore", client))
             return
         if not isinstance(client, str) and not callable(getattr(client, "execute", None)):
@@ -96,6 +100,10 @@ class RedisHistoryPlugin(HistoryPlugin):
                 yield
         finally:
             await _close(store)  # noqa: ASYNC102 - shields itself, and is bounded
+
+
+def _is_store(given: object) -> bool:
+    return all(callable(getattr(given, name, None)) for name in ("append", "load", "version"))
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ from .._callables import can_take
 from .._turns.chain import ChatState, Hook
 from ..errors import ConfigError, ExtensionError
 from ..runtime_events import ChatContext
-from ..tools.registry import ToolSet, ToolSource
+from ..tools.registry import Tool, ToolSet, ToolSource
 from ..tools.sources import ToolQuery, ToolRegistry
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ToolRegistryPlugin:
             if mode not in (None, tools.mode):
                 raise ConfigError(f"{name}: the mode of the registry is {tools.mode}, and cannot be {mode} here")
             self._registry = tools
-        elif not callable(tools):
+        elif not callable(tools) or isinstance(tools, Tool):
             self._tools = self._made(tools)
         elif not can_take(tools, 2):
             raise ConfigError(f"{name}: a provider of tools must be a function of (context, state), not {tools!r}")

@@ -49,6 +49,8 @@ _ENVIRONMENT: Final = (
     "PYTHONDONTWRITEBYTECODE",
 )
 _SLACK_BYTES: Final = 256 * 1024
+# Escapes make of a byte of a result up to six, and its value may be there beside its text.
+_MAX_GROWTH: Final = 12
 _HANDSHAKE_S: Final = 5.0
 _CLOSE_S: Final = 1.0
 _ID_BYTES: Final = 4
@@ -253,7 +255,7 @@ class _Child:
         while True:
             head = await self._read(HEAD.size)
             kind, length = HEAD.unpack(head)
-            if length > 2 * max_bytes + _SLACK_BYTES:
+            if length > _MAX_GROWTH * max_bytes + _SLACK_BYTES:
                 raise ProcessError("the process sent more than a result may have")
             frame = await self._read(length)
             try:

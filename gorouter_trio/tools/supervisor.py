@@ -622,6 +622,8 @@ class _Job:
 
     def begin(self, deadline: float) -> None:
         """Set the deadline of the call, of which its tool is told."""
+        # Whoever had to approve it has done so: what runs out now is the time for the tool.
+        self.phase = "checks"
         self.set_deadline(deadline)
         cast("ToolContext", self.context).deadline = min(deadline, self.caller_deadline)
 
@@ -776,7 +778,8 @@ class _Job:
         """The same from any thread."""
         # Here, where an error is the tool's own: on the loop it would end the whole program.
         message = str(message)[:_MAX_PROGRESS_TEXT]
-        if trio.lowlevel.in_trio_run():
+        # A sync tool may run a trio of its own in its thread.
+        if trio.lowlevel.in_trio_run() and trio.lowlevel.current_trio_token() is self._token:
             self.tell_progress(message, fraction)
             return
         self._newest = (message, fraction)

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 import trio
+from call_forms import now
 from worlds import completion, open_world, replies
 
 import gorouter_trio as gr
@@ -73,6 +74,49 @@ async def test_a_middleware_changes_the_request(autojump_clock):
         "seed": 5,
     }
     assert sent.contents == ["Be brief.", "1"]
+
+
+async def test_messages_that_can_be_gone_through_once(autojump_clock):
+    """They are sent, and the answer is not lost because nobody could count them afterwards."""
+
+    def drop_the_first(_context: gr.ChatContext, state: gr.ChatState) -> None:
+        state.messages = (message for message in state.messages[1:])  # type: ignore[assignment]  # the point
+
+    seen: list[gr.EndedChat] = []
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        world.client.add_hook(gr.Hook(before=drop_the_first))
+        world.client.observe(seen.extend)
+        result = await world.client.chat([gr.SystemMessage("Be brief."), gr.UserMessage("Well?")])
+        world.client.flush_observers()
+    assert (result.text, [chat.message_count for chat in seen]) == (ANSWER, [1])
+    assert [message["role"] for message in world.sent[0].body["messages"]] == ["user"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("messages", 5, gr.BadRequestError),
+        ("messages", "Well?", gr.BadRequestError),
+        ("messages", None, gr.BadRequestError),
+        ("tools", 5, gr.ConfigError),
+        ("tools", [5], gr.ConfigError),
+    ],
+)
+async def test_what_cannot_be_a_request(field, value, error, autojump_clock):
+    """What an extension puts there that cannot be sent is refused with an error of this package, and nothing is sent."""
+    async with open_world(answer=replies(completion(ANSWER))) as world:
+        world.client.add_hook(gr.Hook(before=lambda _context, state: setattr(state, field, value)))
+        with pytest.raises(error, match=field):
+            await world.client.chat("Well?")
+    assert not world.sent
+
+
+async def test_tools_as_a_list(autojump_clock):
+    """An extension may give tools as a chat takes them."""
+    async with open_world(answer=replies(completion(None, tool_calls=[("c", "now")]), completion(ANSWER))) as world:
+        world.client.add_hook(gr.Hook(before=lambda _context, state: setattr(state, "tools", [now])))
+        result = await world.client.chat("Well?")
+    assert [(row.name, row.text) for row in result.tool_calls] == [("now", "noon")]
 
 
 async def test_a_middleware_answers_by_itself(autojump_clock):

@@ -76,9 +76,10 @@ async def test_a_form_that_grows(way, fence, autojump_clock):
     assert stream.result.value == Person("Ada Byron", [1815, 1852])
 
 
-async def test_what_is_said_before_tools_is_not_the_answer(autojump_clock):
-    """A round of tools begins another answer."""
-    call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"a":1,"b":2}'}}
+@pytest.mark.parametrize("arguments", ['{"a":1,"b":2}', '{"a":1'])
+async def test_what_is_said_before_tools_is_not_the_answer(arguments, autojump_clock):
+    """A round of tools begins another answer, also where no tool was run because the call was refused."""
+    call = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": arguments}}
 
     async def answer(_request, reply):
         await reply.start(200, EVENTS)

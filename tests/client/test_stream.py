@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+from call_forms import now
 from worlds import DONE, EVENTS, JSON, chunk, open_quiet_client, open_world, streams, there
 
 import gorouter_trio as gr
@@ -177,6 +178,24 @@ async def test_reasoning_that_comes_in_blocks_alone(autojump_clock):
             events = [event async for event in stream]
             assert [event.text for event in events if isinstance(event, gr.ReasoningDelta)] == told
             assert stream.result.reasoning == "".join(told)
+
+
+async def test_reasoning_in_blocks_after_a_round_of_tools(autojump_clock):
+    """Whether there is text beside the blocks is each answer's own: the one after the tools may be another model's."""
+    call = {"index": 0, "id": "c1", "function": {"name": "now", "arguments": "{}"}}
+    block = {"type": "reasoning.text", "text": "two", "index": 0}
+    first = [chunk({"reasoning": "one"}), chunk({"tool_calls": [call]}), chunk({}, finish="tool_calls"), DONE]
+    second = [chunk({"reasoning_details": [block]}), chunk({"content": "noon"}), chunk({}, finish="stop"), DONE]
+
+    async def answer(_request, reply):
+        await reply.start(200, EVENTS)
+        for piece in first if len(world.sent) == 1 else second:
+            await reply.write(piece)
+        await reply.finish()
+
+    async with open_world(answer=answer) as world, world.client.stream("When?", tools=[now]) as stream:
+        told = [event.text async for event in stream if isinstance(event, gr.ReasoningDelta)]
+        assert (told, stream.result.reasoning) == (["one", "two"], "two")
 
 
 async def test_the_generation_is_known_before_its_first_byte(autojump_clock):

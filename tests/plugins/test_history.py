@@ -166,7 +166,14 @@ async def test_redis(no_leaks):
                 assert isinstance(world.client.store, RedisStore)
 
 
-@pytest.mark.parametrize("client", [5, None, object()])
+@pytest.mark.parametrize("store", [None, "redis://localhost", []])
+def test_no_store(store):
+    """What is no store is refused where the plugin is made, not with a bare AttributeError where it begins."""
+    with pytest.raises(gr.ConfigError, match="history: needs a store"):
+        HistoryPlugin(store)
+
+
+@pytest.mark.parametrize("client", [5, None, object(), []])
 def test_no_redis(client):
     """What is neither a URL nor a client nor a store is refused."""
     with pytest.raises(gr.ConfigError, match="redis history"):

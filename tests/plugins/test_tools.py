@@ -137,6 +137,7 @@ async def test_it_goes_with_its_tools(autojump_clock):
         ([5], "merge", "tool"),
         ("ours", "merge", "list of tools"),
         (5, "merge", "list of tools"),
+        (ours, "merge", "list of tools"),
         (list, "merge", "function of"),
     ],
 )

@@ -86,6 +86,12 @@ def read_odd_name(ctx: gr.ToolContext) -> None:
 
 
 @gr.tool(isolation="process")
+def control_characters(count: int) -> str:
+    """A text of which JSON makes six times as many bytes."""
+    return "\x1b" * count
+
+
+@gr.tool(isolation="process")
 def hostile(kind: str, mark: str = "") -> object:
     """Does what `kind` says."""
     return HOSTILE[kind](mark)

@@ -147,6 +147,14 @@ async def test_failing() -> None:
     assert (error.details["code"], error.details["odd"]) == (7, "object")
 
 
+async def test_results_that_escapes_make_longer() -> None:
+    """A result that has the size that it may have arrives, whatever JSON makes of it on the way."""
+    tools: list[Any] = [toolbox_functions.control_characters]
+    async with warm_bench(*tools, timeout_s=20, max_result_bytes=100_000, include_results=True) as bench:
+        row = await bench.one(call("control_characters", count=100_000))
+    assert (row.status, row.is_cut, row.text, row.result) == ("success", False, "\x1b" * 100_000, "\x1b" * 100_000)
+
+
 async def test_names_of_files_in_errors_and_progress() -> None:
     """A name of a file that is not UTF-8 keeps neither an error nor a word on the way from the model."""
     async with warm_bench(HOSTILE, toolbox_functions.read_odd_name, timeout_s=20) as bench:

@@ -781,6 +781,27 @@ async def test_approved(autojump_clock: trio.testing.MockClock) -> None:
     assert request.expires_at_s == WALL + 300
 
 
+async def test_approved_and_no_room(autojump_clock: trio.testing.MockClock) -> None:
+    """An approved call that finds no place in time is told that, not that nobody has answered."""
+
+    async def approve(request: gr.ApprovalRequest) -> gr.ApprovalDecision:
+        return gr.ApprovalDecision(request=request, approved=True)
+
+    long = gr.Tool(forever.function, name="long", timeout_s=100)
+    async with (
+        open_bench(SENSITIVE, long, guard=LoggingGuard(), max_running=1, timeout_s=5) as bench,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(bench.run, call("long"))
+        await trio.sleep(1)
+        nursery.start_soon(bench.one, call("pay"), turn(bench.limits, approve=approve))
+        await trio.sleep(1)
+        assert [each.phase for each in bench.supervisor.inspect(trio.current_time()) if each.tool == "pay"] == ["checks"]
+        row = await bench.one(call("pay"), turn(bench.limits, approve=approve))
+        nursery.cancel_scope.cancel()
+    assert (row.status, told(row)) == ("error_timeout", "there was no room to run the tool in time")
+
+
 def replaced(request: gr.ApprovalRequest, **fields: Any) -> gr.ApprovalDecision:
     return gr.ApprovalDecision(request=msgspec.structs.replace(request, **fields), approved=True)
 
@@ -937,6 +958,27 @@ async def test_progress_from_a_thread() -> None:
             await trio.sleep(0.001)
         spoken.set()
     assert isinstance(bench.events[-1], ToolFinished)
+
+
+async def test_progress_from_a_trio_in_a_thread() -> None:
+    """A sync tool that runs a trio of its own is heard where the others are, not in its thread."""
+    heard: list[threading.Thread] = []
+
+    def work(ctx: gr.ToolContext) -> str:
+        async def inside() -> str:
+            ctx.progress("half")
+            return "done"
+
+        return trio.run(inside)
+
+    def hear(event: object) -> None:
+        if isinstance(event, ToolProgress):
+            heard.append(threading.current_thread())
+
+    async with open_bench(work) as bench:
+        round_ = bench.supervisor.round([call("work")], bench.tools, turn=turn(), on_event=hear)
+        (done,) = await round_.run()
+    assert (done.report.text, heard) == ("done", [threading.current_thread()])
 
 
 async def test_progress_that_is_no_text() -> None:
