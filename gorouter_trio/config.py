@@ -159,6 +159,15 @@ def _check_header(name: str, value: str | None) -> None:
         raise ConfigError(f"{name}: must be printable ASCII text, not {value!r}")
 
 
+def _check_text(name: str, value: str | None) -> None:
+    """Refuse what cannot be sent: half a surrogate pair has no UTF-8."""
+    _check_type(name, value, (str, type(None)))
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name}: is not valid Unicode") from None
+
+
 def _check_base_url(url: str, *, insecure_http: bool) -> None:
     _check_type("base_url", url, str)
     # Before urlsplit, which drops tabs and line ends and keeps everything else.
@@ -776,7 +785,7 @@ class ClientConfig(Struct, frozen=True, kw_only=True):
         _check_names("models", self.models, of="models")
         for name in ("app_name", "referer"):
             _check_header(name, getattr(self, name))
-        _check_type("system", self.system, (str, type(None)))
+        _check_text("system", self.system)
         self._check_network()
         _check_type("plugins", self.plugins, (list, tuple))
         if self.shared is not None and not callable(getattr(self.shared, "take_rate", None)):

@@ -125,6 +125,7 @@ def test_choices(kind: type, part: str, field: str, good: str) -> None:
         ("app_name", ["a\nb", "Café", "\x7f", 5, b"x"]), ("referer", ["a\r\nX: y", "é", 5]), ("retry", [{}, None, 3]),
         ("pool", [{"max_connections": 3}, None, PoolLimits]), ("deadlines", [None, 5, RetryPolicy()]),
         ("sessions", [None, {}]), ("insecure_http", [None, 1, "yes"]), ("seams", [None, random.Random()]),
+        ("system", [5, b"x", "half a pair: \ud800"]),
     ],
     ids=_id,
 )  # fmt: skip

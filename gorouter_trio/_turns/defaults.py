@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..wire.codec import encode_call, encode_json, join_options
+from ..errors import BadRequestError
+from ..wire.codec import encode_call, encode_json, encode_message, join_options
 from ..wire.messages import SystemMessage
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class CallDefaults:
     def __init__(self, config: ClientConfig, encoder: TurnEncoder) -> None:
         self._encoder = encoder
         self.number = -1
-        self.system = b"" if config.system is None else encode_json(SystemMessage(config.system))
+        self.system = encode_json(SystemMessage(config.system)) if config.system else b""
         self.change(config)
 
     def change(self, config: ClientConfig) -> None:
@@ -56,10 +57,15 @@ class CallDefaults:
         return self._joined(encoded, "model" in options), settings, extras
 
     def system_message(self, system: str | None) -> bytes:
-        """The encoded system message of a conversation that names this one: an empty text is none."""
+        """The encoded system message of a conversation that names this one: an empty text is none.
+
+        Raises `BadRequestError` for what is no text.
+        """
         if system is None:
             return self.system
-        return encode_json(SystemMessage(system)) if system else b""
+        if not isinstance(system, str):
+            raise BadRequestError(f"system: must be a text, not a {type(system).__name__}", status=400)
+        return encode_message(SystemMessage(system)) if system else b""
 
     def _joined(self, encoded: bytes, has_model: bool) -> bytes:
         return encoded if self._has_only_model and has_model else join_options(self.encoded, encoded)

@@ -172,16 +172,20 @@ class LedgerReader:
     def rows(self) -> Iterator[LedgerRow]:
         """The rows in the order in which they were settled; those that never were come last."""
         open_rows: dict[tuple[str, int], LedgerRow] = {}
+        found: set[tuple[str, int]] = set()
         for line in self._file:
             row = self._read(line)
-            if row is None:
+            # What somebody else has looked up while its own process did so as well stands there twice.
+            if row is None or (row.run, row.row) in found:
                 continue
             # One that was given up may have been looked up again later.
-            if row.state not in {"reconciling", "unreconciled"}:
-                open_rows.pop((row.run, row.row), None)
-                yield row
-            else:
+            if row.state in {"reconciling", "unreconciled"}:
                 open_rows[row.run, row.row] = row
+                continue
+            open_rows.pop((row.run, row.row), None)
+            if row.state == "reconciled":
+                found.add((row.run, row.row))
+            yield row
         yield from open_rows.values()
 
     def _read(self, line: bytes) -> LedgerRow | None:

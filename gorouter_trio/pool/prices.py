@@ -599,10 +599,12 @@ def _row_of(model: Model) -> ModelPrice:
     is_known = pricing is not None and UNKNOWN_PRICE not in {pricing.prompt, pricing.completion}
     top = model.top_provider
     contexts = (model.context_length, top.context_length if top is not None else None)
+    longest = top.max_completion_tokens if top is not None else None
     return ModelPrice(
         id=model.id,
         pricing=pricing if is_known else None,
         canonical_slug=model.canonical_slug,
-        context_length=max((tokens for tokens in contexts if tokens is not None), default=None),
-        max_completion_tokens=top.max_completion_tokens if top is not None else None,
+        # A length of nothing is not known: by it, no prompt would cost anything.
+        context_length=max((tokens for tokens in contexts if tokens is not None and tokens > 0), default=None),
+        max_completion_tokens=None if longest is None or longest <= 0 else longest,
     )

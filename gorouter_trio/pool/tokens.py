@@ -61,7 +61,8 @@ _MESSAGES: Final = b'"messages":['
 _TOOLS: Final = b'"tools":['
 _LONG_CACHE: Final = b'"ttl":"1h"'
 _WORDS: Final = (b'"plugins"', b"web_", _LONG_CACHE, b'"modalities"')
-_SEARCH_PLUGIN: Final = re.compile(rb'"plugins":\[[^\]]*"id":"web"|"web_search_options":\{')
+# Whatever lists stand between: a text cannot look like this, since its quotes are escaped.
+_SEARCH_PLUGIN: Final = re.compile(rb'"plugins":\[.*?"id":"web"|"web_search_options":\{', re.DOTALL)
 _SEARCH_TOOL: Final = re.compile(rb'"type":"openrouter:(?:web_search|web_fetch)')
 _MODALITIES: Final = re.compile(rb'"modalities":\[([^\]]*)\]')
 

@@ -1233,7 +1233,8 @@ class _Worker:
 async def _close(connection: Connection) -> None:
     connection.close()
     with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
-        await connection.aclose()
+        # A user's transport may raise anything here, which says nothing of any request, and would end all of them.
+        await contain(connection.aclose, report=lambda _error: None)
 
 
 async def _await(given: Awaitable[T]) -> T:

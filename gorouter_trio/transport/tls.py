@@ -109,6 +109,8 @@ def _load_folder(context: ssl.SSLContext, path: str, *, field: str) -> None:
         names = os.listdir(path)
     except OSError as exc:
         raise ConfigError(f"{field}: cannot read {path!r}: {exc.strerror}") from exc
+    except ValueError:
+        raise ConfigError(f"{field}: must be the name of a folder, not {path!r}") from None
     if not any(map(_HASHED.fullmatch, names)):
         raise ConfigError(f"{field}: {path!r} has no certificates by their hash; run `openssl rehash` on it")
     context.load_verify_locations(capath=path)
@@ -159,6 +161,8 @@ def _check_readable(path: str, field: str) -> None:
             file.read(1)
     except OSError as exc:
         raise ConfigError(f"{field}: cannot read {path!r}: {exc.strerror}") from exc
+    except ValueError:
+        raise ConfigError(f"{field}: must be the name of a file, not {path!r}") from None
 
 
 def _words(exc: Exception) -> str:

@@ -324,7 +324,7 @@ def _refuse(where: str, what: str) -> NoReturn:
 
 
 def _decoder_of(kind: object, *, wrapped: bool) -> Callable[[bytes | str], object]:
-    if _is_pydantic(kind):
+    if _is_pydantic(kind) and not wrapped:
         return cast("Callable[[bytes | str], object]", kind.model_validate_json)  # type: ignore[attr-defined]  # is there
     if not wrapped:
         return make_decoder(kind, hook=_from_pydantic)

@@ -193,6 +193,20 @@ async def test_the_default_system_message(autojump_clock):
     assert not any(b"Be brief" in entry for entry in (await store.load("k")).entries)
 
 
+async def test_a_system_message_that_is_none(autojump_clock):
+    """What is no text, or has no UTF-8, is refused by name; an empty one is none, also as the default."""
+    async with open_world(answer=yes(), system="") as world:
+        client = world.client
+        for odd in ("\ud800", 5):
+            with pytest.raises(gr.BadRequestError):
+                await client.chat("q", system=odd)
+            with pytest.raises(gr.BadRequestError):
+                await client.session("k", system=odd).ask("q")
+        await client.chat("q")
+        assert [message["role"] for message in world.sent[0].messages] == ["user"]
+        assert len(world.sent) == 1
+
+
 async def test_ask_keeps_users_apart(autojump_clock):
     """Each user of each group has a session; without a user nothing is remembered."""
     async with open_world(answer=yes()) as world:

@@ -413,6 +413,20 @@ def test_quotes() -> None:
     assert table.quote(prompt_tokens=10) is None
 
 
+@pytest.mark.parametrize("length", [0, -5])
+def test_a_length_of_nothing_is_not_known(length: int) -> None:
+    """Where the list says that a context or a completion has no tokens, a prompt costs what its own length says."""
+    listed_model = {
+        "id": "a",
+        "context_length": length,
+        "top_provider": {"context_length": length, "max_completion_tokens": length},
+        "pricing": {"prompt": "1", "completion": "9"},
+    }
+    book = PriceBook(PricePolicy())
+    book.update(decode_models(json.dumps({"data": [listed_model]}).encode()), at_s=0)
+    assert book.table.quote("a", prompt_tokens=10) == Quote(D(10), D(9), None)
+
+
 # --- the last good table ----------------------------------------------------------------------------------------------
 
 

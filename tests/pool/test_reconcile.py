@@ -20,6 +20,7 @@ from gorouter_trio.pool.ledger import Ledger
 from gorouter_trio.pool.ledger_file import LedgerFile, LedgerReader
 from gorouter_trio.pool.reconcile import Reconciliation
 from gorouter_trio.wire.catalog import GenerationInfo
+from gorouter_trio.wire.codec import encode_json
 from gorouter_trio.wire.ledger import LedgerRow
 
 D = Decimal
@@ -158,6 +159,18 @@ def read(path: Path) -> tuple[list[LedgerRow], int]:
 def rows(count: int) -> list[LedgerRow]:
     ledger = Ledger(LedgerConfig(), run="r", close_reservation=lambda _reservation, _usd: None)
     return [ledger.enter(answered(f"0.{number}1"), at_s=number, now=0) for number in range(count)]
+
+
+def test_what_two_have_looked_up_is_read_once(tmp_path: Path) -> None:
+    """A row that somebody else has looked up, and its own process found or gave up afterwards, is one row."""
+    path = tmp_path / "ledger.jsonl"
+    lost_row = Ledger(LedgerConfig(), run="r", close_reservation=lambda _reservation, _usd: None).enter(
+        lost(), at_s=0, now=0
+    )
+    found_row = msgspec.structs.replace(lost_row, state="reconciled", cost_usd=D(3))
+    for last in (found_row, msgspec.structs.replace(lost_row, state="unreconciled")):
+        path.write_bytes(b"".join(encode_json(row) + b"\n" for row in (lost_row, found_row, last)))
+        assert read(path) == ([found_row], 0)
 
 
 async def test_file(tmp_path: Path) -> None:

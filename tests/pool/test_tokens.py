@@ -75,7 +75,10 @@ def test_shape() -> None:
     bound = TokenEstimator().bound_prompt
     for options, shape in (
         ({"plugins": [{"id": "web"}]}, RequestShape(web_searches=1)),
+        ({"plugins": [{"include_domains": ["a"], "id": "web"}]}, RequestShape(web_searches=1)),
+        ({"plugins": [{"id": "auto-router", "allowed_models": ["a"]}, {"id": "web"}]}, RequestShape(web_searches=1)),
         ({"plugins": [{"id": "file-parser"}]}, TEXT_ONLY),
+        ({"plugins": [{"id": "web-fetch", "allowed_domains": ["a"]}]}, TEXT_ONLY),
         ({"web_search_options": {"search_context_size": "low"}}, RequestShape(web_searches=1)),
         ({"tools": [{"type": "openrouter:web_search"}]}, RequestShape(web_searches=10)),
         ({"cache_control": {"type": "ephemeral", "ttl": "1h"}}, RequestShape(long_cache=True)),

@@ -444,6 +444,27 @@ async def test_errors_of_a_users_transport_are_ours() -> None:
             await client.chat("x")
 
 
+async def test_a_users_transport_that_cannot_be_closed_ends_no_client(autojump_clock: trio.testing.MockClock) -> None:
+    """What closing a user's transport raises, when it was idle for too long or at the end, harms nobody."""
+
+    class Broken(httpx.MockTransport):
+        async def aclose(self) -> None:
+            closings.append(1)
+            raise RuntimeError("cannot be closed")
+
+    closings: list[int] = []
+    async with open_quiet_client(
+        api_key=KEY,
+        base_url="https://h",
+        transport=lambda: Broken(lambda _request: httpx.Response(200, json=_completion("fine"))),
+        pool=gr.PoolLimits(keepalive_s=1.0),
+    ) as client:
+        assert (await client.chat("x")).text == "fine"
+        await trio.sleep(5)
+        assert len(closings) == 1
+        assert (await client.chat("x")).text == "fine"
+
+
 async def test_a_users_body_is_bounded_as_decoded() -> None:
     """A reply that unpacks to more than the limit is refused, and closed, before it fills the memory."""
     bomb = gzip.compress(b"\0" * 50_000_000)

@@ -90,6 +90,10 @@ class Street(pydantic.BaseModel):
     name: str = pydantic.Field(min_length=1)
 
 
+class Streets(pydantic.RootModel[list[Street]]):
+    pass
+
+
 class Address(pydantic.BaseModel):
     """An address."""
 
@@ -228,6 +232,7 @@ def test_recursive() -> None:
         (Colour, '{"value":"red"}', Colour.RED),
         (Circle | Square, '{"value":{"type":"square","side":2}}', Square(2)),
         (list[Street], '{"value":[{"name":"x"}]}', [Street(name="x")]),
+        (Streets, '{"value":[{"name":"x"}]}', Streets([Street(name="x")])),
     ],
 )
 def test_wrapped(kind: type, text: str, value: object) -> None:
