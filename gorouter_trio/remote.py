@@ -302,7 +302,7 @@ class _Turn(ChunkSource):
         if self._may_have_begun:
             ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
         while True:
-            link = await self._wire.link(other_than=other_than)
+            link = await self._next_link(other_than)
             try:
                 self._call, self._link = await link.begin(ask), link
                 # That has its credit anew.
@@ -315,6 +315,21 @@ class _Turn(ChunkSource):
                 ask = msgspec.structs.replace(ask, resumed=True, after=self._seq)
             else:
                 return
+
+    async def _next_link(self, other_than: Link | None) -> Link:
+        """A link to ask on; that there is none is another thing for a turn that may run than for one that was not sent."""
+        failure: GorouterError
+        try:
+            return await self._wire.link(other_than=other_than)
+        except (ConnectError, PoolClosedError) as exc:
+            if not self._may_have_begun:
+                raise
+            if isinstance(exc, PoolClosedError):
+                failure = PoolClosedError("the client was closed before the answer had come")
+            else:
+                failure = StreamBrokenError(f"the connection broke before the answer had come: {exc.message}")
+            failure.maybe_billed = True
+            raise failure from exc
 
     async def read(self) -> list[ChatChunk] | tuple[StreamEvent, ...]:
         """The next events, all that are there; an empty list at the end.
@@ -812,7 +827,7 @@ async def open_remote(
     """A client of the gateway at `url` (`ws://` or `wss://`): `async with open_remote(url, token=...) as client: ...`.
 
     Connects at once, and again whenever the connection breaks; what is asked meanwhile waits for up to `patience_s`,
-    and raises `ConnectError` then. `tls` are the settings for wss, such as `TlsConfig(ca_file="ca.pem")`, in place of
+    and raises `ConnectError` then; a turn that may have begun raises `StreamBrokenError`, and may have been billed. `tls` are the settings for wss, such as `TlsConfig(ca_file="ca.pem")`, in place of
     the system's; a gateway whose certificate does not verify is a `ConnectError` at once. Raises `InvalidTokenError`
     for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in,
     `ConfigError` for a URL that is none, for settings of the wrong kind, and for files that cannot be used.

@@ -29,6 +29,7 @@ from gorouter_trio.errors import (
     InvalidTokenError,
     PoolClosedError,
     ProviderError,
+    StreamBrokenError,
 )
 from gorouter_trio.events import StreamFinished, TextDelta, ToolFinished
 from gorouter_trio.gateway import GatewayConfig, GatewayLimits
@@ -329,7 +330,7 @@ async def test_a_bug_in_the_connection_comes_out(monkeypatch):
 
 async def test_after_the_end_nobody_waits_for_a_connection():
     """Neither who is still reading, nor who asks then."""
-    found: list[type[BaseException]] = []
+    found: list[bool] = []
 
     async def read(client, *, task_status):
         with pytest.raises(PoolClosedError) as caught:
@@ -337,7 +338,7 @@ async def test_after_the_end_nobody_waits_for_a_connection():
                 await anext(aiter(stream))
                 task_status.started()
                 await stream.collect()
-        found.append(type(caught.value))
+        found.append(caught.value.maybe_billed)
 
     slow = SimulatorConfig(tokens_per_s=50.0)
     async with open_gateway(config=slow) as behind, trio.open_nursery() as nursery:
@@ -349,6 +350,26 @@ async def test_after_the_end_nobody_waits_for_a_connection():
                     await late("hello")
             while not found:
                 await trio.sleep(0.01)
+        assert found == [True]
+
+
+async def test_a_turn_whose_gateway_does_not_come_back_may_have_been_billed():
+    """What was sent says so; what was not is a connection that could not be made."""
+    async with trio.open_nursery() as nursery:
+        async with open_gateway(config=SimulatorConfig(tokens_per_s=50.0)) as behind:
+            balancer = Balancer(behind.url)
+            url = await nursery.start(balancer.serve)
+            async with open_remote(url, patience_s=0.3) as client:
+                async with client.session("s").stream("[[tokens 900]]") as stream:
+                    await anext(aiter(stream))
+                    balancer.is_ready = trio.Event()
+                    (await client._wire.link())._end(LinkBrokenError(None))
+                    with pytest.raises(StreamBrokenError) as lost:
+                        await stream.collect()
+                with pytest.raises(ConnectError) as unsent:
+                    await client.chat("hello")
+        assert (lost.value.maybe_billed, unsent.value.maybe_billed) == (True, False)
+        nursery.cancel_scope.cancel()
 
 
 async def test_an_error_of_the_body_leaves_as_it_is():
