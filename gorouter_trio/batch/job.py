@@ -21,6 +21,7 @@ import msgspec
 import trio
 from msgspec import Struct
 
+from .._contain import lone_error
 from ..errors import (
     BadRequestError,
     BudgetExceededError,
@@ -37,7 +38,7 @@ from .journal import DONE, SENT, UNKNOWN, Recorder, RowMark
 from .order import OrderWindow
 from .output import encode_row
 from .resume import JobFiles, journal_path, open_files, refuse_own_file
-from .runner import BatchResult, Intake, encode_row_request, lone_error, names_of
+from .runner import BatchResult, Intake, encode_row_request, names_of
 from .settings import StopReason, stop_reason
 from .template import Template
 
@@ -220,9 +221,7 @@ class RunningJob:
         try:
             await self._run()
         except BaseExceptionGroup as group:
-            lone = lone_error(group)
-            if lone is None:
-                raise
+            lone = lone_error(group, None)
             raise lone from lone.__cause__
         self._raise_failure()
         if self.job.ordered:

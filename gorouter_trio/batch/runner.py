@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import trio
 from msgspec import UNSET, Struct
 
-from .._contain import contain, contain_sync
+from .._contain import contain, contain_sync, ungrouped
 from ..errors import BadRequestError, ConfigError, GorouterError
 from ..wire.codec import encode_request
 from ..wire.mail import DEFAULT_SETTINGS
@@ -44,7 +44,6 @@ __all__ = [
     "RunRequest",
     "check_batch",
     "encode_row_request",
-    "lone_error",
     "names_of",
     "open_batch",
 ]
@@ -352,18 +351,18 @@ async def open_batch(
     window = OrderWindow[BatchResult](_WINDOWS * max_in_flight) if ordered else None
     work = _Work(intake, run=run, encode=encode, window=window)
     send, receive = trio.open_memory_channel[BatchResult](max_in_flight)
-    try:
-        async with receive, trio.open_nursery() as nursery:
-            nursery.start_soon(work.run_pullers, send, max_in_flight)
-            try:
-                yield Batch(receive, intake, work=work, name=settings.batch)
-            finally:
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        lone = lone_error(group)
-        if lone is None:
-            raise
-        raise lone from lone.__cause__
+    async with receive, ungrouped(_pulled(work, send, max_in_flight)):
+        yield Batch(receive, intake, work=work, name=settings.batch)
+
+
+@asynccontextmanager
+async def _pulled(work: _Work, results: trio.MemorySendChannel[BatchResult], count: int) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work.run_pullers, results, count)
+        try:
+            yield
+        finally:
+            nursery.cancel_scope.cancel()
 
 
 def check_batch(requests: object, max_in_flight: object) -> None:
@@ -372,12 +371,3 @@ def check_batch(requests: object, max_in_flight: object) -> None:
         raise TypeError(f"requests: must be an iterable of requests, not a {type(requests).__name__}")
     if isinstance(max_in_flight, bool) or not isinstance(max_in_flight, int) or max_in_flight < 1:
         raise ConfigError(f"max_in_flight: must be a whole number of at least 1, not {max_in_flight!r}")
-
-
-def lone_error(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The one exception in the group that is not a cancel, or None when there is not exactly one."""
-    leaves: list[BaseException] = [group]
-    while any(isinstance(leaf, BaseExceptionGroup) for leaf in leaves):
-        leaves = [inner for leaf in leaves for inner in getattr(leaf, "exceptions", (leaf,))]
-    errors = [leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)]
-    return errors[0] if len(errors) == 1 else None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .._contain import lone_error
+from .._contain import ungrouped
 from ..transport.http_server import HttpServer, HttpServerLimits, open_http_server
 from ..transport.memory import memory_stream_pair
 
@@ -69,23 +69,16 @@ async def open_simulated_network(simulator: Simulator) -> AsyncIterator[Simulate
 
     An error of the body leaves as itself, not inside an exception group.
     """
-    body: BaseException | None = None
-    try:
-        async with open_http_server(simulator.handler, limits=_LIMITS) as server, trio.open_nursery() as nursery:
-            network = SimulatedNetwork(server, nursery)
-            try:
-                yield network
-            except BaseException as exc:
-                body = exc
-                raise
-            finally:
-                network.close()
-                nursery.cancel_scope.cancel()
-        return
-    except BaseExceptionGroup as group:
-        lone = lone_error(group, body)
-    # Raised out here, where no exception is being handled, it keeps the context that it came with.
-    try:
-        raise lone
-    finally:
-        del body, lone  # a traceback that leads to itself would stay until the next collection
+    async with ungrouped(_served(simulator)) as network:
+        yield network
+
+
+@asynccontextmanager
+async def _served(simulator: Simulator) -> AsyncIterator[SimulatedNetwork]:
+    async with open_http_server(simulator.handler, limits=_LIMITS) as server, trio.open_nursery() as nursery:
+        network = SimulatedNetwork(server, nursery)
+        try:
+            yield network
+        finally:
+            network.close()
+            nursery.cancel_scope.cancel()

@@ -225,8 +225,13 @@ async def test_leaving_early(autojump_clock: MockClock, no_leaks: LeakCheck) -> 
 
 
 async def test_errors_leave_as_themselves(autojump_clock: MockClock) -> None:
-    """Neither an error of the body nor an outer cancel is wrapped or lost."""
+    """Neither an error of the body, be it a group, nor an outer cancel is wrapped or lost."""
+    group = ExceptionGroup("of a nursery", [ValueError("in the body")])
     async with open_simulated(SimulatorConfig(latency_s=5.0)) as (client, _):
+        with pytest.raises(ExceptionGroup) as raised:
+            async with client.batch([say("x")]):
+                raise group
+        assert raised.value is group
         with pytest.raises(KeyError):
             async with client.batch([say("x")]):
                 raise KeyError
