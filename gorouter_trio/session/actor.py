@@ -1170,7 +1170,7 @@ class SessionActor:
             await self._take_up(mail, envelope, machine)
 
     async def _store_reply(self, reply: AnswerQuestion, machine: TurnMachine) -> bool:
-        """Write the reply down, unless the end of the turn that had it before has done so; False when it is too late."""
+        """Write the reply down, unless the turn that had it before has left it there; False when it is too late."""
         if reply.turn_id == machine.turn_id and machine.has_reply(reply.question_id):
             return True
         if reply.turn_id not in {"", machine.turn_id} or not self._is_open(reply.question_id):

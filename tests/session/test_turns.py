@@ -301,8 +301,8 @@ async def test_the_answer_of_a_turn_that_was_added(autojump_clock):
     """What was added to a history is asked for by its turn id as well, with a question or without one."""
     store = MemoryStore()
     async with open_world(store=store) as world:
-        added = [AssistantMessage("hello"), UserMessage("q"), AssistantMessage("a"), AssistantMessage("by the way")]
-        await gr.HistoryManager(store).add("k", added)
+        greeting, more = AssistantMessage("hello"), AssistantMessage("by the way")
+        await gr.HistoryManager(store).add("k", [greeting, UserMessage("q"), AssistantMessage("a"), more])
         session = world.client.session("k")
         for entry in await session.history():
             if isinstance(entry.message, AssistantMessage):
