@@ -323,10 +323,10 @@ class RedisClient:
             except StoreError as exc:
                 is_broken = exc.kind in _IN_DOUBT
                 is_in_doubt = is_in_doubt or is_broken
-                if not self._may_send_again(exc, deadline):
-                    if is_in_doubt and exc.kind in _UNDONE:
-                        why = f"{exc.message}; it was sent before, and whether it was carried out is unknown"
-                        raise StoreError(why, kind="io") from exc
+                may_send_again = self._may_send_again(exc, deadline)
+                if not may_send_again and is_in_doubt and exc.kind in _UNDONE:
+                    raise _doubtful(exc) from exc
+                if not may_send_again:
                     raise
             self._resent += 1
             if not is_broken:
@@ -491,6 +491,12 @@ class Subscription:
             if kind in {b"message", b"pmessage"}:
                 self._messages.append(Published(item[-2], item[-1]))
         return confirmed
+
+
+def _doubtful(error: StoreError) -> StoreError:
+    """The error of a command that was sent before: `error` tells of the last time alone."""
+    why = f"{error.message}; it was sent before, and whether it was carried out is unknown"
+    return StoreError(why, kind="io")
 
 
 def _check_settings(timeout_s: object, name: object) -> None:
