@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import secrets
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -112,6 +113,8 @@ class SecurityManager:
 
     def __init__(self, config: SecurityConfig, *, audit: Callable[[ToolAudit], None] | None = None) -> None:
         self._digests = Digests()
+        # In what principals carry, so that no other manager takes them for its own.
+        self._name = secrets.token_hex(4)
         self._state = _State(config, self._digests, 0)
         self._limiter = RateLimiter(max_buckets=config.max_buckets)
         self._attempts = RateLimiter(max_buckets=_MAX_SOURCES)
@@ -375,7 +378,7 @@ class SecurityManager:
         return Refused("revoked") if revoked else verdict
 
     def _remember(self, state: _State, digest: bytes, verdict: Vouched, now: float) -> Vouched:
-        principal = with_credential(verdict.principal, f"{state.epoch}.{digest.hex()}")
+        principal = with_credential(verdict.principal, f"{self._name}-{state.epoch}.{digest.hex()}")
         vouched = Vouched(principal, verdict.not_before_s)
         if not state.voucher.is_cheap:
             state.cache.put(digest, vouched, now=now)
@@ -396,7 +399,7 @@ class SecurityManager:
             return False
         if digest in self._revoked:
             return False
-        if epoch == str(self._state.epoch):
+        if epoch == f"{self._name}-{self._state.epoch}":
             return True
         known = self._state.voucher.find_key(digest)
         return known is not None and with_credential(known, principal.credential) == principal
