@@ -178,7 +178,7 @@ class SecurityManager:
         """A JSON Web Token for `principal`, valid for `ttl_s`, by default the configuration's `token_ttl_s` (24 h).
 
         Raises `SecurityConfigError` unless the configuration has a `JwtAuth` whose key can sign, and `SecurityError`
-        for a time that is none or metadata that is not JSON.
+        for a time that is none, metadata that is not JSON, and a principal of which every token would be refused.
         """
         auth = self._state.config.auth
         if not isinstance(auth, JwtAuth):
@@ -190,9 +190,15 @@ class SecurityManager:
         claims |= {"aud": auth.audience} if auth.audience is not None else {}
         claims |= {"iss": auth.issuer} if auth.issuer is not None else {}
         try:
-            return sign_jwt(principal, algorithm=auth.algorithm, key=auth.all_keys()[0], claims=claims).reveal()
+            token = sign_jwt(principal, algorithm=auth.algorithm, key=auth.all_keys()[0], claims=claims)
         except (TypeError, ValueError, RecursionError):
             raise SecurityError(f"principal {principal.id!r}: its metadata is not JSON") from None
+        if not self._state.voucher.is_accepted(token, wall=wall):
+            raise SecurityError(
+                f"principal {principal.id!r}: is more than a token holds, or its username or the names in its metadata "
+                "are no text"
+            )
+        return token.reveal()
 
     def revoke_token(self, token: str | Secret) -> None:
         """Refuse this token from now on, also to whoever was authenticated by it.
