@@ -268,6 +268,25 @@ class Connection:
         elif now - self._pinged_at >= limits.ping_s:
             self.stop(Violation(1001, "no answer to a ping"))
 
+    def identify_anew(self) -> None:
+        """Ask the guard that stands there now who it is; the connection ends unless it is the same principal's."""
+        if self._nursery is not None and self.is_open:
+            self._nursery.start_soon(self._identify_anew, self.caller)
+
+    async def _identify_anew(self, before: Caller) -> None:
+        try:
+            # No attempt of the client, which must not count as one where many have the same address.
+            principal = await self._core.identify(before.token, source="")
+        except SecurityError as exc:
+            if self.caller is before:
+                self.stop(Violation(4401, exc.message))
+            return
+        if self.caller is not before:
+            return
+        self.caller = msgspec.structs.replace(before, principal=principal)
+        if self.caller.identity != before.identity:
+            self.stop(Violation(4401, "the access token is somebody else's"))
+
     async def _ping(self, websocket: WebSocketConnection) -> None:
         # A pong, or anything else that comes, is noted by the stream; this only sends, and takes the answer off.
         with trio.move_on_after(self._core.limits.ping_s):

@@ -64,6 +64,9 @@ class Member(Protocol):
     def look(self, now: float) -> None:
         """Look whether it lives."""
 
+    def identify_anew(self) -> None:
+        """Ask the guard that stands there now who it is."""
+
 
 class GatewayCore:
     """The state of a gateway. Made by `serve_gateway`; turns run in `nursery`."""
@@ -178,8 +181,8 @@ class GatewayCore:
             now = trio.current_time()
             generation = self._generation_now()
             if generation != self._generation or now >= recheck_at:
-                self._generation, recheck_at = generation, now + limits.recheck_s
-                self._verify_all()
+                before, self._generation, recheck_at = self._generation, generation, now + limits.recheck_s
+                self._verify_all(is_guard_new=generation[0] is not before[0])
             if now >= look_at:
                 look_at = now + limits.ping_s / 8
                 self._look_at_all(now)
@@ -196,7 +199,11 @@ class GatewayCore:
     def _generation_now(self) -> tuple[object, int]:
         return self._guard, cast("int", getattr(self._guard, "generation", 0))
 
-    def _verify_all(self) -> None:
+    def _verify_all(self, *, is_guard_new: bool) -> None:
+        if is_guard_new and hasattr(self._guard, "authenticate"):
+            for connection in list(self.connections):
+                connection.identify_anew()
+            return
         verify = getattr(self._guard, "verify", None)
         if verify is None:
             return

@@ -93,6 +93,10 @@ class Voucher:
         principal = self.find_key(self._digests.of(token))
         return Refused("unknown") if principal is None else _until(Vouched(principal), wall)
 
+    def is_accepted(self, token: Secret, *, wall: float) -> bool:
+        """Whether a JSON Web Token holds; False where it is no such tokens that are asked for."""
+        return self._verifier is not None and isinstance(self._verify(self._verifier, token, wall), Vouched)
+
     def _verify(self, verifier: JwtVerifier, token: Secret, wall: float) -> Verdict:
         verdict = verifier.verify(token, wall=wall)
         if isinstance(verdict, Verified):

@@ -195,10 +195,11 @@ class Emitter:
         """Tell everybody, now or soon; never raises, never waits."""
         if not self._handlers:
             return
-        if len(self._queue) >= self._bound:
+        if len(self._queue) < self._bound:
+            self._queue.append(event)
+        else:
             self.dropped += 1
-            return
-        self._queue.append(event)
+        # Also where it was dropped: what a handler has filled the queue with would stand there for ever.
         if self._runner is not None:
             self._runner.set()
         elif not self._delivering:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import secrets
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -112,6 +113,8 @@ class SecurityManager:
 
     def __init__(self, config: SecurityConfig, *, audit: Callable[[ToolAudit], None] | None = None) -> None:
         self._digests = Digests()
+        # In what principals carry, so that no other manager takes them for its own.
+        self._name = secrets.token_hex(4)
         self._state = _State(config, self._digests, 0)
         self._limiter = RateLimiter(max_buckets=config.max_buckets)
         self._attempts = RateLimiter(max_buckets=_MAX_SOURCES)
@@ -175,7 +178,7 @@ class SecurityManager:
         """A JSON Web Token for `principal`, valid for `ttl_s`, by default the configuration's `token_ttl_s` (24 h).
 
         Raises `SecurityConfigError` unless the configuration has a `JwtAuth` whose key can sign, and `SecurityError`
-        for a time that is none or metadata that is not JSON.
+        for a time that is none, metadata that is not JSON, and a principal of which every token would be refused.
         """
         auth = self._state.config.auth
         if not isinstance(auth, JwtAuth):
@@ -187,9 +190,15 @@ class SecurityManager:
         claims |= {"aud": auth.audience} if auth.audience is not None else {}
         claims |= {"iss": auth.issuer} if auth.issuer is not None else {}
         try:
-            return sign_jwt(principal, algorithm=auth.algorithm, key=auth.all_keys()[0], claims=claims).reveal()
+            token = sign_jwt(principal, algorithm=auth.algorithm, key=auth.all_keys()[0], claims=claims)
         except (TypeError, ValueError, RecursionError):
             raise SecurityError(f"principal {principal.id!r}: its metadata is not JSON") from None
+        if not self._state.voucher.is_accepted(token, wall=wall):
+            raise SecurityError(
+                f"principal {principal.id!r}: is more than a token holds, or its username or the names in its metadata "
+                "are no text"
+            )
+        return token.reveal()
 
     def revoke_token(self, token: str | Secret) -> None:
         """Refuse this token from now on, also to whoever was authenticated by it.
@@ -375,7 +384,7 @@ class SecurityManager:
         return Refused("revoked") if revoked else verdict
 
     def _remember(self, state: _State, digest: bytes, verdict: Vouched, now: float) -> Vouched:
-        principal = with_credential(verdict.principal, f"{state.epoch}.{digest.hex()}")
+        principal = with_credential(verdict.principal, f"{self._name}-{state.epoch}.{digest.hex()}")
         vouched = Vouched(principal, verdict.not_before_s)
         if not state.voucher.is_cheap:
             state.cache.put(digest, vouched, now=now)
@@ -396,7 +405,7 @@ class SecurityManager:
             return False
         if digest in self._revoked:
             return False
-        if epoch == str(self._state.epoch):
+        if epoch == f"{self._name}-{self._state.epoch}":
             return True
         known = self._state.voucher.find_key(digest)
         return known is not None and with_credential(known, principal.credential) == principal

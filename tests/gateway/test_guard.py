@@ -19,6 +19,7 @@ import pytest
 import trio
 from gateway_attackers import open_attack
 from gateways import (
+    ADA,
     ADA_KEY,
     BOB_KEY,
     ROOT_KEY,
@@ -39,7 +40,7 @@ import gorouter_trio as gr
 from gorouter_trio.errors import AccessDeniedError, ConfigError
 from gorouter_trio.gateway import GatewayConfig, serve_gateway
 from gorouter_trio.gateway.protocol import CLOSE_CODES
-from gorouter_trio.security import Allow, CustomAuth, Principal
+from gorouter_trio.security import Allow, ApiKeyAuth, CustomAuth, Principal, SecurityConfig
 from gorouter_trio.stores import MemoryStore
 
 pytestmark = pytest.mark.net
@@ -212,6 +213,26 @@ async def test_revoked(figure):
             assert await bob.close_code() == 4401
         assert behind.errors == []
     figure(f"closed {took * 1000:.0f} ms after the revocation")
+
+
+async def test_another_guard():
+    """It is asked about everybody who is connected: whom it does not know, or knows as somebody else, has to go."""
+    people = {ADA_KEY: ADA, BOB_KEY: Principal(id="eve", tenant="acme")}
+    guard = SecurityConfig(auth=ApiKeyAuth(api_keys=people), require_authentication=True, default_policy="allow-all")
+    quick = config(limits={"revoke_s": 0.05})
+    async with open_gateway(quick, security=secured()) as behind, AsyncExitStack() as stack:
+        ada, bob, *roots = [
+            await stack.enter_async_context(open_talk(behind.url, key)) for key in (ADA_KEY, BOB_KEY, *[ROOT_KEY] * 12)
+        ]
+        assert (await roots[0].request(type="statistics", id=1))["type"] == "snapshot"
+        behind.client.set_security(guard)
+        with trio.fail_after(5):
+            for talk in (bob, *roots):
+                assert await talk.close_code() == 4401
+        assert (await ada.request(type="ask", id=1, session="s", messages="[[say yes]]"))["type"] == "done"
+        async with open_talk(behind.url, ADA_KEY) as again:
+            assert (await again.request(type="statistics", id=1, session="s"))["type"] == "session_statistics"
+        assert behind.errors == []
 
 
 async def test_a_token_expires_and_a_newer_one_comes(figure):

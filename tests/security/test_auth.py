@@ -384,6 +384,14 @@ async def test_credentials_cannot_be_made_up() -> None:
         assert manager.verify(Principal(id="x", credential=credential), wall=WALL) is not None
 
 
+async def test_principals_of_another_manager() -> None:
+    """They have to authenticate here: this one has not seen their tokens, and may not know them."""
+    ada = await who(managed(keys()), KEY)
+    other = managed(ApiKeyAuth(api_keys={KEY[::-1]: Principal(id="eve")}))
+    assert other.verify(ada, wall=WALL) is not None
+    assert isinstance(other.check(ada, CALL, now=0.0, wall=WALL), Deny)
+
+
 async def test_failed_attempts() -> None:
     """After ten refused tokens a source has to wait; others, and tokens known from before, do not (A12)."""
     manager = managed(JwtAuth(key=SECRET), failed_attempts=RateLimit(limit=10, period_s=60.0))

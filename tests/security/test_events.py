@@ -28,7 +28,7 @@ from gorouter_trio.security import (
     ToolCheck,
     ToolPolicy,
 )
-from gorouter_trio.security.events import Emitter
+from gorouter_trio.security.events import Emitter, TokenCacheCleared
 
 ADA = Principal(id="ada", tenant="t")
 LIMIT = RateLimit(limit=2, period_s=60.0)
@@ -155,6 +155,24 @@ def test_a_handler_that_causes_events() -> None:
     assert manager.check(ADA, call("a"), now=0.0, wall=0.0) == Allow()
     assert order[:4] == ["a", "done", "a", "done"]
     assert len(order) == 2 * 1_024
+
+
+def test_a_handler_that_causes_too_many_events() -> None:
+    """What finds no room is dropped; when the handler is quiet again, events are told again."""
+    emitter, seen = Emitter(queue=8), []
+
+    def chatter(event: SecurityEvent) -> None:
+        seen.append(event)
+        if len(seen) < 20:
+            emitter.emit(event)
+            emitter.emit(event)
+
+    emitter.on(SecurityEvent, chatter)
+    for _ in range(5):
+        emitter.emit(TokenCacheCleared())
+    before = len(seen)
+    emitter.emit(TokenCacheCleared())
+    assert len(seen) == before + 1
 
 
 async def test_a_task_for_events(autojump_clock: trio.testing.MockClock) -> None:

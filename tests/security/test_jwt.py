@@ -292,6 +292,15 @@ def test_tokens_that_cannot_be_made() -> None:
     for metadata in ({"a": object()}, {"a": float("nan")}):
         with pytest.raises(gr.SecurityError, match="metadata is not JSON"):
             manager.create_access_token(Principal(id="u", metadata=metadata), wall=WALL)
+    wrong: list[dict[str, Any]] = [
+        {"metadata": {"a": "x" * 20_000}},
+        {"metadata": {1: "one", "1": "two"}},
+        {"roles": {f"r{number}" for number in range(1_001)}},
+        {"username": 7},
+    ]
+    for fields in wrong:
+        with pytest.raises(gr.SecurityError, match="more than a token holds"):
+            manager.create_access_token(Principal(id="u", **fields), wall=WALL)
 
 
 def test_refusing_is_quick(record_property) -> None:
