@@ -106,6 +106,8 @@ class SimulatorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise ConfigError(f"{name} must be 0 or more, not {value!r}")
+        if isinstance(self.api_keys, str):
+            raise ConfigError("api_keys must be a tuple of keys, not one key")
         if not math.isfinite(self.clock_offset_s):
             raise ConfigError(f"clock_offset_s must be finite, not {self.clock_offset_s!r}")
         if self.retry_after_s is not None and not 0 <= self.retry_after_s <= _MAX_RETRY_AFTER_S:

@@ -177,8 +177,8 @@ class ScriptedModel:
     """
 
     def __init__(self, replies: Iterable[Reply] | Callable[[ScriptedRequest], Reply], *, loop: bool = False) -> None:
-        if isinstance(replies, str):
-            raise TypeError("replies: a list of replies, not one text")
+        if isinstance(replies, (str, Struct)):
+            raise TypeError(f"replies: a list of replies, not one alone: {replies!r}")
         self.requests: list[ScriptedRequest] = []
         self._replies = _every(replies, loop=loop)
         self._given = 0

@@ -419,6 +419,7 @@ def test_mistakes_in_a_file_are_named(tmp_path: Path, text: str, named: str) -> 
         (lambda: Limit(requests=1, per="user"), "per"),  # type: ignore[arg-type]
         (lambda: SimulatorConfig(cancel_billing="none"), "cancel_billing"),  # type: ignore[arg-type]
         (lambda: SimulatorConfig(retry_after_s=-5), "retry_after_s"),
+        (lambda: SimulatorConfig(api_keys="sk-test"), "api_keys"),  # type: ignore[arg-type]
         (lambda: Spread(kind="normal"), "kind"),  # type: ignore[arg-type]
         (lambda: Wire(finish="never"), "finish"),  # type: ignore[arg-type]
     ],

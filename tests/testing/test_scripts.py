@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -237,10 +238,11 @@ def test_an_iterator_starts_again_too() -> None:
         _ = run(partial(scenario, model=ScriptedModel([], loop=True))).value
 
 
-def test_a_text_is_no_script() -> None:
-    """A lone string would be taken letter by letter."""
-    with pytest.raises(TypeError, match="not one text"):
-        ScriptedModel("hello")
+@pytest.mark.parametrize("replies", ["hello", Say("hello"), Hang()])
+def test_a_lone_reply_is_no_script(replies: Any) -> None:
+    """A string would be taken letter by letter, another one fail in the server."""
+    with pytest.raises(TypeError, match="not one alone"):
+        ScriptedModel(replies)
 
 
 async def test_a_scripted_tool_raises_and_ends() -> None:
