@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import outcome
 import pytest
@@ -126,6 +126,7 @@ def test_closing_answers_every_call_that_runs(stage: Stage) -> None:
         reached(stage.halted)
     assert all(isinstance(each.exception(20), gr.GorouterError) for each in waiting)
     assert isinstance(waiting[0].exception(), gr.PoolClosedError)
+    assert [cast("gr.GorouterError", each.exception()).maybe_billed for each in waiting] == [True] * 3
     assert own_threads() == []
 
 
