@@ -168,7 +168,7 @@ class Portal(Generic[V]):
     # The way in
 
     def submit(self, call: Call[T], nursery: trio.Nursery | None = None, *, is_inner: bool = False) -> None:
-        """Run the call as a task of the runtime, or of a nursery of it; a `ConfigError` is its answer where that is closed.
+        """Run the call as a task of the runtime, or of a nursery of it: a `ConfigError` where that is closed by then.
 
         One that `is_inner` is taken while the runtime ends as well, as one in a nursery is. Raises `PoolClosedError`,
         and `ConfigError` in a forked process.

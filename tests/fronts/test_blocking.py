@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -161,7 +160,7 @@ def test_whoever_still_reads_what_was_left_hears_of_the_end(stage: Stage) -> Non
         with client.events(gr.ChatFailed) as feed:
             readers = [in_thread(list, feed) for _ in range(3)]
             while len(feed._lots._reading) < 3:
-                time.sleep(0.001)
+                threading.Event().wait(0.001)
         assert [reader.result(20) for reader in readers] == [[], [], []]
         with client.stream("halt 2") as stream:
             reached(stage.halted)
