@@ -839,8 +839,7 @@ async def open_remote(
     secret = _secret(token)
     del token  # A traceback may show locals.
     _check_url(url)
-    if isinstance(patience_s, bool) or not isinstance(patience_s, (int, float)) or not patience_s >= 0:
-        raise ConfigError(f"patience_s: must be a number of seconds, 0 or more, not {patience_s!r}")
+    _check_patience(patience_s)
     context = make_tls_context(tls, environ=os.environ) if url.startswith("wss://") else None
     wire = _Wire(url, token=secret, tls=context, patience_s=patience_s, rng=rng or random.Random())
     async with ungrouped(_connected(wire)):
@@ -885,6 +884,11 @@ def _secret(token: object) -> Secret | None:
     except UnicodeEncodeError:
         raise ConfigError("token: is not valid Unicode") from None
     return secret
+
+
+def _check_patience(patience_s: object) -> None:
+    if isinstance(patience_s, bool) or not isinstance(patience_s, (int, float)) or not patience_s >= 0:
+        raise ConfigError(f"patience_s: must be a number of seconds, 0 or more, not {patience_s!r}")
 
 
 def _check_url(url: object) -> None:
