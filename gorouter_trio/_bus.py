@@ -203,8 +203,7 @@ class EventBus:
                 await listener.wait_idle()
 
     def _subscribe(self, kinds: tuple[type[RuntimeEvent], ...], queue: int) -> tuple[int, Listener]:
-        if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
-            raise ConfigError(f"queue: must be a whole number of at least 1, not {queue!r}")
+        _check_queue(queue)
         self._last_number += 1
         listener = self._listeners[self._last_number] = Listener(kinds, queue)
         self._note_kinds()
@@ -251,6 +250,11 @@ def _check_kinds(kinds: tuple[object, ...]) -> None:
     for kind in kinds:
         if not (isinstance(kind, type) and issubclass(kind, RuntimeEvent)):
             raise ConfigError(f"kind: must be a class of event, not {kind!r}")
+
+
+def _check_queue(queue: object) -> None:
+    if isinstance(queue, bool) or not isinstance(queue, int) or queue < 1:
+        raise ConfigError(f"queue: must be a whole number of at least 1, not {queue!r}")
 
 
 def _positional(handler: object) -> list[str]:

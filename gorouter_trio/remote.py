@@ -126,7 +126,7 @@ class _Wire:
         self._changed = trio.Event()
         self.connects = 0
         self._turns: dict[_Place, dict[_Turn, Link]] = {}
-        # Of each session, the turns that were begun, in their order, and where: a gateway that goes away still has them.
+        # Of each session, the turns that were begun, in order, and where: a gateway that goes away still has them.
         self.forms = FormCache()
         self.on_question: OnQuestion | None = None
 
@@ -317,7 +317,7 @@ class _Turn(ChunkSource):
                 return
 
     async def _next_link(self, other_than: Link | None) -> Link:
-        """A link to ask on; that there is none is another thing for a turn that may run than for one that was not sent."""
+        """A link to ask on; that there is none is worse for a turn that may run than for one that was never sent."""
         failure: GorouterError
         try:
             return await self._wire.link(other_than=other_than)
@@ -827,10 +827,11 @@ async def open_remote(
     """A client of the gateway at `url` (`ws://` or `wss://`): `async with open_remote(url, token=...) as client: ...`.
 
     Connects at once, and again whenever the connection breaks; what is asked meanwhile waits for up to `patience_s`,
-    and raises `ConnectError` then; a turn that may have begun raises `StreamBrokenError`, and may have been billed. `tls` are the settings for wss, such as `TlsConfig(ca_file="ca.pem")`, in place of
-    the system's; a gateway whose certificate does not verify is a `ConnectError` at once. Raises `InvalidTokenError`
-    for a token that the gateway does not take, `AccessDeniedError` where it does not let this program in,
-    `ConfigError` for a URL that is none, for settings of the wrong kind, and for files that cannot be used.
+    and raises `ConnectError` then; a turn that may have begun raises `StreamBrokenError`, and may have been billed.
+    `tls` are the settings for wss, such as `TlsConfig(ca_file="ca.pem")`, in place of the system's; a gateway whose
+    certificate does not verify is a `ConnectError` at once. Raises `InvalidTokenError` for a token that the gateway
+    does not take, `AccessDeniedError` where it does not let this program in, `ConfigError` for a URL that is none, for
+    settings of the wrong kind, and for files that cannot be used.
 
     Leaving stops running turns, as leaving the client of this process does; what is asked afterwards raises
     `PoolClosedError`. An error of the body leaves as itself.
@@ -838,8 +839,7 @@ async def open_remote(
     secret = _secret(token)
     del token  # A traceback may show locals.
     _check_url(url)
-    if isinstance(patience_s, bool) or not isinstance(patience_s, (int, float)) or not patience_s >= 0:
-        raise ConfigError(f"patience_s: must be a number of seconds, 0 or more, not {patience_s!r}")
+    _check_patience(patience_s)
     context = make_tls_context(tls, environ=os.environ) if url.startswith("wss://") else None
     wire = _Wire(url, token=secret, tls=context, patience_s=patience_s, rng=rng or random.Random())
     async with ungrouped(_connected(wire)):
@@ -884,6 +884,11 @@ def _secret(token: object) -> Secret | None:
     except UnicodeEncodeError:
         raise ConfigError("token: is not valid Unicode") from None
     return secret
+
+
+def _check_patience(patience_s: object) -> None:
+    if isinstance(patience_s, bool) or not isinstance(patience_s, (int, float)) or not patience_s >= 0:
+        raise ConfigError(f"patience_s: must be a number of seconds, 0 or more, not {patience_s!r}")
 
 
 def _check_url(url: object) -> None:

@@ -537,7 +537,7 @@ class Core:
         """The same for the client of a plugin, which ends while the pool is still there."""
         other = copy.copy(self)
         other.client = client
-        other._is_of_plugin = True
+        other._is_of_plugin = True  # noqa: SLF001 - one of its own kind
         return other
 
     # Its life

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import outcome
 import trio
 
-from ..errors import ConfigError, DeadlineExceededError, PoolClosedError
+from ..errors import ConfigError, DeadlineExceededError, GorouterError, PoolClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -168,7 +168,7 @@ class Portal(Generic[V]):
     # The way in
 
     def submit(self, call: Call[T], nursery: trio.Nursery | None = None, *, is_inner: bool = False) -> None:
-        """Run the call as a task of the runtime, or of a nursery of it; a `ConfigError` is its answer where that is closed.
+        """Run the call as a task of the runtime, or of a nursery of it: a `ConfigError` where that is closed by then.
 
         One that `is_inner` is taken while the runtime ends as well, as one in a nursery is. Raises `PoolClosedError`,
         and `ConfigError` in a forked process.
@@ -297,7 +297,7 @@ class Call(Generic[T]):
 
     `deadline_s` counts from now. `on_settled` is called once, in the thread of the runtime, when there is an answer.
     It runs in `context`, where there is one, instead of a copy of its caller's. A call that `is_paid` may have been
-    billed when its time is up.
+    billed when its time is up, or the client is closed meanwhile.
     """
 
     __slots__ = (
@@ -384,7 +384,11 @@ class Call(Generic[T]):
     def _why_cancelled(self) -> Exception:
         scope = cast("trio.CancelScope", self._scope)
         is_late = trio.current_time() >= scope.deadline and not self._is_cancelled
-        return _too_late(maybe_billed=self._is_paid) if is_late else PoolClosedError("the client was closed meanwhile")
+        error: GorouterError = PoolClosedError("the client was closed meanwhile")
+        if is_late:
+            error = DeadlineExceededError("the call did not end within its deadline_s", phase="total")
+        error.maybe_billed = self._is_paid
+        return error
 
     def _settle(self, captured: outcome.Outcome[T]) -> None:
         self.captured = captured
@@ -547,12 +551,6 @@ def _expiry(deadline_s: object) -> float:
 
 def _on_trio_clock(expires_at: float) -> float:
     return trio.current_time() + expires_at - time.perf_counter()
-
-
-def _too_late(*, maybe_billed: bool) -> DeadlineExceededError:
-    error = DeadlineExceededError("the call did not end within its deadline_s", phase="total")
-    error.maybe_billed = maybe_billed
-    return error
 
 
 def _is_cancel(error: BaseException) -> bool:

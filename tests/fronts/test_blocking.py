@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import outcome
 import pytest
@@ -126,6 +125,7 @@ def test_closing_answers_every_call_that_runs(stage: Stage) -> None:
         reached(stage.halted)
     assert all(isinstance(each.exception(20), gr.GorouterError) for each in waiting)
     assert isinstance(waiting[0].exception(), gr.PoolClosedError)
+    assert [cast("gr.GorouterError", each.exception()).maybe_billed for each in waiting] == [True] * 3
     assert own_threads() == []
 
 
@@ -160,7 +160,7 @@ def test_whoever_still_reads_what_was_left_hears_of_the_end(stage: Stage) -> Non
         with client.events(gr.ChatFailed) as feed:
             readers = [in_thread(list, feed) for _ in range(3)]
             while len(feed._lots._reading) < 3:
-                time.sleep(0.001)
+                threading.Event().wait(0.001)
         assert [reader.result(20) for reader in readers] == [[], [], []]
         with client.stream("halt 2") as stream:
             reached(stage.halted)

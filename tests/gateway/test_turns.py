@@ -231,16 +231,19 @@ async def test_what_is_asked_behind_a_connection_that_has_ended_waits_for_the_ne
 
 async def test_a_reader_that_is_cancelled_now_and_then_has_all_of_a_stream():
     """Whoever gives up waiting, and reads on, grants what was read all the same."""
-    async with open_gateway() as behind, open_remote(behind.url) as client:
-        async with client.session("s").stream("[[tokens 3000]]") as stream:
-            events: list[gr.StreamEvent] = []
-            with trio.fail_after(20):
-                while not (events and isinstance(events[-1], StreamFinished)):
-                    with trio.move_on_after(0) as scope:
-                        events.append(await anext(stream))
-                    if scope.cancelled_caught:
-                        events.append(await anext(stream))
-            assert "".join(event.text for event in events if isinstance(event, TextDelta)) == stream.result.text
+    events: list[gr.StreamEvent] = []
+    async with (
+        open_gateway() as behind,
+        open_remote(behind.url) as client,
+        client.session("s").stream("[[tokens 3000]]") as stream,
+    ):
+        with trio.fail_after(20):
+            while not (events and isinstance(events[-1], StreamFinished)):
+                with trio.move_on_after(0) as scope:
+                    events.append(await anext(stream))
+                if scope.cancelled_caught:
+                    events.append(await anext(stream))
+        assert "".join(event.text for event in events if isinstance(event, TextDelta)) == stream.result.text
 
 
 async def test_an_error_for_good_keeps_nothing_of_who_was_told():
