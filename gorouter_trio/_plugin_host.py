@@ -221,8 +221,14 @@ async def _initialised(
         yield
     finally:
         if destroy is not None:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _END_S):
-                await _maybe_awaited(destroy())
+            await _destroyed(destroy)
+
+
+async def _destroyed(destroy: Callable[[], object]) -> None:
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + _END_S) as scope:
+        await _maybe_awaited(destroy())
+    if scope.cancelled_caught:
+        raise TimeoutError(f"destroy() did not end in {_END_S:g} s")
 
 
 async def _maybe_awaited(returned: object) -> None:

@@ -194,7 +194,15 @@ class BillingPlugin:
         await self._wait(partial(_wait_for, returned), _report_of(self._queue[0]))
 
     async def _report_in_thread(self, report: BillingReport) -> None:
-        await self._wait(partial(trio.to_thread.run_sync, self._reporter, report, abandon_on_cancel=True), report)
+        await self._wait(partial(trio.to_thread.run_sync, self._report_at_once, report, abandon_on_cancel=True), report)
+
+    def _report_at_once(self, report: BillingReport) -> None:
+        """Give out a report where nobody waits for what comes of it."""
+        returned = self._reporter(report)
+        if inspect.isawaitable(returned):
+            if inspect.iscoroutine(returned):
+                returned.close()
+            raise ExtensionError(f"billing: the reporter is async, which only mode='queue' waits for, not {self._mode!r}")
 
     async def _wait(self, call: Callable[[], Awaitable[object]], report: BillingReport) -> None:
         """Wait for the first one in the queue."""
@@ -205,7 +213,7 @@ class BillingPlugin:
 
     def _report_inline(self, report: BillingReport) -> None:
         failed = self._failed
-        contain_sync(partial(self._reporter, report), report=partial(self._fail, report))
+        contain_sync(partial(self._report_at_once, report), report=partial(self._fail, report))
         self._reported += self._failed == failed
 
     def _fail(self, report: BillingReport, error: Exception) -> None:

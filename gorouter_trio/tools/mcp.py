@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,8 +32,10 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import PaginatedRequestParams
 
+from .._callables import can_take
 from .._contain import contain, ungrouped
 from ..errors import ConfigError, ConnectError, ToolError
+from ..security.rules import ToolRules
 from .registry import Tool, ToolSet
 
 if TYPE_CHECKING:
@@ -42,7 +45,6 @@ if TYPE_CHECKING:
     from mcp.client._transport import ReadStream, TransportStreams
     from mcp.shared.message import SessionMessage
 
-    from ..security.rules import ToolRules
     from .context import ToolContext
 
 __all__ = ["McpServer", "open_mcp"]
@@ -87,7 +89,7 @@ async def open_mcp(
     it. `timeout_s` is the time of a call. Of more than `max_tools` tools the first are taken.
 
     Raises `ConnectError` when the server cannot be reached or does not speak the protocol, and `ConfigError` for a
-    target that is none. Leaving ends the connection, and the command with all that it started. An error of the body
+    target that is none and for settings that cannot be. Leaving ends the connection, and the command with all that it started. An error of the body
     leaves as itself, not in an exception group.
     """
     settings = _Settings(prefix, rules, timeout_s, max_tools)
@@ -117,6 +119,14 @@ class _Settings:
         timeout_s: float | None,
         max_tools: int,
     ) -> None:
+        if not isinstance(cast("object", prefix), str):
+            raise ConfigError(f"MCP server: prefix must be a text, not {prefix!r}")
+        if rules is not None and not isinstance(rules, ToolRules) and not can_take(rules, 1):
+            raise ConfigError(f"MCP server: rules must be ToolRules, or a function of a name, not {rules!r}")
+        if timeout_s is not None and not _is_number(timeout_s, (int, float)):
+            raise ConfigError(f"MCP server: timeout_s must be a number above 0, not {timeout_s!r}")
+        if not _is_number(max_tools, int):
+            raise ConfigError(f"MCP server: max_tools must be a whole number above 0, not {max_tools!r}")
         self.prefix = prefix
         self.timeout_s = timeout_s
         self.max_tools = max_tools
@@ -304,8 +314,11 @@ def _transport(
     cwd: str | None,
     headers: Mapping[str, str] | None,
 ) -> _OpenStreams:
+    _check_texts("env", env)
+    _check_texts("headers", headers)
     if not isinstance(target, str):
-        command = list(target)
+        # Of what is none, such as a variable that is not set, no more than its kind is shown.
+        command = list(target) if isinstance(cast("object", target), Sequence) else [target]
         if not command or not all(isinstance(part, str) for part in command):
             kinds = ", ".join(type(part).__name__ for part in command) or "nothing"
             raise ConfigError(f"MCP server: a command is a list of texts, not one of {kinds}")
@@ -321,6 +334,18 @@ def _transport(
     if headers and parts.scheme == "http" and parts.hostname not in {"localhost", "127.0.0.1", "::1"}:
         raise ConfigError(f"MCP server: http would send the headers to {parts.hostname} in the clear; use https")
     return partial(_open_address, target, dict(headers or {}))
+
+
+def _check_texts(name: str, given: object) -> None:
+    """Names and values, which may be secrets and are not shown."""
+    if given is None:
+        return
+    if not isinstance(given, Mapping) or not all(isinstance(part, str) for pair in given.items() for part in pair):
+        raise ConfigError(f"MCP server: {name} must be a mapping of texts to texts")
+
+
+def _is_number(given: object, kinds: type | tuple[type, ...]) -> bool:
+    return isinstance(given, kinds) and not isinstance(given, bool) and 0 < cast("float", given) <= sys.float_info.max
 
 
 @asynccontextmanager

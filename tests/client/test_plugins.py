@@ -173,6 +173,17 @@ async def test_one_that_does_not_end(autojump_clock, no_leaks):
         assert trio.current_time() - start < 25
 
 
+async def test_one_that_is_ended_early_and_does_not_end(autojump_clock):
+    """Whoever ends it is told that it was cut off, as when the client closes."""
+    async with open_world(answer=yes()) as world:
+        name = await world.client.register(HangingPlugin())
+        with trio.fail_after(25), pytest.raises(TimeoutError, match="did not end"):
+            await world.client.unregister(name)
+        assert await world.client.register(HangingPlugin()) == name
+        with pytest.raises(TimeoutError):
+            await world.client.unregister(name)
+
+
 class NoInit:
     """No plugin."""
 

@@ -115,6 +115,23 @@ async def test_a_reporter_that_raises(mode, caplog):
     assert "ValueError" in caplog.text
 
 
+@pytest.mark.parametrize("mode", ["inline", "thread"])
+async def test_a_reporter_that_turns_out_to_be_async(mode):
+    """Where nobody waits for what it gives, that is its failure: the report was not taken."""
+    told: list[str] = []
+
+    async def bill(_report: BillingReport) -> None:
+        raise AssertionError
+
+    plugin = BillingPlugin(
+        lambda report: bill(report), mode=mode, on_error=lambda error, _report: told.append(str(error))
+    )
+    async with open_world(answer=replies(YES), plugins=[plugin]) as world:
+        await world.client.chat("Well?")
+    assert (plugin.statistics().reported, plugin.statistics().failed) == (0, 1)
+    assert "the reporter is async" in told[0]
+
+
 async def test_an_on_error_that_raises(autojump_clock, caplog):
     """It goes to the log, and harms nobody."""
 

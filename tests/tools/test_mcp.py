@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -164,8 +165,19 @@ async def test_no_server(target: Any, error: str) -> None:
         ("ws://user:KEY@example.com/mcp?key=KEY#KEY", {}, "give an http .* not ws://example.com/mcp$"),
         ("http://user:KEY@[example", {}, "give an http"),
         ("http://example.com/mcp?key=KEY", {"headers": {"Authorization": "KEY"}}, "in the clear"),
+        (None, {}, "a command is a list of texts, not one of NoneType"),
+        (5, {}, "a command is a list of texts, not one of int"),
+        (["program"], {"env": {"TOKEN": None, "OTHER": "KEY"}}, "env must be a mapping of texts"),
+        (["program"], {"env": "KEY"}, "env must be a mapping of texts"),
+        ("https://example.com/mcp", {"headers": {"Authorization": None, "X": "KEY"}}, "headers must be a mapping"),
+        (["program"], {"prefix": 5}, "prefix must be a text"),
+        (["program"], {"rules": "admin"}, "rules must be ToolRules"),
+        (["program"], {"timeout_s": 0}, "timeout_s must be a number above 0"),
+        (["program"], {"timeout_s": math.nan}, "timeout_s must be a number above 0"),
+        (["program"], {"timeout_s": math.inf}, "timeout_s must be a number above 0"),
+        (["program"], {"max_tools": "8"}, "max_tools must be a whole number above 0"),
     ],
-    ids=range(7),
+    ids=range(18),
 )
 async def test_bad_target(target: Any, settings: dict[str, Any], error: str) -> None:
     """A target that is none is refused before anything is started."""
