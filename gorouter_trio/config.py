@@ -549,6 +549,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         _check_weights("api_key.weight", {"weight": self.weight, "": 1.0})
         _check_type("api_key.rates", self.rates, (RateLimits, type(None)))
         _check_type("api_key.name", self.name, str)
+        # The ledger could not write what requests with it cost.
+        _check_text("api_key.name", self.name)
 
     @property
     def secret(self) -> Secret:
