@@ -251,8 +251,9 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
 class Deadlines(Struct, frozen=True, kw_only=True):
     """Wall-clock ceilings of one request; the caller's own deadline holds as well.
 
-    `headers_s` runs from the request's last byte to the reply's headers, `first_data_s` from there
-    to the first data (for a plain reply: to its end), `data_idle_s` between two data events.
+    `headers_s` runs from the request's first byte to the reply's headers, so that a long request has to
+    go out in it too. `first_data_s` runs from there to the first data (for a plain reply: to its end),
+    `data_idle_s` between two data events.
     Padding and comments that keep a connection alive are not data. `total_s` covers everything,
     retries included.
     """
@@ -553,6 +554,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         _check_weights("api_key.weight", {"weight": self.weight, "": 1.0})
         _check_type("api_key.rates", self.rates, (RateLimits, type(None)))
         _check_type("api_key.name", self.name, str)
+        # The ledger could not write what requests with it cost.
+        _check_text("api_key.name", self.name)
 
     @property
     def secret(self) -> Secret:

@@ -135,6 +135,13 @@ def test_fields_of_the_client(field: str, values: list[object]) -> None:
         assert refused(ClientConfig, field, value).startswith(f"{field}: ")
 
 
+@pytest.mark.parametrize("name", [None, 5, b"x", "half a pair: \ud800"])
+def test_names_of_keys(name: object) -> None:
+    """A key's name is a text that a ledger can write."""
+    with pytest.raises(ConfigError, match=r"^api_key\.name: "):
+        ApiKey(key=KEY, name=name)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("field", "values"), [("wall", [None, 5]), ("random", [random, None]), ("new_id", ["x", None])]
 )

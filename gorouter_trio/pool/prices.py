@@ -60,6 +60,7 @@ __all__ = [
 ]
 
 _ONE: Final = Decimal(1)
+_ENDLESS_USD: Final = Decimal(10) ** 12
 _MOST_OUTPUT_IMAGES: Final = 10
 _DAYS: Final = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _FREE: Final = ":free"
@@ -128,7 +129,8 @@ class Quote(Struct, frozen=True, gc=False):
         left = subtract_usd(usd, self.fixed_usd)
         if left < 0:
             return -1
-        return int(divide_usd(left, self.token_usd)) if self.token_usd else None
+        # More money than sums are kept of exactly pays for anything, and a number of tokens would not fit.
+        return int(divide_usd(left, self.token_usd)) if self.token_usd and left < _ENDLESS_USD else None
 
     def or_dearer(self, other: Quote) -> Quote:
         """A quote that covers both."""

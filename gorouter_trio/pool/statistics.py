@@ -34,8 +34,8 @@ class PoolStatistics(Struct, frozen=True, kw_only=True):
     """A snapshot of the pool.
 
     `submitted` counts requests that were taken, retries included; each ends as `answered` (whatever
-    the status), `failed` (no answer) or `abandoned` (its caller left, or its deadline passed in the
-    queue). `queued` requests wait for their turn, `waiting` ones for room in the queue. `in_flight` holds
+    the status), `failed` (no answer, or its deadline passed in the queue) or `abandoned` (its caller
+    left). `queued` requests wait for their turn, `waiting` ones for room in the queue. `in_flight` holds
     streams that are lent. `connections` are open now, `opened` were opened so far.
 
     `throttled` counts answers 429, `throttled_share` is their share of all answers. `lanes`, `models` and `keys` say

@@ -180,6 +180,7 @@ _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _FREE = Decimal(0)
 _TOO_MUCH = Decimal(10) ** 12
 _TOO_MANY = 10**12
+_GENERATION_COUNTS = tuple(name for name in GenerationInfo.__struct_fields__ if "tokens_" in name)
 _NO_DETAILS = CostDetails()
 _NO_PROMPT_DETAILS = PromptTokensDetails()
 _NO_COMPLETION_DETAILS = CompletionTokensDetails()
@@ -883,8 +884,18 @@ def decode_providers(body: bytes) -> list[ProviderInfo]:
 
 
 def decode_generation(body: bytes) -> GenerationInfo:
-    """GET /generation."""
-    return _finite(_service(_GenerationReply, _decode_generation_reply, body=body).data)
+    """GET /generation, with None for amounts that are no money and counts that no request has, as in a reply."""
+    info = _finite(_service(_GenerationReply, _decode_generation_reply, body=body).data)
+    odd: dict[str, None] = {}
+    for name in ("total_cost", "usage", "upstream_inference_cost"):
+        amount: Decimal | None = getattr(info, name)
+        if amount is not None and not _FREE <= amount < _TOO_MUCH:
+            odd[name] = None
+    for name in _GENERATION_COUNTS:
+        count: int | None = getattr(info, name)
+        if count != _count_or_none(count):
+            odd[name] = None
+    return msgspec.structs.replace(info, **odd) if odd else info
 
 
 def decode_credits(body: bytes) -> Credits:

@@ -150,7 +150,8 @@ def _schema_of(kind: object) -> Schema:
                 (kind,), schema_hook=_pydantic_schema, ref_template=_REFERENCE + "{name}"
             )
             found = {**found, "$defs": without_indentation(parts)}
-    except (TypeError, NameError, ValueError, AttributeError) as exc:
+    except (TypeError, NameError, ValueError, AttributeError, RuntimeError) as exc:
+        # A RuntimeError is pydantic's own: of a model that is not whole, or has a field that is none of JSON's.
         raise ConfigError(f"{getattr(kind, '__name__', kind)} has no JSON schema: {exc}") from exc
     definitions: dict[str, Schema] = {}
     root = cast("Schema", _hoist(found, definitions))

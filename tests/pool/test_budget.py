@@ -46,6 +46,12 @@ def test_reserve_and_settle() -> None:
     assert (book.client.held_usd, book.client.spent_usd, book.client.left_usd) == (0, D("0.04"), D("0.96"))
 
 
+def test_a_budget_beyond_all_measure() -> None:
+    """So much money pays for any request, also where the tokens that it pays for could not be counted."""
+    book = BudgetBook(Budget(usd="1e70"))
+    assert admitted(book, Spending(quote=Quote(D("0.01"), D("0.000001"), 500))).max_tokens == 500
+
+
 def test_closed_once() -> None:
     """A reservation that is closed a second time is a mistake, and changes nothing."""
     book = BudgetBook(Budget(usd=1))

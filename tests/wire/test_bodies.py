@@ -26,6 +26,7 @@ from gorouter_trio.wire.codec import (
     decode_completion,
     decode_credits,
     decode_error,
+    decode_generation,
     decode_key,
     decode_model_page,
     decode_models,
@@ -298,6 +299,15 @@ def test_example_services(examples: Path) -> None:
     assert (key.limit, key.limit_remaining, key.is_free_tier) == (Decimal(25), Decimal("19.75"), False)
     account = decode_credits(reply_of(examples, "16-credits")[2])
     assert (account.total_credits, account.total_usage) == (Decimal(50), Decimal("41.5"))
+
+
+@pytest.mark.parametrize("odd", [b"-5", b"1e999", b"1000000000000"])
+def test_a_generation_that_cost_no_amount_of_money(odd: bytes) -> None:
+    """What a lost answer cost is unknown where it is no money: a budget must not gain by it. So it is with counts."""
+    body = b'{"data":{"id":"g","total_cost":%b,"usage":0.5,"native_tokens_prompt":%b,"tokens_prompt":7}}'
+    found = decode_generation(body % (odd, odd if b"e" not in odd else b"-1"))
+    assert (found.total_cost, found.usage) == (None, Decimal("0.5"))
+    assert (found.native_tokens_prompt, found.tokens_prompt) == (None, 7)
 
 
 def test_example_bodies_are_whole_or_errors(examples: Path) -> None:

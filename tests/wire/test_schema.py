@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Annotated, Any, Literal, NotRequired, TypedDict
@@ -304,7 +304,11 @@ def test_empty_object() -> None:
     assert_strict(json_schema_of(Nothing, strict=True))
 
 
-@pytest.mark.parametrize("kind", [type(sys), complex, msgspec.defstruct("D", [("c", complex)])])
+class Backwards(pydantic.BaseModel):
+    call: Callable[[], int]
+
+
+@pytest.mark.parametrize("kind", [type(sys), complex, msgspec.defstruct("D", [("c", complex)]), Backwards])
 def test_no_schema(kind: type) -> None:
     """A type that JSON does not know is refused, by name."""
     with pytest.raises(ConfigError, match="has no JSON schema"):
