@@ -46,6 +46,7 @@ PLACES: tuple[str, ...] = (
     "wire.queries",
     "wire.faults",
     "wire.codec",
+    "wire.sendable",
     "wire.schema",
     "wire.schema_check",
     "wire.merge",

@@ -18,6 +18,7 @@ from .._contain import contain
 from .._mailbox import ReplySlot
 from ..errors import ActorGoneError, GorouterError
 from ..wire.codec import encode_message
+from ..wire.sendable import acceptable_call
 from .loan import TurnLoan
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ class _PlainJournal:
         self.pending = answer.message
         self._results = {} if calls is UNSET else dict.fromkeys(call.id for call in calls)
         self._used.update(self._results)
-        self._request = self._request.with_more(encode_message(answer.message))
+        taken = [] if calls is UNSET else [acceptable_call(call, call.id) for call in calls]
+        message = msgspec.structs.replace(answer.message, tool_calls=taken or UNSET)
+        self._request = self._request.with_more(encode_message(message))
         await trio.lowlevel.checkpoint()
 
     async def answered(self, messages: Sequence[ToolMessage], reports: Sequence[ToolCallReport] = ()) -> None:

@@ -8,7 +8,10 @@ at every instant, whatever was cut where:
 * each assistant message that calls tools is followed by exactly one tool message per call, in the
   order of the calls, a synthetic one where none was given, which says what happened;
 * ids of calls are distinct in the whole request: some engines number them anew in every answer;
-* an answer that says nothing at all is left out, since an empty message is refused by some.
+* ids, names and arguments of calls have the form that the strictest provider takes, whatever a model made of them:
+  arguments that are no JSON object, as where an answer was cut off, are rendered as an empty one;
+* an answer that says nothing at all is left out, since an empty message is refused by some, and one that is nothing but
+  a refusal has the text of that.
 
 A turn without an end that something else follows is in doubt, as one that ended so: messages were added behind it, or
 another process wrote on.
@@ -28,7 +31,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 
 from ..errors import BadRequestError
 from ..wire.codec import decode_json, decode_message, decode_messages, encode_json, encode_message
@@ -47,6 +50,7 @@ from ..wire.journal import (
     TurnsDropped,
     TurnStarted,
 )
+from ..wire.sendable import MAX_CALL_ID, acceptable_call, acceptable_id
 from .turn import EntryOutOfOrderError, TurnMachine
 
 if TYPE_CHECKING:
@@ -76,7 +80,6 @@ _INTERRUPTED = "The call was interrupted; whether it was carried out is unknown.
 _NOT_PERMITTED = "The call was not carried out: it waited for a reply that did not come."
 _ANSWERED: Collection[TurnOutcome] = ("answered", "forgotten")
 _NOTHING: Mapping[Any, Any] = MappingProxyType({})
-_MAX_ID = 40
 # The start of an answer that takes a closer look to know whether it says anything: null, a list, a blank of any script,
 # an escape, or a form that this package does not write.
 _MAY_BE_BLANK = re.compile(
@@ -331,6 +334,8 @@ class Transcript:
         if self._open_calls:
             self._close_calls()
         if not is_blank:
+            if b'"refusal"' in message:
+                message = self._with_refusal(message)
             self._add(self._take_calls(message, _NOT_ANSWERED) if b'"tool_calls"' in message else message)
             if self._open_calls:
                 self._leave_open(len(self._ids) - 1)
@@ -468,6 +473,14 @@ class Transcript:
             self.rendered += b","
         self.rendered += encoded
 
+    @staticmethod
+    def _with_refusal(encoded: bytes) -> bytes:
+        """An answer that has nothing but a refusal, with the text of it as its own."""
+        answer = _decode_answer(encoded)
+        if not answer.refusal or not _is_blank(msgspec.structs.replace(answer, refusal=UNSET)):
+            return encoded
+        return encode_message(msgspec.structs.replace(answer, content=answer.refusal))
+
     # Calls and results
 
     def _take_calls(self, encoded: bytes, missing: str) -> bytes:
@@ -476,13 +489,10 @@ class Transcript:
         calls = answer.tool_calls or []
         self._open_calls = _distinct([call.id for call in calls], self._call_ids, missing=missing)
         self._call_ids |= dict.fromkeys(call.rendered for call in self._open_calls)
-        if all(call.given == call.rendered for call in self._open_calls):
+        taken = [acceptable_call(call, fresh.rendered) for call, fresh in zip(calls, self._open_calls, strict=True)]
+        if all(ours is theirs for ours, theirs in zip(taken, calls, strict=True)):
             return encoded
-        renamed = [
-            msgspec.structs.replace(call, id=fresh.rendered)
-            for call, fresh in zip(calls, self._open_calls, strict=True)
-        ]
-        return encode_message(msgspec.structs.replace(answer, tool_calls=renamed))
+        return encode_message(msgspec.structs.replace(answer, tool_calls=taken))
 
     def _take_results(self, messages: bytes, *, is_whole: bool) -> None:
         """Results of open calls, which are rendered in the order of the calls, once all are there."""
@@ -599,10 +609,10 @@ def _distinct(ids: Iterable[str], *used: Collection[str], missing: str = _NOT_AN
     # A number that was hardly taken before: counting up from 1 would make an engine that reuses ids cost a square.
     number = sum(map(len, used)) + 1
     for given in ids:
-        rendered = given or "call"
+        rendered = base = acceptable_id(given)
         while rendered in fresh or any(rendered in some for some in used):
             suffix = f"_{number}"
-            rendered = (given or "call")[: _MAX_ID - len(suffix)] + suffix
+            rendered = base[: MAX_CALL_ID - len(suffix)] + suffix
             number += 1
         fresh.add(rendered)
         calls.append(_Call(given, rendered, missing))

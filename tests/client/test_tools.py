@@ -178,6 +178,25 @@ async def test_a_tool_that_fails(way, autojump_clock):
     assert (row.status, error.type, error.message) == ("error_execution", "ValueError", "the password is hunter2")
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_arguments_that_were_cut_off(way, autojump_clock):
+    """A call that the limit of tokens has met is no call that providers take back: they would refuse what follows it."""
+    cut = '[[call f#a1 {"city": "Aberystwyth", "country": "Wales of the old times"}]]'
+
+    async def f(city: str, country: str) -> str:
+        return f"{city}, {country}"
+
+    async with open_world() as world:
+        result = await take(world.client, way, cut, tools=[f], max_completion_tokens=10)
+        if way in {"ask", "session stream"}:
+            await take(world.client, way, "And now?")
+        assert gr.testing.check_history(world.sent[-1].messages) == []
+        sent = next(message for message in world.sent[-1].messages if message.get("tool_calls"))
+    assert sent["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert not result.tool_calls[0].has_run
+    assert '{"city' in result.tool_calls[0].raw_arguments
+
+
 @pytest.mark.parametrize("way", ["stream", "session stream"])
 async def test_what_a_stream_tells_of_tools(way, autojump_clock):
     """One stream: the calls, what runs, then the text of the last answer and one finish."""

@@ -14,6 +14,7 @@ from worlds import there
 from gorouter_trio import BadRequestError, ToolMessage, UserMessage
 from gorouter_trio.session.log import compact, entries_of, turns_of
 from gorouter_trio.session.transcript import Transcript
+from gorouter_trio.testing import check_history as judge
 from gorouter_trio.wire.codec import decode_log_entry, encode_json, encode_prompt
 from gorouter_trio.wire.journal import (
     HistoryCompacted,
@@ -137,11 +138,39 @@ def test_answers_that_look_blank_are_rendered(content):
     assert rendered(transcript, HI)[1]["content"] == content
 
 
-def test_refusals_and_calls_are_not_blank():
-    """Null content beside a refusal or a call stands."""
-    refusal = AssistantMessage(None, refusal="I will not.")
+@pytest.mark.parametrize("content", [None, "", " "])
+def test_a_refusal_is_what_was_said(content):
+    """Its text stands where there is no other: most providers refuse a blank beside it, in every later turn."""
+    refusal = AssistantMessage(content, refusal="I will not.")
     transcript = transcript_of(started("1", UserMessage("a")), answered("1", refusal))
-    assert rendered(transcript, HI)[1] == {"role": "assistant", "content": None, "refusal": "I will not."}
+    messages = rendered(transcript, HI)
+    assert messages[1] == {"role": "assistant", "content": "I will not.", "refusal": "I will not."}
+    assert judge(messages) == []
+
+
+@pytest.mark.parametrize("arguments", ['{"city": "Aber', "[1]", "null", "3", "none", '{"a": NaN}', "[" * 2_000])
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_arguments_that_are_no_object(arguments, is_answered):
+    """As of an answer that was cut off: what no provider could read again is rendered as an empty object."""
+    message = AssistantMessage(None, tool_calls=[ToolCall("c", FunctionCall("f", arguments))])
+    result = [ToolsAnswered("1", msgspec.Raw(encode_json([ToolMessage("c", "Not JSON.")])), msgspec.Raw(b"[]"))]
+    whole = [TurnCalled("1", msgspec.Raw(encode_json(message)), CallRecord()), *result]
+    log = [answered("1", message)] if is_answered else [*whole, answered("1", AssistantMessage("Well."))]
+    messages = rendered(transcript_of(started("1", UserMessage("a")), *log), HI)
+    assert messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": "{}"}
+    assert judge(messages) == []
+
+
+def test_calls_of_another_form():
+    """Ids and names that one provider makes and another refuses are rendered so that everybody takes them."""
+    calls = [("functions.f:0", "get weather"), ("functions/f:0", "f" * 70), ("x" * 90, ""), ("", "ok")]
+    message = AssistantMessage(None, tool_calls=[ToolCall(i, FunctionCall(name, "{}")) for i, name in calls])
+    messages = rendered(transcript_of(started("1", UserMessage("a")), answered("1", message)), HI)
+    assert [call["id"] for call in messages[1]["tool_calls"]] == ["functions_f_0", "functions_f_0_1", "x" * 40, "call"]
+    assert [call["function"]["name"] for call in messages[1]["tool_calls"]] == [
+        "get_weather", "f" * 64, "unknown", "ok",
+    ]  # fmt: skip
+    assert judge(messages) == []
 
 
 def test_details_are_echoed_byte_for_byte():
