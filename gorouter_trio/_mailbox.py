@@ -164,6 +164,10 @@ class Mailbox(Generic[T]):
         """Whether mail is queued; where none is, nobody waits for room either."""
         return bool(self._queue)
 
+    def waiting(self) -> list[T]:
+        """What is queued, and what waits for room."""
+        return [*self._queue, *(mail for _task, mail in self._posters)]
+
     async def receive(self) -> T:
         """The next mail; waits for one. Raises `trio.ClosedResourceError` once closed."""
         if self._reader is not None:

@@ -444,6 +444,10 @@ class SessionActor:
         else:
             self._stop_current("left")
 
+    def queued_for(self) -> list[RunningTurn]:
+        """The turns whose tools wait until the one that runs is over; used by turns."""
+        return [mail.within for mail in self._mailbox.waiting() if mail.within is not None]
+
     def expire(self) -> None:
         """Saving has taken too long: the asker is told at once; called by the watch."""
         turn = cast("RunningTurn", self._turn)
@@ -647,13 +651,12 @@ class SessionActor:
             asking = self.tool_tasks.get(task)
             task = None if task.parent_nursery is None else task.parent_nursery.parent_task
         waiting = [] if asking is None else [asking]
-        while waiting:
-            turn = waiting.pop()
+        for turn in waiting:  # Which grows under way.
             if turn is self._turn:
                 raise SessionBusyError(
                     "a tool asks the session whose turn it is part of: each would wait for the other"
                 )
-            waiting += turn.waited_for_by
+            waiting += [other for other in turn.waited_for_by if not any(other is known for known in waiting)]
         return asking
 
     def _is_in_turn(self) -> bool:

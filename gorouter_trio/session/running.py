@@ -72,6 +72,9 @@ class TurnOwner(Protocol):
     def abandon(self, envelope: Envelope) -> None:
         """The asker of `envelope` was cancelled."""
 
+    def queued_for(self) -> list[RunningTurn]:
+        """The turns whose tools wait until the one that runs is over."""
+
     def request(self, turn: RunningTurn) -> TurnRequest:
         """The conversation as it is now."""
 
@@ -207,9 +210,9 @@ class RunningTurn:
 
     @property
     def waited_for_by(self) -> list[RunningTurn]:
-        """The turns whose tools are among its askers."""
+        """The turns whose tools are among its askers, or wait in the line behind it."""
         askers = [asker for asker in (self.envelope, *self.others) if not asker.is_finished]
-        return [asker.within for asker in askers if asker.within is not None]
+        return [*(asker.within for asker in askers if asker.within is not None), *self.actor.queued_for()]
 
     @property
     def joined(self) -> tuple[str, ...]:

@@ -421,6 +421,35 @@ async def test_a_ring_through_a_turn_that_was_joined(autojump_clock):
         assert (await two.statistics()).turns == 2
 
 
+@pytest.mark.parametrize("mailbox", [1, 16])
+async def test_two_sessions_that_ask_each_other_at_the_same_time(autojump_clock, mailbox):
+    """Each has a turn that runs already: the second to ask is told at once, and the first is answered."""
+    async with open_world(SLOW, sessions=gr.SessionConfig(mailbox=mailbox)) as world:
+        one, two = world.client.session("one"), world.client.session("two")
+        said = []
+
+        def asking(other, delay_s):
+            async def tool(_journal, _call):
+                await trio.sleep(delay_s)
+                try:
+                    return (await other.ask("[[say hello]]")).text
+                except gr.SessionBusyError as exc:
+                    said.append(str(exc))
+                    return "busy"
+
+            return tool
+
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(take, one, "[[call f#a]]", Loop(tool=asking(two, 1)))
+                nursery.start_soon(take, two, "[[call f#b]]", Loop(tool=asking(one, 2)))
+                await trio.sleep(0.5)
+                nursery.start_soon(two.ask, "somebody else's, which is first in the line")
+        assert len(said) == 1
+        assert "whose turn it is part of" in said[0]
+        assert [m["content"] for m in world.sent[-1].messages if m["role"] == "tool"] == ["hello"]
+
+
 # Taking up
 
 
