@@ -258,6 +258,35 @@ async def test_a_token_expires_and_a_newer_one_comes(figure):
             assert await two.close_code() == 4401
 
 
+class Forgetful:
+    """A guard of the program's own that fails when it is asked again."""
+
+    async def authenticate(self, _token, *, now, wall):
+        await trio.lowlevel.checkpoint()
+        return ADA
+
+    def verify(self, _principal, *, wall):
+        raise LookupError("no such table")
+
+    def check(self, *_, **__):
+        return Allow()
+
+    def audit(self, _record):
+        pass
+
+
+async def test_a_guard_that_fails_when_it_is_asked_again():
+    """Who cannot be told to hold does not; the gateway goes on."""
+    quick = config(limits={"revoke_s": 0.02, "recheck_s": 0.05})
+    async with open_gateway(quick, security=Forgetful()) as behind:
+        for _ in range(2):
+            async with open_talk(behind.url, ADA_KEY) as talk:
+                with trio.fail_after(5):
+                    assert await talk.close_code() == 4401
+        assert behind.errors
+        assert {str(error) for error in behind.errors} == {"no such table"}
+
+
 class Doorman:
     """A guard of the program's own, with an error of its own choice."""
 
