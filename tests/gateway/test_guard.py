@@ -217,7 +217,7 @@ async def test_revoked(figure):
 
 async def test_another_guard():
     """It is asked about everybody who is connected: whom it does not know, or knows as somebody else, has to go."""
-    people = {ADA_KEY: ADA, BOB_KEY: Principal(id="eve", tenant="acme")}
+    people: dict[str | gr.Secret, Principal] = {ADA_KEY: ADA, BOB_KEY: Principal(id="eve", tenant="acme")}
     guard = SecurityConfig(auth=ApiKeyAuth(api_keys=people), require_authentication=True, default_policy="allow-all")
     quick = config(limits={"revoke_s": 0.05})
     async with open_gateway(quick, security=secured()) as behind, AsyncExitStack() as stack:
