@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, cast
 
 import msgspec
 import trio
 
+from .._contain import contain_sync
 from .._turns.gate import Gate
 from ..errors import AuthenticationRequiredError, ConfigError
 from .backend import Backend
@@ -207,11 +209,16 @@ class GatewayCore:
         verify = getattr(self._guard, "verify", None)
         if verify is None:
             return
+        failures: list[Exception] = []
         for connection in list(self.connections):
             principal = connection.caller.principal
-            denied = None if principal is None else verify(principal, wall=self.wall())
-            if denied is not None:
+            if principal is None:
+                continue
+            # Nobody holds whom the guard cannot tell about.
+            if not contain_sync(partial(_holds, verify, principal, self.wall()), report=failures.append):
                 connection.stop(Violation(4401, "the access token does not hold any more"))
+        if failures:
+            self.report(failures[0])
 
     # Requests
 
@@ -268,6 +275,10 @@ class GatewayCore:
         await trio.sleep(min(0.05, self.limits.drain_s))
         for connection in list(self.connections):
             connection.stop(Violation(1001, "the gateway goes away"))
+
+
+def _holds(verify: Callable[..., object], principal: Principal, wall: float) -> bool:
+    return verify(principal, wall=wall) is None
 
 
 def check_open(client: Client, config: GatewayConfig) -> None:

@@ -33,7 +33,7 @@ from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
 from gorouter_trio.gateway.cluster import Cluster, Owner
 from gorouter_trio.gateway.link import LinkBrokenError, open_link
 from gorouter_trio.gateway.metrics import metrics_text
-from gorouter_trio.gateway.protocol import decode_client_message, encode_text
+from gorouter_trio.gateway.protocol import Ask, decode_client_message, encode_text
 from gorouter_trio.remote import open_remote
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import RedisStore
@@ -227,7 +227,9 @@ async def test_credit_without_end_while_the_owner_is_looked_for():
     ask = {"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 60]]", "stream": True, "credit": most}
     async with open_heir(ask, {"type": "grant", "id": 1, "credit": most}) as (behind, talk):
         relay = cast("Any", next(iter(behind.gateway._core.connections)))._steered[1]
-        assert decode_client_message(encode_text(relay.request)).credit == most
+        again = decode_client_message(encode_text(relay.request))
+        assert isinstance(again, Ask)
+        assert again.credit == most
         assert (await talk.until("done", "failed"))[-1]["type"] == "done"
 
 

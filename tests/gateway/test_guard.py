@@ -217,7 +217,7 @@ async def test_revoked(figure):
 
 async def test_another_guard():
     """It is asked about everybody who is connected: whom it does not know, or knows as somebody else, has to go."""
-    people = {ADA_KEY: ADA, BOB_KEY: Principal(id="eve", tenant="acme")}
+    people: dict[str | gr.Secret, Principal] = {ADA_KEY: ADA, BOB_KEY: Principal(id="eve", tenant="acme")}
     guard = SecurityConfig(auth=ApiKeyAuth(api_keys=people), require_authentication=True, default_policy="allow-all")
     quick = config(limits={"revoke_s": 0.05})
     async with open_gateway(quick, security=secured()) as behind, AsyncExitStack() as stack:
@@ -256,6 +256,35 @@ async def test_a_token_expires_and_a_newer_one_comes(figure):
             assert (await two.request(type="statistics", id=2, session="s"))["type"] == "session_statistics"
             await two.send({"type": "authenticate", "id": 3, "token": "bob"})
             assert await two.close_code() == 4401
+
+
+class Forgetful:
+    """A guard of the program's own that fails when it is asked again."""
+
+    async def authenticate(self, _token, *, now, wall):
+        await trio.lowlevel.checkpoint()
+        return ADA
+
+    def verify(self, _principal, *, wall):
+        raise LookupError("no such table")
+
+    def check(self, *_, **__):
+        return Allow()
+
+    def audit(self, _record):
+        pass
+
+
+async def test_a_guard_that_fails_when_it_is_asked_again():
+    """Who cannot be told to hold does not; the gateway goes on."""
+    quick = config(limits={"revoke_s": 0.02, "recheck_s": 0.05})
+    async with open_gateway(quick, security=Forgetful()) as behind:
+        for _ in range(2):
+            async with open_talk(behind.url, ADA_KEY) as talk:
+                with trio.fail_after(5):
+                    assert await talk.close_code() == 4401
+        assert behind.errors
+        assert {str(error) for error in behind.errors} == {"no such table"}
 
 
 class Doorman:

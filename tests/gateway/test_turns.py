@@ -746,11 +746,11 @@ async def test_system_messages_by_other_ways(role):
 async def test_turns_without_messages():
     """The last one can be taken again without; any other has to say something, and nothing is asked in its place."""
     async with open_gateway() as behind, open_talk(behind.url) as talk:
-        done = [
+        done: list[dict[str, Any]] = [
             {"session": "s", "turn_id": "one", "messages": "[[say one]]"},
             {"session": "s", "turn_id": "two", "replaces": ""},
         ]
-        refused = [
+        refused: list[dict[str, Any]] = [
             {},
             {"turn_id": "x"},
             {"session": "s", "turn_id": "x"},
