@@ -178,13 +178,17 @@ class OutputFile:
         self.size = size
 
     def replace(self, path: str) -> None:
-        """Put the file at `path`, whose name goes, in the place of this one, and write behind its end."""
+        """Put the file at `path`, whose name goes, in the place of this one, and write behind its end.
+
+        A link to this one stays.
+        """
+        own = os.path.realpath(cast("str", self.path))
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             _lock(fd, path)
             os.fsync(fd)
-            os.replace(path, cast("str", self.path))
-            sync_directory(cast("str", self.path))
+            os.replace(path, own)
+            sync_directory(own)
         except BaseException:
             os.close(fd)
             raise

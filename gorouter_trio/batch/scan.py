@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from array import array
 from typing import TYPE_CHECKING
 
@@ -69,13 +70,23 @@ def scan_output(path: str, take: Callable[[OutputLine], None]) -> OutputScan:
 
 
 def rewrite_output(path: str, scan: OutputScan, *, keep: Callable[[int], bool], target: str) -> None:
-    """Write the lines of the rows that are to be kept into `target`, in the order of the input, durably."""
+    """Write the lines of the rows that are to be kept into `target`, in the order of the input, durably.
+
+    Who may read the output may read that, and nobody else.
+    """
     order = sorted(range(len(scan.numbers)), key=scan.numbers.__getitem__)
     ends = array("q", (*scan.offsets[1:], scan.size))
-    with open(path, "rb") as source, open(target, "wb", buffering=_PIECE_BYTES) as copy:
+    with open(path, "rb") as source, open(target, "wb", buffering=_PIECE_BYTES, opener=_open_private) as copy:
+        mode = stat.S_IMODE(os.fstat(source.fileno()).st_mode)
+        if stat.S_IMODE(os.fstat(copy.fileno()).st_mode) != mode:
+            os.fchmod(copy.fileno(), mode)
         copy.writelines(_lines(source.fileno(), scan, ends, [place for place in order if keep(place)]))
         copy.flush()
         os.fsync(copy.fileno())
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _outcome(line: OutputLine) -> int:

@@ -277,6 +277,22 @@ async def test_retry_failed_after_a_full_disk(tmp_path: Path, monkeypatch: pytes
     assert sorted(int(row["custom_id"]) for row in read_rows(out)) == list(range(12))
 
 
+async def test_retry_failed_keeps_mode_and_link(tmp_path: Path) -> None:
+    """An output that is written anew can be read by those who could read it before, and is where a link says."""
+    path, out, place = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "disk" / "answers.jsonl"
+    path.write_text('{"prompt": "[[fault 403_moderation]]"}\n{"prompt": "[[say 1]]"}\n')
+    place.parent.mkdir()
+    place.touch(mode=0o600)
+    out.symlink_to(place)
+    async with open_simulated() as (client, _):
+        await run(client, job_for(tmp_path, str(path)))
+        await run(client, job_for(tmp_path, str(path), retry_failed=True))
+    assert out.readlink() == place
+    assert len(read_rows(place)) == 2
+    assert place.stat().st_mode & 0o777 == 0o600
+    assert sorted(file.name for file in place.parent.iterdir()) == ["answers.jsonl"]
+
+
 async def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that is full ends the run with whole lines, and the job goes on when there is room again."""
     from gorouter_trio.batch import output as module
