@@ -45,6 +45,7 @@ _SPACE = b" \t\r\n\f\v"
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _SHOWN = 60
+_MOST_SUFFIXES = 1024
 # What explains a line that is no JSON; looked for only after it failed.
 _NOT_A_NUMBER = re.compile(rb"""[:,\[]\s*-?(NaN|Infinity)\b""")
 _HALF_PAIR = re.compile(
@@ -92,13 +93,15 @@ class RowReader:
     Whoever made it closes it. Reading raises `StoreError` when that file cannot be written, and nothing else.
     """
 
-    __slots__ = ("_duplicates", "_ids", "_template", "_unnamed", "line_number")
+    __slots__ = ("_duplicates", "_ids", "_suffixes", "_template", "_unnamed", "line_number")
 
     def __init__(self, *, template: Template | None = None, duplicates: Literal["refuse", "suffix"] = "refuse") -> None:
         self.line_number = 0
         self._template = template
         self._duplicates = duplicates
         self._ids = IdTable()
+        # Of ids that came again, the suffix that was given last: those below it are taken.
+        self._suffixes: dict[str, int] = {}
         # For each line, whether it goes by its default id: those are too many to be kept as text.
         self._unnamed = bytearray(1)
 
@@ -141,9 +144,12 @@ class RowReader:
         if self._duplicates == "refuse":
             reason = f"the id {_show(custom_id)} stands on line {first} already"
             return RowProblem(row.line_number, None, reason)
-        number = 2
+        number = self._suffixes.pop(custom_id, 1) + 1
         while self._take(renamed := f"{custom_id}-{number}", row.line_number):
             number += 1
+        self._suffixes[custom_id] = number
+        if len(self._suffixes) > _MOST_SUFFIXES:
+            del self._suffixes[next(iter(self._suffixes))]
         return msgspec.structs.replace(row, custom_id=renamed)
 
     def _take(self, custom_id: str, line_number: int) -> int:

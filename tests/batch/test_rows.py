@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gorouter_trio.batch.ids import IdTable
 from gorouter_trio.batch.rows import BatchRow, RowProblem, RowReader, parse_row
 
 POST = {"method": "POST", "url": "/v1/chat/completions"}
@@ -179,6 +180,27 @@ def test_duplicate_ids() -> None:
     assert isinstance(rows[0], BatchRow)
     assert rows[2] == RowProblem(3, None, "the id 'a' stands on line 1 already")
     assert rows[3] == RowProblem(4, None, "the id 'b' stands on line 2 already")
+
+
+def test_many_rows_of_one_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each gets the next suffix, past one that a row has given itself, and without trying all those before again."""
+    tries = 0
+    claim = IdTable.claim
+
+    def counted(self: IdTable, name: str, number: int) -> int:
+        nonlocal tries
+        tries += 1
+        return claim(self, name, number)
+
+    monkeypatch.setattr(IdTable, "claim", counted)
+    reader = RowReader(duplicates="suffix")
+    ids = ["a-3", *["a"] * 300, *[f"b{n % 1500}" for n in range(3000)], "a"]
+    rows = [reader.read(line(prompt="hello", id=each)) for each in ids]
+    found = [row.custom_id for row in rows if isinstance(row, BatchRow)]
+    assert found[:4] == ["a-3", "a", "a-2", "a-4"]
+    assert (found[300], found[-1]) == ("a-301", "a-302")
+    assert len(set(found)) == len(ids)
+    assert tries < 3 * len(ids)
 
 
 def test_own_ids_that_look_like_default_ones() -> None:
