@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import threading
 from contextlib import closing
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import trio
 
 from ._contain import contain_sync
 from .batch.output import encode_row
+from .batch.parquet import plain_value
 from .batch.rows import RowReader
 from .batch.template import Template
 from .client import open_client
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
 __all__ = ["ChatStage"]
 
 _START_S = 120.0
+# Kinds of columns of numpy: points in time, and stretches of it.
+_TIMES = ("M", "m")
+
+
+class _Times(Protocol):
+    def astype(self, unit: str) -> object: ...
 
 
 class ChatStage:
@@ -141,6 +148,17 @@ class ChatStage:
 
 
 def _plain(value: object) -> object:
-    """A value of a column as JSON has it: what numpy has made of it knows its Python form."""
+    """A value of a column as JSON has it, the same as of a file: what numpy has made of it knows its Python form."""
+    kind = getattr(getattr(value, "dtype", None), "kind", "")
+    if kind in _TIMES:
+        # In nanoseconds, a time would become a whole number.
+        value = cast("_Times", value).astype(f"{kind}8[us]")
     convert = getattr(value, "tolist", None)
-    return value if convert is None else convert()
+    plain = value if convert is None else convert()
+    match plain:
+        case list():
+            return [_plain(item) for item in plain]
+        case dict():
+            return {str(name): _plain(item) for name, item in plain.items()}
+        case _:
+            return plain_value(plain)

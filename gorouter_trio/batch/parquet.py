@@ -13,7 +13,7 @@ from ..errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["ParquetRows"]
+__all__ = ["ParquetRows", "plain_value"]
 
 _ROWS = 512
 
@@ -53,7 +53,7 @@ class ParquetRows:
         try:
             for batch in self._batches:
                 if rows := batch.to_pylist():
-                    return [{name: _plain(value) for name, value in row.items()} for row in rows]
+                    return [{name: plain_value(value) for name, value in row.items()} for row in rows]
         except self._broken as exc:
             raise OSError(f"{self._path}: the Parquet file is damaged ({_first_line(exc)})") from exc
         return []
@@ -67,13 +67,13 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def _plain(value: object) -> object:
-    """A value as JSON has it."""
+def plain_value(value: object) -> object:
+    """A value of a column as JSON has it; what is no number is null."""
     match value:
         case dict():
-            return {str(name): _plain(item) for name, item in value.items()}
+            return {str(name): plain_value(item) for name, item in value.items()}
         case list():
-            return [_plain(item) for item in value]
+            return [plain_value(item) for item in value]
         case bytes():
             return value.decode(errors="replace")
         case datetime() | date() | time():

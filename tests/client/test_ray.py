@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -52,6 +54,40 @@ def test_stage(base_url: str) -> None:
     stage.close()
     with pytest.raises(PoolClosedError, match="the stage is closed"):
         stage({"id": ["d"], "word": ["four"]})
+
+
+class Time64:
+    """A time as numpy has it in nanoseconds: only in another unit it becomes one of Python."""
+
+    dtype = SimpleNamespace(kind="M")
+
+    def __init__(self, unit: str = "ns") -> None:
+        self._unit = unit
+
+    def astype(self, unit: str) -> Time64:
+        return Time64(unit)
+
+    def tolist(self) -> object:
+        return 1_577_840_523_000_000_000 if self._unit == "ns" else datetime(2020, 1, 1, 1, 2, 3)  # noqa: DTZ001 - as numpy
+
+
+class Array:
+    """An array in another one, which stays what it is when that becomes a list."""
+
+    def __init__(self, *items: object) -> None:
+        self._items = items
+
+    def tolist(self) -> list[object]:
+        return list(self._items)
+
+
+def test_values_of_numpy(base_url: str) -> None:
+    """What is missing is missing and not asked about, times are times, and arrays in arrays are lists."""
+    stage = ChatStage(**settings(base_url))
+    made = stage({"word": [float("nan"), Time64(), Array(1, Array(2.5, Time64()))]})
+    stage.close()
+    assert "needs the column 'word', which is null" in str(made["error"][0])
+    assert made["answer"] == [None, "2020-01-01T01:02:03", '[1,[2.5,"2020-01-01T01:02:03"]]']
 
 
 class Broken:
