@@ -33,6 +33,7 @@ CostGrouping = Literal["model", "session", "tenant", "batch", "purpose", "state"
 _WIDTHS_S: dict[str, int] = {"minute": 60, "hour": 3_600, "day": 86_400}
 _SQLITE = b"SQLite format 3\x00"
 _BAR = 24
+_NO_NAME = "(none)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,13 +144,19 @@ def _name_of(row: LedgerRow, by: CostGrouping) -> str:
     if by in _WIDTHS_S:
         return _time_name(row.at_s, by)
     name = (row.requested_model or row.model) if by == "model" else str(getattr(row, by))
-    return name or "(none)"
+    return name or _NO_NAME
 
 
 def _time_name(at_s: float, by: CostGrouping) -> str:
+    if at_s <= 0:
+        # Of calls that nobody noted the time of, such as those of a summary.
+        return _NO_NAME
     width = _WIDTHS_S[by]
     form = "%Y-%m-%d" if by == "day" else "%Y-%m-%d %H:%M"
-    return datetime.fromtimestamp(at_s // width * width, UTC).strftime(form)
+    try:
+        return datetime.fromtimestamp(at_s // width * width, UTC).strftime(form)
+    except (ValueError, OverflowError, OSError):
+        return f"{at_s:g}"
 
 
 def _report(job: CostJob, total: CostRow, by_name: dict[str, CostRow], unreadable: int = 0) -> CostReport:

@@ -189,6 +189,27 @@ def test_cost_of_a_store(inside, tmp_path: Path) -> None:
     assert (done.code, done.message) == (2, "--reconcile: needs a ledger file, to which it adds what it finds")
 
 
+def test_cost_at_odd_times(inside, tmp_path: Path) -> None:
+    """A call whose time nobody noted is of no day, and one in milliseconds of a far one; both are in the sums."""
+    path = tmp_path / "bot.db"
+
+    async def fill() -> None:
+        async with SqliteStore(path) as store:
+            for number, at_s in enumerate((0.0, DAY, DAY * 1000)):
+                call = CallRecord(model="a/dear", usage=Usage(cost=Decimal("0.25")), finished_at_s=at_s)
+                entries: list[TurnStarted | TurnAnswered] = [
+                    TurnStarted("t", encode_json([{"role": "user", "content": "x"}]), at_s=DAY),  # type: ignore[arg-type]  # raw JSON
+                    TurnAnswered("t", encode_json(AssistantMessage("y")), call),  # type: ignore[arg-type]  # raw JSON
+                ]
+                await store.append(f"u{number}", [_encoded(entry) for entry in entries], expected_version=0)
+
+    trio.run(fill)
+    done = inside("cost", str(path), "--by", "day", "--json")
+    assert [row["name"] for row in json.loads(done.out)["rows"]] == ["(none)", "1.79556e+12", "2026-11-25"]
+    assert json.loads(done.out)["total"]["cost_usd"] == 0.75
+    assert inside("cost", str(path), "--by", "hour").code == 0
+
+
 def _encoded(entry: TurnStarted | TurnAnswered) -> bytes:
     fields = {name: getattr(entry, name) for name in entry.__struct_fields__}
     raw = {name: msgspec.Raw(value) for name, value in fields.items() if isinstance(value, bytes)}
