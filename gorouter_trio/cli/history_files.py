@@ -87,9 +87,11 @@ async def _write_beside(store: HistoryStore, keys: AsyncIterator[str], path: Pat
         count = await _write_lines(store, keys, part)
         await run(_finish, part, path)
     except BaseException:
-        part.close()
         with suppress(OSError):
             os.unlink(part.name)
+        # On a full disk it fails again, over what was still to be written.
+        with suppress(OSError):
+            part.close()
         raise
     return count
 

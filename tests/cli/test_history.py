@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import trio.testing
 from worlds import open_world, there
 
 from gorouter_trio.abc import StoredHistory
-from gorouter_trio.cli import history
+from gorouter_trio.cli import history, history_files
 from gorouter_trio.cli.plot import bar, cost_table
 from gorouter_trio.cli.terminal import make_console
 from gorouter_trio.stores import CostPoint, SessionKey, SqliteStore
@@ -274,6 +275,23 @@ def test_export_while_sessions_go(inside, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(SqliteStore, "load", load_last)
     done = inside("history", "export", "--store", str(store))
     assert (done.code, [json.loads(line)["key"] for line in done.out.splitlines()]) == (0, ["ab"])
+
+
+def test_export_onto_a_full_disk(inside, bot, tmp_path, monkeypatch) -> None:
+    """It is one line, and nothing is left of what was begun, neither in the place of the file nor beside it."""
+
+    class Full(io.FileIO):
+        def write(self, _data: object) -> int:
+            raise OSError(28, os.strerror(28))
+
+    def open_part(path: Path) -> io.BufferedWriter:
+        return io.BufferedWriter(Full(path.with_name(".part"), "w"))
+
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(history_files, "_open_part", open_part)
+    done = inside("history", "export", "--store", bot, "-o", str(tmp_path / "out.jsonl"))
+    assert (done.code, done.message) == (1, f"{tmp_path / 'out.jsonl'}: No space left on device")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_export_onto_other_files(inside, bot, tmp_path) -> None:
