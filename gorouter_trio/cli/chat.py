@@ -17,7 +17,7 @@ from ..config import DEFAULT_MODEL
 from ..errors import GorouterError
 from ..events import ReasoningDelta, RefusalDelta, StreamEvent, TextDelta
 from ..wire.messages import AssistantMessage
-from .failures import INTERRUPTED, OK, CliError, describe_error, report
+from .failures import INTERRUPTED, OK, CliError, describe_error, redact, report
 from .options import CommonOptions, on_interrupt, open_chosen_client
 from .terminal import (
     describe_call,
@@ -230,7 +230,8 @@ class _Conversation:
                 elif text:
                     await self._reply(text.removeprefix("/") if text.startswith("//") else line)
             except GorouterError as exc:
-                print_error(paint(f"error: {describe_error(exc)}", "red", stderr=True) + "\n")
+                told = printable(redact(describe_error(exc)))
+                print_error(paint(f"error: {told}", "red", stderr=True) + "\n")
         if self._scope.cancelled_caught:
             # Its cost is known to the service alone, and much later.
             self._tally.unpriced += 1

@@ -25,6 +25,7 @@ __all__ = [
     "describe_error",
     "find_failure",
     "hide_keys_in_tracebacks",
+    "printable",
     "redact",
     "report",
     "report_failure",
@@ -35,6 +36,8 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _KEY_VARIABLE = "OPENROUTER_API_KEY"
 _SHORTEST_SECRET = 4
+# What a model or a server writes must not steer the terminal: C0 and C1 controls go, except line feed and tab.
+_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 class CliError(Exception):
@@ -52,9 +55,14 @@ def redact(text: str) -> str:
     return text.replace(key, "…") if len(key) >= _SHORTEST_SECRET else text
 
 
+def printable(text: str) -> str:
+    """The text without control characters, except line feeds and tabs."""
+    return text.translate(_CONTROLS)
+
+
 def report(message: str) -> None:
     """One line on stderr, if anybody reads it."""
-    line = " ".join(redact(message).split())
+    line = printable(" ".join(redact(message).split()))
     with suppress(OSError, ValueError):
         print(f"gorouter-trio: {line}", file=sys.stderr, flush=True)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..wire.codec import encode_json
-from .failures import FAILED, CliError, why
+from .failures import FAILED, CliError, printable, why
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,8 +43,6 @@ __all__ = [
 
 _WIDTH = 80
 _TEN_CENTS = Decimal("0.1")
-# What a model writes must not steer the terminal: C0 and C1 controls go, except line feed and tab.
-_CONTROLS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def make_console(*, stderr: bool = False, file: IO[str] | None = None) -> Console:
@@ -126,7 +124,7 @@ def facts_table(title: str, facts: Iterable[tuple[str, str]]) -> Table:
     table.add_column(overflow="fold")
     for name, value in facts:
         if value:
-            table.add_row(name, value)
+            table.add_row(name, printable(value))
     return table
 
 
@@ -156,11 +154,6 @@ def describe_call(call: CallRecord) -> str:
         f"finish: {printable(call.finish_reason)}" if call.finish_reason not in {None, "stop"} else "",
     ]
     return ", ".join(part for part in parts if part)
-
-
-def printable(text: str) -> str:
-    """The text without control characters, except line feeds and tabs."""
-    return text.translate(_CONTROLS)
 
 
 def format_seconds(seconds: float | None) -> str:

@@ -124,6 +124,12 @@ def test_shown_as_it_is(text: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().out == f"{text}\noutput  {text}\n"
 
 
+def test_table_of_controls(capfd: pytest.CaptureFixture[str]) -> None:
+    """Codes and names of a server do not steer the terminal from a table either."""
+    show(facts_table("Batch", [("failed", "1 (1 × \x1b[2Jbad)")]))
+    assert capfd.readouterr().out == "Batch\nfailed  1 (1 × [2Jbad)\n"
+
+
 def test_addresses() -> None:
     """A host, in brackets where it has colons, and a port."""
     assert parse_address("localhost:0") == ("localhost", 0)
@@ -158,6 +164,8 @@ def test_failures(capfd: pytest.CaptureFixture[str]) -> None:
         (limited, 1, "429: slow down (asked 3 times; the server asks to wait 7 s; it may have been billed)"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ProviderError("cut", status=200, code="server_error"), 1, "server_error: cut"),
+        # What a server writes does not steer the terminal.
+        (ProviderError("\x1b[2J\x9b1mcut", status=502), 1, "502: [2J1mcut"),
     ]
     for error, code, line in cases:
         assert report_failure(error) == code
