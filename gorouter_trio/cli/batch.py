@@ -65,9 +65,6 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
         if command.dry:
             return await show_estimate(client, command, as_json=common.json)
         running = await _open(client, command, stack)
-        if _is_file(job.source_path):
-            # Of a pipe, a thousand rows may take for ever to come.
-            await running.look_ahead()
         started_at = trio.current_time()
         interrupt = _Interrupt(running)
         async with on_interrupt(interrupt.act, interrupt.act_again), _open_progress(running, client):
@@ -169,10 +166,16 @@ def _is_file(source: str | int) -> bool:
 
 
 async def _open(client: Client, command: BatchCommand, stack: AsyncExitStack) -> RunningJob:
-    """The job, with its input looked at: raises `CliError` when that cannot be read, is empty or no JSON at all."""
+    """The job, with the first rows of its input looked at.
+
+    Raises `CliError` when that cannot be read, is empty or no JSON at all.
+    """
     job = command.job
     try:
-        return await stack.enter_async_context(client.batch_job(job, **command.options))  # type: ignore[arg-type]  # checked by the encoder
+        running = await stack.enter_async_context(client.batch_job(job, **command.options))  # type: ignore[arg-type]  # checked by the encoder
+        if _is_file(job.source_path):
+            # Of a pipe, a thousand rows may take for ever to come.
+            await running.look_ahead()
     except FileExistsError as exc:
         if exc.filename != job.output:
             raise CliError(f"{exc.filename} {exc.strerror}: --overwrite begins again") from exc
@@ -181,6 +184,7 @@ async def _open(client: Client, command: BatchCommand, stack: AsyncExitStack) ->
         raise CliError(exc.message) from exc
     except (OSError, DecodeError) as exc:
         raise CliError(_about_file(exc, job)) from exc
+    return running
 
 
 def _about_file(exc: OSError | DecodeError, job: BatchJob) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import os
+import random
 import socket
 from pathlib import Path
 
@@ -54,6 +56,15 @@ def test_unusable_input(data: bytes | None, message: str, inside, tmp_path: Path
     done = inside("batch", str(path), "-o", str(tmp_path / "out.jsonl"), "--simulate")
     assert (done.code, done.out, done.message.replace(str(path), "IN")) == (2, "", message)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_input_that_breaks_off(inside, tmp_path: Path, rng: random.Random) -> None:
+    """One that is broken a few hundred rows on is named, as one that is broken from the start."""
+    path = tmp_path / "in.jsonl.gz"
+    rows = b"".join(b'{"prompt": "%x"}\n' % rng.getrandbits(256) for _ in range(400))
+    path.write_bytes(gzip.compress(rows)[:-3000])
+    done = inside("batch", str(path), "-o", str(tmp_path / "out.jsonl"), "--simulate")
+    assert (done.code, done.message) == (2, f"{path}: the file ends in the middle of its gzip data")
 
 
 def test_as_processes(gorouter, tmp_path: Path) -> None:
