@@ -84,7 +84,7 @@ async def sort_output(output: OutputFile) -> None:
 async def _rewrite(output: OutputFile, scan: OutputScan, *, keep: Callable[[int], bool]) -> None:
     """Write an output anew, by another file that takes its place; raises `OSError`, having changed nothing."""
     # A link is kept, and what it names is written.
-    path = os.path.realpath(cast("str", output.path))
+    path = _real(cast("str", output.path))
     target = f"{path}.new"
     try:
         await trio.to_thread.run_sync(partial(rewrite_output, path, scan, keep=keep, target=target))
@@ -266,6 +266,10 @@ async def _refuse_other(path: str) -> None:
 async def _close(journal: SqliteFile) -> None:
     with trio.move_on_after(_CLOSE_S, shield=True):
         await journal.aclose()
+
+
+def _real(path: str) -> str:
+    return os.path.realpath(path)
 
 
 def _exists(path: str) -> bool:

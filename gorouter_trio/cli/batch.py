@@ -18,7 +18,7 @@ from ..wire.codec import encode_json
 from .failures import FAILED, INTERRUPTED, OK, CliError, report, why
 from .options import CommonOptions, on_interrupt, open_chosen_client
 from .progress import JobView, open_progress
-from .terminal import drop_stdout, facts_table, format_cost, format_seconds, print_json, show
+from .terminal import clean, drop_stdout, facts_table, format_cost, format_seconds, print_json, show
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -71,7 +71,7 @@ async def run_batch(command: BatchCommand, common: CommonOptions) -> int:
             await _run(running, job)
         done = make_report(
             running,
-            output=str(job.output) if job.output != _STDOUT else "-",
+            output=clean(str(job.output)) if job.output != _STDOUT else "-",
             duration_s=trio.current_time() - started_at,
             connections=client.statistics().opened,
         )

@@ -19,6 +19,7 @@ from ..wire.codec import decode_json
 from .batch import BatchCommand
 from .failures import CliError, why
 from .options import FLAG
+from .terminal import clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,7 +109,8 @@ def choose_batch(source: str, output: str, *, choices: BatchChoices) -> BatchCom
         dedup=choices.dedup,
         cache=choices.cache,
     )
-    return BatchCommand(job, dict(_options(choices)), system=choices.system, report=choices.report, dry=choices.dry_run)
+    system = None if choices.system is None else clean(choices.system)
+    return BatchCommand(job, dict(_options(choices)), system=system, report=choices.report, dry=choices.dry_run)
 
 
 def _options(choices: BatchChoices) -> Iterator[tuple[str, object]]:
@@ -118,7 +120,7 @@ def _options(choices: BatchChoices) -> Iterator[tuple[str, object]]:
             raise CliError(f"--option must be NAME=VALUE, not {text!r}")
         if name not in _OPTIONS:
             raise CliError(f"--option: requests have no field {name!r}")
-        yield name, _value(value)
+        yield name, _value(clean(value))
     if choices.schema is not None:
         yield "response_schema", _schema(choices.schema)
     if choices.tools:
@@ -178,7 +180,7 @@ def _function(name: str) -> object:
 def _text_of(given: str) -> str:
     """The template, or what is in the file that is named with an @."""
     if not given.startswith("@"):
-        return given
+        return clean(given)
     try:
         return Path(given[1:]).read_text("utf-8-sig")
     except OSError as exc:

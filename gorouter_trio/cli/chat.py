@@ -20,6 +20,7 @@ from ..wire.messages import AssistantMessage
 from .failures import INTERRUPTED, OK, CliError, describe_error, redact, report
 from .options import CommonOptions, on_interrupt, open_chosen_client
 from .terminal import (
+    clean,
     describe_call,
     format_cost,
     is_interactive,
@@ -80,9 +81,9 @@ async def run_chat(job: ChatJob, common: CommonOptions) -> int:
     if prompt is not None and not prompt.strip():
         raise CliError("the question is empty")
     async with open_chosen_client(common) as client:
-        session = client.session(job.session, system=job.system)
+        session = client.session(job.session, system=None if job.system is None else clean(job.system))
         if prompt is not None:
-            return await _ask_once(session, _clean(prompt), common)
+            return await _ask_once(session, clean(prompt), common)
         return await _Conversation(session, common).run()
 
 
@@ -97,11 +98,6 @@ async def _read_stdin() -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         raise CliError(f"standard input is not UTF-8: byte {data[exc.start]:#04x} at {exc.start}") from exc
-
-
-def _clean(text: str) -> str:
-    """What was typed or given in bytes that are no UTF-8 becomes replacement characters."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 async def _ask_once(session: SessionRef, prompt: str, common: CommonOptions) -> int:
@@ -238,7 +234,7 @@ class _Conversation:
             print_text(paint("stopped; what had come is kept", "dim") + "\n\n")
 
     async def _reply(self, text: str) -> None:
-        result = await _answer(self._session, _clean(text), as_json=self._as_json)
+        result = await _answer(self._session, clean(text), as_json=self._as_json)
         self._tally.add_call(result.call)
         if not self._as_json:
             print_text(paint(describe_call(result.call), "dim") + "\n\n")

@@ -20,7 +20,7 @@ from ..stores.query import CostPoint, HistoryAnalyzer, HistoryFilter, ModelUsage
 from ..stores.sqlite import SqliteStore
 from .failures import FAILED, OK, CliError, report, why
 from .options import CommonOptions, open_chosen_client
-from .terminal import format_cost, print_json, printable, show
+from .terminal import clean, format_cost, print_json, printable, show
 
 if TYPE_CHECKING:
     from ..client import Client
@@ -165,7 +165,7 @@ def _report(job: CostJob, total: CostRow, by_name: dict[str, CostRow], unreadabl
         rows.sort(key=lambda row: row.name)
     else:
         rows.sort(key=lambda row: (-(row.cost_usd + row.estimated_usd), row.name))
-    return CostReport(source=job.source, by=job.by, total=total, rows=rows, unreadable=unreadable)
+    return CostReport(source=clean(job.source), by=job.by, total=total, rows=rows, unreadable=unreadable)
 
 
 # A store of histories

@@ -30,6 +30,7 @@ from .history_files import ImportReport, export_sessions, import_sessions
 from .options import FLAG
 from .plot import choose_bucket, cost_table, format_time
 from .terminal import (
+    clean,
     describe_call,
     facts_table,
     format_cost,
@@ -521,7 +522,7 @@ async def export(
         chosen = _named(store, keys) if keys else _chosen(store, which)
         count = await export_sessions(store, chosen, output=output, overwrite=overwrite)
     if output != "-":
-        _say(where, {"sessions": count, "output": output}, f"{count:,} sessions written to {output}")
+        _say(where, {"sessions": count, "output": clean(output)}, f"{count:,} sessions written to {output}")
     return OK
 
 

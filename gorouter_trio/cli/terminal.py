@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ..wire.result import CallRecord
 
 __all__ = [
+    "clean",
     "describe_call",
     "drop_stdout",
     "facts_table",
@@ -154,6 +155,11 @@ def describe_call(call: CallRecord) -> str:
         f"finish: {printable(call.finish_reason)}" if call.finish_reason not in {None, "stop"} else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def clean(text: str) -> str:
+    """What was typed or given in bytes that are no UTF-8 becomes replacement characters."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def format_seconds(seconds: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import os
 import random
 import socket
@@ -65,6 +66,20 @@ def test_input_that_breaks_off(inside, tmp_path: Path, rng: random.Random) -> No
     path.write_bytes(gzip.compress(rows)[:-3000])
     done = inside("batch", str(path), "-o", str(tmp_path / "out.jsonl"), "--simulate")
     assert (done.code, done.message) == (2, f"{path}: the file ends in the middle of its gzip data")
+
+
+def test_arguments_that_are_no_utf8(inside, rows: str, tmp_path: Path) -> None:
+    """Bytes of another encoding are replaced where they are text, and kept where they name a file: no traceback."""
+    out, summary = tmp_path / "\udcff.jsonl", tmp_path / "\udcff.json"
+    texts = ["--template", "{{prompt}} \udcff", "--system", "\udcff", "--option", "user=\udcff"]
+    done = inside("batch", rows, "-o", str(out), "--simulate", "--json", "--report", str(summary), *texts)
+    assert (done.code, json.loads(done.out)["output"]) == (0, f"{tmp_path}/\ufffd.jsonl")
+    assert json.loads(summary.read_bytes()) == json.loads(done.out)
+    assert out.read_bytes().count(b"\n") == 1
+    assert inside("chat", "-p", "hello", "--system", "\udcff", "--simulate").code == 0
+    ledger = tmp_path / "\udcff.ledger"
+    ledger.touch()
+    assert json.loads(inside("cost", str(ledger), "--json").out)["source"] == f"{tmp_path}/\ufffd.ledger"
 
 
 def test_as_processes(gorouter, tmp_path: Path) -> None:
