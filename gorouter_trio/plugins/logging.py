@@ -209,8 +209,7 @@ def _give_out(records: Sequence[logging.LogRecord], logger: logging.Logger) -> N
         records = [record for record in records if record.levelno >= handler.level]
     if records and _can_write_at_once(handler):
         text = contain_sync(partial(_text_of, handler, records), report=_do_nothing)
-        if text is not None:
-            _write(text, handler, last=records[-1])
+        if text is not None and _write(text, handler, last=records[-1]):
             return
     for record in records:
         handler.handle(record)
@@ -242,18 +241,30 @@ def _text_of(handler: logging.StreamHandler[TextIO], records: Sequence[logging.L
     return "".join([format_(record) + end for record in records])
 
 
-def _write(text: str, handler: logging.StreamHandler[TextIO], *, last: logging.LogRecord) -> None:
-    """Write and flush once, as the handler does for a record; what goes wrong is told as it tells it."""
+def _write(text: str, handler: logging.StreamHandler[TextIO], *, last: logging.LogRecord) -> bool:
+    """Write and flush once, as the handler does for a record; what goes wrong is told as it tells it.
+
+    False where nothing was written, because one of the lines has no form in the encoding of the stream.
+    """
+    is_written = True
 
     def write() -> None:
         handler.stream.write(text)
         handler.flush()
 
+    def report(error: Exception) -> None:
+        nonlocal is_written
+        if isinstance(error, UnicodeError):
+            is_written = False
+        else:
+            handler.handleError(last)
+
     handler.acquire()
     try:
-        contain_sync(write, report=lambda _error: handler.handleError(last))
+        contain_sync(write, report=report)
     finally:
         handler.release()
+    return is_written
 
 
 def _do_nothing(_error: Exception) -> None:

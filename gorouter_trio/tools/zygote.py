@@ -177,7 +177,9 @@ def _context(request: ChildRequest, send: _Send) -> ToolContext:
 
 
 def _report(send: _Send, message: str, fraction: float | None) -> None:
-    send(b"P", ChildProgress(sendable(str(message)[:1024]), fraction))
+    # What is none is left out, as of tools that run elsewhere: it has no form in which it could be sent.
+    share = float(fraction) if isinstance(fraction, (int, float)) and 0 <= fraction <= 1 else None
+    send(b"P", ChildProgress(sendable(str(message)[:1024]), share))
 
 
 _clock: Final = time.perf_counter

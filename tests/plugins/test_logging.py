@@ -167,6 +167,21 @@ async def test_a_handler_that_fails(stream, written, autojump_clock, capsys):
     assert capsys.readouterr().err.count("--- Logging error ---") == 1
 
 
+async def test_a_line_that_the_stream_cannot_hold(autojump_clock, capsys):
+    """It is lost alone, and told, as with a handler that writes line by line; the others are there, each once."""
+    written = io.BytesIO()
+    handler = logging.StreamHandler(io.TextIOWrapper(written, encoding="ascii"))
+    handler.setFormatter(logging.Formatter("%(message).18s"))
+    logger = logging.Logger("tests.ascii", logging.INFO)
+    logger.addHandler(handler)
+    async with open_world(answer=replies(completion("Yes.")), plugins=[LoggingPlugin(logger)]) as world:
+        for model in ("a/b", "a/ü", "a/c"):
+            await world.client.chat("Well?", model=model)
+        world.client.flush_observers()
+        assert written.getvalue() == b"chat=1 model=a/b m\nchat=3 model=a/c m\n"
+    assert capsys.readouterr().err.count("--- Logging error ---") == 1
+
+
 @pytest.mark.parametrize("change", ["filter of the logger", "filter of the handler", "second handler", "own emit"])
 async def test_what_has_a_say_is_asked(change, autojump_clock, monkeypatch):
     """Filters, further handlers and a changed `emit` see each record, as they do when `Logger.handle` is called."""

@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+from decimal import Decimal
+from typing import Any, NoReturn, cast
 
 import trio
 from msgspec import Struct
@@ -83,6 +84,14 @@ def read_odd_name(ctx: gr.ToolContext) -> None:
     name = os.fsdecode(b"\xe9")
     ctx.progress(f"reading {name}")
     raise gr.ToolError(f"there is no {name}", details={name: 1})
+
+
+@gr.tool(isolation="process")
+def odd_progress(ctx: gr.ToolContext) -> str:
+    """Tells how far it is in what are no numbers from 0 to 1."""
+    for fraction in (Decimal("0.5"), "half", 10**400, float("nan"), object(), 1):
+        ctx.progress("on", fraction=cast("float", fraction))
+    return "done"
 
 
 @gr.tool(isolation="process")

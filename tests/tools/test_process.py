@@ -147,6 +147,14 @@ async def test_failing() -> None:
     assert (error.details["code"], error.details["odd"]) == (7, "object")
 
 
+async def test_fractions_that_are_none() -> None:
+    """They are left out, as of tools in tasks and threads, and are not the failure of the tool."""
+    async with warm_bench(toolbox_functions.odd_progress, timeout_s=20) as bench:
+        assert (await bench.one(call("odd_progress"))).text == "done"
+    told_fractions = [event.fraction for event in bench.events if isinstance(event, ToolProgress)]
+    assert told_fractions == [None, None, None, None, None, 1]
+
+
 async def test_results_that_escapes_make_longer() -> None:
     """A result that has the size that it may have arrives, whatever JSON makes of it on the way."""
     tools: list[Any] = [toolbox_functions.control_characters]

@@ -545,3 +545,15 @@ def test_context() -> None:
     context.progress("nobody listens")
     assert context.remaining_s == float("inf")
     assert msgspec.UNSET is not context.principal
+
+
+def test_a_schema_of_ones_own_for_the_decorator() -> None:
+    """`tool` takes the settings of `Tool`, the schema too."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+
+    @gr.tool(parameters=schema)
+    def weather(arguments: Mapping[str, object]) -> str:
+        return f"rain in {arguments['city']}"
+
+    assert (weather.parameters, weather.has_own_schema) == (schema, True)
+    assert weather.bind({"city": "Ulm"}, gr.ToolContext(tool="weather"))() == "rain in Ulm"
