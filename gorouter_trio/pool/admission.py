@@ -317,6 +317,9 @@ class Admission:
         usable, holds, outs = [], [], []
         for key in keys:
             out = key.out if key.out is not None and key.out.until > now else None
+            if out is not None and applicant.gate is self.service and not isinstance(out.error, AuthenticationError):
+                # What costs nothing needs no credit, and may be the very question how much there is.
+                out = None
             if out is None and applicant.gate.is_free and pause_until(key.free_latch, now) > now:
                 out = key.free_latch
             if out is not None:

@@ -131,6 +131,24 @@ async def test_keys_without_credit_cool_down(
         assert len(place.network.requests) == 2
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [error(402, limit_source="openrouter_credits"), error(403, limit_source="openrouter_key_limit")],
+    ids=["credit", "limit"],
+)
+async def test_what_costs_nothing_needs_no_credit(refusal: bytes) -> None:
+    """While no key can pay for a chat, what is left of its credit can be asked for, and what a lost answer cost."""
+    async with open_place(
+        answering(lambda request: refusal if request.method == "POST" else chat()), api_key=["a", "b"]
+    ) as place:
+        for _ in range(2):
+            with pytest.raises((InsufficientCreditsError, PermissionDeniedError)):
+                await place.ask()
+        assert len(place.network.requests) == 2
+        await place.ask(method="GET")
+        await place.check_clean()
+
+
 async def test_other_refusals_are_no_fault_of_the_key() -> None:
     """A moderation or a bad request says nothing of the key, and is not tried with another."""
     async with open_place(answering(lambda r: error(403, reasons=["violence"])), api_key=["a", "b"]) as place:
