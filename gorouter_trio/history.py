@@ -139,7 +139,7 @@ class HistoryManager:
 
     async def clear(self, key: str) -> None:
         """Empty the history; the session stays. Its turn ids are forgotten."""
-        await self._change(key, partial(self._store.rewrite, key, ()))
+        await self._change(key, partial(self._empty, key))
 
     async def delete(self, key: str) -> bool:
         """Remove the session; False when there was none."""
@@ -222,6 +222,10 @@ class HistoryManager:
                     raise
             else:
                 return
+
+    async def _empty(self, key: str, *, expected_version: int) -> int:
+        # A session that is not there is not made by this.
+        return await self._store.rewrite(key, (), expected_version=expected_version) if expected_version else 0
 
     async def _remove(self, key: str, remove: Callable[[str], Awaitable[bool]]) -> bool:
         await self._passivate(key)

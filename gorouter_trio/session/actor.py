@@ -1200,7 +1200,9 @@ class SessionActor:
         return bool(entries)
 
     async def _compact(self) -> None:
-        transcript = self._transcript or await self._load()
+        transcript = await self._load_if_there()
+        if transcript is None:
+            return
         if transcript.machine is not None:
             await self._pass_by(transcript.machine)
         log = compact(await self._read_log(), system=self.options.system)
@@ -1231,6 +1233,13 @@ class SessionActor:
         self._transcript = transcript = self._transcript_of(decode_log_entry(entry) for entry in stored.entries)
         self._version = stored.version
         return transcript
+
+    async def _load_if_there(self) -> Transcript | None:
+        """What the log means; None for a session that is not in the store, nor was put there by somebody else."""
+        transcript = self._transcript
+        if transcript is None or not self._version:
+            transcript = await self._load()
+        return transcript if self._version else None
 
     def _transcript_of(self, log: Iterable[LogEntry]) -> Transcript:
         transcript = Transcript(self.options.system)
@@ -1282,8 +1291,8 @@ class SessionActor:
         raise SessionConflictError(f"the answer of turn {turn_id!r} is not in the store any more")
 
     async def _clear(self) -> None:
-        if self._transcript is None:
-            await self._load()
+        if await self._load_if_there() is None:
+            return
         self._transcript = None
         self._version = await _typed(self._store.rewrite(self.key, [], expected_version=self._version))
         self._transcript = Transcript(self.options.system)

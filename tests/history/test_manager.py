@@ -86,6 +86,22 @@ async def test_clear_delete_erase():
     assert await manager.keys() == []
 
 
+async def test_clearing_what_is_not_there(autojump_clock):
+    """Neither that nor compacting makes a session."""
+    store = MemoryStore()
+    async with open_world(store=store) as world:
+        manager, session = gr.HistoryManager(store, owner=world.client), world.client.session("k")
+        await session.clear()
+        await session.compact()
+        await manager.clear("k")
+        assert await manager.keys() == []
+        async with world.another_client() as other:
+            await other.session("k").ask("q")
+        await session.clear()
+        assert await manager.keys() == ["k"]
+        assert await manager.entries("k") == []
+
+
 @pytest.mark.parametrize("prefix", ["user:", ""])
 async def test_erasing_again(tmp_path, prefix):
     """Where a reader kept the traces of what was deleted, erasing again removes them, though no session is left."""
