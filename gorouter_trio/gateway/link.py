@@ -209,7 +209,9 @@ class Link:
         numbered = msgspec.structs.replace(request, id=self._last_id + 1)
         text = _checked_text(numbered, most=self.welcome.max_message_bytes)
         self._last_id += 1
-        call = Call(self, self._last_id, credit=request.credit if isinstance(request, Ask) else _MAX_MESSAGE)
+        # As much as it may be granted later on, of which no more than this can be on its way.
+        credit = max(request.credit, self.welcome.max_credit) if isinstance(request, Ask) else _MAX_MESSAGE
+        call = Call(self, self._last_id, credit=credit)
         self._calls[call.id] = call
         try:
             # Nothing may come between: the ids go up in the order in which they are sent.

@@ -23,6 +23,7 @@ from gorouter_trio.config import Secret
 from gorouter_trio.errors import (
     ConfigError,
     ConnectError,
+    DecodeError,
     GorouterError,
     SessionNotFoundError,
     StoreError,
@@ -31,9 +32,9 @@ from gorouter_trio.errors import (
 from gorouter_trio.events import TextDelta
 from gorouter_trio.gateway import ClusterConfig, GatewayConfig, serve_gateway
 from gorouter_trio.gateway.cluster import Cluster, Owner
-from gorouter_trio.gateway.link import LinkBrokenError, open_link
+from gorouter_trio.gateway.link import Link, LinkBrokenError, open_link
 from gorouter_trio.gateway.metrics import metrics_text
-from gorouter_trio.gateway.protocol import Ask, decode_client_message, encode_text
+from gorouter_trio.gateway.protocol import Ask, Event, Welcome, decode_client_message, encode_text
 from gorouter_trio.remote import open_remote
 from gorouter_trio.simulator import SimulatorConfig
 from gorouter_trio.stores import RedisStore
@@ -307,6 +308,31 @@ async def test_nothing_is_begun_on_a_link_that_is_closed(autojump_clock, monkeyp
         await trio.sleep(2)
         assert await cluster.link("ws://y", None) is second
         nursery.cancel_scope.cancel()
+
+
+class Wire:
+    """Takes what is sent."""
+
+    async def send_message(self, _text):
+        await trio.lowlevel.checkpoint()
+
+
+async def test_credit_that_is_granted_later_is_credit():
+    """Who lets a gateway send as much as it may is no victim of it, and neither are all others on the connection."""
+    most = 4 * 1024 * 1024
+    welcome = Welcome(
+        version=1, principal=None, max_message_bytes=1_000, max_requests=9, max_credit=most, resume_s=60.0
+    )
+    link = Link(cast("Any", Wire()), welcome)
+    call = await link.begin(Ask(id=1, messages="x", stream=True, credit=1))
+    await call.grant(most)
+    piece = encode_text(Event(id=1, seq=1, event=TextDelta("x" * 999_900)))
+    for _ in range(4):
+        link._route(piece)
+    assert len(await call.receive()) == 2
+    with pytest.raises(DecodeError, match="more than was granted"):
+        for _ in range(4):
+            link._route(piece)
 
 
 async def test_proofs():
