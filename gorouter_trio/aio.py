@@ -93,6 +93,7 @@ E = TypeVar("E", bound=RuntimeEvent)
 __all__ = ["Batch", "ChatStream", "Client", "EventFeed", "RunningJob", "SessionRef", "Store", "open_client"]
 
 _CLEANUP_S = 2.0
+_LOOK_S = 0.5
 
 
 # --- the loop as a place to wait and to run at ------------------------------------------------------------------------
@@ -268,13 +269,21 @@ class _LoopHome:
         if not self.outbox.post(errand.begin):
             raise RuntimeError("the asyncio loop of the program is closed")
         try:
-            await errand.ended.wait()
+            await self._wait_ended(errand)
         except trio.Cancelled:
             self.outbox.post(errand.cancel)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
                 await errand.ended.wait()  # noqa: ASYNC102 - as the line above says
             raise
         return cast("outcome.Outcome[object]", errand.captured).unwrap()
+
+    async def _wait_ended(self, errand: _Errand) -> None:
+        while not errand.ended.is_set():
+            with trio.move_on_after(_LOOK_S):
+                await errand.ended.wait()
+            if errand.captured is None and self.outbox.loop.is_closed():
+                # What it had to do yet is never done, and nobody is told.
+                raise RuntimeError("the asyncio loop of the program is closed")
 
     @asynccontextmanager
     async def hold(self, function: Callable[..., object], client: object) -> AsyncIterator[None]:

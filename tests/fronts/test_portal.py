@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import outcome
 import pytest
@@ -260,6 +261,33 @@ def test_a_loop_that_is_gone_is_no_harm(base_url: str) -> None:
                 assert (await client.chat("[[say x]]")).text == "x"
                 assert "closed" in str((await anext(aiter(feed))).error)
             assert seen == []
+
+    asyncio.run(main())
+
+
+@pytest.mark.net
+def test_a_loop_that_goes_before_it_is_through_is_no_harm(base_url: str) -> None:
+    """What was on its way to it fails, and the chat that waits for that goes on."""
+
+    async def register(client: aio.Client, around: Any) -> None:
+        client.use(around)
+
+    async def main() -> None:
+        async def around(context: gr.ChatContext, state: gr.ChatState, proceed: gr.Next) -> None:
+            await proceed()
+
+        async with aio.open_client(**settings(base_url)) as client:
+            other = asyncio.new_event_loop()
+            await asyncio.to_thread(other.run_until_complete, register(client, around))
+            outbox = client._core._bridges[other].home.outbox  # type: ignore[attr-defined]  # what a loop has
+            chat = asyncio.create_task(client.chat("[[say x]]"))
+            while not outbox._is_woken:
+                await asyncio.sleep(0.001)
+            other.close()
+            with pytest.raises(gr.ExtensionError, match="loop of the program is closed"):
+                await asyncio.wait_for(chat, 20)
+            assert client.unuse(around)
+            assert (await client.chat("[[say y]]")).text == "y"
 
     asyncio.run(main())
 
