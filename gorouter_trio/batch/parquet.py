@@ -18,7 +18,20 @@ __all__ = ["ParquetRows", "plain_value"]
 _ROWS = 512
 
 
+class _Column(Protocol):
+    def to_pylist(self) -> list[object]: ...
+
+    def cast(self, to: str) -> _Column: ...
+
+
+class _Schema(Protocol):
+    names: list[str]
+
+
 class _Batch(Protocol):
+    schema: _Schema
+    columns: list[_Column]
+
     def to_pylist(self) -> list[dict[str, object]]: ...
 
 
@@ -52,7 +65,7 @@ class ParquetRows:
         """The next rows; none at the end."""
         try:
             for batch in self._batches:
-                if rows := batch.to_pylist():
+                if rows := _rows_of(batch):
                     return [{name: plain_value(value) for name, value in row.items()} for row in rows]
         except self._broken as exc:
             raise OSError(f"{self._path}: the Parquet file is damaged ({_first_line(exc)})") from exc
@@ -61,6 +74,23 @@ class ParquetRows:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _rows_of(batch: _Batch) -> list[dict[str, object]]:
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError):
+        columns = [_values_of(column) for column in batch.columns]
+        return [dict(zip(batch.schema.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _values_of(column: _Column) -> list[object]:
+    """The values of a column; as texts where Python has no form for one, such as for a time with nanoseconds."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        texts = column.cast("string").to_pylist()
+        return [text.replace(" ", "T", 1) if isinstance(text, str) else text for text in texts]
 
 
 def _first_line(error: Exception) -> str:

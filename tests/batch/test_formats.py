@@ -7,6 +7,7 @@ import gzip
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from gorouter_trio.batch.ids import IdTable
 from gorouter_trio.batch.input import RowSource, find_format, open_rows
 from gorouter_trio.batch.lines import CsvError, RecordSplitter, _split, parse_record
+from gorouter_trio.batch.parquet import ParquetRows
 from gorouter_trio.batch.rows import BatchRow, RowProblem
 from gorouter_trio.batch.template import MissingColumn, Template
 from gorouter_trio.errors import ConfigError, DecodeError, StoreError
@@ -228,6 +230,57 @@ async def test_parquet(tmp_path: Path) -> None:
     assert isinstance(third, BatchRow)
     with pytest.raises(ConfigError, match="is no Parquet file"):
         await read(written(tmp_path, "bad.parquet", b"nothing"))
+
+
+async def test_times_of_parquet(tmp_path: Path) -> None:
+    """A time that Python has no form for, with nanoseconds or far away, is a text; the other columns are as ever."""
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    exact = arrow.array([1_700_000_000_000_000_001, None], arrow.timestamp("ns"))
+    far = arrow.array([4 * 10**14, 0], arrow.timestamp("ms"))
+    parquet.write_table(arrow.table({"id": [1, 2], "exact": exact, "far": far}), tmp_path / "in.parquet")
+    rows = await read(tmp_path / "in.parquet", template=Template("{{id}} {{far}} {{exact}}"))
+    assert isinstance(rows[0], BatchRow)
+    said = "1 14645-06-30T15:06:40.000 2023-11-14T22:13:20.000000001"
+    assert rows[0].body["messages"] == [{"role": "user", "content": said}]
+    assert rows[1] == RowProblem(2, "2", "the template needs the column 'exact', which is null")
+
+
+class _Column:
+    """Like one of pyarrow: values that raise where Python has no form for one, and the same as texts."""
+
+    def __init__(self, values: list[object], texts: list[object] | None = None) -> None:
+        self._values = values
+        self._texts = texts
+
+    def to_pylist(self) -> list[object]:
+        if self._texts is not None:
+            raise ValueError("not safely convertible to microseconds")
+        return self._values
+
+    def cast(self, _to: str) -> _Column:
+        return _Column(self._texts or [])
+
+
+class _Batch:
+    schema = SimpleNamespace(names=["id", "at"])
+
+    def __init__(self, *columns: _Column) -> None:
+        self.columns = list(columns)
+
+    def to_pylist(self) -> list[dict[str, object]]:
+        raise ValueError("not safely convertible to microseconds")
+
+
+def test_columns_of_parquet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the column with such a value becomes texts; without pyarrow, by what stands in for it."""
+    batch = _Batch(_Column([1, 2]), _Column([], ["2023-11-14 22:13:20.000000001", None]))
+    file = SimpleNamespace(iter_batches=lambda batch_size: iter([batch]), close=lambda: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", SimpleNamespace(ArrowException=ArithmeticError))
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", SimpleNamespace(ParquetFile=lambda path: file))
+    rows = ParquetRows("in.parquet")
+    assert rows.read() == [{"id": 1, "at": "2023-11-14T22:13:20.000000001"}, {"id": 2, "at": None}]
+    assert rows.read() == []
 
 
 async def test_parquet_without_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
