@@ -202,7 +202,7 @@ class BillingPlugin:
         if inspect.isawaitable(returned):
             if inspect.iscoroutine(returned):
                 returned.close()
-            raise ExtensionError(f"billing: the reporter is async, which only mode='queue' waits for, not {self._mode!r}")
+            raise ExtensionError(f"billing: the reporter is async, and mode={self._mode!r} does not wait for it")
 
     async def _wait(self, call: Callable[[], Awaitable[object]], report: BillingReport) -> None:
         """Wait for the first one in the queue."""
