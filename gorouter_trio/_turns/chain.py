@@ -56,9 +56,9 @@ class ChatState:
 
     `messages` and `options` are the request in wire names, decoded when they are first looked at; change
     them before the chat is sent, or put others in their place. `tools` are those that are run here, and may be
-    exchanged as well, for a `ToolSet` or a list of tools: the request then offers the new ones. `result` is the answer: None until there is
-    one, and settable, also without anything having been sent. `principal` is who asks, where the client has
-    `security`. `meta` is free for notes between extensions.
+    exchanged as well, for a `ToolSet` or a list of tools: the request then offers the new ones. `result` is the
+    answer: None until there is one, and settable, also without anything having been sent. `principal` is who asks,
+    where the client has `security`. `meta` is free for notes between extensions.
     """
 
     __slots__ = (

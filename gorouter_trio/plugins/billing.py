@@ -89,6 +89,7 @@ class BillingPlugin:
     calls it without a queue, on the loop. At most `queue` reports wait; what finds no room goes to
     `on_error` with an `ExtensionError`, as does what the reporter raises. Without an `on_error` that is logged, to
     `gorouter_trio.billing`. When the client closes, what is queued is still given out, for at most `drain_s` seconds.
+    A plugin is for one client at a time.
     """
 
     name = "billing"
@@ -122,6 +123,7 @@ class BillingPlugin:
         self._queue: deque[LedgerChange] = deque()
         self._came = trio.Event()
         self._is_closing = False
+        self._is_begun = False
         self._reported = self._failed = self._dropped = 0
 
     def __repr__(self) -> str:
@@ -130,7 +132,21 @@ class BillingPlugin:
     @asynccontextmanager
     async def __call__(self, client: Client) -> AsyncIterator[None]:
         """Called by the client."""
-        self._is_closing = False
+        if self._is_begun:
+            # Two tasks at one queue would report what is first in it twice.
+            raise ConfigError("billing: the plugin has begun with another client; each needs one of its own")
+        self._is_begun, self._is_closing = True, False
+        try:
+            async with self._taking(client):
+                yield
+        finally:
+            self._is_begun = False
+        for change in self._left():
+            self._drop(change, "the client closed before it was reported")
+
+    @asynccontextmanager
+    async def _taking(self, client: Client) -> AsyncIterator[None]:
+        """Take rows while the body runs, and give out what there is of them after it."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._work)
             client.observe_ledger(self._take)
@@ -142,8 +158,6 @@ class BillingPlugin:
                 self._came.set()
                 nursery.cancel_scope.shield = True
                 nursery.cancel_scope.deadline = trio.current_time() + self._drain_s
-        for change in self._left():
-            self._drop(change, "the client closed before it was reported")
 
     def statistics(self) -> BillingStatistics:
         """A snapshot."""
@@ -202,7 +216,7 @@ class BillingPlugin:
         if inspect.isawaitable(returned):
             if inspect.iscoroutine(returned):
                 returned.close()
-            raise ExtensionError(f"billing: the reporter is async, which only mode='queue' waits for, not {self._mode!r}")
+            raise ExtensionError(f"billing: the reporter is async, and mode={self._mode!r} does not wait for it")
 
     async def _wait(self, call: Callable[[], Awaitable[object]], report: BillingReport) -> None:
         """Wait for the first one in the queue."""

@@ -89,8 +89,8 @@ async def open_mcp(
     it. `timeout_s` is the time of a call. Of more than `max_tools` tools the first are taken.
 
     Raises `ConnectError` when the server cannot be reached or does not speak the protocol, and `ConfigError` for a
-    target that is none and for settings that cannot be. Leaving ends the connection, and the command with all that it started. An error of the body
-    leaves as itself, not in an exception group.
+    target that is none and for settings that cannot be. Leaving ends the connection, and the command with all that it
+    started. An error of the body leaves as itself, not in an exception group.
     """
     settings = _Settings(prefix, rules, timeout_s, max_tools)
     server = McpServer(_transport(target, env=env, cwd=cwd, headers=headers), settings, name=_shown(target))
@@ -318,9 +318,10 @@ def _transport(
     _check_texts("headers", headers)
     if not isinstance(target, str):
         # Of what is none, such as a variable that is not set, no more than its kind is shown.
-        command = list(target) if isinstance(cast("object", target), Sequence) else [target]
-        if not command or not all(isinstance(part, str) for part in command):
-            kinds = ", ".join(type(part).__name__ for part in command) or "nothing"
+        whole = list(target) if isinstance(cast("object", target), Sequence) else [target]
+        command = [part for part in whole if isinstance(part, str)]
+        if not command or len(command) < len(whole):
+            kinds = ", ".join(type(part).__name__ for part in whole) or "nothing"
             raise ConfigError(f"MCP server: a command is a list of texts, not one of {kinds}")
         parameters = StdioServerParameters(command=command[0], args=command[1:], env=dict(env or {}), cwd=cwd)
         return partial(_open_command, parameters)

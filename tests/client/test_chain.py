@@ -103,7 +103,7 @@ async def test_messages_that_can_be_gone_through_once(autojump_clock):
     ],
 )
 async def test_what_cannot_be_a_request(field, value, error, autojump_clock):
-    """What an extension puts there that cannot be sent is refused with an error of this package, and nothing is sent."""
+    """What an extension puts there that cannot be sent is refused with an error of this package."""
     async with open_world(answer=replies(completion(ANSWER))) as world:
         world.client.add_hook(gr.Hook(before=lambda _context, state: setattr(state, field, value)))
         with pytest.raises(error, match=field):

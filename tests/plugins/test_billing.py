@@ -143,6 +143,25 @@ async def test_an_on_error_that_raises(autojump_clock, caplog):
     assert "RuntimeError" in caplog.text
 
 
+async def test_one_client_at_a_time(autojump_clock):
+    """Two clients would give out one queue, and report twice; after the first has ended, the next may begin it."""
+    seen: list[str] = []
+
+    async def bill(report: BillingReport) -> None:
+        await trio.sleep(0.1)
+        seen.append(report.row.tenant)
+
+    plugin = BillingPlugin(bill)
+    async with open_world(answer=replies(YES), plugins=[plugin]) as world:
+        with pytest.raises(gr.ConfigError, match="another client"):
+            async with open_world(answer=replies(YES), plugins=[plugin]):
+                pass
+        await world.client.chat("Well?", tenant="a")
+    async with open_world(answer=replies(YES), plugins=[plugin]) as world:
+        await world.client.chat("Well?", tenant="b")
+    assert seen == ["a", "b"]
+
+
 async def test_a_cost_that_is_found_later(autojump_clock):
     """A stream that is left has an unknown cost; what the API says later comes as an update of the same row."""
     reports: list[BillingReport] = []

@@ -796,7 +796,8 @@ async def test_approved_and_no_room(autojump_clock: trio.testing.MockClock) -> N
         await trio.sleep(1)
         nursery.start_soon(bench.one, call("pay"), turn(bench.limits, approve=approve))
         await trio.sleep(1)
-        assert [each.phase for each in bench.supervisor.inspect(trio.current_time()) if each.tool == "pay"] == ["checks"]
+        seen = bench.supervisor.inspect(trio.current_time())
+        assert [each.phase for each in seen if each.tool == "pay"] == ["checks"]
         row = await bench.one(call("pay"), turn(bench.limits, approve=approve))
         nursery.cancel_scope.cancel()
     assert (row.status, told(row)) == ("error_timeout", "there was no room to run the tool in time")
