@@ -821,6 +821,8 @@ class Pool:
             if hold.is_of_key:
                 self._held_by_keys[ticket.gate.name] = None
             queue.hold_head(hold.until)
+            # Now, since with every worker busy nobody may come to the end of the queue before the hold is over.
+            self.alarm.set(hold.until)
         self.alarm.set(queue.next_due())
         return None
 
@@ -879,6 +881,7 @@ class Pool:
     def _on_alarm(self, now: float) -> None:
         """A hold ends."""
         self._queue.free_due(now)
+        self.alarm.set(self._queue.next_due())
         self._let_go(now)
 
     def _on_refill(self) -> None:

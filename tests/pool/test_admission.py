@@ -654,3 +654,33 @@ def test_the_page_runs() -> None:
 
     assert run(ask).is_finished
     assert len(shown) == 1 + 2 + 1 + 1
+
+
+async def test_a_pause_ends_though_others_keep_every_connection(autojump_clock: trio.testing.MockClock) -> None:
+    """Requests for models that were told to wait take their turn when that is over, however many queue beside."""
+
+    async def serve(request: Request) -> bytes:
+        await trio.sleep(1)
+        text = request.json()["q"]
+        return error(429, headers=[f"Retry-After: {text}"], provider_name="P") if text in {"5", "15"} else fine(request)
+
+    limits = PoolLimits(max_connections=2, adaptive_from=None)
+    ended: dict[str, float] = {}
+
+    async def again(model: str) -> None:
+        await place.ask(model=model)
+        ended[model] = trio.current_time()
+
+    async with open_place(answering(serve), pool=limits, retry=NEVER) as place:
+        for wait in ("5", "15"):
+            with pytest.raises(RateLimitError):
+                await place.ask(wait, model=f"waits {wait}")
+        async with trio.open_nursery() as nursery:
+            for number in range(100):
+                nursery.start_soon(lambda n=number: place.ask(f"busy {n}", model="busy"))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(again, "waits 5")
+            nursery.start_soon(again, "waits 15")
+        assert 6 < ended["waits 5"] < 10
+        assert 17 < ended["waits 15"] < 21
+        assert trio.current_time() > 50
