@@ -180,7 +180,7 @@ async def test_a_tool_that_fails(way, autojump_clock):
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_arguments_that_were_cut_off(way, autojump_clock):
-    """A call that the limit of tokens has met is no call that providers take back: they would refuse what follows it."""
+    """A call that the limit of tokens has met is not what providers take back: they would refuse all that follows."""
     cut = '[[call f#a1 {"city": "Aberystwyth", "country": "Wales of the old times"}]]'
 
     async def f(city: str, country: str) -> str:
