@@ -201,7 +201,8 @@ class _Zygote:
         """Send a command and wait for its answer: not to be cancelled in between, but never for long."""
         async with self._lock:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _HANDSHAKE_S):
-                answer = await self._exchange(command, answer_bytes, rights)
+                # One that others have waited for in vain is not waited for again.
+                answer = None if self.is_broken else await self._exchange(command, answer_bytes, rights)
                 if answer is not None:
                     return answer
             self.is_broken = True

@@ -8,7 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import toolbox_functions
@@ -19,6 +20,7 @@ from toolbox import Bench, call, open_bench, told
 import gorouter_trio as gr
 from gorouter_trio.events import ToolProgress
 from gorouter_trio.security.rules import Principal
+from gorouter_trio.tools import process
 from gorouter_trio.tools.frames import ChildRequest
 from gorouter_trio.tools.process import ProcessPool
 from gorouter_trio.tools.turn import ToolTurn
@@ -294,6 +296,22 @@ async def test_leaving_a_slow_start_to_another(monkeypatch: pytest.MonkeyPatch, 
             (tmp_path / "b").touch()
         assert {call_id: getattr(end, "text", end) for call_id, end in ends.items()} == {"b": "null", "c": "null"}
         await pool.aclose()
+
+
+async def test_one_that_does_not_answer_is_waited_for_once(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many children are to be buried, a process that hangs holds up the end of their calls once."""
+
+    async def hang(*_args: object) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(process._Zygote, "_exchange", hang)
+    zygote = process._Zygote("nowhere", {})
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(zygote.bury, cast("process._Child", SimpleNamespace(id=number + 1)))
+    assert trio.current_time() == process._HANDSHAKE_S
 
 
 async def test_a_dead_zygote_is_replaced() -> None:
