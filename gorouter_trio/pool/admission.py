@@ -276,11 +276,13 @@ class Admission:
         hold = None if applicant.gate is self.service else self._hold_of_model(applicant, now)
         if hold is None:
             keys = self.ring.keys if applicant.key is None else (applicant.key,)
-            usable, holds = self._sort(applicant, keys, now)
+            usable, holds, back_at = self._sort(applicant, keys, now)
             if usable:
                 self._take(applicant, self.ring.choose(usable), now)
                 return None
             hold = _together(holds, is_choice=applicant.key is None)
+            if back_at < hold.until and not hold.is_latch:
+                hold = msgspec.structs.replace(hold, until=back_at)
         if hold.error is not None and (hold.is_latch or hold.until >= applicant.gives_up_at):
             raise _again(hold.error, None if hold.is_latch else hold.until - now)
         applicant.gate.held_by = hold.by
@@ -312,8 +314,10 @@ class Admission:
             return Hold(free.meter.ready_at(1.0), "the rate of free models")
         return None
 
-    def _sort(self, applicant: Applicant, keys: Iterable[KeyState], now: float) -> tuple[list[KeyState], list[Hold]]:
-        """The keys that can take the request now, and what keeps it from the others."""
+    def _sort(
+        self, applicant: Applicant, keys: Iterable[KeyState], now: float
+    ) -> tuple[list[KeyState], list[Hold], float]:
+        """The keys that can take the request now, what keeps it from others, and when the first is back of the rest."""
         usable, holds, outs = [], [], []
         for key in keys:
             out = key.out if key.out is not None and key.out.until > now else None
@@ -333,7 +337,7 @@ class Admission:
         if outs and not usable and not holds:
             first = min(outs, key=_until)
             raise _again(first.error, first.until - now)
-        return usable, holds
+        return usable, holds, min(map(_until, outs), default=math.inf)
 
     def _hold_of_key(self, key: KeyState, applicant: Applicant, now: float) -> Hold | None:
         if key.pause is not None and key.pause.until > now:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -197,6 +199,7 @@ async def test_a_system_message_that_is_none(autojump_clock):
     """What is no text, or has no UTF-8, is refused by name; an empty one is none, also as the default."""
     async with open_world(answer=yes(), system="") as world:
         client = world.client
+        odd: Any
         for odd in ("\ud800", 5):
             with pytest.raises(gr.BadRequestError):
                 await client.chat("q", system=odd)

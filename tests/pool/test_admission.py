@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
@@ -677,7 +678,7 @@ async def test_a_pause_ends_though_others_keep_every_connection(autojump_clock: 
                 await place.ask(wait, model=f"waits {wait}")
         async with trio.open_nursery() as nursery:
             for number in range(100):
-                nursery.start_soon(lambda n=number: place.ask(f"busy {n}", model="busy"))
+                nursery.start_soon(partial(place.ask, f"busy {number}", model="busy"))
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(again, "waits 5")
             nursery.start_soon(again, "waits 15")

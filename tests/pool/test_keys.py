@@ -149,6 +149,27 @@ async def test_what_costs_nothing_needs_no_credit(refusal: bytes) -> None:
         await place.check_clean()
 
 
+async def test_a_key_that_is_back_before_the_others(autojump_clock: trio.testing.MockClock) -> None:
+    """A request that waits for a key to be free goes with one that was left out, when its time is over first."""
+
+    def serve(request: Request) -> bytes:
+        if trio.current_time() > 1:
+            return chat(key_of(request))
+        if key_of(request) == "a":
+            return error(402, limit_source="openrouter_credits")
+        return error(429, headers=["Retry-After: 110"])
+
+    async with open_place(answering(serve), api_key=["a", "b"], retry=NEVER) as place:
+        with pytest.raises(RateLimitError):
+            await place.ask()
+        with pytest.raises(RateLimitError):
+            await place.ask(deadline=50)
+        assert trio.current_time() == 0
+        assert (await place.ask()).text == "a"
+        assert trio.current_time() == 60
+        await place.check_clean()
+
+
 async def test_other_refusals_are_no_fault_of_the_key() -> None:
     """A moderation or a bad request says nothing of the key, and is not tried with another."""
     async with open_place(answering(lambda r: error(403, reasons=["violence"])), api_key=["a", "b"]) as place:
