@@ -65,8 +65,9 @@ class Histogram(Struct, frozen=True, kw_only=True):
         if place == len(self.bounds):
             return self.bounds[-1]
         below = self.counts[place - 1] if place else 0
-        start = self.bounds[place - 1] if place else 0.0
-        return start + (self.bounds[place] - start) * (rank - below) / (self.counts[place] - below)
+        start, end = self.bounds[place - 1] if place else 0.0, self.bounds[place]
+        # Rounding may lead a hair beyond the bound.
+        return min(start + (end - start) * (rank - below) / (self.counts[place] - below), end)
 
 
 class Metrics(Struct, frozen=True, kw_only=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 from collections import Counter
@@ -21,7 +22,7 @@ from gorouter_trio.batch.job import RunningJob
 from gorouter_trio.batch.order import OrderWindow
 from gorouter_trio.batch.settings import BatchJob
 from gorouter_trio.client import Client, open_client
-from gorouter_trio.config import Budget, PoolLimits
+from gorouter_trio.config import Budget, Deadlines, PoolLimits
 from gorouter_trio.errors import AuthenticationError, ConfigError, GorouterError, InsufficientCreditsError, StoreError
 from gorouter_trio.simulator import Simulator, SimulatorConfig, open_simulated_network, serve_simulator
 from gorouter_trio.testing.crash import Kill, open_crash_harness
@@ -169,8 +170,9 @@ async def test_cancel_and_go_on(autojump_clock: trio.testing.MockClock, tmp_path
     """What was in flight at a cancel is sent again, and says that it may have been billed twice."""
     job = job_for(tmp_path, write_rows(tmp_path / "in.jsonl", 30), if_exists="resume")
     # Virtual time does not wait for the disk: those in flight are to stay there.
+    patience = Deadlines(headers_s=math.inf, first_data_s=math.inf, total_s=math.inf)
     async with (
-        open_simulated(SimulatorConfig(latency_s=1e9)) as (client, simulator),
+        open_simulated(SimulatorConfig(latency_s=1e9), deadlines=patience) as (client, simulator),
         client.batch_job(job) as running,
         trio.open_nursery() as nursery,
     ):

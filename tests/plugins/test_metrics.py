@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from worlds import completion, errors, open_world, replies
 
@@ -46,6 +46,7 @@ async def test_the_text(autojump_clock):
 
 
 @given(values=st.lists(st.floats(0, 599), min_size=1, max_size=50), q=st.floats(0, 1))
+@example(values=[1.0, 1.0, 0.001953125, 0.001953125, 0.001953125], q=0.5)
 def test_a_distribution(values: list[float], q: float) -> None:
     """Counts include those before them, and a quantile is right to the width of its bucket."""
     distribution = _Distribution()

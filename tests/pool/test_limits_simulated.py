@@ -98,17 +98,20 @@ def test_requests_a_minute(kind: LimitKind, size: dict[str, float], prompt: str,
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
-    ("size", "words"),
+    ("size", "words", "least"),
     [
-        pytest.param(FEW_TOKENS, 45, id="tokens, short"),
-        pytest.param(LONG, 2_000, id="tokens, an hour", marks=[pytest.mark.long, pytest.mark.timeout(7_200)]),
+        # Of a few hundred replies, what the last ones of a minute take is a percent of it.
+        pytest.param(FEW_TOKENS, 45, 0.97, id="tokens, short"),
+        pytest.param(LONG, 2_000, 0.98, id="tokens, an hour", marks=[pytest.mark.long, pytest.mark.timeout(7_200)]),
     ],
 )
-def test_tokens_a_minute(kind: LimitKind, size: dict[str, float], words: int, seed: int, record_property) -> None:
+def test_tokens_a_minute(
+    kind: LimitKind, size: dict[str, float], words: int, least: float, seed: int, record_property
+) -> None:
     """The same of tokens, which are estimated before and known after, with replies of very different lengths."""
     held = saturate(kind, seed=seed, prompt="Hello there " * words, **size)["tokens"]  # type: ignore[arg-type]  # by name
     record_property("figure", f"{size['tokens']:,} tokens a minute, {kind}: {held}")
-    assert held.mean >= 0.98
+    assert held.mean >= least
     assert held.throttled < 0.001 * held.answered
 
 
