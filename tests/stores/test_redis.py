@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import signal
 import statistics
 import time
@@ -135,7 +136,7 @@ async def test_a_server_that_does_not_tell_a_client_of_ones_own():
         *({"prefix": ""}, {"prefix": "a{b}"}, {"prefix": 5}, {"client": object()}),
         *({"ttl_s": value} for value in (0, -1, math.nan, math.inf, 1e14, "60")),
     ],
-    ids=str,
+    ids=lambda fields: re.sub(r" at 0x\w+", "", str(fields)),
 )
 async def test_settings_that_cannot_be(fields):
     """One clear error each, before anything is connected."""
