@@ -67,7 +67,7 @@ class TlsConfig(Struct, frozen=True, kw_only=True):
             force_setattr(self, "key_password", Secret(self.key_password))
         for name in ("ca_file", "ca_path", "cert_file", "key_file"):
             path = getattr(self, name)
-            if path is not None and not _is_path(path):
+            if path is not None and (not isinstance(path, (str, os.PathLike)) or not os.fspath(path)):
                 raise ConfigError(f"tls.{name}: must be a path, not {path!r}")
         if not isinstance(self.ca_data, (str, bytes, type(None))):
             raise ConfigError("tls.ca_data: must be PEM as str or DER as bytes")
@@ -83,11 +83,6 @@ class TlsConfig(Struct, frozen=True, kw_only=True):
     def has_authorities(self) -> bool:
         """Whether it names authorities of its own."""
         return not self.ca_file is self.ca_path is self.ca_data is None
-
-
-def _is_path(value: object) -> bool:
-    """Whether it can be the name of a file: the system's names end at a NUL."""
-    return isinstance(value, (str, os.PathLike)) and bool(name := os.fsencode(value)) and b"\0" not in name
 
 
 class Proxy(Struct, frozen=True, kw_only=True):

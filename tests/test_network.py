@@ -196,8 +196,7 @@ def test_settings_that_are_refused(fields: dict[str, object], named: str) -> Non
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"ca_file": ""}, "ca_file"), ({"ca_file": 5}, "ca_file"), ({"ca_path": "a\0b"}, "ca_path"),
-        ({"ca_data": 5}, "ca_data"),
+        ({"ca_file": ""}, "ca_file"), ({"ca_file": 5}, "ca_file"), ({"ca_data": 5}, "ca_data"),
         ({"key_file": "x"}, "key_file"), ({"key_password": "x"}, "key_password"),
         ({"cert_file": "x", "key_password": 5}, "key_password"), ({"trust_system": 1}, "trust_system"),
     ],

@@ -503,7 +503,7 @@ async def none_left(behind):
 REACHING: list[dict[str, Any]] = [
     {"type": "ask", "messages": "x"},
     {"type": "ask", "messages": "x", "stream": True, "turn_id": "t"},
-    {"type": "ask", "replaces": "t"},
+    {"type": "ask", "replaces": "t", "messages": "hello"},
     {"type": "interrupt"},
     {"type": "history"},
     {"type": "clear"},

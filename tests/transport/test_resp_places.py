@@ -256,7 +256,8 @@ async def test_a_node_of_a_cluster_that_is_gone(autojump_clock, again):
             await nodes.die(7003)
             with pytest.raises(StoreError) as caught:
                 await send()
-            assert caught.value.kind == "unreachable"
+            # Sent again, it was sent once before, and what became of that is unknown.
+            assert caught.value.kind == ("io" if again else "unreachable")
         nursery.cancel_scope.cancel()
 
 
