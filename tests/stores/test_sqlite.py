@@ -99,7 +99,7 @@ async def test_a_system_without_threads(path: Path, monkeypatch: pytest.MonkeyPa
             with pytest.raises(StoreError, match="no thread") as caught:
                 await store.append("k", [b"1"], expected_version=0)
             assert caught.value.kind == "denied"
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await store.append("k", [b"1"], expected_version=0) == 1
             assert (await store.load("k")).entries == (b"1",)
 
