@@ -93,13 +93,13 @@ class PluginHost:
     async def unregister(self, name: str) -> bool:
         """End the plugin with this name and take back what it registered; False when there is none.
 
-        Raises what it raises while it ends.
+        Raises what it raises while it ends, and `TimeoutError` for one that has to be cancelled.
         """
         running = self._running.get(name)
         if running is None:
             await trio.lowlevel.checkpoint()
             return False
-        running.stop.set()
+        await self._end(running)
         await running.ended.wait()
         if running.error is not None:
             raise running.error
@@ -114,18 +114,22 @@ class PluginHost:
         self._is_ending = True
         try:
             for running in reversed(list(self._running.values())):
-                running.stop.set()
-                with trio.move_on_after(_END_S) as scope:
-                    await running.ended.wait()
-                if scope.cancelled_caught:
-                    running.scope.cancel()
-                    running.error = TimeoutError(f"the plugin {running.name!r} did not end in {_END_S:g} s")
+                await self._end(running)
                 first = first or running.error
         finally:
             for running in self._running.values():
                 running.scope.cancel()
         if first is not None:
             raise first
+
+    async def _end(self, running: _Running) -> None:
+        """Let a plugin end, and cancel it when it takes too long, which is its error then."""
+        running.stop.set()
+        with trio.move_on_after(_END_S) as scope:
+            await running.ended.wait()
+        if scope.cancelled_caught:
+            running.scope.cancel()
+            running.error = TimeoutError(f"the plugin {running.name!r} did not end in {_END_S:g} s")
 
     async def _run(
         self, opened: Callable[[], _Opened], client: Registrar, running: _Running, *, task_status: trio.TaskStatus[None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -182,6 +182,23 @@ async def test_one_that_is_ended_early_and_does_not_end(autojump_clock):
         assert await world.client.register(HangingPlugin()) == name
         with pytest.raises(TimeoutError):
             await world.client.unregister(name)
+
+
+async def test_a_context_manager_that_does_not_end(autojump_clock):
+    """It has the same time as any other plugin, also where it is ended alone."""
+
+    @asynccontextmanager
+    async def hangs(_client: gr.Client) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await trio.sleep_forever()
+
+    async with open_world(answer=yes()) as world:
+        name = await world.client.register(hangs)
+        with trio.fail_after(25), pytest.raises(TimeoutError, match="did not end in 10 s"):
+            await world.client.unregister(name)
+        assert world.client.inspect().plugins == ()
 
 
 class NoInit:
