@@ -100,7 +100,7 @@ def test_requests_a_minute(kind: LimitKind, size: dict[str, float], prompt: str,
 @pytest.mark.parametrize(
     ("size", "words", "least"),
     [
-        # Of a few hundred replies, what the last ones of a minute take is a percent of it; and with one seed in a hundred
+        # Of a few hundred replies, what the last ones of a minute take is a percent of it; and with one seed in sixty
         # one of them is refused, since its tokens were estimated.
         pytest.param(FEW_TOKENS, 45, 0.96, id="tokens, short"),
         pytest.param(LONG, 2_000, 0.98, id="tokens, an hour", marks=[pytest.mark.long, pytest.mark.timeout(7_200)]),
