@@ -732,7 +732,10 @@ class Client(FrontClient):
         return await self._core.register(plugin, Client, deadline_s=deadline_s)
 
     async def unregister(self, name: str, *, deadline_s: float | None = None) -> bool:
-        """End the plugin with this name; False when there is none. Raises what it raises while it ends."""
+        """End the plugin with this name; False when there is none.
+
+        Raises what it raises while it ends, and `TimeoutError` for one that did not end in ten seconds.
+        """
         return await self._core.call(partial(self._core.client.unregister, name), deadline_s=deadline_s)
 
     def on(self, kind: type[E], handler: Handler[E], *, queue: int = 256, in_thread: bool = False) -> HandlerId:

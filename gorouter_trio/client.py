@@ -471,7 +471,10 @@ class Client:
         return await self._runtime.plugins.register(plugin, _PluginClient(self._runtime))
 
     async def unregister(self, name: str) -> bool:
-        """End the plugin with this name; False when there is none. Raises what it raises while it ends."""
+        """End the plugin with this name; False when there is none.
+
+        Raises what it raises while it ends, and `TimeoutError` for one that did not end in ten seconds.
+        """
         return await self._runtime.plugins.unregister(name)
 
     def use(self, middleware: Middleware) -> None:
