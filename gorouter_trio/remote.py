@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import random
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Final, TypeAlias, TypedDict, cast, overload
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -138,8 +139,9 @@ class _Wire:
         with trio.move_on_after(self._patience_s):
             while True:
                 if self._fatal is not None:
-                    # Raised to each caller anew: with its traceback it would keep what all of them have asked.
-                    raise self._fatal.with_traceback(None)
+                    # Each caller has one of its own: a turn notes on it what became of it, and its traceback keeps what
+                    # was asked.
+                    raise copy(self._fatal) from self._fatal.__cause__
                 link = self._link
                 # One that has ended stays here until it is closed: what is asked of it would pass for begun.
                 if link is not None and link is not other_than and link.broken is None:
@@ -251,13 +253,17 @@ class _Wire:
             self._set(None)
         if (fatal := exc.fatal()) is not None:
             if exc.is_for_good:
-                self._fatal = fatal
+                self._fatal = copy(fatal)
                 self._tell()
             raise fatal
 
     async def reopen(self, link: Link, exc: LinkBrokenError) -> None:
-        """As `_lost`, for a turn that goes on elsewhere."""
-        self._lost(link, exc)
+        """As `_lost`, for a turn that goes on elsewhere, unless that is of no use: it may have begun here."""
+        try:
+            self._lost(link, exc)
+        except GorouterError as fatal:
+            fatal.maybe_billed = True
+            raise
         await trio.lowlevel.checkpoint()
 
 
@@ -321,13 +327,17 @@ class _Turn(ChunkSource):
         failure: GorouterError
         try:
             return await self._wire.link(other_than=other_than)
-        except (ConnectError, PoolClosedError) as exc:
+        except GorouterError as exc:
             if not self._may_have_begun:
                 raise
-            if isinstance(exc, PoolClosedError):
-                failure = PoolClosedError("the client was closed before the answer had come")
-            else:
-                failure = StreamBrokenError(f"the connection broke before the answer had come: {exc.message}")
+            match exc:
+                case PoolClosedError():
+                    failure = PoolClosedError("the client was closed before the answer had come")
+                case ConnectError():
+                    failure = StreamBrokenError(f"the connection broke before the answer had come: {exc.message}")
+                case _:
+                    exc.maybe_billed = True
+                    raise
             failure.maybe_billed = True
             raise failure from exc
 

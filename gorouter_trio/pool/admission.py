@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "Applicant", "Hold", "ModelGate", "ModelStatistics", "Route", "Sharer"]
 
 _MOST_GATES = 1024
+_FORGOTTEN_AT_ONCE = 4
 _NO_HINT_S = 1.0
 _BLIND_LATCH_S = 60.0
 _CREDIT_S = 60.0
@@ -162,6 +163,14 @@ class ModelGate:
         self.route: Route | None = None
         self.held_by: str | None = None
 
+    def is_of_use(self, now: float) -> bool:
+        """Whether a new one would let through what this one holds back, or count from zero what is under way."""
+        return (
+            pause_until(self.pause, now) > now
+            or self.breaker.state(now) == "open"
+            or any(route.in_flight or route.has_rates for route in self.routes.values())
+        )
+
     def statistics(self, now: float) -> ModelStatistics:
         """A snapshot."""
         routes = self.routes.values()
@@ -235,19 +244,20 @@ class Admission:
 
     # Gates
 
-    def make_gate(self, model: str) -> ModelGate:
+    def make_gate(self, model: str, now: float) -> ModelGate:
         """A gate for a model that has none in `gates`; those of most models that are asked for are remembered."""
         gate = self.gates[model] = ModelGate(model, Breaker(self._breaker))
         if len(self.ring.keys) == 1:
             gate.route = self._route(gate, self.ring.keys[0])
-        if len(self.gates) > _MOST_GATES:
-            self._forget_gate()
+        # More than one where there are too many, so that their number goes down again once they are of no use.
+        for _ in range(min(len(self.gates) - _MOST_GATES, _FORGOTTEN_AT_ONCE)):
+            self._forget_gate(now)
         return gate
 
-    def _forget_gate(self) -> None:
-        """Forget the oldest gate if nobody uses it."""
+    def _forget_gate(self, now: float) -> None:
+        """Forget the oldest gate if it holds nothing."""
         oldest = next(iter(self.gates.values()))
-        if any(route.in_flight for route in oldest.routes.values()):
+        if oldest.is_of_use(now):
             self.gates.move_to_end(oldest.name)
         else:
             del self.gates[oldest.name]

@@ -745,7 +745,7 @@ class Pool:
         admission = self._admission
         call = ticket.call
         model = call.settings.model
-        gate = admission.gates.get(model) or admission.make_gate(model)
+        gate = admission.gates.get(model) or admission.make_gate(model, ticket.queued_at)
         ticket.gate = gate = admission.service if call.method == "GET" else gate
         route = gate.route
         # Without rates and troubles there is nothing to look at but the route, and only its key to use.

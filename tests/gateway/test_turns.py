@@ -362,9 +362,10 @@ async def test_a_turn_whose_gateway_does_not_come_back_may_have_been_billed():
         async with open_gateway(config=SimulatorConfig(tokens_per_s=50.0)) as behind:
             balancer = Balancer(behind.url)
             url = await nursery.start(balancer.serve)
-            async with open_remote(url, patience_s=0.3) as client:
+            async with open_remote(url) as client:
                 async with client.session("s").stream("[[tokens 900]]") as stream:
                     await anext(aiter(stream))
+                    client._wire._patience_s = 0.3  # from here on: to connect may take a busy machine longer
                     balancer.is_ready = trio.Event()
                     (await client._wire.link())._end(LinkBrokenError(None))
                     with pytest.raises(StreamBrokenError) as lost:
@@ -373,6 +374,26 @@ async def test_a_turn_whose_gateway_does_not_come_back_may_have_been_billed():
                     await client.chat("hello")
         assert (lost.value.maybe_billed, unsent.value.maybe_billed) == (True, False)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_turn_whose_token_is_revoked_may_have_been_billed():
+    """One that ran says so, on a connection that breaks for it and on none at all; one that comes later does not."""
+    config = SimulatorConfig(tokens_per_s=50.0)
+    async with open_gateway(GatewayConfig(), config=config, security=secured()) as behind, AsyncExitStack() as stack:
+        client = await stack.enter_async_context(open_remote(behind.url, token=ADA_KEY))
+        ran = await stack.enter_async_context(client.session("a").stream("[[tokens 900]]"))
+        waited = await stack.enter_async_context(client.session("b").stream("[[tokens 900]]"))
+        for events in (ran, waited):
+            await anext(aiter(events))
+        cast("SecurityManager", behind.client.security).revoke_token(ADA_KEY)
+        found = []
+        with trio.fail_after(10):
+            for turn in (ran.collect, waited.collect, partial(client.session("c").ask, "hello"), client.statistics):
+                with pytest.raises(InvalidTokenError) as caught:
+                    await turn()
+                found.append(caught.value)
+        assert [error.maybe_billed for error in found] == [True, True, False, False]
+        assert len(set(map(id, found))) == 4
 
 
 async def test_an_error_of_the_body_leaves_as_it_is():

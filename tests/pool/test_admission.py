@@ -685,3 +685,49 @@ async def test_a_pause_ends_though_others_keep_every_connection(autojump_clock: 
         assert 6 < ended["waits 5"] < 10
         assert 17 < ended["waits 15"] < 21
         assert trio.current_time() > 50
+
+
+async def test_models_that_are_held_are_not_forgotten(autojump_clock: trio.testing.MockClock) -> None:
+    """However many others are asked for meanwhile: a pause, a breaker and a model's own rate hold until they are over."""
+    refusals = {
+        "paused": error(429, headers=["Retry-After: 30"], **UPSTREAM),
+        "broken": error(502, **UPSTREAM),
+    }
+
+    def answer(request: Request) -> bytes:
+        return refusals.get(request.json()["q"], fine(request))
+
+    rates = RateLimits(models={"rated": RateLimits(requests_per_minute=1, margin=0, burst=0)})
+    breaker = BreakerPolicy(consecutive=1, open_s=20)
+    async with open_place(answering(answer), retry=NEVER, rates=rates, breaker=breaker) as place:
+        await place.ask("x", model="rated")
+        for name in refusals:
+            with pytest.raises(GorouterError):
+                await place.ask(name, model=name)
+        for number in range(3 * 1024):
+            await place.ask("x", model=f"other {number}")
+        assert trio.current_time() == 0
+        with pytest.raises(CircuitOpenError):
+            await place.ask("x", model="broken")
+        await place.ask("x", model="paused")
+        assert trio.current_time() == 30
+        await place.ask("x", model="rated")
+        assert trio.current_time() == 60
+        for number in range(2 * 1024):
+            await place.ask("x", model=f"another {number}")
+        assert len(place.statistics.models) == 1024
+        await place.check_clean()
+
+
+async def test_the_number_of_remembered_models_goes_down_again(autojump_clock: trio.testing.MockClock) -> None:
+    """More than are remembered may be told to wait at a time; when that is over, they are forgotten."""
+    refused = error(429, headers=["Retry-After: 30"], **UPSTREAM)
+    async with open_place(answering(lambda r: refused if r.json()["q"] == "no" else fine(r)), retry=NEVER) as place:
+        for number in range(1500):
+            with pytest.raises(RateLimitError):
+                await place.ask("no", model=f"paused {number}")
+        assert len(place.statistics.models) == 1500
+        await trio.sleep(31)
+        for number in range(500):
+            await place.ask("x", model=f"other {number}")
+        assert len(place.statistics.models) == 1024
