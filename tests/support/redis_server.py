@@ -86,7 +86,9 @@ class RedisProcess:
         command = [find_server()] + ([] if self.config is None else [str(self.config)])
         command += ["--port", str(self.port), "--bind", "127.0.0.1", "--unixsocket", self.socket]
         command += ["--dir", str(self.directory), "--loglevel", "notice", *self.options]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        # It ends where the locale that the environment names is not installed.
+        environment = {**os.environ, "LC_ALL": "C"}
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         self.process = process
         assert process.stdout is not None
         said = []
