@@ -15,9 +15,10 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import types
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeAlias, TypeVar, Union, cast, get_origin
 
 import msgspec
 
@@ -81,7 +82,7 @@ class JsonType(Generic[T]):
 
     def __init__(self, kind: type[T], *, strict: bool = False) -> None:
         self._kind = kind
-        self.name = re.sub(r"[^A-Za-z0-9_-]+", "_", getattr(kind, "__name__", "")).strip("_")[:64] or _WRAPPED
+        self.name = re.sub(r"[^A-Za-z0-9_-]+", "_", _name_of(kind) or "").strip("_")[:64] or _WRAPPED
         schema = _schema_of(kind)
         self.is_wrapped = not _is_object(schema)
         if self.is_wrapped:
@@ -137,6 +138,11 @@ def to_json_value(value: object) -> object:
     return msgspec.to_builtins(value, builtin_types=(Decimal,), str_keys=True, enc_hook=_dump)
 
 
+def _name_of(kind: object) -> str | None:
+    """The name of a class; None for what has none, as unions, whatever their Python calls them."""
+    return None if get_origin(kind) in {Union, types.UnionType} else getattr(kind, "__name__", None)
+
+
 # Schemas
 
 
@@ -152,7 +158,7 @@ def _schema_of(kind: object) -> Schema:
             found = {**found, "$defs": without_indentation(parts)}
     except (TypeError, NameError, ValueError, AttributeError, RuntimeError) as exc:
         # A RuntimeError is pydantic's own: of a model that is not whole, or has a field that is none of JSON's.
-        raise ConfigError(f"{getattr(kind, '__name__', kind)} has no JSON schema: {exc}") from exc
+        raise ConfigError(f"{_name_of(kind) or kind} has no JSON schema: {exc}") from exc
     definitions: dict[str, Schema] = {}
     root = cast("Schema", _hoist(found, definitions))
     return _with_definitions(_in_place(root, definitions), definitions)

@@ -46,7 +46,7 @@ from gorouter_trio.wire.responses import (
 )
 from gorouter_trio.wire.result import CallRecord
 
-DEEP = 100_000
+DEEP = 1_000_000  # Python 3.14 follows hundreds of thousands of levels
 
 
 def sent(prompt: object, **options: Any) -> dict[str, Any]:
