@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
     from ._bus import EventBus
 
-__all__ = ["PluginHost", "Registrar", "open_plugin_host", "opener_of"]
+__all__ = ["END_S", "PluginHost", "Registrar", "open_plugin_host", "opener_of"]
 
-_END_S = 10.0
+END_S = 10.0
+"""How long a plugin has to end."""
 
 
 class Registrar(Protocol):
@@ -125,11 +126,11 @@ class PluginHost:
     async def _end(self, running: _Running) -> None:
         """Let a plugin end, and cancel it when it takes too long, which is its error then."""
         running.stop.set()
-        with trio.move_on_after(_END_S) as scope:
+        with trio.move_on_after(END_S) as scope:
             await running.ended.wait()
         if scope.cancelled_caught:
             running.scope.cancel()
-            running.error = TimeoutError(f"the plugin {running.name!r} did not end in {_END_S:g} s")
+            running.error = TimeoutError(f"the plugin {running.name!r} did not end in {END_S:g} s")
 
     async def _run(
         self, opened: Callable[[], _Opened], client: Registrar, running: _Running, *, task_status: trio.TaskStatus[None]
@@ -177,7 +178,7 @@ async def open_plugin_host(bus: EventBus, *, wall: Callable[[], float]) -> Async
         try:
             yield host
         finally:
-            bound_s = _END_S * (len(host.names) + 1)
+            bound_s = END_S * (len(host.names) + 1)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + bound_s):
                 await host.end_all()
             nursery.cancel_scope.cancel()
@@ -229,10 +230,10 @@ async def _initialised(
 
 
 async def _destroyed(destroy: Callable[[], object]) -> None:
-    with trio.CancelScope(shield=True, deadline=trio.current_time() + _END_S) as scope:
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + END_S) as scope:
         await _maybe_awaited(destroy())
     if scope.cancelled_caught:
-        raise TimeoutError(f"destroy() did not end in {_END_S:g} s")
+        raise TimeoutError(f"destroy() did not end in {END_S:g} s")
 
 
 async def _maybe_awaited(returned: object) -> None:

@@ -15,6 +15,7 @@ from msgspec import Struct
 
 from .._callables import can_take, is_async
 from .._contain import contain, contain_sync
+from .._plugin_host import END_S
 from ..errors import ConfigError, ExtensionError
 from ..wire.ledger import LedgerRow
 from ..wire.responses import Usage
@@ -88,8 +89,8 @@ class BillingPlugin:
     no chat waits for it. `mode="thread"` calls a sync reporter in a thread, for one that waits, and `mode="inline"`
     calls it without a queue, on the loop. At most `queue` reports wait; what finds no room goes to
     `on_error` with an `ExtensionError`, as does what the reporter raises. Without an `on_error` that is logged, to
-    `gorouter_trio.billing`. When the client closes, what is queued is still given out, for at most `drain_s` seconds.
-    A plugin is for one client at a time.
+    `gorouter_trio.billing`. When the client closes, what is queued is still given out, for at most `drain_s` seconds,
+    which must be less than ten. A plugin is for one client at a time.
     """
 
     name = "billing"
@@ -115,6 +116,8 @@ class BillingPlugin:
             )
         _check_number("queue", queue, least=1)
         _check_number("drain_s", drain_s, least=0)
+        if drain_s >= END_S:
+            raise ConfigError(f"billing: drain_s must be less than {END_S:g}, the seconds that a plugin has to end")
         self._reporter = reporter
         self._on_error = on_error
         self._mode = mode

@@ -199,6 +199,7 @@ class Later:
         ({"mode": "later"}, "mode"),
         ({"queue": 0}, "queue"),
         ({"drain_s": -1}, "drain_s"),
+        ({"drain_s": 10}, "drain_s must be less than 10"),
     ],
 )
 def test_bad_settings(fields, named):
