@@ -688,7 +688,7 @@ async def test_a_pause_ends_though_others_keep_every_connection(autojump_clock: 
 
 
 async def test_models_that_are_held_are_not_forgotten(autojump_clock: trio.testing.MockClock) -> None:
-    """However many others are asked for meanwhile: a pause, a breaker and a rate of its own hold until they are over."""
+    """However many others are asked for meanwhile: a pause, a breaker and an own rate hold until they are over."""
     refusals = {
         "paused": error(429, headers=["Retry-After: 30"], **UPSTREAM),
         "broken": error(502, **UPSTREAM),
