@@ -214,6 +214,7 @@ def _tls(job: ServeJob) -> ssl.SSLContext | None:
             raise CliError("--tls-key needs --tls-cert")
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     try:
         context.load_cert_chain(job.cert, job.key)
     except (OSError, ssl.SSLError) as exc:

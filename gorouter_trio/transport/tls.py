@@ -41,6 +41,8 @@ def make_tls_context(
         return tls
     wanted = tls or TlsConfig()
     context = _trusting(wanted, environ)
+    # Not every OpenSSL is told so when it is built; one that is told to begin later stays that.
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     context.set_alpn_protocols([_PROTOCOL])
     if wanted.cert_file is not None and not for_proxy:
         _show_certificate(context, wanted)
