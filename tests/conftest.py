@@ -15,6 +15,8 @@ import pytest
 import pytest_timeout
 import trio
 
+from gorouter_trio.testing.crash import can_trace
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Generator, Iterator
     from contextlib import AbstractAsyncContextManager
@@ -162,6 +164,18 @@ def reference_dir() -> Path:
     if named:
         pytest.fail(f"GOROUTER_SHARED={named} has no openrouter/examples")
     pytest.skip("no reference material: set GOROUTER_SHARED to its directory")
+
+
+@pytest.fixture(scope="session")
+def _may_trace() -> bool:
+    return trio.run(can_trace)
+
+
+@pytest.fixture
+def tracing(_may_trace: bool) -> None:
+    """Skips where calls cannot be traced. Not async: a test that only says `usefixtures` would not wait for it."""
+    if not _may_trace:
+        pytest.skip("strace is not installed, or may not trace here")
 
 
 # --- hung tests -------------------------------------------------------------------------------------------------------

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from gorouter_trio.testing.crash import can_trace
-
 
 @pytest.fixture
 def memory() -> Iterator[Path]:
@@ -18,10 +16,3 @@ def memory() -> Iterator[Path]:
     shared = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as directory:
         yield Path(directory)
-
-
-@pytest.fixture
-async def tracing() -> None:
-    """Skips where calls cannot be traced."""
-    if not await can_trace():
-        pytest.skip("strace is not installed, or may not trace here")

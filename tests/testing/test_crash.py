@@ -21,7 +21,6 @@ from gorouter_trio.testing.crash import (
     CrashError,
     CrashHarness,
     Kill,
-    can_trace,
     check_crashes,
     compare_log,
     draw_kill,
@@ -37,12 +36,6 @@ pytestmark = [
     pytest.mark.net,  # processes, and real time
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
 ]
-
-
-@pytest.fixture
-async def tracing() -> None:
-    if not await can_trace():
-        pytest.skip("strace is not installed, or may not trace here")
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
