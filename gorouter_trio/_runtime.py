@@ -176,10 +176,7 @@ class Runtime:
             self._change_store(self.store)
 
     def _change_store(self, store: HistoryStore) -> None:
-        missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
-        if missing:
-            raise ConfigError(f"store: {store!r} is no history store: it has no {missing[0]}")
-        self.sessions.change_store(store, self._owners.of(store))
+        self.sessions.change_store(_checked(store), self._owners.of(store))
 
 
 class _Place:
@@ -272,7 +269,15 @@ def _open_shared(config: ClientConfig) -> AbstractAsyncContextManager[SharedLimi
 
 
 def _store(config: ClientConfig) -> HistoryStore:
-    return MemoryStore(wall=config.seams.wall) if config.store is None else cast("HistoryStore", config.store)
+    return MemoryStore(wall=config.seams.wall) if config.store is None else _checked(config.store)
+
+
+def _checked(store: object) -> HistoryStore:
+    missing = [name for name in _STORE_METHODS if not callable(getattr(store, name, None))]
+    if missing:
+        # Not the repr: a URL that was meant for `RedisStore` has a password in it.
+        raise ConfigError(f"store: a {type(store).__name__} is no history store: it has no method {missing[0]}")
+    return cast("HistoryStore", store)
 
 
 def _tracers(bus: EventBus, wall: Callable[[], float]) -> Tracers:

@@ -37,6 +37,7 @@ class NoNetwork:
         ({"base_url": "http://example.com/api"}, "base_url"),
         ({"transport": 5}, "transport"),
         ({"tls": object()}, "tls"),
+        ({"store": "redis://:pass@host"}, "store: a str is no history store: it has no method load$"),
     ],
 )
 async def test_wrong_settings_are_refused_before_anything_opens(monkeypatch, fields, names):
