@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import cast
 
 import msgspec
@@ -134,6 +134,16 @@ class ClusterConfig(Struct, frozen=True, kw_only=True):
         return f"ClusterConfig(redis={redis}, url={self.url!r}, prefix={self.prefix!r}, member_s={self.member_s})"
 
 
+# Anything but a bool would let in, or let through, by being true.
+_KINDS: Mapping[str, tuple[type, ...]] = {
+    "anonymous": (bool,),
+    "allow_system": (bool,),
+    "limits": (GatewayLimits,),
+    "cluster": (ClusterConfig, type(None)),
+    "name": (str,),
+}
+
+
 class GatewayConfig(Struct, frozen=True, kw_only=True):
     """Who may connect and what they may ask for. By default nobody may who has no token.
 
@@ -156,6 +166,11 @@ class GatewayConfig(Struct, frozen=True, kw_only=True):
     name: str = "gateway"
 
     def __post_init__(self) -> None:
+        for name, kinds in _KINDS.items():
+            given = getattr(self, name)
+            if not isinstance(given, kinds):
+                wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+                raise ConfigError(f"{name}: must be {wanted}, not a {type(given).__name__}")
         for name in ("origins", "operator_roles", "approver_roles"):
             self._freeze(name)
         if self.models is not None:

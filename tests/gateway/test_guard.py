@@ -329,6 +329,12 @@ async def test_a_gateway_without_a_guard():
         {"origins": ["null"]},
         {"models": "x"},
         {"operator_roles": "x"},
+        {"anonymous": "no"},
+        {"allow_system": 0},
+        {"limits": None},
+        {"limits": {"ping_s": 5}},
+        {"cluster": "redis://localhost"},
+        {"name": None},
     ],
 )
 def test_settings_that_cannot_be(wrong):
