@@ -251,9 +251,9 @@ class RetryPolicy(Struct, frozen=True, kw_only=True):
 class Deadlines(Struct, frozen=True, kw_only=True):
     """Wall-clock ceilings of one request; the caller's own deadline holds as well.
 
-    `headers_s` runs from the request's first byte to the reply's headers, so that a long request has to
-    go out in it too. `first_data_s` runs from there to the first data (for a plain reply: to its end),
-    `data_idle_s` between two data events.
+    `headers_s` runs from the request's first byte to the reply's headers; it is a second more for every
+    64 KiB of the request, which have to go out in it too. `first_data_s` runs from there to the first
+    data (for a plain reply: to its end), `data_idle_s` between two data events.
     Padding and comments that keep a connection alive are not data. `total_s` covers everything,
     retries included.
     """

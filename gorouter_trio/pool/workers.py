@@ -82,6 +82,8 @@ _CLEANUP_S = 2.0
 _NEVER = -math.inf
 _TOKENS_A_TURN = 1024
 _LAG_MASK = 63
+# Of a request that goes out: half a megabit.
+_LEAST_BYTES_PER_S = 65_536
 
 
 class _KeysChangedError(Exception):
@@ -1152,11 +1154,12 @@ class _Worker:
             if ticket.abandoned:
                 return
             now = pool.now()
-        self.watch(min(ticket.deadline, now + deadlines.headers_s), "headers")
+        body = ticket.call.body
+        self.watch(min(ticket.deadline, now + deadlines.headers_s + len(body) // _LEAST_BYTES_PER_S), "headers")
         ticket.sent_at = now
         if ticket.on_sent is not None:
             ticket.on_sent()
-        await connection.start(ticket.head, ticket.call.body)
+        await connection.start(ticket.head, body)
         ticket.reply_at = ticket.data_at = now = pool.now()
         status = ticket.status = connection.status
         ticket.headers = connection.headers

@@ -294,6 +294,30 @@ async def test_queue(autojump_clock: trio.testing.MockClock) -> None:
         await place.check_clean()
 
 
+@pytest.mark.parametrize(("pause_s", "answers"), [(0.9, True), (1.5, False)])
+async def test_a_long_request_has_longer(autojump_clock: trio.testing.MockClock, pause_s: float, answers: bool) -> None:
+    """A second for every 64 KiB: a slow line is enough, and one that hardly moves is given up."""
+    size = 1 << 20
+
+    async def serve(peer: Peer) -> None:
+        rest = size
+        while rest > 0 and (piece := await peer.stream.receive_some(65_536)):
+            rest -= len(piece)
+            await trio.sleep(pause_s)
+        if rest <= 0:
+            await peer.send(chat("in time"))
+
+    async with open_place(serve, deadlines=Deadlines(headers_s=3), retry=ONCE) as place:
+        if answers:
+            assert (await place.ask("x" * size)).text == "in time"
+            assert 14 < trio.current_time() < 19
+        else:
+            with pytest.raises(DeadlineExceededError) as raised:
+                await place.ask("x" * size)
+            assert (raised.value.phase, trio.current_time()) == ("headers", 3 + 16)
+        await place.check_clean()
+
+
 async def test_deadlines_across_retries(autojump_clock: trio.testing.MockClock) -> None:
     """Each attempt has its own phases; the total holds for all of them together, waits included."""
     limits = Deadlines(headers_s=5, total_s=12)
