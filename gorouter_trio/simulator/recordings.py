@@ -84,8 +84,10 @@ def load_recordings(path: Path) -> tuple[Recording, ...]:
                 recording = _decode(line)
                 # What is kept must not pin the line, and a request must be JSON to its end.
                 canonical(bytes(recording.request))
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ConfigError) as exc:
+            except (msgspec.DecodeError, UnicodeDecodeError, ConfigError) as exc:
                 raise ConfigError(f"{path}:{number}: {exc}") from None
+            except RecursionError:
+                raise ConfigError(f"{path}:{number}: nested too deeply") from None
             request, reply = recording.request.copy(), recording.json.copy()
             found.append(msgspec.structs.replace(recording, request=request, json=reply))
     return tuple(found)

@@ -101,7 +101,7 @@ def test_files_that_are_wrong(tmp_path):
         ('{"status": "x"}', "status"),
         ('{"status": 99}', "status"),
         ('{"headers": [["X-A", "two\\nlines"]]}', "headers"),
-        ('{"request": ' + "[" * 100_000 + "]" * 100_000 + "}", "depth"),
+        ('{"request": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
     ):
         path.write_text(f'{{"body": "x"}}\n{line}\n')
         with pytest.raises(ConfigError, match=f"recorded.jsonl:2: .*{named}"):
