@@ -87,6 +87,9 @@ class Connection:
         self._nursery: trio.Nursery | None = None
         self._pinged_at = -math.inf
         self._is_identified = False
+        self._answers = 0
+        # Who waits for all of them.
+        self._answered: trio.Event | None = None
         self._violation: Violation | None = None
         self.caller = Caller(address=self._address)
 
@@ -249,6 +252,12 @@ class Connection:
         self._stream.hurry()
         self._scope.cancel()
 
+    async def answered(self) -> None:
+        """Wait until nothing is asked whose answer has not been sent."""
+        while self._answers:
+            self._answered = trio.Event()
+            await self._answered.wait()
+
     def announce(self, grace_s: float) -> None:
         """Tell the client that the gateway goes away."""
         if self._nursery is not None and self.is_open:
@@ -336,6 +345,15 @@ class Connection:
 
     async def _answer(self, request: ClientMessage, request_id: int) -> None:
         """Act on a request and send its answer; an error that nobody has foreseen ends the connection."""
+        self._answers += 1
+        try:
+            await self._act_and_say(request, request_id)
+        finally:
+            self._answers -= 1
+            if self._answered is not None and not self._answers:
+                self._answered.set()
+
+    async def _act_and_say(self, request: ClientMessage, request_id: int) -> None:
         failures: list[Exception] = []
         try:
             # What closes the connection passes: it is no failure of the request.

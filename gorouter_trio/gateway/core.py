@@ -38,6 +38,7 @@ __all__ = ["GatewayCore", "Member", "check_open"]
 
 _PEER_RATE = 1_000_000
 _PEER_REQUESTS = 10_000
+_LAST_WORDS_S = 1.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -59,6 +60,9 @@ class Member(Protocol):
 
     def stop(self, violation: Violation) -> None:
         """End it."""
+
+    async def answered(self) -> None:
+        """Wait until nothing is asked whose answer has not been sent."""
 
     def announce(self, grace_s: float) -> None:
         """Tell the client that the gateway goes away."""
@@ -273,6 +277,9 @@ class GatewayCore:
             await self.hub.wait_idle()
         # What they said last is on its way for a moment more.
         await trio.sleep(min(0.05, self.limits.drain_s))
+        with trio.move_on_after(min(_LAST_WORDS_S, self.limits.drain_s)):
+            for connection in list(self.connections):
+                await connection.answered()
         for connection in list(self.connections):
             connection.stop(Violation(1001, "the gateway goes away"))
 

@@ -33,6 +33,7 @@ from gorouter_trio.errors import (
 )
 from gorouter_trio.events import StreamFinished, TextDelta, ToolFinished
 from gorouter_trio.gateway import GatewayConfig, GatewayLimits
+from gorouter_trio.gateway.connection import Connection
 from gorouter_trio.gateway.link import LinkBrokenError
 from gorouter_trio.remote import open_remote
 from gorouter_trio.security import SecurityManager
@@ -914,6 +915,24 @@ async def check_stream(client):
     async with client.session("s").stream("[[tokens 20]]") as stream:
         pieces = [event.text async for event in stream if isinstance(event, TextDelta)]
     assert "".join(pieces) == stream.result.text
+
+
+async def test_draining_waits_for_what_was_said_last(monkeypatch):
+    """An answer that leaves slowly, as on a machine that is busy, leaves before the connection is closed."""
+    send = Connection._send_text
+
+    async def slow_send(connection, text):
+        if '"done"' in text:
+            await trio.sleep(0.4)
+        await send(connection, text)
+
+    monkeypatch.setattr(Connection, "_send_text", slow_send)
+    async with open_gateway(config(drain_s=5.0)) as behind, open_talk(behind.url) as talk:
+        await talk.send({"type": "ask", "id": 1, "session": "s", "messages": "[[tokens 5]]", "stream": True})
+        await talk.receive()
+        behind.gateway.drain()
+        assert (await talk.until("done"))[-1]["id"] == 1
+        assert await talk.close_code() == 1001
 
 
 async def test_draining_stops_what_takes_too_long():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -41,7 +42,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "disk"
     path.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(path)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+    may_mount = os.geteuid() == 0 and shutil.which("mount") is not None
+    if not may_mount or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("may not mount here")
     yield path
     subprocess.run(["umount", "-l", str(path)], check=True)
