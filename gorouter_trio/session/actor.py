@@ -18,7 +18,7 @@ task, and gives it back; what has arrived by then is what is stored.
 A turn in which a call waits for a reply from outside runs as long as somebody waits for the turn. When its asker
 leaves, or the client closes, it stays parked in the log: asked again under its id it goes on, and so it does when
 the reply comes with the tools to go on with. Until then the session takes no other turn, unless double texting
-is to interrupt; a question that has lapsed stands in nobody's way.
+is to interrupt; a question that has lapsed stands in nobody's way, nor does a reply that nobody has acted on by then.
 
 With `double_texting="merge"`, a turn that is taken from the queue takes those with it that wait behind it, whole ones
 with the same options: their messages are joined in order of arrival. Each asker gets the one answer, under its own
@@ -752,13 +752,13 @@ class SessionActor:
         if machine.is_parked:
             reason = "lapsed" if self._has_lapsed(machine) else "interrupted"
             if reason == "interrupted" and self._config.double_texting != "interrupt":
-                question_id = _open_question(machine)
-                raise SessionBusyError(f"turn {machine.turn_id!r} waits for a reply to question {question_id!r}")
+                raise SessionBusyError(f"turn {machine.turn_id!r} {_what_for(machine)}")
         await self._append(TurnAbandoned(machine.turn_id, reason, maybe_billed=True))
 
     def _has_lapsed(self, machine: TurnMachine) -> bool:
+        """Whether the time of each question is over: that of one whose reply nobody has acted on as well."""
         now = self.wall()
-        return all(question.has_lapsed(now) for question in machine.questions)
+        return all(question.until_s is not None and question.until_s <= now for question in machine.questions)
 
     def _new_turn_id(self, transcript: Transcript) -> str:
         """An id for a turn that came without one. A client that is seeded draws ids that may be in the log already."""
@@ -1334,6 +1334,15 @@ def _is_blank(message: bytes) -> bool:
     """Whether a message says nothing: it would stand for turns without a word of them, and providers refuse some."""
     content = decode_message(message).content
     return not (content.strip() if isinstance(content, str) else content)
+
+
+def _what_for(machine: TurnMachine) -> str:
+    """What a parked turn waits for."""
+    question_id = _open_question(machine)
+    question = machine.question(question_id or "")
+    if question is None or question.answer is None:
+        return f"waits for a reply to question {question_id!r}"
+    return f"has the reply to question {question_id!r} and waits to be taken up: ask it again under its id, or undo it"
 
 
 def _open_question(machine: TurnMachine | None) -> str | None:

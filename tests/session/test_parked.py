@@ -87,11 +87,11 @@ async def test_a_question_lapses(autojump_clock):
         await next_is_right(world, session)
 
 
-async def parked_store(world, *, how="leave", until_s=None, each=True):
+async def parked_store(world, *, how="leave", asked=("a1",), until_s=None, each=True):
     """A store with a parked turn whose other call has its result: its asker has left, or the process was killed."""
     store, left = MemoryStore(), MemoryStore()
     async with world.another_client(store=store) as client, trio.open_nursery() as nursery:
-        session, loop = client.session("k"), Loop(asked=("a1",), until_s=until_s, each=each)
+        session, loop = client.session("k"), Loop(asked=asked, until_s=until_s, each=each)
 
         async def one():
             with pytest.raises(TurnParkedError) if how == "close" else trio.CancelScope():
@@ -210,6 +210,23 @@ async def test_other_turns_and_a_parked_one(autojump_clock):
         interrupts = gr.SessionConfig(double_texting="interrupt")
         async with world.another_client(store=store, sessions=interrupts) as client:
             await next_is_right(world, client.session("k"))
+
+
+@pytest.mark.parametrize("asked", [("a1",), ("a1", "a2")])
+async def test_a_reply_that_nobody_acts_on(autojump_clock, asked):
+    """Other turns are told what the parked one waits for, and go on once the time of all questions is over."""
+    async with open_world(seams=seams()) as world:
+        store = await parked_store(world, asked=asked, until_s=CLOCK_S + trio.current_time() + 1000)
+        async with world.another_client(store=store) as client:
+            session = client.session("k")
+            assert await session.answer("a1", True)
+            waits_for = "waits for a reply to question 'a2'" if "a2" in asked else "waits to be taken up"
+            with pytest.raises(gr.SessionBusyError, match=waits_for):
+                await session.ask("q")
+            await trio.sleep(1000)
+            await next_is_right(world, session)
+            assert set(results(world)) == {"a1", "a2"}
+            assert "result of a1" not in results(world).values()
 
 
 async def test_interrupting_and_undoing_a_parked_turn(autojump_clock):
