@@ -77,6 +77,8 @@ Summarise = Callable[[Sequence[Message]], Awaitable[Message | Mapping[str, objec
 
 # Whole numbers have no end, but shares are floats: what a sum of them can still hold.
 _MOST_WEIGHT = 1e300
+# Sums and products of amounts must stay within what a Decimal holds.
+_MOST_USD = Decimal("1e100")
 
 
 def _check_at_least(name: str, value: object, least: int) -> None:
@@ -103,6 +105,8 @@ def _checked_usd(name: str, value: object) -> Decimal:
         raise ConfigError(f"{name}: must be an amount in USD, not {value!r}") from None
     if not (usd.is_finite() and usd >= 0):
         raise ConfigError(f"{name}: must be zero or more and finite, not {value!r}")
+    if usd > _MOST_USD:
+        raise ConfigError(f"{name}: must be at most {_MOST_USD}, not {value!r}")
     return usd
 
 

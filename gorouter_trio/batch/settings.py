@@ -116,6 +116,8 @@ class BatchJob(Struct, frozen=True, kw_only=True):
         return {"template": self.template, "duplicates": self.duplicates}
 
 
+# Sums and products of amounts must stay within what a Decimal holds.
+_MOST_USD = Decimal("1e100")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "input_format": get_args(InputFormat),
     "duplicates": ("refuse", "suffix"),
@@ -143,7 +145,7 @@ def _checked_usd(name: str, value: object) -> Decimal:
         usd = Decimal(str(value).strip())
     except InvalidOperation:
         usd = Decimal("NaN")
-    if isinstance(value, bool) or not (usd.is_finite() and usd > 0):
+    if isinstance(value, bool) or not (usd.is_finite() and 0 < usd <= _MOST_USD):
         raise ConfigError(f"{name}: must be an amount in USD above 0, such as Decimal('1.50'), not {value!r}")
     return usd
 

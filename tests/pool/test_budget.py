@@ -205,6 +205,7 @@ def test_credits_bound_the_client() -> None:
     [
         ({"usd": -1}, "budget.usd: must be zero or more and finite, not -1"),
         ({"usd": "NaN"}, "budget.usd: must be zero or more and finite, not 'NaN'"),
+        ({"usd": "1e999999"}, "budget.usd: must be at most 1E+100, not '1e999999'"),
         ({"session_usd": "a dollar"}, "budget.session_usd: must be an amount in USD, not 'a dollar'"),
         ({"usd": True}, "budget.usd: must be an amount in USD, such as Decimal('1.50'), not True"),
         ({"tenants": {"a": []}}, "budget.tenants['a']: must be an amount in USD, such as Decimal('1.50'), not []"),
