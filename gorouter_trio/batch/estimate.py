@@ -6,6 +6,7 @@ from collections import Counter
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 from msgspec import Struct
 
 from ..errors import BadRequestError
@@ -28,7 +29,8 @@ class JobEstimate(Struct, frozen=True, kw_only=True):
     `rows` is None where the size of the input is unknown, and the sums are those of the sample then.
     `completion_tokens` supposes 256 an answer, or its bound where that is smaller; `most_completion_tokens` are the
     bounds, None where a row has none. Costs are None where a model has no price in the list (`unpriced_models`);
-    `cost_usd` is what is to be expected, `most_cost_usd` the worst case. `problem_rows` are rows that cannot be sent.
+    `cost_usd` is what is to be expected, `most_cost_usd` the worst case; of a job that goes by the Batch API they are
+    half of what the list says. `problem_rows` are rows that cannot be sent.
     """
 
     rows: int | None
@@ -41,6 +43,13 @@ class JobEstimate(Struct, frozen=True, kw_only=True):
     most_cost_usd: Decimal | None
     models: dict[str, int]
     unpriced_models: tuple[str, ...] = ()
+
+    def by_api(self) -> JobEstimate:
+        """The same by the Batch API, at half the price."""
+        cost, most = self.cost_usd, self.most_cost_usd
+        return msgspec.structs.replace(
+            self, cost_usd=None if cost is None else cost / 2, most_cost_usd=None if most is None else most / 2
+        )
 
 
 class Pricer(Protocol):

@@ -189,13 +189,17 @@ class RunningJob:
         """Decide what `via` comes to."""
         self.via = "api" if self.job.via == "api" else "live"
         if self.job.via == "auto" and _why_not_by_api(self.job, self._services) is None:
-            self.via = choose_back_end(self.job.deadline_s, await self.look_ahead(sample=100))
+            # At the price of the list, which says whether there is anything to save.
+            estimate = await self.look_ahead(sample=100)
+            self.via = choose_back_end(self.job.deadline_s, estimate)
+            self.estimate = estimate.by_api() if self.via == "api" else estimate
 
     async def look_ahead(self, *, sample: int = 1_000) -> JobEstimate:
         """What the job will come to by its first rows, kept in `estimate`; before it is run."""
-        self.estimate = await estimate_rows(
+        estimate = await estimate_rows(
             self._source, self._encode, pricer=self._services.pricer, sample=sample, limit=self.job.limit
         )
+        self.estimate = estimate.by_api() if self.via == "api" else estimate
         return self.estimate
 
     def drain(self, reason: StopReason = "interrupted") -> None:
@@ -451,9 +455,13 @@ async def estimate_job(job: BatchJob, services: JobServices, *, sample: int = 1_
         ) as source,
         _checked(source, job),
     ):
-        return await estimate_rows(
+        estimate = await estimate_rows(
             source, services.encode_for(""), pricer=services.pricer, sample=sample, limit=job.limit
         )
+    via = job.via
+    if via == "auto" and _why_not_by_api(job, services) is None:
+        via = choose_back_end(job.deadline_s, estimate)
+    return estimate.by_api() if via == "api" else estimate
 
 
 @asynccontextmanager

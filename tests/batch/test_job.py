@@ -582,6 +582,9 @@ async def test_schema_and_estimate(tmp_path: Path) -> None:
         assert estimate.cost_usd is not None
         assert estimate.most_cost_usd is not None
         assert 0 < estimate.cost_usd <= estimate.most_cost_usd
+        for ways in ({"via": "api"}, {"via": "auto", "deadline_s": 100_000}):
+            by_api = await client.estimate_job(job_for(tmp_path, source, **ways), sample=10, max_tokens=20)
+            assert (by_api.cost_usd, by_api.most_cost_usd) == (estimate.cost_usd / 2, estimate.most_cost_usd / 2)
         await run(client, job_for(tmp_path, source), response_schema=schema)
     assert all(isinstance(json.loads(text_of(row))["name"], str) for row in read_rows(tmp_path / "out.jsonl"))
 
