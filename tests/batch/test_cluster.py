@@ -320,11 +320,13 @@ async def test_dead_workers_money(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             # Nobody tells its client that it is to give back what it has.
             runtime = other.runtime
             dead = make_worker(runtime, job, settings={}, turn={}, name="dead", width=4)
-            with trio.move_on_after(0.12):
-                await dead.run()
-            money = await job.limits.read_budget("batch", job.name)
-            assert money is not None
-            held = money.held_usd
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(dead.run)
+                with trio.fail_after(20):
+                    while await held_usd(job) < WORST_USD:
+                        await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+            held = await held_usd(job)
             assert held >= WORST_USD
             # From here on it is dead.
             monkeypatch.setattr(job.limits, "take_money", _unheard)
@@ -337,6 +339,11 @@ async def test_dead_workers_money(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert charged_usd(simulator) <= status.spent_usd <= budget
         assert budget - status.spent_usd < WORST_USD
         assert status.cost_usd < status.spent_usd <= status.cost_usd + status.assumed_usd
+
+
+async def held_usd(job: ClusterJob) -> Decimal:
+    money = await job.limits.read_budget("batch", job.name)
+    return Decimal(0) if money is None else money.held_usd
 
 
 async def _unheard(*_given: object) -> MoneyGrant:
