@@ -250,7 +250,7 @@ class _Turn:
             if decision is not None:
                 return decision
         question = Question(
-            question_id=request.call_id,
+            question_id=request.question_id,
             call_id=request.call_id,
             question=request,
             until_s=request.expires_at_s,

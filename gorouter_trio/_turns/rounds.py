@@ -50,7 +50,8 @@ class Question(Struct, frozen=True):
     """What somebody outside has to reply to before a call is carried out.
 
     `question` is any JSON value for whoever shows it. `until_s` is when it lapses, in wall-clock seconds since the
-    epoch; None is never. The `question_id` is the same each time the call comes to it: the id of the call will do.
+    epoch; None is never. The `question_id` is the same each time the call comes to it, and best no other call's:
+    a reply that comes late names it.
     """
 
     question_id: str

@@ -260,7 +260,7 @@ def _asks_approval(live: LiveTurn) -> Callable[[ApprovalRequest], object]:
             Question(
                 id=0,
                 seq=0,
-                question_id=request.call_id,
+                question_id=request.question_id,
                 tool=request.tool,
                 arguments=request.arguments,
                 expires_at_s=request.expires_at_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, TypeAlias
@@ -34,6 +35,17 @@ class ApprovalRequest(Struct, frozen=True, kw_only=True):
     session: str | None = None
     turn_id: str | None = None
     expires_at_s: float = 0.0
+
+    @property
+    def question_id(self) -> str:
+        """What a reply names: the id of the call, and what tells it from every other call with that id.
+
+        Some engines number their calls anew in each answer. A reply that comes late must not be taken for one to
+        another call, of another turn or with other arguments.
+        """
+        call = "\0".join((self.turn_id or "", self.call_id, self.tool, self.arguments))
+        mark = hashlib.blake2b(call.encode("utf-8", "surrogatepass"), digest_size=6)
+        return f"{self.call_id}-{mark.hexdigest()}"
 
     def is_same_call(self, other: ApprovalRequest) -> bool:
         """Whether both ask about one and the same call, by whoever and whenever it is asked."""
