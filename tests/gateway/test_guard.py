@@ -722,8 +722,8 @@ def resident():
 
 async def test_crashing_connections(figure, rng):
     """Connections that end in every odd way take none along that works."""
-    await crash_many(150, rng)
-    figure("150 crashing connections, 0 others dropped")
+    await crash_many(80, rng)
+    figure("80 crashing connections, 0 others dropped")
 
 
 @pytest.mark.long
