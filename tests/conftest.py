@@ -181,15 +181,18 @@ def tracing(_may_trace: bool) -> None:
 # --- hung tests -------------------------------------------------------------------------------------------------------
 
 HUNG = pytest.StashKey[str]()
-GRACE_S = 5.0
+STRIKES = pytest.StashKey[int]()
+STRIKE_S = 1.0
+MOST_STRIKES = 5
 
 
 @pytest.hookimpl
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool | None:
     """Ends a hung async test the way Ctrl-C ends a trio program; returns None for what pytest-timeout can do itself.
 
-    Its alarm would raise in the midst of trio's loop, and every test after it would fail. A test that hangs on, because
-    it is shielded, is ended in that way nevertheless, `GRACE_S` later.
+    Its alarm would raise in the midst of trio's loop, and every test after it would fail. An interrupt is tried several
+    times: one that comes where exceptions are only reported, as in a callback of the collector, is lost. A test that
+    hangs on, because it is shielded, is ended by the alarm nevertheless, after `MOST_STRIKES`.
     """
     if settings.method != "signal" or not inspect.iscoroutinefunction(getattr(item, "function", None)):
         return None
@@ -197,10 +200,13 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
     def on_alarm(*_: object) -> None:
         if not settings.disable_debugger_detection and pytest_timeout.is_debugging():
             return
-        if HUNG in item.stash or not trio.lowlevel.in_trio_run():
+        strikes = item.stash.get(STRIKES, 0)
+        if strikes == MOST_STRIKES or not trio.lowlevel.in_trio_run():
             pytest_timeout.timeout_sigalrm(item, settings)
-        item.stash[HUNG] = f"Timeout (>{settings.timeout} s); the tasks of trio:\n{_describe_tasks()}"
-        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        if not strikes:
+            item.stash[HUNG] = f"Timeout (>{settings.timeout} s); the tasks of trio:\n{_describe_tasks()}"
+        item.stash[STRIKES] = strikes + 1
+        signal.setitimer(signal.ITIMER_REAL, STRIKE_S)
         signal.raise_signal(signal.SIGINT)
 
     def cancel() -> None:
