@@ -181,18 +181,15 @@ def tracing(_may_trace: bool) -> None:
 # --- hung tests -------------------------------------------------------------------------------------------------------
 
 HUNG = pytest.StashKey[str]()
-STRIKES = pytest.StashKey[int]()
-STRIKE_S = 1.0
-MOST_STRIKES = 5
+GRACE_S = 5.0
 
 
 @pytest.hookimpl
 def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Settings) -> bool | None:
     """Ends a hung async test the way Ctrl-C ends a trio program; returns None for what pytest-timeout can do itself.
 
-    Its alarm would raise in the midst of trio's loop, and every test after it would fail. An interrupt is tried several
-    times: one that comes where exceptions are only reported, as in a callback of the collector, is lost. A test that
-    hangs on, because it is shielded, is ended by the alarm nevertheless, after `MOST_STRIKES`.
+    Its alarm would raise in the midst of trio's loop, and every test after it would fail. A test that hangs on, because
+    it is shielded, is ended in that way nevertheless, `GRACE_S` later.
     """
     if settings.method != "signal" or not inspect.iscoroutinefunction(getattr(item, "function", None)):
         return None
@@ -200,19 +197,19 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: pytest_timeout.Setting
     def on_alarm(*_: object) -> None:
         if not settings.disable_debugger_detection and pytest_timeout.is_debugging():
             return
-        strikes = item.stash.get(STRIKES, 0)
-        if strikes == MOST_STRIKES or not trio.lowlevel.in_trio_run():
+        if HUNG in item.stash or not trio.lowlevel.in_trio_run():
             pytest_timeout.timeout_sigalrm(item, settings)
-        if not strikes:
-            item.stash[HUNG] = f"Timeout (>{settings.timeout} s); the tasks of trio:\n{_describe_tasks()}"
-        item.stash[STRIKES] = strikes + 1
-        signal.setitimer(signal.ITIMER_REAL, STRIKE_S)
+        item.stash[HUNG] = f"Timeout (>{settings.timeout} s); the tasks of trio:\n{_describe_tasks()}"
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
         signal.raise_signal(signal.SIGINT)
 
     def cancel() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As in the background of a shell. Trio would leave it at that, and the alarm raise in the midst of its loop.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     item.cancel_timeout = cancel  # type: ignore[attr-defined]  # where pytest-timeout looks for it
     signal.signal(signal.SIGALRM, on_alarm)
     signal.setitimer(signal.ITIMER_REAL, settings.timeout)

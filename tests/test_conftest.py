@@ -109,13 +109,14 @@ def _run(directory: Path, *arguments: str) -> tuple[str, str]:
     return printed, (directory / "log").read_text()
 
 
-def _pytest(directory: Path, tests: str, *arguments: str) -> str:
+def _pytest(directory: Path, tests: str, *arguments: str, ignored: str = "") -> str:
     """Runs the tests under this project's conftest and returns what pytest printed."""
     directory.mkdir()
     shutil.copy(REPOSITORY / "tests" / "conftest.py", directory)
     (directory / "test_inner.py").write_text(tests)
     (directory / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, str(directory)]
+    command = ["sh", "-c", f"trap '' {ignored}; exec \"$@\"", "sh"] if ignored else []
+    command += [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments, str(directory)]
     environment = {**os.environ, "CI": "true"}  # where hypothesis would rather draw the same every time
     done = subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, check=False, timeout=50
@@ -169,12 +170,18 @@ async def test_after(autojump_clock):
 """
 
 
-def test_a_hung_test_fails_alone(tmp_path: Path) -> None:
-    """A test that hangs fails by its timeout, names trio's tasks, and leaves the tests after it alone."""
+@pytest.mark.parametrize("ignored", ["", "INT"])
+def test_a_hung_test_fails_alone(tmp_path: Path, ignored: str) -> None:
+    """A test that hangs fails by its timeout, names trio's tasks, and leaves the tests after it alone.
+
+    So it does in the background of a shell, which has SIGINT ignored there.
+    """
     # Python 3.11 can fail to parse a source while what a hung run has left is collected: no sources here.
-    printed = _pytest(tmp_path / "a", HANGING_TESTS, "--timeout=0.3", "-rfp", "--tb=native")
+    printed = _pytest(tmp_path / "a", HANGING_TESTS, "--timeout=0.3", "-rfp", "--tb=native", ignored=ignored)
     assert "4 failed, 1 passed" in printed, printed
     assert "PASSED test_inner.py::test_after" in printed
     assert "Timeout (>0.3 s); the tasks of trio:" in printed
     assert "<test 'test_waits'> at test_inner.py:6" in printed
     assert "  the sleeper at " in printed
+    # Of the one without trio alone, in its traceback and in the summary.
+    assert printed.count("from pytest-timeout") == 2, printed
