@@ -676,8 +676,11 @@ async def test_a_crash_in_a_request(monkeypatch):
 ODD = [case[1] for case in BAD if case[0] not in {"a message at a snail's pace", "a flood of frames"}]
 
 
-async def crash_many(count, rng):
-    """So many connections that end in every odd way, beside twenty that work; bytes of memory that are left of them."""
+async def crash_many(count, rng, *, patience_s=20):
+    """So many connections that end in every odd way, beside twenty that work; bytes of memory that are left of them.
+
+    Those that the gateway lets live are given up after `patience_s`.
+    """
     async with open_gateway(notes=False) as behind, AsyncExitStack() as stack:
         healthy = [await stack.enter_async_context(open_talk(behind.url)) for _ in range(20)]
         begun = warm = 0
@@ -690,7 +693,7 @@ async def crash_many(count, rng):
                 number += 1
                 if begun == count // 10:
                     warm = resident()
-                with trio.move_on_after(20):
+                with trio.move_on_after(patience_s):
                     await _crash_one(behind.url, choices.choice(ODD), choices)
                 if number % 50 == 5:
                     await well(talk, number)
@@ -722,8 +725,8 @@ def resident():
 
 async def test_crashing_connections(figure, rng):
     """Connections that end in every odd way take none along that works."""
-    await crash_many(80, rng)
-    figure("80 crashing connections, 0 others dropped")
+    await crash_many(150, rng, patience_s=3)
+    figure("150 crashing connections, 0 others dropped")
 
 
 @pytest.mark.long
